@@ -1,0 +1,55 @@
+"""Pure maths, tensors in and out: divergences, their fused form from hidden states, and policy-gradient losses."""
+
+from __future__ import annotations
+
+from stepalign.objectives.divergence import (
+    DIVERGENCES,
+    DivergenceName,
+    clip_tokens,
+    entropy,
+    forward_kl,
+    jensen_shannon,
+    log_ratio,
+    renormalised,
+    restrict_to_top_k,
+    reverse_kl,
+    sampled_token_loss,
+    take_tokens,
+    with_tail_bucket,
+)
+from stepalign.objectives.policy_gradient import (
+    LOSS_TYPES,
+    StepCounts,
+    clipped_policy_loss,
+    group_advantages,
+    kl_to_reference,
+    rlsd_advantages,
+    rosd_mask,
+    srpo_routing,
+    truncated_importance_weights,
+)
+
+__all__ = [
+    "DIVERGENCES",
+    "LOSS_TYPES",
+    "DivergenceName",
+    "StepCounts",
+    "clip_tokens",
+    "clipped_policy_loss",
+    "entropy",
+    "forward_kl",
+    "group_advantages",
+    "jensen_shannon",
+    "kl_to_reference",
+    "log_ratio",
+    "renormalised",
+    "restrict_to_top_k",
+    "reverse_kl",
+    "rlsd_advantages",
+    "rosd_mask",
+    "sampled_token_loss",
+    "srpo_routing",
+    "take_tokens",
+    "truncated_importance_weights",
+    "with_tail_bucket",
+]

@@ -1,0 +1,193 @@
+"""Policy-gradient losses from verdicts: group-relative advantages, the clipped objective, mixes with a self-teacher.
+
+Per-token values over a packed batch (N trained completion tokens), never reduced here. A loss is
+``(weights_N * loss_N).sum()``, where the weights come from one of ``LOSS_TYPES`` and already carry the division by
+counts of the *whole* optimizer step: micro-batches and processes then add up to the same number however they are cut.
+
+Shape suffixes: P problems, G completions per problem, B completions, N completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+AdvantageScale = Literal["group", "batch", "none"]
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+
+
+def group_advantages(rewards_PG: Tensor, *, scale: AdvantageScale = "group", epsilon: float = 1e-4) -> Tensor:
+    """Rewards centred on the mean of their group: A_i = (r_i - mean(r)) / (std(r) + epsilon), GRPO (arXiv 2402.03300).
+
+    NaN rewards (undecided verdicts) take no part in mean or deviation and get advantage 0; so does every member of a
+    group with fewer than two decided rewards or with equal ones.
+
+    Args:
+        rewards_PG: one row per problem; NaN where the verdict is undecided.
+        scale: divide by the deviation of the "group", of the whole "batch", or ("none", Dr. GRPO, arXiv 2503.20783) not
+            at all. Deviations are unbiased (n - 1), as in TRL.
+        epsilon: added to the deviation.
+
+    Returns:
+        [P, G] without NaN.
+    """
+    decided_PG = ~rewards_PG.isnan()
+    centred_PG = torch.where(decided_PG, rewards_PG - rewards_PG.nanmean(dim=1, keepdim=True), 0.0)
+    # Equal rewards can leave a rounding error around their mean, which the division would blow up to a signal.
+    largest_P = rewards_PG.nan_to_num(nan=-torch.inf).amax(dim=1, keepdim=True)
+    smallest_P = rewards_PG.nan_to_num(nan=torch.inf).amin(dim=1, keepdim=True)
+    centred_PG = torch.where(largest_P > smallest_P, centred_PG, 0.0)
+    if scale == "none":
+        return centred_PG
+    if scale == "group":
+        deviation = _unbiased_deviation(rewards_PG, dim=1)
+    else:
+        deviation = _unbiased_deviation(rewards_PG.reshape(1, -1), dim=1)
+    return centred_PG / (deviation + epsilon)
+
+
+def clipped_policy_loss(
+    log_probs: Tensor,
+    sampler_log_probs: Tensor,
+    advantages: Tensor,
+    *,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The clipped surrogate per token: -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A), PPO (arXiv 1707.06347).
+
+    rho = exp(log_probs - sampler_log_probs) is the importance ratio of the same token under the trained and the
+    sampling policy. A higher upper bound is DAPO's clip-higher (arXiv 2503.14476).
+
+    Args:
+        log_probs: [N], with gradient.
+        sampler_log_probs: [N], of the policy that drew the tokens, at the same temperature.
+        advantages: [N], the completion's advantage repeated over its tokens, or a token-level one.
+        epsilon: lower clip width, and the upper one unless given.
+        epsilon_high: upper clip width.
+
+    Returns:
+        (loss [N], clipped [N] bool): the second marks tokens whose gradient the clip removed.
+    """
+    upper = epsilon if epsilon_high is None else epsilon_high
+    ratio = torch.exp(log_probs - sampler_log_probs)
+    loss = -torch.minimum(ratio * advantages, ratio.clamp(1.0 - epsilon, 1.0 + upper) * advantages)
+    clipped = ((ratio < 1.0 - epsilon) & (advantages < 0)) | ((ratio > 1.0 + upper) & (advantages > 0))
+    return loss, clipped
+
+
+def kl_to_reference(reference_log_probs: Tensor, log_probs: Tensor) -> Tensor:
+    """The k3 estimator of KL(policy || reference) per token: exp(d) - d - 1 with d = log p_ref - log p. Never negative.
+
+    Unbiased for tokens drawn from the policy (Schulman 2020); GRPO adds it with the factor ``beta``.
+    """
+    difference = reference_log_probs - log_probs
+    return torch.expm1(difference) - difference
+
+
+def truncated_importance_weights(log_probs: Tensor, sampler_log_probs: Tensor, *, maximum: float = 2.0) -> Tensor:
+    """min(rho, maximum) per token, without gradient: SDPO's correction of a distillation term on stale completions."""
+    return torch.exp((log_probs - sampler_log_probs).detach().clamp(-20.0, 20.0)).clamp(max=maximum)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepCounts:
+    """What one optimizer step holds, over all its micro-batches and processes."""
+
+    completions: int
+    tokens: int
+    """Trained completion tokens, i.e. those inside the loss mask."""
+    micro_batches: int = 1
+    max_completion_length: int = 0
+    """The sampling budget; needed by ``dr_grpo`` only."""
+
+
+def grpo_weights(lengths_N: Tensor, counts: StepCounts) -> Tensor:
+    """1 / (length of the token's completion * completions): mean over tokens, then over completions."""
+    return 1.0 / (lengths_N.float() * counts.completions)
+
+
+def bnpo_weights(lengths_N: Tensor, counts: StepCounts) -> Tensor:
+    """1 / (tokens of this micro-batch * micro-batches): TRL's token mean per micro-batch. Depends on how one cuts."""
+    return torch.full_like(lengths_N, 1.0 / (lengths_N.numel() * counts.micro_batches), dtype=torch.float32)
+
+
+def dr_grpo_weights(lengths_N: Tensor, counts: StepCounts) -> Tensor:
+    """1 / (completions * max_completion_length): a constant, hence no length bias (Dr. GRPO, arXiv 2503.20783)."""
+    if counts.max_completion_length < 1:
+        raise ValueError("dr_grpo divides by the sampling budget: set max_completion_length")
+    scale = 1.0 / (counts.completions * counts.max_completion_length)
+    return torch.full_like(lengths_N, scale, dtype=torch.float32)
+
+
+def dapo_weights(lengths_N: Tensor, counts: StepCounts) -> Tensor:
+    """1 / tokens of the whole step: every token counts the same (DAPO, arXiv 2503.14476)."""
+    return torch.full_like(lengths_N, 1.0 / counts.tokens, dtype=torch.float32)
+
+
+LOSS_TYPES: dict[LossType, Callable[[Tensor, StepCounts], Tensor]] = {
+    "grpo": grpo_weights,
+    "bnpo": bnpo_weights,
+    "dr_grpo": dr_grpo_weights,
+    "dapo": dapo_weights,
+}
+"""Token weights by TRL's ``loss_type``. ``lengths_N``: for every token, the trained length of its completion."""
+
+
+# Mixes of verdict and self-teacher. What they need is data per token or completion; the trainer stays blind to them.
+
+
+def rlsd_advantages(advantages: Tensor, log_ratio: Tensor, *, mixing: float = 0.5, clip: float = 0.2) -> Tensor:
+    """RLSD (arXiv 2604.03128): the verifier gives the direction, the self-teacher the magnitude, token by token.
+
+    A ((1 - mixing) + mixing clip(exp(sign(A) A_t), 1 - clip, 1 + clip)): never flips the sign of A.
+
+    Args:
+        advantages: [N], the completion's advantage repeated over its tokens.
+        log_ratio: [N], A_t of the taken tokens; used without gradient.
+        mixing: share of the self-teacher in the magnitude, in [0, 1].
+        clip: half-width of the allowed magnitudes around 1.
+
+    Returns:
+        [N], for ``clipped_policy_loss``.
+    """
+    magnitude = torch.exp(advantages.sign() * log_ratio.detach()).clamp(1.0 - clip, 1.0 + clip)
+    return advantages * ((1.0 - mixing) + mixing * magnitude)
+
+
+def srpo_routing(rewards_B: Tensor, *, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
+    """SRPO (arXiv 2604.02288): correct completions train by policy gradient, wrong ones by distillation.
+
+    Args:
+        rewards_B: NaN where undecided; such completions get neither.
+        threshold: a completion counts as correct from this reward on.
+
+    Returns:
+        (policy_weight [B], distillation_weight [B]), zeros and ones.
+    """
+    return (rewards_B >= threshold).float(), (rewards_B < threshold).float()
+
+
+def rosd_mask(length: int, first_error: int | None) -> Tensor:
+    """ROSD (arXiv 2605.28014): distil from the first error on.
+
+    Args:
+        length: completion tokens.
+        first_error: index of the first token of the first wrong step; None where there is none or it was not found,
+            and the whole completion is kept.
+
+    Returns:
+        [length] bool.
+    """
+    return torch.arange(length) >= (first_error or 0)
+
+
+def _unbiased_deviation(values: Tensor, *, dim: int) -> Tensor:
+    """Standard deviation (n - 1) over the entries that are not NaN; 0 where there are fewer than two."""
+    count = (~values.isnan()).sum(dim=dim, keepdim=True)
+    squares = (values - values.nanmean(dim=dim, keepdim=True)).square().nansum(dim=dim, keepdim=True)
+    return torch.sqrt(squares / (count - 1).clamp(min=1))
