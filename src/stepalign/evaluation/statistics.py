@@ -66,8 +66,8 @@ def bootstrap_mean(
 
     percentile: quantiles of the means of P problems drawn with replacement. bca: the same with bias correction
     ``z0 = Phi^-1(share of means below the mean)`` and acceleration ``a = sum u^3 / (6 (sum u^2)^1.5)`` for jackknife
-    deviations u; better for skewed values such as lengths (Efron and Tibshirani, ch. 14). Simulated coverage of the 95 %
-    interval of an avg@12: 15 problems 92 % (bca 93 %), 30 problems 93.5 % (94 %), 100 problems 94.5 % (95 %).
+    deviations u; better for skewed values such as lengths (Efron and Tibshirani, ch. 14). Simulated coverage of the
+    95 % interval of an avg@12: 15 problems 92 % (bca 93 %), 30 problems 93.5 % (94 %), 100 problems 94.5 % (95 %).
 
     Args:
         values_P: one value per problem.
@@ -104,7 +104,8 @@ def hierarchical_bootstrap(
     All seeds answer the same problems (the factors are crossed), so one draw of problems is used for every drawn
     seed; drawing problems anew inside each seed would average the difficulty of problems away (Owen 2007). With S = 1
     this is :func:`bootstrap_mean`. With few seeds the spread between seeds is underestimated by the factor (S - 1) / S:
-    two seeds show that seeds differ, not by how much (simulated coverage of the 95 % interval 92 %, of five seeds 95 %).
+    two seeds show that seeds differ, not by how much (simulated coverage of the 95 % interval 92 %, with five seeds
+    95 %).
 
     Args:
         values_SP: one row per seed, one column per problem; a vector is one seed.
