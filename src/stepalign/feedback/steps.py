@@ -1,0 +1,333 @@
+"""Split a trace into steps with exact character spans.
+
+A step is a half-open span of characters; the spans of a text join to exactly that text, so a step can be mapped to
+the tokens that wrote it (:func:`token_ranges`) and painted in a page without guessing. Which writing style a text
+follows is chosen by evidence and can be overridden.
+
+Every pattern here is anchored and bounded: no nested quantifiers, so a megabyte of hostile text costs linear time.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise, takewhile
+from typing import Literal, get_args
+
+from stepalign.errors import ConfigError
+from stepalign.records import Step
+
+StepStyle = Literal["auto", "tags", "step_words", "numbered", "headings", "paragraphs", "lines", "sentences"]
+Marker = tuple[int, str]
+"""Where a step starts (character offset) and its label."""
+
+ANSWER = "answer"
+PREAMBLE = ""
+
+_TAG = re.compile(r"<(?:step[ _-]?(\d{1,6})|(?:final[ _-]?)?answer)[ \t]{0,4}>", re.I)
+_CLOSING_TAG = re.compile(r"</(?:step[ _-]?\d{1,6}|(?:final[ _-]?)?answer)[ \t]{0,4}>\s*\Z", re.I)
+_THINK_END = re.compile(r"</think(?:ing)?>", re.I)
+# A dash counts as a separator only before a word: "Step 1 - find x" is a step, "Step 19 - 6 = 13" is arithmetic.
+_SEPARATOR = r"[*_]{0,3}[ \t]{0,2}(?:[:.)]|[-–—](?=[ \t]{0,3}[^\d\s])|\r?$)"
+_STEP_WORD = re.compile(
+    r"^[ \t]{0,12}[#*_>-]{0,8}[ \t]{0,4}[*_]{0,3}step[ \t]{0,4}#?(\d{1,6})" + _SEPARATOR, re.I | re.M
+)
+_STEP_WORD_INLINE = re.compile(r"(?<=[.;!?)] )[*_]{0,3}step[ \t]{0,4}(\d{1,6})[*_]{0,3}:", re.I)
+_NUMBERED = re.compile(r"^[ \t]{0,3}[*_]{0,3}\(?(\d{1,4})[.)][*_]{0,3}(?=[ \t])", re.M)
+_HEADING = re.compile(r"^ {0,3}(?:#{1,6}[ \t]++(?=\S)|\*\*[^*\n]{1,200}\*\*:?[ \t]{0,4}\r?$)", re.M)
+_CONTENT_LINE = re.compile(r"^[^\S\n]*+(?=\S)", re.M)
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]*]{0,3}(?:[^\S\n]++|(?=\n))")
+# "Mr", an initial, or the number of a list item: a full stop behind one of these ends no sentence.
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:e\.g|i\.e|vs|mr|mrs|ms|dr|st|approx|fig|eq)|\b(?-i:[A-Z])|\n[ \t]{0,3}\d{1,3})\Z", re.I
+)
+_FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.M)
+
+_ANSWER_LINE = re.compile(
+    r"[ \t>]{0,12}(?:"
+    r"\#{4}[ \t]{0,4}(?=[^\s#])"
+    r"|A[ \t]?:"
+    r"|[#*_-]{0,8}[ \t]{0,4}[*_]{0,3}"
+    r"(?:(?:so|thus|hence|therefore)[, \t]{1,3})?(?:the[ \t]{1,3})?(?:final[ \t]{1,3})?answer"
+    r"(?:[ \t]{1,3}is\b[ \t]{0,2}:?|[ \t]{0,3}[*_]{0,3}[ \t]{0,2}(?:[:=]|(?=\r?$)))[*_]{0,3}"
+    r"|(?=(?:\$\$?|\\\[|\\\()?[ \t]{0,2}\\boxed\{)"
+    r"|<(?:final[ _-]?)?answer[ \t]{0,4}>"
+    r")",
+    re.I | re.M,
+)
+_STEP_MARKS = (
+    _TAG,
+    _STEP_WORD,
+    re.compile(r"[*_]{0,3}step[ \t]{0,4}\d{1,6}[*_]{0,3}:", re.I),
+    _NUMBERED,
+    re.compile(r"#{1,6}[ \t]++"),
+)
+_ANSWER_MARKS = (_TAG, _ANSWER_LINE)
+_OPENS_DISPLAY = re.compile(r"[ \t]{0,12}(?:\\\[|\$\$)[ \t]{0,12}\r?$", re.M)
+_MAX_LINES_AFTER_ANSWER = 3
+_MAX_ANSWER_CHARACTERS = 600
+
+
+def split_steps(text: str, style: StepStyle = "auto") -> list[Step]:
+    """The steps of a trace, in order; ``"".join(text[s.start:s.end] for s in steps) == text`` always.
+
+    Labels are the numbers a trace gives its steps, else "1", "2", ...; "answer" for the answer; "" for text before the
+    first step, a thinking block included. An empty text has no steps.
+
+    Args:
+        text: a completion, a critique or a reference solution.
+        style: "tags" ``<step_1> ... <answer>``, closing tags optional; "step_words" ``Step 1: ...``; "headings"
+            Markdown headings; "numbered" ``1. ...``; "paragraphs" separated by blank lines; "lines" one step a line,
+            as in GSM8K (last line ``#### n`` or ``A: n`` is the answer); "sentences"; "auto" the first of these the
+            text gives evidence for.
+
+    Raises:
+        ConfigError: unknown style.
+    """
+    if style not in get_args(StepStyle):
+        raise ConfigError(f"unknown step style {style!r}", hint=f"known styles: {', '.join(get_args(StepStyle))}")
+    if not text:
+        return []
+    offset = _thinking_end(text)
+    body = text[offset:]
+    markers = _choose(body) if style == "auto" else _markers(body, style)
+    return _spans(text, [(offset + start, label) for start, label in markers])
+
+
+def detect_style(text: str) -> StepStyle:
+    """The style that ``split_steps(text)`` follows."""
+    return _detect(text[_thinking_end(text) :])
+
+
+def step_body(text: str, step: Step) -> str:
+    """What a step says: its text without tag, number, heading mark or surrounding white space."""
+    raw = text[step.start : step.end].strip()
+    if step.label == PREAMBLE:
+        return raw
+    # Only the end is searched: the pattern would scan every "</" of a long hostile step.
+    raw = raw[:-64] + _CLOSING_TAG.sub("", raw[-64:])
+    for pattern in _ANSWER_MARKS if step.label == ANSWER else _STEP_MARKS:
+        if match := pattern.match(raw):
+            return raw[match.end() :].strip()
+    return raw.strip()
+
+
+def token_ranges(steps: Sequence[Step], offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The half-open range of token indices that belongs to each step.
+
+    A token belongs to the step in which it starts, so the ranges follow each other and cover every token exactly once.
+    The tokens of one multi-byte character share its offsets and stay together; special tokens (empty spans) go with the
+    step they stand in.
+
+    Args:
+        steps: spans that cover the text, as :func:`split_steps` returns them.
+        offsets: (start, end) in characters per token, starts in non-decreasing order.
+
+    Raises:
+        ValueError: the starts of the tokens go backwards.
+    """
+    starts = [start for start, _ in offsets]
+    if any(later < earlier for earlier, later in pairwise(starts)):
+        raise ValueError("token offsets go backwards")
+    edges = [0, *(bisect_left(starts, step.start) for step in steps[1:]), len(starts)]
+    return list(pairwise(edges)) if steps else []
+
+
+# --- choosing a style ---
+
+
+def _detect(text: str) -> StepStyle:
+    if any(label != ANSWER for _, label in _tag_markers(text)):
+        return "tags"
+    answer = _answer_start(text)
+    words = _before(_step_word_markers(text), answer)
+    if len(words) > 1 or [label for _, label in words] == ["1"]:
+        return "step_words"
+    for style in ("headings", "numbered"):
+        if _is_balanced(_before(_STYLES[style](text), answer), len(text)):
+            return style
+    for style in ("paragraphs", "lines"):
+        if len(_before(_first(_STYLES[style], text, answer), answer)) > 1:
+            return style
+    return "sentences"
+
+
+def _choose(text: str) -> list[Marker]:
+    return _markers(text, _detect(text))
+
+
+def _first(markers: Callable[[str], list[Marker]], text: str, answer: int | None) -> list[Marker]:
+    return markers(text if answer is None else text[:answer])
+
+
+def _is_balanced(markers: list[Marker], length: int) -> bool:
+    """Whether the marks carry the text: a short list inside a long argument leaves most of the text in one step."""
+    if len(markers) < 2:
+        return False
+    edges = [start for start, _ in markers] + [length]
+    largest = max(end - start for start, end in pairwise(edges))
+    return largest <= max(0.6, 1.6 / len(markers)) * length
+
+
+def _before(markers: list[Marker], answer: int | None) -> list[Marker]:
+    return markers if answer is None else list(takewhile(lambda marker: marker[0] < answer, markers))
+
+
+# --- where steps start ---
+
+
+def _markers(text: str, style: StepStyle) -> list[Marker]:
+    """Starts and labels of the steps of a text in one style, the answer included."""
+    if style == "tags":
+        return _tag_markers(text)
+    answer = _answer_start(text)
+    markers = _before(_STYLES[style](text), answer)
+    return markers if answer is None else [*markers, (answer, ANSWER)]
+
+
+def _tag_markers(text: str) -> list[Marker]:
+    return [(match.start(), _number(match.group(1)) if match.group(1) else ANSWER) for match in _TAG.finditer(text)]
+
+
+def _step_word_markers(text: str) -> list[Marker]:
+    at_line_start = [(m.start(), _number(m.group(1)), True) for m in _STEP_WORD.finditer(text)]
+    inline = [(m.start(), _number(m.group(1)), False) for m in _STEP_WORD_INLINE.finditer(text)]
+    markers: list[Marker] = []
+    previous = "0"
+    for start, label, leads in sorted(at_line_start + inline):
+        # "as in Step 1: ..." in running text refers to a step; only the next number in order starts one there.
+        if leads or int(label) == int(previous) + 1:
+            markers.append((start, label))
+            previous = label
+    return _outside_fences(text, markers)
+
+
+def _numbered_markers(text: str) -> list[Marker]:
+    found = [(match.start(), _number(match.group(1))) for match in _NUMBERED.finditer(text)]
+    markers: list[Marker] = []
+    for start, label in _outside_fences(text, found):
+        # Numbers that do not continue the list belong to a list inside a step.
+        if (not markers and int(label) <= 1) or (markers and int(label) == int(markers[-1][1]) + 1):
+            markers.append((start, label))
+    return markers
+
+
+def _heading_markers(text: str) -> list[Marker]:
+    return _count(start for start, _ in _outside_fences(text, [(m.start(), "") for m in _HEADING.finditer(text)]))
+
+
+def _content_lines(text: str) -> Iterator[int]:
+    """Starts of the lines that are not blank and not inside a code block."""
+    return (start for start, _ in _outside_fences(text, [(m.start(), "") for m in _CONTENT_LINE.finditer(text)]))
+
+
+def _line_markers(text: str) -> list[Marker]:
+    return _count(_content_lines(text))
+
+
+def _paragraph_markers(text: str) -> list[Marker]:
+    blocks: list[int] = []
+    line_end = -1
+    in_block = False
+    fences = _fences(text)
+    next_fence = 0
+    for match in _CONTENT_LINE.finditer(text):
+        start = match.start()
+        while next_fence < len(fences) and fences[next_fence][1] < start:
+            next_fence += 1
+        fenced = next_fence < len(fences) and fences[next_fence][0] < start
+        if not fenced and not (in_block and start == line_end):
+            blocks.append(start)
+        in_block = True
+        newline = text.find("\n", match.end())
+        line_end = len(text) if newline < 0 else newline + 1
+    return _count(blocks)
+
+
+def _sentence_markers(text: str) -> list[Marker]:
+    starts = set(_content_lines(text))
+    for match in _SENTENCE_END.finditer(text):
+        word = "\n"[: match.start() < 12] + text[max(0, match.start() - 12) : match.start()]
+        at_line_end = match.end() >= len(text) or text[match.end()] == "\n"
+        if not at_line_end and not (text[match.start()] == "." and _ABBREVIATION.search(word)):
+            starts.add(match.end())
+    return _count(start for start, _ in _outside_fences(text, [(start, "") for start in sorted(starts)]))
+
+
+_STYLES: dict[str, Callable[[str], list[Marker]]] = {
+    "tags": _tag_markers,
+    "step_words": _step_word_markers,
+    "headings": _heading_markers,
+    "numbered": _numbered_markers,
+    "paragraphs": _paragraph_markers,
+    "lines": _line_markers,
+    "sentences": _sentence_markers,
+}
+
+
+def _answer_start(text: str) -> int | None:
+    """Where the closing answer starts, or None: an answer line among the last lines, with those right above it."""
+    end = len(text.rstrip())
+    found: int | None = None
+    for lines_after in range(_MAX_LINES_AFTER_ANSWER + 6):
+        start = text.rfind("\n", 0, end) + 1
+        if end <= 0 or len(text) - start > _MAX_ANSWER_CHARACTERS + (len(text) - len(text.rstrip())):
+            break
+        if _ANSWER_LINE.match(text, start) or (found is not None and _OPENS_DISPLAY.match(text, start)):
+            found = start
+        elif found is not None or lines_after >= _MAX_LINES_AFTER_ANSWER:
+            break
+        end = len(text[:start].rstrip())
+    return found
+
+
+def _outside_fences(text: str, markers: list[Marker]) -> list[Marker]:
+    fences = _fences(text)
+    if not fences:
+        return markers
+    kept: list[Marker] = []
+    next_fence = 0
+    for marker in markers:
+        while next_fence < len(fences) and fences[next_fence][1] < marker[0]:
+            next_fence += 1
+        if next_fence == len(fences) or marker[0] <= fences[next_fence][0]:
+            kept.append(marker)
+    return kept
+
+
+def _fences(text: str) -> list[tuple[int, int]]:
+    """(start of the opening line, start of the closing line) of every code block; one left open runs to the end."""
+    edges = [match.start() for match in _FENCE.finditer(text)]
+    if len(edges) % 2:
+        edges.append(len(text))
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _count(starts: Iterable[int]) -> list[Marker]:
+    return [(start, str(number)) for number, start in enumerate(starts, 1)]
+
+
+def _number(digits: str) -> str:
+    return str(int(digits))  # "01" and "１" are step 1
+
+
+def _thinking_end(text: str) -> int:
+    """Where the text behind the last closed thinking block starts; 0 without one."""
+    end = 0
+    for match in _THINK_END.finditer(text):
+        end = match.end()
+    return end
+
+
+def _spans(text: str, markers: list[Marker]) -> list[Step]:
+    """Steps that cover the text: each runs to the start of the next; blank text in front goes with the first."""
+    if not markers:
+        return [Step(label=PREAMBLE, start=0, end=len(text))]
+    first_start, first_label = markers[0]
+    if first_start and text[:first_start].strip():
+        markers = [(0, PREAMBLE), *markers]
+    else:
+        markers = [(0, first_label), *markers[1:]]
+    ends = [start for start, _ in markers[1:]] + [len(text)]
+    return [Step(label=label, start=start, end=end) for (start, label), end in zip(markers, ends, strict=True)]
