@@ -1,0 +1,189 @@
+"""Replies of critics on disk, paid for once: content-addressed, shared by runs and processes.
+
+The key is a hash of everything the reply depends on, the value canonical JSON; nothing is pickled, so a cache file from
+elsewhere can lie but cannot run code. A claim with a lease keeps two processes from paying for the same reply: whoever
+holds the claim makes the call, the others wait for its reply or for the lease to run out.
+
+Every write is one ``BEGIN IMMEDIATE`` transaction in WAL mode, so a process killed at any instant leaves the file sound
+and readers never block. The file must lie on a local disk: sqlite's locks do not hold on network file systems.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stepalign.errors import ConfigError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, value TEXT NOT NULL, created REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
+"""
+_SCHEMA_VERSION = 1
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of a JSON value: sorted keys, no spaces, no NaN, ASCII only."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def content_key(content: Mapping[str, Any]) -> str:
+    """sha256 of the canonical JSON of whatever a reply depends on."""
+    return hashlib.sha256(canonical_json(content).encode("ascii")).hexdigest()
+
+
+class ReplyCache:
+    """Replies by content key, with claims.
+
+    Safe to share between threads and, opened by path, between processes. After a fork the child opens the file anew.
+
+    Args:
+        path: the sqlite file; it and its folder are made where missing.
+        lease_seconds: how long a claim lasts unless renewed. A killed holder blocks its keys for at most this long.
+        busy_seconds: how long a write waits for another process's write.
+        clock: seconds since the epoch, the same for every process on the machine.
+
+    Raises:
+        ConfigError: the file cannot be opened or is not a cache.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        lease_seconds: float = 60.0,
+        busy_seconds: float = 30.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.path = Path(path)
+        self.lease_seconds = lease_seconds
+        self._busy_seconds = busy_seconds
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._pid = 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._open() as connection:
+                self._check_version(connection)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(
+                f"cannot use the critic cache: {error}",
+                where=str(self.path),
+                hint="name a writable file on a local disk, or delete the file if it is not a stepalign cache",
+            ) from error
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The stored reply, or None."""
+        with self._open() as connection:
+            row = connection.execute("SELECT value FROM replies WHERE key = ?", (key,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def is_claimed(self, key: str) -> bool:
+        """Whether somebody is paying for this reply now."""
+        with self._open() as connection:
+            row = connection.execute("SELECT expires FROM claims WHERE key = ?", (key,)).fetchone()
+        return bool(row) and row[0] > self._clock()
+
+    def claim(self, key: str, owner: str) -> bool:
+        """Take the key if it has no reply and nobody holds it; True means: the call is yours to make.
+
+        Args:
+            key: content key.
+            owner: a name no other claimant has, so that a late holder cannot drop its successor's claim.
+        """
+        now = self._clock()
+        with self._write() as connection:
+            if connection.execute("SELECT 1 FROM replies WHERE key = ?", (key,)).fetchone():
+                return False
+            taken = connection.execute(
+                "INSERT INTO claims (key, owner, expires) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE "
+                "SET owner = excluded.owner, expires = excluded.expires WHERE claims.expires <= ?",
+                (key, owner, now + self.lease_seconds, now),
+            )
+            return taken.rowcount == 1
+
+    def renew(self, owner: str) -> None:
+        """Extend every claim of an owner by a full lease."""
+        with self._write() as connection:
+            connection.execute(
+                "UPDATE claims SET expires = ? WHERE owner = ?", (self._clock() + self.lease_seconds, owner)
+            )
+
+    def put(self, key: str, value: Mapping[str, Any]) -> None:
+        """Store a reply and drop its claim. The first reply stays: what was once read is what a replay reads."""
+        text = canonical_json(value)
+        with self._write() as connection:
+            connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", (key, text, self._clock()))
+            connection.execute("DELETE FROM claims WHERE key = ?", (key,))
+
+    def release(self, key: str, owner: str) -> None:
+        """Drop a claim without a reply, so that others may try."""
+        with self._write() as connection:
+            connection.execute("DELETE FROM claims WHERE key = ? AND owner = ?", (key, owner))
+
+    def __len__(self) -> int:
+        with self._open() as connection:
+            return connection.execute("SELECT count(*) FROM replies").fetchone()[0]
+
+    def close(self) -> None:
+        """Close the file; using the cache again opens it again."""
+        with self._lock:
+            if self._connection is not None and self._pid == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            # A connection carried over a fork would corrupt the file, so each process has its own.
+            if self._connection is None or self._pid != os.getpid():
+                self._connection = self._connect()
+                self._pid = os.getpid()
+            yield self._connection
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction that takes the write lock first: a read that turns into a write fails as "locked" instead."""
+        with self._open() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA synchronous = NORMAL")
+        deadline = time.monotonic() + self._busy_seconds
+        while True:
+            try:
+                # Several processes that make the file at once: this statement alone does not wait for the others.
+                connection.execute("PRAGMA journal_mode = WAL")
+                return connection
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    connection.close()
+                    raise
+                time.sleep(0.01)
+
+    def _check_version(self, connection: sqlite3.Connection) -> None:
+        with self._write():
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _SCHEMA_VERSION):
+                raise sqlite3.DatabaseError(f"format {version}, this version reads {_SCHEMA_VERSION}")
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")

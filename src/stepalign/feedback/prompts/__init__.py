@@ -1,0 +1,131 @@
+"""Prompt templates: Jinja in a sandbox, with the text of problems and models passed as data only.
+
+A template is named in three ways: one of this folder's ("scribe", "student", "self_teacher", "solver_instruction"),
+a file, or inline text, which is told by its ``{{`` or ``{%``. Templates come from the user's own recipe; the sandbox
+keeps them from running code, it is no boundary against a template that wants to fill the memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from stepalign.errors import ConfigError
+
+_SUFFIX = ".jinja"
+_UNDEFINED = re.compile(r"'([^']{1,100})' is undefined")
+
+
+def packaged_templates() -> dict[str, str]:
+    """Source of every template of this folder, by name with suffix."""
+    folder = resources.files(__name__)
+    return {entry.name: entry.read_text("utf-8") for entry in folder.iterdir() if entry.name.endswith(_SUFFIX)}
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A template that is ready to render."""
+
+    name: str
+    """Packaged name, path, or "inline"."""
+    source: str
+    hash: str
+    """Version: the first 16 hex digits of the sha256 of the source and of every template it includes."""
+    compiled: jinja2.Template
+
+    def render(self, **variables: Any) -> str:
+        """The text, outer white space removed.
+
+        Raises:
+            ConfigError: the template asks for a variable that is not given, or fails.
+        """
+        return self._guarded(lambda: self.compiled.render(**variables))
+
+    def messages(self, **variables: Any) -> list[dict[str, str]]:
+        """Chat messages: the blocks ``system`` and ``user`` where the template has them, else one user message.
+
+        Each block is rendered on its own, so that no text inside one can start another.
+        """
+        roles = [role for role in ("system", "user") if role in self.compiled.blocks]
+        if not roles:
+            return [{"role": "user", "content": self.render(**variables)}]
+        return [
+            {"role": role, "content": self._guarded(lambda role=role: self._block(role, variables))} for role in roles
+        ]
+
+    def _block(self, role: str, variables: dict[str, Any]) -> str:
+        return "".join(self.compiled.blocks[role](self.compiled.new_context(variables)))
+
+    def _guarded(self, render: Any) -> str:
+        try:
+            return render().strip()
+        except jinja2.UndefinedError as error:
+            name = _UNDEFINED.search(str(error))
+            what = f"the template asks for {name.group(1)!r}, which is not given here" if name else str(error)
+            raise ConfigError(what, where=f"template {self.name}", hint="correct the name, or drop it") from error
+        except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise ConfigError(f"the template fails: {error}", where=f"template {self.name}") from error
+
+
+def load_template(name_or_source: str | Path) -> Template:
+    """A packaged template by name, a file by path, or inline Jinja text.
+
+    Raises:
+        ConfigError: no such template, or it does not parse.
+    """
+    packaged = packaged_templates()
+    name, source = _find(name_or_source, packaged)
+    environment = ImmutableSandboxedEnvironment(
+        loader=jinja2.DictLoader(packaged),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # prompts are plain text
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    try:
+        version = hashlib.sha256("\0".join(_sources(environment, source, packaged)).encode("utf-8")).hexdigest()[:16]
+        return Template(name, source, version, environment.from_string(source))
+    except jinja2.TemplateSyntaxError as error:
+        raise ConfigError(
+            f"the template does not parse: {error.message}", where=f"template {name}, line {error.lineno}"
+        ) from error
+
+
+def _find(name_or_source: str | Path, packaged: dict[str, str]) -> tuple[str, str]:
+    text = str(name_or_source)
+    if isinstance(name_or_source, str) and ("{{" in text or "{%" in text or "\n" in text):
+        return "inline", text
+    for name in (text, text + _SUFFIX):
+        if name in packaged:
+            return name, packaged[name]
+    try:
+        return text, Path(text).expanduser().read_text("utf-8")
+    except (OSError, ValueError) as error:
+        known = ", ".join(sorted(name.removesuffix(_SUFFIX) for name in packaged))
+        raise ConfigError(
+            f"there is no prompt template {text!r}",
+            where=text,
+            hint=f"name one of {known}, a readable file, or write the template inline with {{{{ question }}}}",
+        ) from error
+
+
+def _sources(environment: jinja2.Environment, source: str, packaged: dict[str, str]) -> Iterator[str]:
+    """A template's source and, in order of appearance, those of everything it includes."""
+    seen: set[str] = set()
+    pending = [source]
+    while pending:
+        current = pending.pop(0)
+        yield current
+        for name in meta.find_referenced_templates(environment.parse(current)):
+            if name in packaged and name not in seen:
+                seen.add(name)
+                pending.append(packaged[name])
