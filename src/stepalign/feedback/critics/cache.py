@@ -130,6 +130,11 @@ class ReplyCache:
         with self._write() as connection:
             connection.execute("DELETE FROM claims WHERE key = ? AND owner = ?", (key, owner))
 
+    def release_all(self, owner: str) -> None:
+        """Drop every claim of an owner who goes away."""
+        with self._write() as connection:
+            connection.execute("DELETE FROM claims WHERE owner = ?", (owner,))
+
     def __len__(self) -> int:
         with self._open() as connection:
             return connection.execute("SELECT count(*) FROM replies").fetchone()[0]
