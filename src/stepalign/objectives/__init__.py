@@ -17,6 +17,12 @@ from stepalign.objectives.divergence import (
     take_tokens,
     with_tail_bucket,
 )
+from stepalign.objectives.fused_linear import (
+    FusedDivergence,
+    TokenLogProbs,
+    fused_linear_divergence,
+    fused_linear_log_probs,
+)
 from stepalign.objectives.policy_gradient import (
     LOSS_TYPES,
     StepCounts,
@@ -33,11 +39,15 @@ __all__ = [
     "DIVERGENCES",
     "LOSS_TYPES",
     "DivergenceName",
+    "FusedDivergence",
     "StepCounts",
+    "TokenLogProbs",
     "clip_tokens",
     "clipped_policy_loss",
     "entropy",
     "forward_kl",
+    "fused_linear_divergence",
+    "fused_linear_log_probs",
     "group_advantages",
     "jensen_shannon",
     "kl_to_reference",
