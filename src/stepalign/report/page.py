@@ -1,0 +1,320 @@
+"""The report: one self-contained HTML file that makes no network request.
+
+Everything stands inside the file: style, script, charts and data. The content security policy allows exactly the two
+blocks we wrote, by hash, so that no text of a model or critic could run even if it escaped its element. Text reaches
+the page through autoescaping templates or through ``textContent``, never as markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from stepalign.errors import ConfigError
+from stepalign.report import charts, scale, summary
+from stepalign.report.payload import signal_element
+from stepalign.report.text import MISSING, decimal, megabytes, number, percent, seconds, visible
+
+FORMAT = 1
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``folder/report.html`` from ``folder/results.json`` and, where there is one, ``folder/signal.json``.
+
+    An unfinished comparison is shown as far as it goes, with what is missing named.
+
+    Raises:
+        ConfigError: when results.json is missing, or either file is not what docs/formats.md describes.
+    """
+    folder = Path(folder)
+    results = read_json(folder / "results.json", hint="run `stepalign compare RECIPE --out DIR` first")
+    signal_path = folder / "signal.json"
+    signal = read_json(signal_path, hint="write it again with `stepalign signal`") if signal_path.exists() else None
+    target = folder / "report.html"
+    _write(target, report_html(results, signal))
+    return target
+
+
+def write_token_page(signal: Mapping[str, Any], path: Path) -> Path:
+    """Write a page that holds the token viewer and the localisation table of one signal.json, nothing else."""
+    path = Path(path)
+    _write(path, token_html(signal))
+    return path
+
+
+def report_html(results: Mapping[str, Any], signal: Mapping[str, Any] | None = None) -> str:
+    """The whole report as one HTML text."""
+    return _render("report.html.j2", {**_report_values(results), **_signal_values(signal)})
+
+
+def token_html(signal: Mapping[str, Any]) -> str:
+    """The token viewer by itself as one HTML text."""
+    return _render("tokens.html.j2", _signal_values(signal))
+
+
+def read_json(path: Path, *, hint: str) -> dict[str, Any]:
+    """A JSON object of a format we know, or a ConfigError that says what to do."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {path.name} in this folder", where=str(path.parent), hint=hint) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path.name}: {error.strerror}", where=str(path), hint=hint) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path.name} is not valid JSON: {error}", where=str(path), hint=hint) from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path.name} should hold one JSON object", where=str(path), hint=hint)
+    if data.get("format", FORMAT) != FORMAT:
+        raise ConfigError(
+            f"{path.name} has format {data['format']!r}; this version reads format {FORMAT}",
+            where=str(path),
+            hint="use the stepalign version that wrote it, or write it again",
+        )
+    return data
+
+
+def _report_values(results: Mapping[str, Any]) -> dict[str, Any]:
+    arms = summary.arms_of(results)
+    tables = summary.results_tables(results)
+    return {
+        "results": results,
+        "arms": summary.trained(arms),
+        "sentences": summary.summary_sentences(results),
+        "changes": summary.changes(results),
+        "notes": summary.notes(results),
+        "tables": tables,
+        "forest": _forest(tables[0], results),
+        "rules": summary.CHECKPOINT_RULES,
+        "differences": _differences(results),
+        "learning": _learning(results),
+        "health": _health(results),
+        "costs": summary.cost_rows(results),
+        "phases": _phases(results),
+        "configuration": summary.config_table(results),
+        "warnings": summary.warnings_of(results),
+        "timings": [(name, seconds(value)) for name, value in (results.get("timings") or {}).items()],
+        "memory": megabytes(results.get("peak_memory_bytes")),
+        "every_metric": _every_metric(results),
+    }
+
+
+def _signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
+    if signal is None:
+        return {"signal": None, "levels": Markup(), "localisation": ([], [])}
+    return {
+        "signal": signal,
+        "signal_data": Markup(signal_element(signal)),
+        "localisation": summary.localisation_rows(signal),
+    }
+
+
+def _forest(table: summary.ResultsTable, results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    return [
+        (name, Markup(charts.interval_chart(rows, title=f"{name} of every arm with 95% intervals", x_range=(0.0, 1.0))))
+        for name, rows in summary.result_intervals(table, results)
+        if any(row.value is not None for row in rows)
+    ]
+
+
+def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Paired differences grouped by what they measure, each group with one interval chart."""
+    groups: dict[tuple[str, str, str], list[summary.Difference]] = {}
+    for row in summary.differences(results):
+        groups.setdefault((row.metric, row.set, row.checkpoint_rule), []).append(row)
+    return [
+        {
+            "metric": metric,
+            "set": set_name,
+            "checkpoint_rule": rule,
+            "rows": rows,
+            "chart": Markup(
+                charts.interval_chart(
+                    [row.chart for row in rows],
+                    title=f"Paired differences in {metric} with 95% intervals",
+                    as_percent=metric != "Length",
+                    zero=True,
+                    width=620,
+                )
+            ),
+        }
+        for (metric, set_name, rule), rows in groups.items()
+    ]
+
+
+def _learning(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    out = []
+    for set_name, metric in summary.curve_names(results):
+        by_steps = summary.curve_series(results, set_name, metric, "steps")
+        by_rollouts = summary.curve_series(results, set_name, metric, "rollouts")
+        share = summary.is_share(metric)
+        common = summary.common_rollouts(by_rollouts)
+        label = f"{summary.metric_label(metric)}, {set_name} problems"
+        shared = {"y_label": label, "as_percent": share, "y_range": (0.0, 1.0) if share else None}
+        steps, rollouts, readings = summary.equal_budgets(results, set_name, metric)
+        out.append(
+            {
+                "label": label,
+                "metric": summary.metric_label(metric),
+                "charts": [
+                    Markup(
+                        charts.line_chart(
+                            by_steps, title=f"{label}, over optimizer steps", x_label="optimizer steps", **shared
+                        )
+                    ),
+                    Markup(
+                        charts.line_chart(
+                            by_rollouts,
+                            title=f"{label}, over solver rollouts",
+                            x_label="solver rollouts",
+                            guide=(common, "equal rollouts") if common else None,
+                            **shared,
+                        )
+                    ),
+                ],
+                "steps": steps,
+                "rollouts": rollouts,
+                "readings": readings if share else [],
+                "seeds": max((sum(line.label == one.label for line in by_steps) for one in by_steps), default=1),
+            }
+        )
+    return out
+
+
+def _health(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    out = []
+    for key, (name, about, share) in summary.HEALTH.items():
+        series = summary.health_series(results, key)
+        if series:
+            chart = charts.line_chart(
+                series,
+                title=f"{name} over optimizer steps",
+                x_label="optimizer steps",
+                y_label="",
+                as_percent=share,
+                y_range=(0.0, 1.0) if share else None,
+                width=380,
+                height=210,
+                end_labels=False,
+            )
+            out.append({"name": name, "about": about, "chart": Markup(chart)})
+    return out
+
+
+def _phases(results: Mapping[str, Any]) -> Markup | None:
+    rows = summary.phase_rows(results)
+    return Markup(charts.stacked_bars(rows, title="Seconds by phase, mean over the runs of an arm")) if rows else None
+
+
+def _every_metric(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    labels = {arm.name: arm.label for arm in summary.arms_of(results)}
+    rows = results.get("metrics")
+    return [
+        {
+            "arm": labels.get(str(row.get("arm")), str(row.get("arm"))),
+            "seed": "all" if row.get("seed") is None else row["seed"],
+            "set": row.get("set", MISSING),
+            "metric": row.get("metric", MISSING),
+            "k": MISSING if row.get("k") is None else row["k"],
+            "n": MISSING if row.get("n") is None else row["n"],
+            "rule": str(row.get("checkpoint_rule", MISSING)).replace("_", " "),
+            "step": MISSING if row.get("step") is None else row["step"],
+            "value": row,
+            "share": summary.is_share(str(row.get("metric"))),
+            "problems": MISSING if row.get("problems") is None else row["problems"],
+        }
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, Mapping)
+    ]
+
+
+def _render(template: str, values: dict[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Every value of a page passes here: text is made visible first, then escaped by autoescaping.
+        finalize=lambda value: value if isinstance(value, Markup) or hasattr(value, "__html__") else visible(value),
+    )
+    environment.filters |= {
+        "percent": percent,
+        "decimal": decimal,
+        "clock": seconds,
+        "arm_class": charts.arm_class,
+        "mark": _mark,
+        "exact": _exact,
+    }
+    style = "\n".join([_asset("page.css"), _arm_rules(), scale.stylesheet() if values.get("signal") else ""])
+    script = _asset("viewer.js") if values.get("signal") else ""
+    return environment.get_template(template).render(
+        **values,
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; base-uri 'none'; "
+        "form-action 'none'",
+        version=_version(),
+    )
+
+
+def _mark(colour: int) -> Markup:
+    """The point of an arm as a small picture, for use beside its name."""
+    point = charts.marker(colour, 7, 7, 4.4)
+    return Markup(f'<svg class="swatch" viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">{point}</svg>')
+
+
+def _exact(value: Any) -> str:
+    """A number as the JSON file holds it."""
+    plain = number(value)
+    return MISSING if plain is None else json.dumps(value)
+
+
+def _arm_rules() -> str:
+    """One colour per arm as classes, so that dark mode can lift them; SVG attributes alone could not change."""
+    light = [(f"arm-{index}", colour) for index, colour in enumerate(charts.ARM_COLOURS)] + [
+        ("arm-base", charts.BASE_COLOUR)
+    ]
+    dark = [(f"arm-{index}", colour) for index, colour in enumerate(_DARK_ARMS)] + [("arm-base", "#9aa1ab")]
+    rules = ["\n".join(_arm_rule(name, colour) for name, colour in table) for table in (light, dark)]
+    return f"{rules[0]}\n@media screen and (prefers-color-scheme: dark) {{\n{rules[1]}\n}}"
+
+
+_DARK_ARMS = ("#35b8a6", "#e8a04c", "#a994f0", "#ec7aa8", "#84c464", "#6fb5ee", "#c8a774", "#a3afc0")
+
+
+def _arm_rule(name: str, colour: str) -> str:
+    return f".mark.{name},.name.{name},.band.{name}{{fill:{colour}}}.stroke.{name}{{stroke:{colour}}}"
+
+
+def _source(block: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+def _asset(name: str) -> str:
+    return resources.files("stepalign.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("stepalign")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _write(path: Path, text: str) -> None:
+    """All or nothing: a page that is being written is never seen half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,246 @@
+"""From signal.json to what the viewer needs, small enough to stand inside one page.
+
+The viewer shows A_t and log-probabilities to six decimals, KL and entropies to four, alternatives to three: values are
+rounded to exactly that. What all contexts of a rollout share (the student's side) is stored once, and the
+self-teacher's log-probability as the rest of ``student + A_t`` in millionths, nearly always 0.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stepalign.errors import ConfigError
+from stepalign.report.scale import PERCENTILE, shared_limit
+from stepalign.report.text import number, safe_json
+
+Json = Mapping[str, Any]
+
+PLAIN_LIMIT = 200_000
+"""Bytes of JSON above which the data of a page is compressed."""
+ALTERNATIVES_BUDGET = 850_000
+"""Bytes of page data above which fewer alternatives per token are kept."""
+LEAST_ALTERNATIVE = -9.2
+"""Alternatives below this log-probability (one in ten thousand) are left out."""
+
+_SERIES = ("student_log_prob", "teacher_log_prob", "forward_kl", "student_entropy", "teacher_entropy")
+
+
+def signal_element(signal: Json) -> str:
+    """The content of the page's data element: escaped JSON, compressed when it is long.
+
+    Long pages keep as many alternatives per token as fit the budget; ``alternatives`` in the data says how many.
+    """
+    most = max((len(row) for rollout in _rows(signal, "rollouts") for row in _alternative_rows(rollout)), default=0)
+    text = ""
+    for kept in sorted({most, 5, 3, 2, 1, 0}, reverse=True):
+        if kept > most:
+            continue
+        text = safe_json(viewer_data(signal, alternatives=kept))
+        if len(text) > PLAIN_LIMIT:
+            packed = base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+            text = safe_json({"deflate": packed})
+        if len(text) <= ALTERNATIVES_BUDGET:
+            break
+    return text
+
+
+def viewer_data(signal: Json, *, alternatives: int = 5) -> dict[str, Any]:
+    """Everything the viewer draws, as JSON-ready data."""
+    rollouts = [
+        _rollout(rollout, index, signal, alternatives) for index, rollout in enumerate(_rows(signal, "rollouts"))
+    ]
+    labels = _context_labels(signal)
+    values = [value for rollout in rollouts for context in rollout["contexts"] for value in context["a"]]
+    return {
+        "model": str(signal.get("model", "")),
+        "temperature": number(signal.get("temperature")),
+        "unit": str(signal.get("unit", "nats")),
+        "definition": str(signal.get("definition", "")),
+        "percentile": PERCENTILE,
+        "limit": round(shared_limit(values), 6),
+        "alternatives": alternatives,
+        "contexts": [{"name": name, "label": label} for name, label in labels.items()],
+        "rollouts": rollouts,
+    }
+
+
+def _context_labels(signal: Json) -> dict[str, str]:
+    """Names and labels of all contexts, declared ones first, in the order of the file."""
+    labels = {str(row.get("name")): str(row.get("label") or row.get("name")) for row in _rows(signal, "contexts")}
+    for rollout in _rows(signal, "rollouts"):
+        for context in _rows(rollout, "contexts"):
+            labels.setdefault(str(context.get("name")), str(context.get("name")))
+    return labels
+
+
+def _rollout(rollout: Json, position: int, signal: Json, alternatives: int) -> dict[str, Any]:
+    where = f"rollout {rollout.get('rollout_id', position)}"
+    text = str(rollout.get("text", ""))
+    tokens = _rows(rollout, "tokens")
+    names = list(_context_labels(signal))
+    contexts = [_context(context, len(tokens), names, where, alternatives) for context in _rows(rollout, "contexts")]
+    out: dict[str, Any] = {
+        "id": str(rollout.get("rollout_id", position)),
+        "case": str(rollout.get("case", "")),
+        "verdict": str(rollout.get("verdict", "")),
+        "question": str(rollout.get("question", "")),
+        "expected": rollout.get("expected_answer"),
+        "reference": rollout.get("reference"),
+        "pieces": [_piece(token, text) for token in tokens],
+        "gaps": _gaps(tokens, text),
+        "ids": [token.get("id") for token in tokens],
+        "special": [index for index, token in enumerate(tokens) if token.get("special")],
+        "joined": [index for index, token in enumerate(tokens) if index and _continues(tokens[index - 1], token)],
+        "steps": _steps(_rows(rollout, "steps"), tokens),
+        "contexts": contexts,
+    }
+    for key in ("student", "student_entropy", "top_student"):
+        sides = [context[key] for context in contexts]
+        # The student does not see the context: its numbers are stored once unless a file says otherwise.
+        if sides and all(side == sides[0] for side in sides):
+            out[key] = sides[0]
+            for context in contexts:
+                del context[key]
+    return out
+
+
+def _context(context: Json, length: int, names: Sequence[str], where: str, alternatives: int) -> dict[str, Any]:
+    name = str(context.get("name"))
+    ratio = _series(context, "log_ratio", length, where)
+    student, teacher, kl, student_entropy, teacher_entropy = (_series(context, key, length, where) for key in _SERIES)
+    ratio, student = _rounded(ratio, 6), _rounded(student, 6)
+    return {
+        "context": names.index(name),
+        "text": context.get("text") or "",
+        "case": str(context.get("case") or ""),
+        "first_error": str(context.get("first_error") or ""),
+        "a": ratio,
+        "student": student,
+        "rest": [_rest(t, s, a) for t, s, a in zip(_rounded(teacher, 6), student, ratio, strict=True)],
+        "kl": _rounded(kl, 4),
+        "student_entropy": _rounded(student_entropy, 4),
+        "entropy": _rounded(teacher_entropy, 4),
+        "top_student": _alternatives(context, "top_student", length, where, alternatives),
+        "top": _alternatives(context, "top_teacher", length, where, alternatives),
+    }
+
+
+def _rest(teacher: float | None, student: float | None, ratio: float | None) -> int | None:
+    """Millionths by which the self-teacher's log-probability differs from student + A_t; None where it is undefined."""
+    if teacher is None or student is None or ratio is None:
+        return None
+    return round((teacher - student - ratio) * 1e6)
+
+
+def _series(context: Json, key: str, length: int, where: str) -> list[float | None]:
+    values = context.get(key)
+    if values is None:
+        return [None] * length
+    if not isinstance(values, list) or len(values) != length:
+        size = len(values) if isinstance(values, list) else "no list of"
+        raise ConfigError(
+            f"{where}: context {context.get('name')!r} has {size} {key} values for {length} tokens",
+            hint="the file is damaged or half-written: write it again with `stepalign signal`",
+        )
+    return [number(value) for value in values]
+
+
+def _alternatives(context: Json, key: str, length: int, where: str, kept: int) -> list[list[Any]] | None:
+    """Per token a flat list text, log-probability, text, ...; None when the file has none or none are kept."""
+    rows = context.get(key)
+    if not rows or kept == 0:
+        return None
+    if not isinstance(rows, list) or len(rows) != length:
+        raise ConfigError(
+            f"{where}: context {context.get('name')!r} has {key} for {len(rows)} of {length} tokens",
+            hint="the file is damaged or half-written: write it again with `stepalign signal`",
+        )
+    return [_kept(row or [], kept) for row in rows]
+
+
+def _kept(row: Sequence[Any], kept: int) -> list[Any]:
+    likely = [(str(text), number(value)) for text, value in row[:kept]]
+    likely = [(text, value) for text, value in likely if value is not None and value >= LEAST_ALTERNATIVE]
+    return [part for text, value in likely for part in (text, _round(value, 3))]
+
+
+def _alternative_rows(rollout: Json) -> list[Sequence[Any]]:
+    return [
+        row or []
+        for context in _rows(rollout, "contexts")
+        for key in ("top_student", "top_teacher")
+        for row in context.get(key) or []
+    ]
+
+
+def _piece(token: Json, text: str) -> str:
+    """What a token shows: its span of the text, or its own name where it has none (special tokens)."""
+    start, end = _span(token)
+    return text[start:end] if end > start else str(token.get("text", ""))
+
+
+def _continues(previous: Json, token: Json) -> bool:
+    """Whether a token is a further piece of the character the token before it belongs to."""
+    if token.get("special"):
+        return False
+    start, end = _span(token)
+    return start == end or (start, end) == _span(previous) or start < _span(previous)[1]
+
+
+def _gaps(tokens: Sequence[Json], text: str) -> dict[int, str]:
+    """Text that no token covers, keyed by the token it stands before (so that nothing a solver wrote disappears)."""
+    out, reached = {}, 0
+    for index, token in enumerate(tokens):
+        start, end = _span(token)
+        if end > start:
+            if start > reached:
+                out[index] = text[reached:start]
+            reached = max(reached, end)
+    if reached < len(text):
+        out[len(tokens)] = text[reached:]
+    return out
+
+
+def _steps(steps: Sequence[Json], tokens: Sequence[Json]) -> list[list[Any]]:
+    """Steps as [label, status, first token, one past the last token], covering all tokens in order.
+
+    A token belongs to the step in which its text starts; tokens without text follow the token before them.
+    """
+    starts = [int(step.get("start") or 0) for step in steps]
+    owners: list[int] = []
+    for token in tokens:
+        start, end = _span(token)
+        owner = max(bisect_right(starts, start) - 1, -1)
+        if end == start and owners:
+            owner = owners[-1]
+        owners.append(max(owner, owners[-1]) if owners else owner)
+    out: list[list[Any]] = []
+    for index, owner in enumerate(owners):
+        if not index or owner != owners[index - 1]:
+            step = steps[owner] if owner >= 0 else {}
+            out.append([str(step.get("label", "")), str(step.get("status") or "unknown"), index, index])
+        out[-1][3] = index + 1
+    return out
+
+
+def _span(token: Json) -> tuple[int, int]:
+    return int(token.get("start") or 0), int(token.get("end") or 0)
+
+
+def _rounded(values: Sequence[float | None], digits: int) -> list[float | None]:
+    return [_round(value, digits) for value in values]
+
+
+def _round(value: Any, digits: int) -> float | None:
+    plain = number(value)
+    # + 0.0 turns -0.0 into 0.0.
+    return None if plain is None else round(plain, digits) + 0.0
+
+
+def _rows(mapping: Json, key: str) -> list[Json]:
+    value = mapping.get(key)
+    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []

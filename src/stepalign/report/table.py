@@ -1,0 +1,94 @@
+"""The results as a table for the terminal and for Markdown: the page's numbers, with the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from stepalign.report import summary
+from stepalign.report.text import visible
+
+_COLOURS = ("cyan", "yellow", "magenta", "red", "green", "blue", "white", "bright_black")
+
+
+def results_table(results: Mapping[str, Any]) -> Group:
+    """The main results table for a terminal, with checkpoint rule and caveats under it."""
+    table = summary.results_tables(results)[0]
+    out = Table(
+        title=Text(_caption(table, results)),
+        title_justify="left",
+        title_style="bold",
+        show_edge=False,
+        pad_edge=False,
+        header_style="dim",
+    )
+    out.add_column("Arm", no_wrap=True)
+    for name, _ in table.columns:
+        out.add_column(visible(name), justify="right")
+    for row in table.rows:
+        style = "dim" if row.arm.colour < 0 else _COLOURS[row.arm.colour % len(_COLOURS)]
+        out.add_row(Text(visible(row.label), style=f"bold {style}"), *(_rich_cell(cell) for cell in row.cells))
+    return Group(out, *(Text("  " + visible(note), style="dim") for note in _footnotes(table, results)))
+
+
+def results_markdown(results: Mapping[str, Any]) -> str:
+    """The main results table as GitHub-flavoured Markdown, with numerators and denominators spelled out below it."""
+    table = summary.results_tables(results)[0]
+    lines = [
+        f"**{_escape(_caption(table, results))}**",
+        "",
+        "| Arm | " + " | ".join(_escape(name) for name, _ in table.columns) + " |",
+        "| --- |" + " ---: |" * len(table.columns),
+    ]
+    lines += [
+        f"| {_escape(row.label)} | " + " | ".join(_markdown_cell(cell) for cell in row.cells) + " |"
+        for row in table.rows
+    ]
+    lines += ["", "Numerators and denominators:", ""]
+    for row in table.rows:
+        details = [
+            f"{name} {cell.detail}"
+            for (name, _), cell in zip(table.columns, row.cells, strict=True)
+            if not cell.missing
+        ]
+        lines.append(f"- {_escape(row.label)}: {_escape('. '.join(details) or 'not measured yet')}.")
+    lines += ["", *(f"> {_escape(note)}\n>" for note in _footnotes(table, results))]
+    return "\n".join(lines).rstrip(">\n") + "\n"
+
+
+def _caption(table: summary.ResultsTable, results: Mapping[str, Any]) -> str:
+    rule = summary.CHECKPOINT_RULES.get(table.checkpoint_rule, table.checkpoint_rule)
+    problems = (results.get("problems") or {}).get(table.set)
+    size = f"{problems} {table.set} problems" if problems is not None else f"{table.set} problems"
+    n = f", n = {results['num_samples']}" if results.get("num_samples") is not None else ""
+    return visible(f"{size}{n}, 95% intervals; checkpoint: {rule}")
+
+
+def _footnotes(table: summary.ResultsTable, results: Mapping[str, Any]) -> list[str]:
+    seeds = results.get("seeds") or []
+    text = f"Seeds: {', '.join(map(str, seeds))}; costs are means over runs." if seeds else "No seed has run yet."
+    return [text, *summary.notes(results)]
+
+
+def _rich_cell(cell: summary.Cell) -> Text:
+    text = Text(visible(cell.text + (f" {cell.unit}" if cell.unit else "")), style="dim" if cell.missing else "")
+    if cell.interval:
+        text.append(f"\n{cell.interval}", style="dim")
+    return text
+
+
+def _markdown_cell(cell: summary.Cell) -> str:
+    text = cell.text + (f" {cell.unit}" if cell.unit else "")
+    return _escape(text + (f" ({cell.interval})" if cell.interval else ""))
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown shows as it stands: no table borders, links, emphasis or HTML."""
+    out = visible(text).replace("\\", "\\\\").replace("\n", " ").replace("<", "&lt;").replace(">", "&gt;")
+    for sign in "|*_`[]":
+        out = out.replace(sign, "\\" + sign)
+    return out
