@@ -1,0 +1,5 @@
+"""``python -m stepalign``."""
+
+from stepalign.cli import main
+
+main()

@@ -1,0 +1,355 @@
+"""The comparison: arms x seeds from one base, a few at a time, then the analysis and the page.
+
+Every arm is an ordinary run in its own folder; arms differ from the shared configuration in the keys the recipe names
+and in nothing else. Workers are processes with one torch thread each. A finished run has a summary and is not done
+again, so an interrupted comparison continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import queue
+import resource
+import signal
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stepalign.config import Config, arm_config, changed, difference
+from stepalign.errors import ConfigError, UserError
+from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
+from stepalign.training.run_folder import RunFolder, finite, versions, write_atomically
+
+BASE = "base"
+SIGNAL = "signal"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One piece of work for a worker."""
+
+    name: str
+    """"ARM/seed-N", "base", or "signal"."""
+    config: Config
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / ("signal.json" if self.name == SIGNAL else "summary.json")).exists()
+
+    @property
+    def cost(self) -> float:
+        """Completions to sample, roughly: the longest run starts first."""
+        config = self.config
+        if self.name == SIGNAL:
+            return 8.0 * config.signal.num_rollouts
+        per_step = config.sampling.num_generations * config.training.problems_per_step
+        return per_step * config.training.max_steps + 1000.0
+
+
+class Watcher(Protocol):
+    """Told what the workers do."""
+
+    def tasks(self, names: list[str]) -> None: ...
+    def event(self, task: str, kind: str, payload: Mapping[str, Any]) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+def plan(config: Config, out: Path) -> list[Task]:
+    """The base evaluation, every arm with every seed, and the signal analysis.
+
+    Raises:
+        ConfigError: no arms, or an arm with a wrong key.
+    """
+    if not config.compare.arms:
+        raise ConfigError("the recipe has no arms to compare", where="compare.arms", hint="add [[compare.arms]] tables")
+    shared = changed(config, {"evaluation.at_start": False}, "comparison")  # the base is evaluated once for all
+    tasks = [Task(BASE, base_config(config), out / "arms" / BASE)]
+    for arm, seed in itertools.product(config.compare.arms, config.compare.seeds):
+        name = f"{arm.name}/seed-{seed}"
+        tasks.append(Task(name, arm_config(shared, arm, seed), out / "arms" / name))
+    if config.signal.num_rollouts and config.signal.contexts:
+        tasks.append(Task(SIGNAL, base_config(config), out))
+    return tasks
+
+
+def base_config(config: Config) -> Config:
+    """The untrained solver: no step, one evaluation."""
+    return changed(config, {"compare": {}, "training.max_steps": 0, "evaluation.at_start": True}, "base")
+
+
+def arm_differences(config: Config) -> dict[str, dict[str, Any]]:
+    """For each arm the keys, with values, in which it differs from the shared configuration."""
+    seed = config.compare.seeds[0]
+    shared = changed(config, {"compare": {}, "training.seed": seed}, "comparison")
+    return {
+        arm.name: {key: new for key, (_, new) in difference(shared, arm_config(config, arm, seed)).items()}
+        for arm in config.compare.arms
+    }
+
+
+def compare(config: Config, recipe: str, out: Path, *, resume: bool, watcher: Watcher) -> dict[str, Any]:
+    """Run the whole grid and write results.json and report.html.
+
+    Raises:
+        ConfigError, EndpointError, LockedError: as the runs do.
+        KeyboardInterrupt: asked to stop; every run has saved itself.
+    """
+    start = time.perf_counter()
+    with RunFolder(out, config, resume=resume, kind="comparison"):
+        tasks = plan(config, out)
+        open_tasks = sorted((t for t in tasks if not t.finished), key=lambda t: -t.cost)
+        watcher.tasks([t.name for t in tasks])
+        for task in tasks:
+            if task.finished:
+                watcher.event(task.name, "finished", {})
+        if open_tasks:
+            _work_off(open_tasks, min(config.compare.processes, len(open_tasks)), out, watcher)
+        worked = time.perf_counter() - start
+        results = collect_results(config, recipe, out)
+        from stepalign.report.page import write_report
+
+        write_atomically(out / "results.json", json.dumps(finite(results), indent=1) + "\n")
+        reporting = time.perf_counter()
+        write_report(out)
+        results["timings"] |= {"report": time.perf_counter() - reporting, "total": time.perf_counter() - start}
+        results["timings"]["workers"] = worked
+        write_atomically(out / "results.json", json.dumps(finite(results), indent=1) + "\n")
+        write_report(out)  # once more, with its own time in it
+    return results
+
+
+def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
+    """results.json of the runs that are finished (docs/formats.md)."""
+    differences = arm_differences(config)
+    arms, runs_of = [], {}
+    for arm in config.compare.arms:
+        folders = {seed: out / "arms" / arm.name / f"seed-{seed}" for seed in config.compare.seeds}
+        done = {seed: folder for seed, folder in folders.items() if (folder / "summary.json").exists()}
+        runs_of[arm.name] = done
+        runs = [{"path": str(folder.relative_to(out)), **_read(folder / "summary.json")} for folder in done.values()]
+        condition = differences[arm.name].get("condition", config.condition)
+        arms.append(
+            {
+                "name": arm.name,
+                "label": arm.label or arm.name,
+                "condition": condition,
+                "config_diff": differences[arm.name],
+                "runs": runs,
+            }
+        )
+    base = {0: out / "arms" / BASE} if (out / "arms" / BASE / "summary.json").exists() else {}
+    groups = [ArmRuns(name=name, folders=f) for name, f in {BASE: base, **runs_of}.items() if f]
+    numbers = comparison_numbers(
+        groups,
+        ks=config.ks,
+        n=config.evaluation.num_samples,
+        level=config.evaluation.confidence,
+        resamples=config.evaluation.bootstrap_samples,
+    )
+    summaries = [run for arm in arms for run in arm["runs"]]
+    phases = {
+        name: sum(run["seconds_by_phase"].get(name, 0.0) for run in summaries)
+        for name in ("sampling", "learning", "evaluation", "saving")
+    }
+    return {
+        "format": 1,
+        "version": versions()["stepalign"],
+        "revision": versions()["revision"],
+        "recipe": recipe,
+        "model": config.model.path,
+        "seeds": list(config.compare.seeds),
+        "num_samples": config.evaluation.num_samples,
+        "temperature": config.evaluation.temperature,
+        "confidence": config.evaluation.confidence,
+        "checkpoint_rule": config.evaluation.checkpoint_rule,
+        "problems": _read(out / "arms" / BASE / "sets.json") if base else {},
+        "arms": arms,
+        **numbers,
+        "timings": phases,
+        "peak_memory_bytes": max([run.get("peak_memory_bytes", 0) for run in summaries], default=0),
+    }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Workers
+
+
+def _work_off(tasks: list[Task], num_workers: int, out: Path, watcher: Watcher) -> None:
+    """Let workers take the tasks one after the other, and pass on what they say.
+
+    Raises the first error that a worker met; KeyboardInterrupt when asked to stop.
+    """
+    context = multiprocessing.get_context("spawn")  # forking a process that has loaded torch is not safe
+    todo, events = context.Queue(), context.Queue()
+    for task in [*tasks, *[None] * num_workers]:
+        todo.put(task)
+    workers = [
+        context.Process(target=_worker, args=(todo, events, out), name=f"worker-{i}", daemon=False)
+        for i in range(num_workers)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        _listen(workers, events, len(tasks), watcher)
+    finally:
+        for worker in workers:
+            if worker.is_alive() and worker.pid:
+                os.kill(worker.pid, signal.SIGTERM)  # a worker saves its run and leaves
+        for worker in workers:
+            worker.join(timeout=60)
+
+
+def _listen(workers: list[Any], events: Any, num_tasks: int, watcher: Watcher) -> None:
+    finished = 0
+    while finished < num_tasks:
+        try:
+            task, kind, payload = events.get(timeout=0.5)
+        except queue.Empty:
+            broken = [w for w in workers if w.exitcode not in (None, 0)]
+            if broken:
+                raise UserError(
+                    f"a worker process died (exit code {broken[0].exitcode})",
+                    hint="continue with --resume; if memory ran out, use --set compare.processes=1",
+                ) from None
+            continue
+        if kind == "error":
+            raise payload["error"]
+        if kind == "interrupted":
+            raise KeyboardInterrupt
+        finished += kind == "finished"
+        watcher.event(task, kind, payload)
+
+
+def _worker(todo: Any, events: Any, out: Path) -> None:
+    """Take tasks until there are none. Everything a watcher may want goes into ``events``."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+
+    from stepalign.training.loop import Interrupted, StopRequest
+
+    torch.set_num_threads(1)
+    stop = StopRequest()
+    with stop.listening():
+        while not stop.asked and (task := todo.get()) is not None:
+            try:
+                _run(task, out, events, stop)
+            except (Interrupted, KeyboardInterrupt):
+                events.put((task.name, "interrupted", {}))
+                return
+            except UserError as error:
+                events.put((task.name, "error", {"error": error}))
+                return
+            except Exception as error:
+                told = f"{task.name} failed: {type(error).__name__}: {error}"
+                failure = UserError(told, where=str(task.folder), hint="continue with --resume after mending it")
+                failure.add_note(traceback.format_exc())
+                events.put((task.name, "error", {"error": failure}))
+                return
+            events.put((task.name, "finished", {}))
+
+
+def _run(task: Task, out: Path, events: Any, stop: Any) -> None:
+    from stepalign.training import loop
+
+    def send(kind: str, payload: Mapping[str, Any]) -> None:
+        events.put((task.name, kind, payload))
+
+    if task.name == SIGNAL:
+        write_signal(
+            task.config, out, lambda done, total: send("phase", {"name": "signal", "done": done, "total": total})
+        )
+        return
+    listener = _Sender(send)
+    progress = loop.train(task.config, task.folder, resume=True, listener=listener, stop=stop, shared_folder=out)
+    if task.name == BASE:
+        from stepalign.training.session import load_set
+
+        sets = {name: len(load_set(task.config, name).problems) for name in ("train", "validation", "test")}
+        write_atomically(task.folder / "sets.json", json.dumps(sets) + "\n")
+    summary = loop.run_summary(task.config, progress)
+    summary["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    write_atomically(task.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+
+class _Sender:
+    """A Listener whose words go to the parent process, at most a few a second."""
+
+    def __init__(self, send: Callable[[str, Mapping[str, Any]], None]) -> None:
+        self._send = send
+        self._last = 0.0
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last > 0.25:
+            self._last = now
+            self._send("phase", {"name": name, "done": done, "total": total})
+
+    def step(self, step: int, max_steps: int, numbers: dict[str, float]) -> None:
+        shown = ("reward", "divergence", "student_entropy", "seconds")
+        self._send("step", {"step": step, "max_steps": max_steps, **{k: numbers[k] for k in shown}})
+
+    def evaluated(self, step: int, name: str, rows: list[dict[str, Any]]) -> None:
+        self._send("evaluated", {"step": step, "set": name, "rows": rows})
+
+    def say(self, text: str) -> None:
+        self._send("say", {"text": text})
+
+
+def write_signal(config: Config, out: Path, on_progress: Callable[[int, int], None]) -> Path:
+    """Roll out the untrained solver on training problems and analyse what each context would teach."""
+    from stepalign.signal.analyse import analyse
+    from stepalign.solver.model import EMBEDDED
+    from stepalign.training.rollouts import derive_seed
+    from stepalign.training.session import arithmetic_probe, collect_for_signal, load_set, open_session
+
+    session = open_session(config)
+    try:
+        problems = load_set(config, "train").problems[: config.signal.num_rollouts]
+        triples = collect_for_signal(session, problems, out, seed=derive_seed(config.training.seed, SIGNAL))
+        analysis = analyse(
+            session.solver,
+            session.prompts,
+            triples,
+            config.signal.contexts,
+            temperature=config.sampling.temperature,
+            num_shown=config.signal.num_shown,
+            top_k=config.signal.top_k,
+            model_name=config.model.path,
+            wrong_result=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
+            on_progress=on_progress,
+        )
+    finally:
+        session.close()
+    file = out / "signal.json"
+    write_atomically(file, json.dumps(finite(analysis), ensure_ascii=False) + "\n")
+    return file
+
+
+def rewrite_results(folder: Path) -> Path:
+    """results.json and report.html of a comparison folder again, from whatever runs are finished.
+
+    Raises:
+        ConfigError: not a comparison folder.
+    """
+    from stepalign.config import load_config
+    from stepalign.report.page import write_report
+
+    file = folder / "config.toml"
+    if not file.exists():
+        raise ConfigError("not a comparison folder: config.toml is missing", where=str(folder))
+    old = _read(folder / "results.json") if (folder / "results.json").exists() else {}
+    results = collect_results(load_config(str(file)), old.get("recipe", str(file)), folder)
+    results["timings"] |= {k: v for k, v in old.get("timings", {}).items() if k not in results["timings"]}
+    write_atomically(folder / "results.json", json.dumps(finite(results), indent=1) + "\n")
+    return write_report(folder)

@@ -1,0 +1,418 @@
+"""A run is a file: one validated tree, TOML in, resolved TOML out.
+
+Every key stands here with its meaning, unit and default. Unknown keys are errors with a suggestion. ``--set a.b=c``
+changes one key; nothing else on the command line does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stepalign.errors import ConfigError
+
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+TeacherWeights = Literal["initial", "ema", "live"]
+CheckpointRule = Literal["last", "best_on_validation", "best_per_metric_on_test"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class LoraSection(_Section):
+    """Low-rank adapters through peft (extra ``lora``)."""
+
+    r: int = Field(64, ge=1)
+    alpha: float = Field(128.0, gt=0)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class ModelSection(_Section):
+    """The solver."""
+
+    path: str = "embedded:arithmetic"
+    """``embedded:arithmetic``, a folder in Hugging Face layout, or a Hub name."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    lora: LoraSection | None = None
+    """None trains all weights."""
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+
+class DataSection(_Section):
+    """Problems. Files are JSONL; ``embedded:arithmetic`` names the shipped sets."""
+
+    train: str = "embedded:arithmetic"
+    validation: str | None = "embedded:arithmetic"
+    test: str | None = "embedded:arithmetic"
+    columns: str | dict[str, str] = "stepalign"
+    """A preset ("stepalign", "gsm8k", "openmathreasoning", ...) or a map from our names to the file's columns."""
+    max_train: int | None = Field(None, ge=1)
+    max_validation: int | None = Field(None, ge=1)
+    max_test: int | None = Field(None, ge=1)
+    """Use only so many problems of a set, from its beginning."""
+    rho: float = Field(0.5, ge=0, le=1)
+    """Embedded task only: share of reference solutions in the order of operands that the solver rarely takes."""
+
+
+class PromptsSection(_Section):
+    """What the models read. Jinja templates: a packaged name, a file, or the text itself."""
+
+    student: str = "student"
+    self_teacher: str = "self_teacher"
+    critic: str = "scribe"
+    system: str = ""
+    """System message of student and self-teacher; "" for none."""
+    student_chat_options: dict[str, Any] = Field(default_factory=dict)
+    teacher_chat_options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments for the chat template, such as {enable_thinking = false}."""
+    allow_different_suffix: bool = False
+    """Accept that student and self-teacher begin their completion after different tokens."""
+    max_teacher_prompt_length: int = Field(8192, ge=16)
+    """Tokens. A longer self-teacher prompt has its context cut, never the question; what was cut is counted."""
+
+
+class CriticSection(_Section):
+    """Who writes the feedback."""
+
+    kind: Literal["programmatic", "endpoint"] = "programmatic"
+    base_urls: tuple[str, ...] = ("http://127.0.0.1:8000/v1",)
+    """OpenAI-compatible addresses."""
+    model: str = ""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable with the key; the key itself is never written anywhere."""
+    sees: Literal["nothing", "answer", "solution"] = "answer"
+    """What the critic is shown besides the problem and the attempt."""
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int = Field(4096, ge=1)
+    concurrency: int = Field(16, ge=1)
+    timeout: float = Field(600.0, gt=0)
+    """Seconds for a critique with all its attempts."""
+    attempt_timeout: float = Field(120.0, gt=0)
+    """Seconds for one attempt."""
+    cache: str = ""
+    """sqlite file shared by runs; "" keeps one in the run folder (the comparison folder under ``compare``)."""
+    cache_only: bool = False
+    """Replay: never call the endpoint."""
+
+
+class SamplingSection(_Section):
+    """How the solver attempts a problem while training."""
+
+    num_generations: int = Field(1, ge=1)
+    """Completions per problem and step (G)."""
+    temperature: float = Field(1.0, gt=0)
+    max_completion_length: int = Field(64, ge=1)
+    """Tokens."""
+    max_batch_tokens: int = Field(65536, ge=1)
+    """Prompt and completion tokens held by the sampler at once."""
+
+
+class TeacherSection(_Section):
+    """The weights of the self-teacher."""
+
+    weights: TeacherWeights = "initial"
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    """teacher <- decay * teacher + (1 - decay) * student, after each optimizer step."""
+
+
+class ObjectiveSection(_Section):
+    """What the optimizer minimises. Both sides' logits are divided by ``sampling.temperature``."""
+
+    divergence: Divergence = "forward_kl"
+    """forward_kl = KL(self-teacher || student), reverse_kl = KL(student || self-teacher)."""
+    jensen_shannon_weight: float = Field(0.5, gt=0, lt=1)
+    teacher: TeacherSection = TeacherSection()
+    entry_clip: float | None = Field(None, gt=0)
+    """Upper bound of each vocabulary entry's contribution, nats."""
+    epsilon: float = Field(0.2, ge=0)
+    epsilon_high: float | None = Field(None, ge=0)
+    """Clip range of the importance ratio; ``epsilon_high`` defaults to ``epsilon``."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+
+
+class TrainingSection(_Section):
+    """The loop."""
+
+    max_steps: int = Field(62, ge=0)
+    """Optimizer steps."""
+    problems_per_step: int = Field(32, ge=1)
+    seed: int = Field(0, ge=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(5, ge=0)
+    lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    updates_per_batch: int = Field(1, ge=1)
+    """Optimizer updates on one batch of rollouts, each over the whole batch."""
+    max_micro_batch_tokens: int = Field(16384, ge=1)
+    """Tokens, padding included, of one forward pass."""
+    save_steps: int = Field(0, ge=0)
+    """Checkpoint every so many steps; 0 only at the end."""
+    save_total_limit: int | None = Field(None, ge=1)
+    """Keep only so many of the latest checkpoints (the evaluated ones are kept by the checkpoint rule)."""
+
+
+class GuardsSection(_Section):
+    """Signs that a run decays: they warn with the reason, and stop the run if asked."""
+
+    window: int = Field(10, ge=2)
+    """Steps that are averaged before they are compared with the best window so far."""
+    reward_drop: float = Field(0.15, gt=0)
+    """Fall of the rollout pass rate below its best window."""
+    entropy_factor: float = Field(2.5, gt=1)
+    """Growth of the student's entropy over its first window."""
+    stop: bool = False
+
+
+class EvaluationSection(_Section):
+    """Numbers with intervals."""
+
+    num_samples: int = Field(12, ge=1)
+    """Completions per problem (n)."""
+    ks: tuple[int, ...] = ()
+    """The k of pass@k, maj@k and avg@k; empty means 1 and n."""
+    temperature: float = Field(1.0, ge=0)
+    max_completion_length: int | None = Field(None, ge=1)
+    """Tokens; None takes ``sampling.max_completion_length``."""
+    eval_steps: int = Field(0, ge=0)
+    """Evaluate every so many optimizer steps besides the first and the last; 0 only there."""
+    at_start: bool = True
+    """Evaluate before the first step as well."""
+    seed: int = 1000
+    confidence: float = Field(0.95, gt=0, lt=1)
+    bootstrap_samples: int = Field(2000, ge=100)
+    checkpoint_rule: CheckpointRule = "last"
+
+
+class SignalSection(_Section):
+    """Per-token analysis."""
+
+    contexts: tuple[str, ...] = ("step_aligned", "reference")
+    num_rollouts: int = Field(282, ge=0)
+    """Rollouts behind the localisation numbers."""
+    num_shown: int = Field(12, ge=0)
+    """Rollouts drawn token by token on the page."""
+    top_k: int = Field(5, ge=0)
+    """Alternatives kept per token on the page."""
+
+
+class ArmSection(_Section):
+    """One arm of a comparison: the shared configuration with a few keys changed."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    label: str = ""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Dotted keys and their values; ``condition`` is the usual one."""
+
+
+class CompareSection(_Section):
+    """The grid arms x seeds."""
+
+    arms: tuple[ArmSection, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    processes: int = Field(2, ge=1)
+    """Runs at the same time, one torch thread each."""
+
+
+class Config(_Section):
+    """The whole run."""
+
+    condition: str = "stepalign"
+    """"grpo", "refsol", "stepalign", or the name of any context design."""
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    prompts: PromptsSection = PromptsSection()
+    critic: CriticSection = CriticSection()
+    sampling: SamplingSection = SamplingSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    training: TrainingSection = TrainingSection()
+    guards: GuardsSection = GuardsSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    signal: SignalSection = SignalSection()
+    compare: CompareSection = CompareSection()
+
+    @model_validator(mode="after")
+    def _ks_within_n(self) -> Config:
+        too_large = [k for k in self.evaluation.ks if not 1 <= k <= self.evaluation.num_samples]
+        if too_large:
+            raise ValueError(f"evaluation.ks {too_large} must lie between 1 and evaluation.num_samples")
+        names = [arm.name for arm in self.compare.arms]
+        if len(names) != len(set(names)):
+            raise ValueError("compare.arms must have different names")
+        return self
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The k in force."""
+        return self.evaluation.ks or tuple(sorted({1, self.evaluation.num_samples}))
+
+    @property
+    def evaluation_length(self) -> int:
+        """Tokens per completion at evaluation."""
+        return self.evaluation.max_completion_length or self.sampling.max_completion_length
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes lie: inside the installed package, or at the root of a checkout."""
+    package = Path(str(importlib.resources.files("stepalign")))
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parents[1] / "recipes"
+
+
+def find_recipe(recipe: str) -> Path:
+    """A recipe by path, or by the name of a shipped one ("arithmetic").
+
+    Raises:
+        ConfigError: no such file.
+    """
+    path = Path(recipe).expanduser()
+    if path.is_file():
+        return path
+    shipped = recipe_folder() / f"{path.name.removesuffix('.toml')}.toml"
+    if path.name == recipe.removeprefix("recipes/") and shipped.is_file():
+        return shipped
+    names = sorted(p.stem for p in recipe_folder().glob("*.toml"))
+    close = difflib.get_close_matches(path.stem, names, n=1)
+    raise ConfigError(
+        f"no recipe {recipe}",
+        where=str(path.absolute()),
+        hint=f"did you mean {close[0]}?" if close else f"shipped recipes: {', '.join(names)}",
+    )
+
+
+def load_config(recipe: str | None, settings: Iterable[str] = ()) -> Config:
+    """A recipe with ``--set`` changes, resolved and validated.
+
+    Raises:
+        ConfigError: no such file, broken TOML, an unknown key, or a value of the wrong kind.
+    """
+    tree: dict[str, Any] = {}
+    source = "defaults"
+    if recipe is not None:
+        path = find_recipe(recipe)
+        source = str(path)
+        try:
+            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the recipe is not valid TOML: {error}", where=source) from error
+    for setting in settings:
+        key, found, text = setting.partition("=")
+        if not found:
+            raise ConfigError(f"--set {setting} has no value", hint="write --set key.path=value")
+        set_key(tree, key.strip(), parse_value(text.strip()))
+    return validate(tree, source)
+
+
+def parse_value(text: str) -> Any:
+    """A value as in TOML; text that is not TOML is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in place. Raises ConfigError when the path leads through a plain value."""
+    *parents, last = key.split(".")
+    node: Any = tree
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{name} is a value and has no key {last}", where=key)
+    node[last] = value
+
+
+def validate(tree: Mapping[str, Any], source: str) -> Config:
+    """A tree as a Config. Raises ConfigError with the key and, for unknown keys, a suggestion."""
+    try:
+        return Config.model_validate(dict(tree))
+    except ValidationError as error:
+        raise _as_config_error(error, source) from None
+
+
+def _as_config_error(error: ValidationError, source: str) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "(whole recipe)"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = sorted(all_keys())
+        last = key.rsplit(".", 1)[-1]
+        close = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
+        hint = f"did you mean {close[0]}?" if close else "stepalign train RECIPE --dry-run prints every key"
+        return ConfigError(f"unknown key {key}{more}", where=source, hint=hint)
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict | BaseModel) else f", given {first['input']!r}"
+    return ConfigError(f"{key}: {message}{given}{more}", where=source, hint=None)
+
+
+def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterable[str]:
+    """Every dotted key of the tree."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        kind = field.annotation
+        candidates = [kind, *getattr(kind, "__args__", ())]
+        for candidate in candidates:
+            if isinstance(candidate, type) and issubclass(candidate, _Section):
+                yield from all_keys(candidate, f"{prefix}{name}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing, and arms
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration, every key included except those that are None."""
+    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+
+
+def _without_none(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_none(value) for key, value in node.items() if value is not None}
+    if isinstance(node, list):
+        return [_without_none(value) for value in node]
+    return node
+
+
+def changed(config: Config, settings: Mapping[str, Any], source: str = "arm") -> Config:
+    """A configuration with dotted keys changed. Raises ConfigError like ``load_config``."""
+    tree = config.model_dump(mode="json")
+    for key, value in settings.items():
+        set_key(tree, key, value)
+    return validate(tree, source)
+
+
+def arm_config(config: Config, arm: ArmSection, seed: int) -> Config:
+    """What one arm runs with one seed: the shared configuration with the arm's keys, and no arms of its own."""
+    base = changed(config, {"compare": {}}, "comparison")
+    return changed(base, {**arm.set, "training.seed": seed}, f"arm {arm.name}")
+
+
+def difference(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two configurations differ, with both values."""
+    left, right = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    missing = object()
+    keys = sorted(left.keys() | right.keys())
+    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key, missing) != right.get(key, missing)}
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix.removesuffix("."): node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}{key}.")
+    return flat

@@ -1,0 +1,102 @@
+"""What ``--dry-run`` prints: the resolved configuration, the prompts of one problem, the token budgets."""
+
+from __future__ import annotations
+
+from stepalign.config import Config, to_toml
+from stepalign.errors import ConfigError
+from stepalign.feedback import designs
+from stepalign.feedback.prompts import load_template
+from stepalign.records import Completion, Critique, Problem, Rollout
+
+
+def describe(config: Config) -> str:
+    """Everything that a run would do first, without doing it. Loads the tokenizer and, to check it, the model.
+
+    Raises:
+        ConfigError: anything the recipe got wrong.
+    """
+    from stepalign.solver.model import load_solver
+    from stepalign.training.session import load_set, make_prompts
+
+    sets = {name: load_set(config, name) for name in ("train", "validation", "test")}
+    if not sets["train"].problems:
+        raise ConfigError("there are no training problems", where=f"data.train = {config.data.train}")
+    model = config.model
+    solver = load_solver(model.path, dtype=model.dtype, device="cpu", trust_remote_code=model.trust_remote_code)
+    prompts = make_prompts(config, solver)
+    problem = sets["train"].problems[0]
+    condition = designs.find_condition(config.condition)
+
+    student_ids = prompts.student(problem)
+    parts = [
+        ("configuration", to_toml(config)),
+        ("problems", "\n".join(f"{name}: {_count(found.problems, found.skipped)}" for name, found in sets.items())),
+        (f"student prompt ({len(student_ids)} tokens)", solver.tokenizer.decode(list(student_ids))),
+    ]
+    design = designs.find_design(condition.design)
+    if condition.distillation_weight:
+        context = _example_context(condition.design, problem)
+        teacher = prompts.self_teacher(problem, context)
+        note = "" if not design.needs_critic else "; the reference stands in for the critique that a run would ask for"
+        parts.append(
+            (f"self-teacher prompt ({len(teacher.ids)} tokens{note})", solver.tokenizer.decode(list(teacher.ids)))
+        )
+    if design.needs_critic:
+        parts.append(("critic prompt", _critic_prompt(config, problem)))
+    parts.append(("token budgets", _budgets(config, len(student_ids))))
+    return "\n\n".join(f"== {title} ==\n{text.rstrip()}" for title, text in parts)
+
+
+def _count(problems: tuple[Problem, ...], skipped: object) -> str:
+    return f"{len(problems)} problems" + (f", skipped {dict(skipped)}" if skipped else "")  # type: ignore[call-overload]
+
+
+def _example_context(design: str, problem: Problem) -> str:
+    """A context of the design for an invented attempt."""
+    text = problem.reference or f"<answer> {problem.answer}"
+    completion = Completion(ids=(), log_probs=(), finish_reason="stop", policy_version=0)
+    rollout = Rollout(
+        rollout_id="example",
+        problem_id=problem.problem_id,
+        step=0,
+        group_index=0,
+        completion=completion,
+        text=text,
+        answer=problem.answer,
+        verdict="correct",
+        reward=1.0,
+    )
+    critique = Critique(rollout_id="example", critic="", status="ok", text=text)
+    group = designs.Group(
+        problem=problem, rollouts=[rollout, rollout], critiques=[critique, critique], elsewhere=[critique]
+    )
+    return designs.make_contexts(design, group)[0].text or text
+
+
+def _critic_prompt(config: Config, problem: Problem) -> str:
+    if config.critic.kind == "programmatic":
+        return "(none: the programmatic critic reads the attempt itself)"
+    messages = load_template(config.prompts.critic).messages(
+        question=problem.question,
+        attempt="(the solver's attempt)",
+        answer=problem.answer,
+        solution=problem.reference or "",
+        sees=config.critic.sees,
+        structured=False,
+        truncated=False,
+    )
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
+
+
+def _budgets(config: Config, student_tokens: int) -> str:
+    sampling, training = config.sampling, config.training
+    completions = sampling.num_generations * training.problems_per_step
+    return "\n".join(
+        [
+            f"completion: at most {sampling.max_completion_length} tokens",
+            f"self-teacher prompt: at most {config.prompts.max_teacher_prompt_length} tokens, context cut first",
+            f"completions: {completions} a step, {completions * training.max_steps} in all",
+            f"sampled tokens: at most {completions * sampling.max_completion_length} a step",
+            f"student sequence of this problem: at most {student_tokens + sampling.max_completion_length} tokens",
+        ]
+    )

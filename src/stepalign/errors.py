@@ -1,0 +1,51 @@
+"""Errors a user can cause: what happened, where, and the command or change that mends it.
+
+The command line prints these without a traceback (``--debug`` shows it) and exits with the class's code, so that
+scripts can tell a wrong recipe from an endpoint that is down.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake the user can mend.
+
+    Args:
+        what: one sentence that says what is wrong.
+        where: file, line, key or address the sentence is about.
+        hint: the command or the change that mends it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.hint:
+            lines.append(f"  hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class ConfigError(UserError):
+    """Wrong recipe, wrong option, wrong or missing input file (exit code 2)."""
+
+    exit_code = 2
+
+
+class EndpointError(UserError):
+    """A server we need does not answer, or answers with something else (exit code 3)."""
+
+    exit_code = 3
+
+
+class LockedError(UserError):
+    """The run folder belongs to another process or another run (exit code 4)."""
+
+    exit_code = 4

@@ -1,0 +1,234 @@
+"""The numbers of a comparison, from the files of its runs: metrics with intervals, paired differences, curves.
+
+Every number names its metric, k, n, set, step and checkpoint rule. Three rules are known:
+
+* ``last``: the weights after the last step;
+* ``best_on_validation``: the step with the highest avg@n on the validation problems;
+* ``best_per_metric_on_test``: for every metric the step that is best on the test problems themselves. This is how the
+  paper reports, and it flatters every arm.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepalign.evaluation.evaluate import metrics_of, read_samples
+from stepalign.evaluation.metrics import Metric
+from stepalign.evaluation.statistics import (
+    bootstrap_mean,
+    hierarchical_bootstrap,
+    minimum_detectable_difference,
+    paired_difference,
+)
+
+RULES = ("last", "best_on_validation", "best_per_metric_on_test")
+SMALLER_IS_BETTER = ("mean_length", "truncated_share", "unparsed_share", "undecided_share")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmRuns:
+    """The run folders of one arm, by seed. The untrained solver is the arm "base" with a single folder."""
+
+    name: str
+    folders: Mapping[int, Path]
+
+
+class Evaluations:
+    """The metrics of one run, by (step, set); files are read once."""
+
+    def __init__(self, folder: Path, ks: Sequence[int]) -> None:
+        self.metrics: dict[tuple[int, str], dict[str, Metric]] = {}
+        for file in sorted((folder / "samples").glob("step-*-*.jsonl")):
+            _, step, name = file.stem.split("-", 2)
+            self.metrics[int(step), name] = metrics_of(read_samples(file), ks)
+        self.points = [json.loads(line) for line in _lines(folder / "evaluations.jsonl")]
+
+    def steps(self, name: str) -> list[int]:
+        return sorted(step for step, found in self.metrics if found == name)
+
+    def step_by_rule(self, rule: str, metric: str, n: int) -> int | None:
+        """The step that a rule picks on the test set, or None where the run has not been evaluated for it."""
+        tested = self.steps("test")
+        if not tested:
+            return None
+        if rule == "last":
+            return tested[-1]
+        validated = self.steps("validation")
+        if set(validated) - {0} != set(tested) - {0} or len(tested) < 2:
+            return None  # tested at the end only: nothing to choose from
+        chooser, name = (validated, f"avg@{n}") if rule == "best_on_validation" else (tested, metric)
+        where = "validation" if rule == "best_on_validation" else "test"
+        sign = -1 if name in SMALLER_IS_BETTER else 1
+        candidates = [step for step in chooser if step in tested]
+        return max(candidates, key=lambda step: (sign * self.metrics[step, where][name].value, -step))
+
+
+def _lines(file: Path) -> list[str]:
+    return [x for x in file.read_text(encoding="utf-8").splitlines(True) if x.endswith("\n")] if file.exists() else []
+
+
+def comparison_numbers(
+    arms: Sequence[ArmRuns], *, ks: Sequence[int], n: int, level: float, resamples: int
+) -> dict[str, Any]:
+    """The parts "metrics", "paired", "curves" and "training" of results.json (docs/formats.md)."""
+    found = {arm.name: {seed: Evaluations(folder, ks) for seed, folder in arm.folders.items()} for arm in arms}
+    return {
+        "metrics": list(_metric_rows(found, n, level, resamples)),
+        "paired": list(_paired_rows(found, n, level, resamples)),
+        "curves": list(_curves(found, n)),
+        "training": [_training(arm.name, seed, folder) for arm in arms for seed, folder in arm.folders.items()],
+    }
+
+
+Found = Mapping[str, Mapping[int, Evaluations]]
+
+
+def _metric_rows(found: Found, n: int, level: float, resamples: int) -> Iterable[dict[str, Any]]:
+    for arm, runs in found.items():
+        names = list(dict.fromkeys(m for run in runs.values() for table in run.metrics.values() for m in table))
+        for rule in RULES:
+            for name in names:
+                picked = {seed: run.step_by_rule(rule, name, n) for seed, run in runs.items()}
+                chosen = {seed: (s, runs[seed].metrics[s, "test"][name]) for seed, s in picked.items() if s is not None}
+                if not chosen or (arm == "base" and rule != "last"):
+                    continue
+                common = {"arm": arm, "set": "test", "metric": name, "checkpoint_rule": rule}
+                if arm != "base":
+                    for seed, (step, metric) in chosen.items():
+                        interval = bootstrap_mean(
+                            metric.per_problem, level=level, resamples=resamples, share=name != "mean_length"
+                        )
+                        yield _row(common, seed, step, [metric], interval)
+                metrics = [metric for _, metric in chosen.values()]
+                if arm == "base" or len(chosen) == 1:
+                    pooled = bootstrap_mean(
+                        metrics[0].per_problem, level=level, resamples=resamples, share=name != "mean_length"
+                    )
+                else:
+                    values_SP = np.stack([metric.per_problem for metric in metrics])
+                    pooled = hierarchical_bootstrap(values_SP, level=level, resamples=resamples)
+                steps = {step for step, _ in chosen.values()}
+                yield _row(common, None, steps.pop() if len(steps) == 1 else None, metrics, pooled)
+
+
+def _row(
+    common: dict[str, Any], seed: int | None, step: int | None, metrics: Sequence[Metric], interval: Any
+) -> dict[str, Any]:
+    return {
+        **common,
+        "seed": seed,
+        "step": step,
+        "k": metrics[0].k,
+        "n": metrics[0].n,
+        "value": interval.value,
+        "numerator": sum(m.numerator for m in metrics),
+        "denominator": sum(m.denominator for m in metrics),
+        "low": interval.low,
+        "high": interval.high,
+        "problems": metrics[0].num_problems,
+        "seeds": len(metrics),
+    }
+
+
+def _paired_rows(found: Found, n: int, level: float, resamples: int) -> Iterable[dict[str, Any]]:
+    """Every pair of arms on the same problems and seeds, at the last step."""
+    names = list(found)
+    for i, a in enumerate(names):
+        for b in names[:i]:
+            seeds = sorted(found[a].keys() & found[b].keys()) if b != "base" else sorted(found[a])
+            for metric in (f"avg@{n}", f"maj@{n}", f"pass@{n}"):
+                rows = [(_last(found[a][s], metric, n), _last(_run(found[b], s), metric, n)) for s in seeds]
+                pairs = [(x, y) for x, y in rows if x is not None and y is not None]
+                if not pairs:
+                    continue
+                first = np.stack([x.per_problem for x, _ in pairs])
+                second = np.stack([y.per_problem for _, y in pairs])
+                result = paired_difference(first, second, level=level, resamples=resamples)
+                yield {
+                    "a": a,
+                    "b": b,
+                    "set": "test",
+                    "metric": metric,
+                    "checkpoint_rule": "last",
+                    "difference": result.difference,
+                    "low": result.low,
+                    "high": result.high,
+                    "p_value": result.p_value,
+                    "seed_differences": list(result.seed_differences),
+                    "seeds": seeds,
+                    "problems": result.num_problems,
+                }
+
+
+def _run(runs: Mapping[int, Evaluations], seed: int) -> Evaluations:
+    """The run of a seed; the untrained solver stands for every seed."""
+    return runs[seed] if seed in runs else next(iter(runs.values()))
+
+
+def _last(run: Evaluations, metric: str, n: int) -> Metric | None:
+    step = run.step_by_rule("last", metric, n)
+    return None if step is None else run.metrics[step, "test"][metric]
+
+
+def _curves(found: Found, n: int) -> Iterable[dict[str, Any]]:
+    """Held-out metrics while training. Every curve starts at the untrained solver."""
+    base = next(iter(found["base"].values())).points if "base" in found else []
+    for arm, runs in found.items():
+        if arm == "base":
+            continue
+        for seed, run in runs.items():
+            for name in ("validation", "test"):
+                points = [p for p in (*base, *run.points) if p["set"] == name]
+                for metric in (f"avg@{n}", f"maj@{n}", f"pass@{n}", "mean_length"):
+                    yield {
+                        "arm": arm,
+                        "seed": seed,
+                        "set": name,
+                        "metric": metric,
+                        "points": [
+                            {k: p[k] for k in ("step", "rollouts", "seconds")}
+                            | {k: row[k] for k in ("value", "low", "high")}
+                            for p in points
+                            for row in p["metrics"]
+                            if row["metric"] == metric
+                        ],
+                    }
+
+
+_TRAINING = {
+    "step": "step",
+    "rollouts": "total_rollouts",
+    "seconds": "seconds",
+    "reward": "reward",
+    "divergence": "divergence",
+    "student_entropy": "student_entropy",
+    "teacher_entropy": "teacher_entropy",
+    "right_value_probability": "right_value_probability",
+    "completion_length": "completions/mean_length",
+    "grad_norm": "grad_norm",
+}
+
+
+def _training(arm: str, seed: int, folder: Path) -> dict[str, Any]:
+    rows = [json.loads(line) for line in _lines(folder / "metrics.jsonl")]
+    return {
+        "arm": arm,
+        "seed": seed,
+        "points": [{ours: row.get(theirs) for ours, theirs in _TRAINING.items()} for row in rows],
+    }
+
+
+def detectable_difference(num_problems: int, num_samples: int, num_seeds: int) -> str:
+    """One sentence, printed before a comparison starts: how small a gap the test set can show."""
+    smallest = minimum_detectable_difference(num_problems, num_samples, num_seeds=num_seeds)
+    return (
+        f"{num_problems} test problems x {num_samples} completions x {num_seeds} "
+        f"seed{'s' if num_seeds > 1 else ''}: gaps in avg@{num_samples} below about {100 * smallest:.1f} points "
+        "will not show (80 % power, 95 % level)"
+    )

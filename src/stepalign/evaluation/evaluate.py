@@ -1,0 +1,147 @@
+"""Evaluate a solver on a set of problems: n completions each, exact metrics, problem-level intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stepalign.evaluation.metrics import GradedCompletion, Metric, compute_metrics
+from stepalign.evaluation.statistics import bootstrap_mean
+from stepalign.records import Completion, Problem, Verdict
+
+CHUNK = 256
+"""Problems sampled in one call; a finished chunk survives an interruption."""
+
+
+class Samples(Protocol):
+    """Draws completions for problems: (problems, num_samples, seed) -> completions per problem."""
+
+    def __call__(self, problems: Sequence[Problem], num_samples: int, seed: int) -> list[list[Completion]]: ...
+
+
+class Grades(Protocol):
+    """Grades a completion: (problem, completion) -> (text, canonical answer or None, verdict)."""
+
+    def __call__(self, problem: Problem, completion: Completion) -> tuple[str, str | None, Verdict]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatedProblem:
+    """The graded completions of one problem."""
+
+    problem_id: str
+    answers: tuple[str | None, ...]
+    """Canonical final answers: equal answers are equal strings."""
+    verdicts: tuple[Verdict, ...]
+    lengths: tuple[int, ...]
+    """Tokens."""
+    finish_reasons: tuple[str, ...]
+    texts: tuple[str, ...]
+
+    def graded(self) -> list[GradedCompletion]:
+        """As the metrics take them."""
+        rows = zip(self.answers, self.verdicts, self.lengths, self.finish_reasons, strict=True)
+        return [
+            GradedCompletion(answer=a, verdict=v, length=n, finish_reason=f)  # type: ignore[arg-type]
+            for a, v, n, f in rows
+        ]
+
+
+def sample_and_grade(
+    problems: Sequence[Problem],
+    *,
+    num_samples: int,
+    seed: int,
+    sample: Samples,
+    grade: Grades,
+    file: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[EvaluatedProblem]:
+    """Sample and grade every problem; with a file, finished problems are kept there and not done again.
+
+    Args:
+        file: JSON lines, one problem a line. Lines of the same problems in the same order are taken over.
+        on_progress: called with (problems done, problems in all).
+    """
+    done = [_read(line) for line in _whole_lines(file)][: len(problems)] if file else []
+    known = [p.problem_id for p in done]
+    if known != [p.problem_id for p in problems[: len(done)]]:
+        raise ValueError(f"{file} holds the completions of other problems")
+    done = done[: len(done) // CHUNK * CHUNK] if len(done) < len(problems) else done
+    if file is not None and len(known) != len(done):
+        file.write_text("".join(_line(p) for p in done), encoding="utf-8")
+    for start in range(len(done), len(problems), CHUNK):
+        chunk = problems[start : start + CHUNK]
+        drawn = sample(chunk, num_samples, seed + start)
+        new = [_graded(problem, completions, grade) for problem, completions in zip(chunk, drawn, strict=True)]
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as out:
+                out.write("".join(_line(p) for p in new))
+        done += new
+        if on_progress is not None:
+            on_progress(len(done), len(problems))
+    return done
+
+
+def _graded(problem: Problem, completions: Sequence[Completion], grade: Grades) -> EvaluatedProblem:
+    graded = [grade(problem, completion) for completion in completions]
+    return EvaluatedProblem(
+        problem_id=problem.problem_id,
+        answers=tuple(answer for _, answer, _ in graded),
+        verdicts=tuple(verdict for _, _, verdict in graded),
+        lengths=tuple(len(c.ids) for c in completions),
+        finish_reasons=tuple(c.finish_reason for c in completions),
+        texts=tuple(text for text, _, _ in graded),
+    )
+
+
+def _line(problem: EvaluatedProblem) -> str:
+    fields = {name: getattr(problem, name) for name in EvaluatedProblem.__dataclass_fields__}
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+def _whole_lines(file: Path) -> Iterable[str]:
+    if not file.exists():
+        return []
+    return [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _read(line: str) -> EvaluatedProblem:
+    fields = json.loads(line)
+    return EvaluatedProblem(**{k: v if isinstance(v, str) else tuple(v) for k, v in fields.items()})
+
+
+def read_samples(file: Path) -> list[EvaluatedProblem]:
+    """What ``sample_and_grade`` kept."""
+    return [_read(line) for line in _whole_lines(file)]
+
+
+def metrics_of(problems: Sequence[EvaluatedProblem], ks: Sequence[int]) -> dict[str, Metric]:
+    """Every metric by name, with its value per problem."""
+    return compute_metrics([p.graded() for p in problems], ks)
+
+
+def metric_rows(metrics: dict[str, Metric], *, level: float, resamples: int) -> list[dict[str, Any]]:
+    """The metrics as plain rows with a problem-level bootstrap interval each."""
+    rows = []
+    for metric in metrics.values():
+        share = metric.name != "mean_length"
+        interval = bootstrap_mean(metric.per_problem, level=level, resamples=resamples, share=share)
+        rows.append(
+            {
+                "metric": metric.name,
+                "k": metric.k,
+                "n": metric.n,
+                "value": metric.value,
+                "numerator": metric.numerator,
+                "denominator": metric.denominator,
+                "low": interval.low,
+                "high": interval.high,
+                "problems": len(metric.per_problem),
+            }
+        )
+    return rows

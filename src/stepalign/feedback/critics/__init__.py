@@ -1,0 +1,31 @@
+"""Critics: frozen writers of feedback. A critic is a service; its failure is a status, never an exception."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from stepalign.records import Critique, Problem, Rollout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CritiqueRequest:
+    """One rollout to be read."""
+
+    problem: Problem
+    rollout: Rollout
+
+
+class Critic(Protocol):
+    """Writes one critique per rollout."""
+
+    name: str
+
+    def submit(self, request: CritiqueRequest) -> Future[Critique]:
+        """Ask for a critique as soon as its rollout has finished. The future never raises for a bad reply."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections and threads."""
+        ...

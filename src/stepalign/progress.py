@@ -1,0 +1,124 @@
+"""What a person sees while something runs: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def _bars(*, transient: bool = False) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("[dim]{task.fields[note]}", markup=True),
+        console=console,
+        transient=transient,
+    )
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None or value != value else format(value, form)
+
+
+def step_note(numbers: Mapping[str, Any]) -> str:
+    """The line beside a run's bar."""
+    parts = [f"reward {_number(numbers.get('reward'))}"]
+    if numbers.get("divergence") == numbers.get("divergence"):
+        parts.append(f"divergence {_number(numbers.get('divergence'), '.3f')}")
+    return "  ".join([*parts, f"entropy {_number(numbers.get('student_entropy'))}"])
+
+
+def headline(rows: list[dict[str, Any]]) -> str:
+    """``avg@12 21.3 %  maj@12 ...`` of an evaluation."""
+    largest = max((row["k"] for row in rows if row["k"]), default=None)
+    wanted = [f"{name}@{largest}" for name in ("avg", "maj", "pass")]
+    found = {row["metric"]: row["value"] for row in rows}
+    return "  ".join(f"{name} {_number(100 * found[name], '.1f')} %" for name in wanted if name in found)
+
+
+class TrainDisplay:
+    """A Listener for one run on this terminal."""
+
+    def __init__(self, title: str, max_steps: int) -> None:
+        self._live = console.is_terminal
+        self._bars = _bars()
+        self._steps: TaskID = self._bars.add_task(title, total=max_steps, note="")
+        self._phase: TaskID = self._bars.add_task("", total=None, note="", visible=False)
+        self._title = title
+        self._told = time.monotonic()
+
+    def __enter__(self) -> TrainDisplay:
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        if self._live:
+            self._bars.update(self._phase, description=f"  {name}", completed=done, total=total, visible=done < total)
+
+    def step(self, step: int, max_steps: int, numbers: dict[str, float]) -> None:
+        if self._live:
+            self._bars.update(self._steps, completed=step, note=step_note(numbers))
+        elif step == max_steps or time.monotonic() - self._told > 30:
+            self._told = time.monotonic()
+            console.print(f"{self._title}: step {step} of {max_steps}  {step_note(numbers)}")
+
+    def evaluated(self, step: int, name: str, rows: list[dict[str, Any]]) -> None:
+        console.print(f"{self._title}: step {step}, {name}: {headline(rows)}")
+
+    def say(self, text: str) -> None:
+        console.print(f"{self._title}: {text}", style="yellow" if text.startswith("warning") else "")
+
+
+class CompareDisplay:
+    """A Watcher: one bar per run; lines for results and warnings."""
+
+    def __init__(self) -> None:
+        self._live = console.is_terminal
+        self._bars = _bars()
+        self._rows: dict[str, TaskID] = {}
+
+    def __enter__(self) -> CompareDisplay:
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def tasks(self, names: list[str]) -> None:
+        self._rows = {name: self._bars.add_task(name, total=None, note="waiting") for name in names}
+
+    def event(self, task: str, kind: str, payload: Mapping[str, Any]) -> None:
+        row = self._rows[task]
+        if kind == "step":
+            self._bars.update(row, completed=payload["step"], total=payload["max_steps"], note=step_note(payload))
+        elif kind == "phase":
+            self._bars.update(row, note=f"{payload['name']} {payload['done']}/{payload['total']}")
+        elif kind == "evaluated":
+            text = headline(payload["rows"])
+            self._bars.update(row, note=text)
+            if payload["set"] == "test":
+                console.print(f"{task}: step {payload['step']}, test: {text}")
+        elif kind == "say":
+            self.say(f"{task}: {payload['text']}")
+        elif kind == "finished":
+            total = self._bars.tasks[row].total or 1
+            self._bars.update(row, completed=total, total=total, note="done")
+
+    def say(self, text: str) -> None:
+        console.print(text, style="yellow" if "warning" in text else "")

@@ -1,0 +1,173 @@
+"""The nouns of stepalign: plain frozen records that every other module passes around.
+
+How they follow each other, in one line::
+
+    Problem -> Completion -> Rollout -> Critique -> Context -> Sample -> (optimizer step)
+                                 \\-> TokenSignal -> (report)
+
+Token ids are the record and text is derived from them, never the other way round: a completion is sampled once and its
+ids are scored verbatim under every context.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Verdict = Literal["correct", "incorrect", "undecided"]
+FinishReason = Literal["stop", "length"]
+CritiqueStatus = Literal["ok", "malformed", "failed"]
+StepStatus = Literal["right", "wrong", "after_error", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """A question with a known answer."""
+
+    problem_id: str
+    """Stable: a hash of the question's text."""
+    question: str
+    answer: str
+    """The expected final answer, as text."""
+    reference: str | None = None
+    """A reference solution (chain of thought), shown to the self-teacher under the RefSol condition."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """What a sampler returns for one prompt: ids, not text."""
+
+    ids: tuple[int, ...]
+    """Sampled token ids, the end-of-text id included when the model stopped by itself."""
+    log_probs: tuple[float, ...]
+    """Log-probability, in nats, of each sampled id under the distribution it was drawn from (sampling temperature)."""
+    finish_reason: FinishReason
+    policy_version: int
+    """Number of optimizer steps behind the weights that drew it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One step of a trace: a half-open span of characters. The spans of a text join to exactly that text."""
+
+    label: str
+    """"1", "2", ..., "answer", or "" for text before the first step."""
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """A completion of one problem with its grade."""
+
+    rollout_id: str
+    problem_id: str
+    step: int
+    """Optimizer step at whose start it was sampled."""
+    group_index: int
+    """Position in the group of completions of the same problem."""
+    completion: Completion
+    text: str
+    """The completion decoded without special tokens."""
+    answer: str | None
+    """The extracted final answer, or None when there is none."""
+    verdict: Verdict
+    reward: float
+    """1 correct, 0 incorrect, NaN undecided."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Critique:
+    """A critic's reply to one rollout."""
+
+    rollout_id: str
+    critic: str
+    """Name of the critic: "programmatic:arithmetic", or the model served at the endpoint."""
+    status: CritiqueStatus
+    text: str
+    """The usable critique: the step-tagged trace without any thinking part. Empty unless status is "ok"."""
+    raw: str = ""
+    """The reply as it came."""
+    reason: str = ""
+    """Why it is malformed or failed."""
+    case: str = ""
+    """A all right, B right answer with a missing reason, C incomplete, D wrong, F full solution instead; "" unknown."""
+    first_error: str = ""
+    """Label of the solver's first wrong step, where known."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    attempts: int = 0
+    """HTTP attempts paid for; 0 for a programmatic critic or a cached reply."""
+    cached: bool = False
+    prompt_hash: str = ""
+    """Hash of the critic's prompt template."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What the self-teacher sees beyond the question, for one rollout."""
+
+    rollout_id: str
+    design: str
+    text: str | None
+    """None where there is nothing to show; the sample then carries no distillation term."""
+    masked: str = ""
+    """Why there is no text, counted in the metrics; "" when there is one, or when the design needs none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One completion ready for the trainer, which is blind to the condition that made it.
+
+    Both prompts end in the same generation suffix and are followed by the same ``completion_ids``.
+    """
+
+    rollout_id: str
+    student_prompt_ids: tuple[int, ...]
+    teacher_prompt_ids: tuple[int, ...] | None
+    """None where no self-teacher is scored."""
+    completion_ids: tuple[int, ...]
+    sampler_log_probs: tuple[float, ...]
+    loss_mask: tuple[bool, ...]
+    """True for completion tokens that train."""
+    advantage: float
+    """Group-normalised reward, used by the policy-gradient term only."""
+    distillation_weight: float
+    policy_weight: float
+    probe: tuple[int, int] | None = None
+    """(position of the first wrong token, id of the right one there), where the truth is known. Only watched."""
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.completion_ids), len(self.sampler_log_probs), len(self.loss_mask)}
+        if len(lengths) != 1:
+            raise ValueError(f"misaligned sample {self.rollout_id}: lengths {sorted(lengths)}")
+        if self.distillation_weight and self.teacher_prompt_ids is None:
+            raise ValueError(f"sample {self.rollout_id} has a distillation weight but no self-teacher prompt")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenSignal:
+    """One rollout scored with and without one context: what that context teaches, token by token.
+
+    Every tuple has one entry per completion token; all values in nats.
+    """
+
+    rollout_id: str
+    design: str
+    log_ratio: tuple[float, ...]
+    """A_t = log p(y_t | question, context, y_<t) - log p(y_t | question, y_<t)."""
+    student_log_probs: tuple[float, ...]
+    teacher_log_probs: tuple[float, ...]
+    forward_kl: tuple[float, ...]
+    """KL(self-teacher || student) over the full vocabulary."""
+    student_entropy: tuple[float, ...]
+    teacher_entropy: tuple[float, ...]
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """A record as JSON-ready plain data (nested records become dictionaries)."""
+    return dataclasses.asdict(record)

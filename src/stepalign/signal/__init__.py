@@ -1,0 +1,1 @@
+"""Token-level analysis: what a context teaches, and where."""

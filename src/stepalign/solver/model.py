@@ -1,0 +1,191 @@
+"""Solvers: any Hugging Face causal language model from a folder or the Hub, or the one that ships with the package."""
+
+from __future__ import annotations
+
+import importlib.resources
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stepalign.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded:arithmetic"
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|> ' + message['content'] }}"
+    "{{ ' <|end|> ' if message['role'] == 'assistant' else ' ' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """A model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a completion."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured]
+        found = {i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+        return tuple(sorted(found))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def embedded_folder() -> Path:
+    """Where the shipped solver and its problems lie."""
+    return Path(str(importlib.resources.files("stepalign"))) / "embedded"
+
+
+def load_solver(path: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False) -> Solver:
+    """Load a solver.
+
+    Args:
+        path: ``embedded:arithmetic``, a folder in Hugging Face layout, or a Hub name.
+        dtype: "float32", "bfloat16" or "float16".
+        device: a torch device.
+
+    Raises:
+        ConfigError: nothing there, no tokenizer, no chat template, or weights that are not safetensors.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    folder = _resolve(path)
+    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **common)
+    except Exception as error:
+        raise ConfigError(
+            f"no usable tokenizer for the model {path}",
+            where=str(folder),
+            hint="save it beside the weights with tokenizer.save_pretrained(FOLDER); "
+            f"the loader said: {_first_line(error)}",
+        ) from error
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"the tokenizer of {path} has no chat template",
+            where=str(folder),
+            hint="add a chat_template.jinja to the model folder; base models have none, chat models do",
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation="sdpa", **common
+        )
+    except Exception as error:
+        raise ConfigError(
+            f"cannot load the model {path}",
+            where=str(folder),
+            hint="weights must be safetensors (model.save_pretrained writes them); "
+            f"the loader said: {_first_line(error)}",
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"the tokenizer of {path} has no end-of-text token", where=str(folder))
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise ConfigError(
+            f"the tokenizer of {path} has {len(tokenizer)} ids, the model only "
+            f"{model.get_input_embeddings().num_embeddings} embeddings",
+            where=str(folder),
+            hint="tokenizer and weights belong to different models",
+        )
+    return Solver(model.to(device).eval(), tokenizer)
+
+
+def _resolve(path: str) -> str:
+    """A loadable address; a local path that does not exist is an error here and not a question to the Hub."""
+    if path == EMBEDDED:
+        return str(embedded_folder() / "solver")
+    if path.startswith("embedded:"):
+        raise ConfigError(f"unknown embedded solver {path}", hint=f"the only one is {EMBEDDED}")
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            hint = "a run folder holds its last weights in final/" if (folder / "final").is_dir() else None
+            raise ConfigError(f"no model in {path}: config.json is missing", where=str(folder), hint=hint)
+        return str(folder)
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ConfigError(f"no model at {path}", where=str(folder), hint="give a folder in Hugging Face layout")
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def save_solver(solver: Solver, folder: Path) -> None:
+    """Hugging Face layout, safetensors."""
+    solver.model.save_pretrained(folder, safe_serialization=True)
+    solver.tokenizer.save_pretrained(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The embedded solver
+
+
+def build_tokenizer(vocabulary: tuple[str, ...]) -> PreTrainedTokenizerBase:
+    """One id a word. The bar is split off so that no plain text can spell a control token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ("<|pad|>", "<|end|>", "<|unknown|>", "<|user|>", "<|assistant|>")
+    ids = {word: index for index, word in enumerate((*special, *vocabulary))}
+    words = Tokenizer(models.WordLevel(ids, unk_token="<|unknown|>"))
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("|", "isolated")]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        unk_token="<|unknown|>",
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = _CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_tiny_solver(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    hidden_size: int = 96,
+    num_layers: int = 3,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    intermediate_size: int = 288,
+    max_positions: int = 512,
+) -> Solver:
+    """An untrained Qwen3 model; head_dim 32 is the smallest that a vLLM server loads."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        head_dim=32,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    torch.manual_seed(seed)
+    return Solver(Qwen3ForCausalLM(config), tokenizer)

@@ -1,0 +1,168 @@
+"""From text to token ids and back, with nothing lost on the way.
+
+Prompts are built once, from templates and the tokenizer's chat template; texts that a model or a data set wrote are
+data, so no control token can come out of them. Completions are ids from the moment they are sampled; text is derived
+from ids together with the span of characters each id stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stepalign.errors import ConfigError
+from stepalign.records import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from stepalign.feedback.prompts import Template
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherPrompt:
+    """Prompt ids of the self-teacher."""
+
+    ids: tuple[int, ...]
+    dropped_tokens: int
+    """Tokens of the context that did not fit. The question and the generation suffix are never cut."""
+
+
+class PromptBuilder:
+    """Renders what student and self-teacher read.
+
+    Raises:
+        ConfigError: the two sides would start their completion after different tokens, so the first token's log-ratio
+            would measure the chat template and not the feedback.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        student: Template,
+        self_teacher: Template,
+        system: str = "",
+        student_chat_options: Mapping[str, Any] | None = None,
+        teacher_chat_options: Mapping[str, Any] | None = None,
+        max_teacher_prompt_length: int = 8192,
+        allow_different_suffix: bool = False,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._student, self._self_teacher = student, self_teacher
+        self._system = system
+        self._student_options = dict(student_chat_options or {})
+        self._teacher_options = dict(teacher_chat_options or {})
+        self._max_teacher_prompt_length = max_teacher_prompt_length
+        suffixes = [self._suffix(options) for options in (self._student_options, self._teacher_options)]
+        if suffixes[0] != suffixes[1] and not allow_different_suffix:
+            raise ConfigError(
+                "student and self-teacher would begin their completion after different tokens: "
+                f"{tokenizer.decode(suffixes[0])!r} against {tokenizer.decode(suffixes[1])!r}",
+                where="prompts.student_chat_options, prompts.teacher_chat_options",
+                hint="give both the same options, or accept it with --set prompts.allow_different_suffix=true",
+            )
+
+    def student(self, problem: Problem) -> tuple[int, ...]:
+        """Prompt ids of the student: the question alone."""
+        return tuple(self._encode(self._student.render(question=problem.question), self._student_options))
+
+    def self_teacher(self, problem: Problem, context: str) -> TeacherPrompt:
+        """Prompt ids of the self-teacher: the question and the context.
+
+        Raises:
+            ConfigError: the question alone does not fit into ``max_teacher_prompt_length``.
+        """
+        ids = self._teacher_ids(problem, context)
+        if len(ids) <= self._max_teacher_prompt_length:
+            return TeacherPrompt(tuple(ids), 0)
+        context_ids = self._tokenizer.encode(context, add_special_tokens=False)
+        room = len(context_ids) - (len(ids) - self._max_teacher_prompt_length)
+        while room > 0:
+            ids = self._teacher_ids(problem, self._tokenizer.decode(context_ids[:room]))
+            excess = len(ids) - self._max_teacher_prompt_length
+            if excess <= 0:
+                return TeacherPrompt(tuple(ids), len(context_ids) - room)
+            room -= excess
+        raise ConfigError(
+            f"the question of problem {problem.problem_id} leaves no room for a context in the self-teacher's prompt",
+            where=f"prompts.max_teacher_prompt_length = {self._max_teacher_prompt_length}",
+            hint="raise prompts.max_teacher_prompt_length, or drop the problem",
+        )
+
+    def _teacher_ids(self, problem: Problem, context: str) -> list[int]:
+        text = self._self_teacher.render(question=problem.question, feedback=context)
+        return self._encode(text, self._teacher_options)
+
+    def _encode(self, text: str, options: Mapping[str, Any], *, generation: bool = True) -> list[int]:
+        messages = [{"role": "user", "content": text}]
+        if self._system:
+            messages.insert(0, {"role": "system", "content": self._system})
+        return self._tokenizer.apply_chat_template(  # type: ignore[return-value]
+            messages,
+            add_generation_prompt=generation,
+            tokenize=True,
+            return_dict=False,
+            sanitize_control_tokens=True,  # a "<|im_end|>" inside a problem stays text
+            **options,
+        )
+
+    def _suffix(self, options: Mapping[str, Any]) -> list[int]:
+        """The tokens between the user's turn and the completion."""
+        without = self._encode("x", options, generation=False)
+        return self._encode("x", options)[len(without) :]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of a completion, without special tokens."""
+    return tokenizer.decode(list(ids), skip_special_tokens=True)  # type: ignore[return-value]
+
+
+def decode_with_spans(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a completion and the half-open span of characters behind each id.
+
+    Special tokens have an empty span. Ids that share one character (pieces of a multi-byte one) share its span, so
+    every span holds whole characters. Linear in the number of ids: each id is decoded behind a short window only.
+
+    Raises:
+        ValueError: the pieces do not join to the decoded text (a tokenizer that rewrites earlier text).
+    """
+    special = set(tokenizer.all_special_ids)
+    pieces: list[str] = []
+    spans: list[tuple[int, int]] = []
+    length = 0
+    window: list[int] = []  # ids already turned into text, kept as the left neighbour of the next ones
+    pending: list[int] = []  # ids whose characters are not complete yet
+    pending_rows: list[int] = []
+    for row, token in enumerate(ids):
+        spans.append((length, length))
+        if token in special:
+            continue
+        pending.append(token)
+        pending_rows.append(row)
+        before = decode(tokenizer, window)
+        piece = decode(tokenizer, [*window, *pending])[len(before) :]
+        if piece.endswith("\ufffd") and len(pending) < 8:
+            continue
+        for pending_row in pending_rows:
+            spans[pending_row] = (length, length + len(piece))
+        pieces.append(piece)
+        length += len(piece)
+        window, pending, pending_rows = [*window, *pending][-4:], [], []
+    if pending:
+        before = decode(tokenizer, window)
+        piece = decode(tokenizer, [*window, *pending])[len(before) :]
+        for pending_row in pending_rows:
+            spans[pending_row] = (length, length + len(piece))
+        pieces.append(piece)
+    text = "".join(pieces)
+    whole = decode(tokenizer, ids)
+    if text != whole:
+        raise ValueError("the tokenizer decodes a prefix differently from the whole; spans would be misaligned")
+    return whole, spans
+
+
+def tokens_inside(spans: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
+    """Indices of the tokens whose characters overlap the half-open span [start, end)."""
+    return [index for index, (a, b) in enumerate(spans) if a < end and b > start and b > a]

@@ -1,0 +1,175 @@
+"""Checkpoints: everything a run needs to continue with the same bits, written whole or not at all.
+
+A checkpoint is written to a temporary folder, every file is made durable, the manifest with the checksums comes last,
+and one rename makes it appear. A folder without a valid manifest does not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from stepalign.errors import ConfigError
+from stepalign.solver.model import Solver, save_solver
+from stepalign.training.run_folder import sync_folder
+
+TRAINABLE = "trainable.safetensors"
+"""Written only where the Hugging Face files do not hold the trainable weights under the model's own names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint read back."""
+
+    folder: Path
+    state: dict[str, Any]
+    """The loop's own numbers: step, counters, sizes of the record files."""
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    teacher: dict[str, torch.Tensor]
+
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    *,
+    solver: Solver,
+    optimizer: torch.optim.Optimizer,
+    teacher: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+) -> Path:
+    """Write ROOT/step-NNNNN."""
+    root.mkdir(parents=True, exist_ok=True)
+    target = root / f"step-{step:05d}"
+    temporary = root / f".{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_solver(solver, temporary)
+    if not _trainable_names(solver) <= _load_weights(temporary).keys():  # adapters, or a layout that renames
+        save_file(trainable_weights(solver), temporary / TRAINABLE)
+    save_file(_flatten_optimizer(optimizer), temporary / "optimizer.safetensors")
+    save_file({name: value.contiguous() for name, value in teacher.items()}, temporary / "teacher.safetensors")
+    (temporary / "state.json").write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
+    seal(temporary)
+    if target.exists():  # the same step again after a resume: replace it, never merge
+        shutil.rmtree(target)
+    temporary.rename(target)
+    sync_folder(root)
+    return target
+
+
+def seal(folder: Path) -> None:
+    """Make all files durable and write their checksums last."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json")
+    manifest = {}
+    for path in files:
+        with path.open("rb") as file:
+            manifest[path.name] = {
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+                "bytes": path.stat().st_size,
+            }
+            os.fsync(file.fileno())
+    with (folder / "manifest.json").open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def find_checkpoints(root: Path) -> list[Path]:
+    """Complete checkpoint folders, oldest first."""
+    return sorted(path for path in root.glob("step-*") if (path / "manifest.json").exists())
+
+
+def load_latest(root: Path) -> Checkpoint | None:
+    """The newest checkpoint whose files match their checksums; None when there is none.
+
+    Raises:
+        ConfigError: there are checkpoints, but every one is damaged.
+    """
+    damaged = []
+    for folder in reversed(find_checkpoints(root)):
+        fault = _fault(folder)
+        if fault is None:
+            return Checkpoint(
+                folder=folder,
+                state=json.loads((folder / "state.json").read_text(encoding="utf-8")),
+                weights=_load_weights(folder),
+                optimizer=load_file(folder / "optimizer.safetensors"),
+                teacher=load_file(folder / "teacher.safetensors"),
+            )
+        damaged.append(f"{folder.name}/{fault}")
+    if damaged:
+        raise ConfigError(
+            f"every checkpoint is damaged: {', '.join(damaged)}", where=str(root), hint="start again with another --out"
+        )
+    return None
+
+
+def _fault(folder: Path) -> str | None:
+    """The first file that does not match the manifest."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "manifest.json"
+    for name, entry in manifest.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            return name
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                return name
+    return None
+
+
+def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    files = [folder / TRAINABLE] if (folder / TRAINABLE).exists() else sorted(folder.glob("model*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def _trainable_names(solver: Solver) -> set[str]:
+    return {name for name, parameter in solver.model.named_parameters() if parameter.requires_grad}
+
+
+def trainable_weights(solver: Solver) -> dict[str, torch.Tensor]:
+    """Exact copies of what the optimizer changes, under the model's own names."""
+    return {n: p.detach().clone().contiguous() for n, p in solver.model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def restore_weights(solver: Solver, weights: Mapping[str, torch.Tensor]) -> None:
+    """Put saved trainable weights back. Raises ValueError when they are of another model."""
+    parameters = {n: p for n, p in solver.model.named_parameters() if p.requires_grad}
+    if not parameters.keys() <= weights.keys():
+        raise ValueError("the checkpoint has other trainable parameters than this model")
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
+
+
+def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Adam's state as "index.name" tensors; learning rates follow from the step and are not stored."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value).contiguous()
+        for index, entry in state.items()
+        for name, value in entry.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put Adam's state back."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    whole = optimizer.state_dict()
+    optimizer.load_state_dict({**whole, "state": state})

@@ -1,0 +1,78 @@
+"""``stepalign evaluate``: one model, one file of problems, every metric."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stepalign.config import Config, changed
+from stepalign.errors import ConfigError, LockedError
+from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
+from stepalign.solver.model import EMBEDDED
+from stepalign.training.rollouts import derive_seed
+from stepalign.training.run_folder import finite, write_atomically
+from stepalign.training.session import load_set, open_session
+
+
+def evaluate_model(config: Config, problems: str, out: Path) -> dict[str, Any]:
+    """Sample, grade and measure; the completions go to OUT with the suffix .samples.jsonl and are not drawn twice.
+
+    Args:
+        config: which model, with which prompts and settings.
+        problems: a JSONL file, or ``embedded:arithmetic`` for its test set.
+        out: JSON file for the numbers.
+
+    Raises:
+        ConfigError: no problems, or anything wrong with model or file.
+        LockedError: the completions beside OUT belong to another evaluation.
+    """
+    config = changed(config, {"data.test": problems}, "evaluate")
+    found = load_set(config, "test")
+    if not found.problems:
+        raise ConfigError("there are no problems to evaluate", where=problems)
+    samples = out.with_suffix(".samples.jsonl")
+    key = {"model": config.model.path, "problems": problems, "evaluation": config.evaluation.model_dump(mode="json")}
+    _claim(out.with_suffix(".samples.json"), key, samples)
+    session = open_session(config)
+    try:
+        done = sample_and_grade(
+            found.problems,
+            num_samples=config.evaluation.num_samples,
+            seed=derive_seed(config.evaluation.seed, "test"),
+            sample=session.sample,
+            grade=session.grade,
+            file=samples,
+        )
+    finally:
+        session.close()
+    section = config.evaluation
+    metrics = metrics_of(done, config.ks)
+    result = {
+        "model": config.model.path,
+        "problems": problems if problems != EMBEDDED else f"{EMBEDDED} (test)",
+        "num_problems": len(done),
+        "skipped": dict(found.skipped),
+        "num_samples": section.num_samples,
+        "temperature": section.temperature,
+        "max_completion_length": config.evaluation_length,
+        "confidence": section.confidence,
+        "tie_rule": "maj@k: ties share the win equally; unparsed answers neither vote nor win",
+        "metrics": metric_rows(metrics, level=section.confidence, resamples=section.bootstrap_samples),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, json.dumps(finite(result), indent=1) + "\n")
+    return result
+
+
+def _claim(file: Path, key: dict[str, Any], samples: Path) -> None:
+    """Remember what the stored completions belong to, so that they are continued only by the same evaluation."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(key, indent=1) + "\n"
+    if samples.exists() and (not file.exists() or file.read_text(encoding="utf-8") != text):
+        raise LockedError(
+            "the completions beside the output belong to another evaluation",
+            where=str(samples),
+            hint="give another --out, or remove that file",
+        )
+    file.write_text(text, encoding="utf-8")

@@ -1,0 +1,82 @@
+"""Guard rails: say early, and with the reason, that a run decays.
+
+Self-distillation can collapse while its loss looks healthy: the teacher turns into a noisy copy of the student, both
+heat up, and the pass rate falls. The guards watch the rollouts' pass rate, both entropies and the probability that the
+self-teacher gives to the right value where the solver went wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from stepalign.config import GuardsSection
+
+
+class Guards:
+    """Compares the last window of steps with the best and the first one. Each guard speaks once."""
+
+    def __init__(self, section: GuardsSection) -> None:
+        self._section = section
+        self.history: list[dict[str, float]] = []
+        self.warned: list[str] = []
+
+    def look(self, numbers: Mapping[str, float]) -> list[str]:
+        """New warnings after one more step."""
+        self.history.append({name: numbers.get(name, math.nan) for name in WATCHED})
+        found = {
+            "reward": self._reward(),
+            "student_entropy": self._entropy("student_entropy", "the student's"),
+            "teacher_entropy": self._entropy("teacher_entropy", "the self-teacher's"),
+            "right_value_probability": self._reading(),
+            "grad_norm": self._gradient(),
+        }
+        new = {guard: text for guard, text in found.items() if text and guard not in self.warned}
+        self.warned += new
+        return list(new.values())
+
+    def _windows(self, name: str) -> list[float]:
+        values = [row[name] for row in self.history]
+        size = self._section.window
+        return [_mean(values[end - size : end]) for end in range(size, len(values) + 1)]
+
+    def _reward(self) -> str:
+        windows = self._windows("reward")
+        if not windows or not windows[-1] < max(windows) - self._section.reward_drop:
+            return ""
+        return (
+            f"the rollouts' pass rate fell to {windows[-1]:.2f} from {max(windows):.2f} "
+            f"(means of {self._section.window} steps): lower training.learning_rate, or use a steadier self-teacher"
+        )
+
+    def _entropy(self, name: str, whose: str) -> str:
+        windows = self._windows(name)
+        if not windows or not windows[-1] > max(windows[0] * self._section.entropy_factor, 0.05):
+            return ""
+        return (
+            f"{whose} entropy grew to {windows[-1]:.2f} nats a token from {windows[0]:.2f}: both sides heat up; "
+            "use objective.teacher.weights = initial or ema, or objective.divergence = reverse_kl"
+        )
+
+    def _reading(self) -> str:
+        windows = self._windows("right_value_probability")
+        if not windows or not windows[-1] < 0.75 * max(windows):
+            return ""
+        return (
+            f"the self-teacher gives the right value only {windows[-1]:.2f} at the solver's errors, {max(windows):.2f} "
+            "before: it no longer reads its context; use a steadier self-teacher"
+        )
+
+    def _gradient(self) -> str:
+        if math.isfinite(self.history[-1]["grad_norm"]):
+            return ""
+        return "the gradient is not finite; the step was skipped"
+
+
+WATCHED = ("reward", "student_entropy", "teacher_entropy", "right_value_probability", "grad_norm")
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean of what is defined; NaN when nothing is. A comparison with NaN is false, so no guard speaks on it."""
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan

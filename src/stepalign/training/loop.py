@@ -1,0 +1,359 @@
+"""The training loop: collect, learn, record, evaluate, save. It is the same for every condition.
+
+    problems -> rollouts -> critiques -> contexts -> Samples -> optimizer step
+
+What differs from a textbook GRPO loop: the reward may be joined or replaced by a self-teacher that reads a context,
+and both sides of that comparison score the very ids that were sampled. There is no reference-policy penalty, every
+update is on-policy unless ``training.updates_per_batch`` says otherwise, and the loss is one sum divided by one global
+count.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from stepalign.config import Config
+from stepalign.errors import ConfigError
+from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
+from stepalign.feedback import designs
+from stepalign.records import Problem, to_json
+from stepalign.solver.model import EMBEDDED, Solver, save_solver
+from stepalign.training import checkpoint as checkpoints
+from stepalign.training.guards import Guards
+from stepalign.training.learner import Learner
+from stepalign.training.rollouts import Batch, Collector, derive_seed, problems_of_step
+from stepalign.training.run_folder import RunFolder
+from stepalign.training.session import Session, arithmetic_probe, load_set, make_critic, open_session
+from stepalign.training.teacher import Teacher
+
+PHASES = ("sampling", "learning", "evaluation", "saving")
+
+
+class Listener(Protocol):
+    """Watches a run. ``phase`` is one of PHASES, with how much of it is done; ``step`` gets a step's numbers."""
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+    def step(self, step: int, max_steps: int, numbers: dict[str, float]) -> None: ...
+    def evaluated(self, step: int, name: str, rows: list[dict[str, Any]]) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved
+    """The run was asked to stop and has saved itself."""
+
+
+class StopRequest:
+    """A flag that Ctrl-C and SIGTERM raise; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Listen while the block runs (main thread only; elsewhere nothing can send signals)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a run has done so far; it is part of every checkpoint."""
+
+    step: int = 0
+    """Finished optimizer steps."""
+    num_rollouts: int = 0
+    num_tokens: int = 0
+    """Completion tokens sampled for training."""
+    seconds: float = 0.0
+    """Spent in training phases, evaluation and saving left out."""
+    seconds_by_phase: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    critic: Counter[str] = field(default_factory=Counter)
+    masked: Counter[str] = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
+    guard_history: list[dict[str, float]] = field(default_factory=list)
+    guards_spoken: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Progress:
+        progress = cls(**fields)
+        progress.critic, progress.masked = Counter(progress.critic), Counter(progress.masked)
+        return progress
+
+
+def train(
+    config: Config, out: Path, *, resume: bool, listener: Listener, stop: StopRequest, shared_folder: Path | None = None
+) -> Progress:
+    """Run one condition.
+
+    Args:
+        config: the resolved run.
+        out: the run folder.
+        resume: continue from the newest checkpoint in it.
+        listener: told about progress.
+        stop: when asked, the run saves itself and raises Interrupted.
+        shared_folder: where the critique cache lies when several runs share one; the run folder by default.
+
+    Raises:
+        ConfigError, EndpointError, LockedError: see the session and the run folder; nothing is half-written.
+        Interrupted: asked to stop; the checkpoint is on disk.
+    """
+    torch.set_num_threads(
+        1 if config.model.device == "cpu" and config.model.path == EMBEDDED else torch.get_num_threads()
+    )
+    sets = {name: load_set(config, name).problems for name in ("train", "validation", "test")}
+    if not sets["train"]:
+        raise ConfigError("there are no training problems", where=f"data.train = {config.data.train}")
+    progress = Progress()
+    session = open_session(config, version=lambda: progress.step)
+    try:
+        with RunFolder(out, config, resume=resume) as folder:
+            run = _Run(config, folder, session, sets, progress, listener, stop, shared_folder or out)
+            try:
+                run.go()
+            finally:
+                run.close()
+    finally:
+        session.close()
+    return progress
+
+
+class _Run:
+    """The pieces of one run, put together once; ``go`` is the loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        session: Session,
+        sets: dict[str, tuple[Problem, ...]],
+        progress: Progress,
+        listener: Listener,
+        stop: StopRequest,
+        shared_folder: Path,
+    ) -> None:
+        self.config, self.folder, self.session, self.sets = config, folder, session, sets
+        self.progress, self.listener, self.stop = progress, listener, stop
+        self.guards = Guards(config.guards)
+        condition = designs.find_condition(config.condition)
+        self.critic = make_critic(config, shared_folder, [condition.design])
+        self.collector = Collector(
+            solver=session.solver,
+            sampler=session.sampler,
+            prompts=session.prompts,
+            grader=session.grader,
+            critic=self.critic,
+            condition=condition,
+            num_generations=config.sampling.num_generations,
+            temperature=config.sampling.temperature,
+            max_completion_length=config.sampling.max_completion_length,
+            scale_rewards=config.objective.scale_rewards,
+            probe=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
+        )
+        self.learner = Learner(
+            session.solver, config.objective, config.training, temperature=config.sampling.temperature
+        )
+        self.teacher = Teacher(session.solver.model, config.objective.teacher)
+        self._resume()
+
+    def go(self) -> None:
+        section = self.config.training
+        if self.progress.step == 0 and self.config.evaluation.at_start:
+            self.evaluate()
+        while self.progress.step < section.max_steps:
+            problems = problems_of_step(self.sets["train"], self.progress.step, section.problems_per_step, section.seed)
+            with self.timed("sampling"):
+                batch = self.collector.collect(problems, self.progress.step, section.seed, self._collecting)
+            self._stop_if_asked()
+            with self.timed("learning"):
+                numbers = self.learner.update(batch.samples, self.teacher, self.progress.step)
+            self.progress.step += 1
+            self.record(batch, numbers)
+            if self._due(self.config.evaluation.eval_steps):
+                self.evaluate()
+            if self._due(section.save_steps):
+                self.save()
+            self._stop_if_asked()
+        save_final(self.session.solver, self.folder.path / "final")
+
+    # -- the parts of a step ------------------------------------------------------------------------------------------
+
+    def record(self, batch: Batch, numbers: dict[str, float]) -> None:
+        """Put the step on disk and look at its health."""
+        progress = self.progress
+        progress.num_rollouts += len(batch.rollouts)
+        progress.num_tokens += int(batch.numbers["num_tokens"])
+        progress.masked += batch.masked
+        for critique in batch.critiques:
+            progress.critic["calls"] += 1
+            progress.critic[critique.status] += 1
+            progress.critic["cached"] += critique.cached
+            progress.critic["attempts"] += critique.attempts
+            progress.critic["prompt_tokens"] += critique.prompt_tokens
+            progress.critic["completion_tokens"] += critique.completion_tokens
+        step_numbers = {
+            **batch.numbers,
+            **numbers,
+            "masked": float(sum(batch.masked.values())),
+            "total_rollouts": float(progress.num_rollouts),
+            "total_tokens": float(progress.num_tokens),
+            "seconds": progress.seconds,
+        }
+        step = progress.step
+        self.folder.append("rollouts", ({"record_step": step, **to_json(r)} for r in batch.rollouts))
+        self.folder.append("critiques", ({"record_step": step, **to_json(c)} for c in batch.critiques))
+        self.folder.append("contexts", ({"record_step": step, **to_json(c)} for c in batch.contexts))
+        for warning in self.guards.look(step_numbers):
+            progress.warnings.append(f"step {step}: {warning}")
+            self.listener.say(f"warning, step {step}: {warning}")
+        self.folder.append("metrics", [{"step": step, **step_numbers}])
+        self.listener.step(step, self.config.training.max_steps, step_numbers)
+        if progress.warnings and self.config.guards.stop:
+            self.save()
+            raise ConfigError(
+                f"the run was stopped by a guard: {progress.warnings[-1]}",
+                where=str(self.folder.path),
+                hint="change the recipe; the last checkpoint is kept",
+            )
+
+    def evaluate(self) -> None:
+        """Measure the held-out sets that are due at this step."""
+        step, section = self.progress.step, self.config.evaluation
+        last = step == self.config.training.max_steps
+        names = ["validation", "test"] if last or section.checkpoint_rule != "last" else ["validation"]
+        with self.timed("evaluation"):
+            for name in names:
+                if not self.sets[name]:
+                    continue
+                done = sample_and_grade(
+                    self.sets[name],
+                    num_samples=section.num_samples,
+                    seed=derive_seed(section.seed, name),
+                    sample=self.session.sample,
+                    grade=self.session.grade,
+                    file=self.folder.path / "samples" / f"step-{step:05d}-{name}.jsonl",
+                    on_progress=lambda done, total: self.listener.phase("evaluation", done, total),
+                )
+                rows = metric_rows(
+                    metrics_of(done, self.config.ks), level=section.confidence, resamples=section.bootstrap_samples
+                )
+                totals = {"rollouts": self.progress.num_rollouts, "seconds": self.progress.seconds}
+                self.folder.append("evaluations", [{"step": step, "set": name, **totals, "metrics": rows}])
+                self.listener.evaluated(step, name, rows)
+
+    def save(self) -> None:
+        """Write a checkpoint and let old ones go."""
+        with self.timed("saving"):
+            progress = self.progress
+            progress.guard_history, progress.guards_spoken = self.guards.history, self.guards.warned
+            state = {"progress": progress.as_json(), "sizes": self.folder.sizes()}
+            root = self.folder.path / "checkpoints"
+            checkpoints.save_checkpoint(
+                root,
+                progress.step,
+                solver=self.session.solver,
+                optimizer=self.learner.optimizer,
+                teacher=self.teacher.values,
+                state=json.loads(json.dumps(state)),
+            )
+            limit = self.config.training.save_total_limit
+            for old in checkpoints.find_checkpoints(root)[:-limit] if limit else []:
+                shutil.rmtree(old)
+
+    # -- resuming, stopping, timing -----------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        found = checkpoints.load_latest(self.folder.path / "checkpoints")
+        self.folder.rewind(found.state["sizes"] if found else {})
+        if found is None:
+            return
+        checkpoints.restore_weights(self.session.solver, found.weights)
+        checkpoints.restore_optimizer(self.learner.optimizer, found.optimizer)
+        self.teacher.load(found.teacher)
+        saved = Progress.from_json(found.state["progress"])
+        for name in Progress.__slots__:
+            setattr(self.progress, name, getattr(saved, name))
+        self.guards.history, self.guards.warned = saved.guard_history, saved.guards_spoken
+        self.listener.say(f"continues from {found.folder.name}")
+
+    def _due(self, every: int) -> bool:
+        step = self.progress.step
+        return step == self.config.training.max_steps or (every > 0 and step % every == 0)
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.asked:
+            self.save()
+            raise Interrupted
+
+    def _collecting(self, done: int, total: int) -> None:
+        self.listener.phase("sampling", done, total)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.progress.seconds_by_phase[phase] += spent
+            if phase in ("sampling", "learning"):
+                self.progress.seconds += spent
+
+    def close(self) -> None:
+        if self.critic is not None:
+            self.critic.close()
+
+
+def save_final(solver: Solver, folder: Path) -> None:
+    """The last weights in Hugging Face layout; adapters stay adapters."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_solver(solver, temporary)
+    checkpoints.seal(temporary)
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+
+
+def run_summary(config: Config, progress: Progress) -> dict[str, Any]:
+    """What a comparison says about one run; see docs/formats.md."""
+    critic = {name: progress.critic.get(name, 0) for name in ("calls", "malformed", "failed", "cached", "attempts")}
+    critic |= {name: progress.critic.get(name, 0) for name in ("prompt_tokens", "completion_tokens")}
+    return {
+        "seed": config.training.seed,
+        "steps": progress.step,
+        "rollouts": progress.num_rollouts,
+        "completion_tokens": progress.num_tokens,
+        "seconds": progress.seconds,
+        "seconds_by_phase": progress.seconds_by_phase,
+        "critic": critic,
+        "masked": dict(progress.masked),
+        "warnings": progress.warnings,
+    }

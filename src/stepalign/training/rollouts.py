@@ -1,0 +1,212 @@
+"""From problems to Samples: sample, grade, critique, design the context, pack. One call per optimizer step."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from stepalign.feedback import designs
+from stepalign.feedback.critics import Critic, CritiqueRequest
+from stepalign.objectives import group_advantages
+from stepalign.records import Completion, Context, Critique, Problem, Rollout, Sample
+from stepalign.solver.model import Solver
+from stepalign.solver.sampling import Sampler
+from stepalign.solver.tokens import PromptBuilder, decode
+from stepalign.tasks.grading import Grader
+
+Probe = Callable[[Problem, Rollout], tuple[int, int] | None]
+"""Where the truth about steps is known: (position of the first wrong token, id of the right one there)."""
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed for one purpose, from the run's seed and anything that tells the purposes apart.
+
+    Every random draw of a run starts from such a seed and none from what was drawn before, so a resumed run needs no
+    generator state to continue with the same bits.
+    """
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1
+
+
+def problems_of_step(problems: Sequence[Problem], step: int, count: int, seed: int) -> list[Problem]:
+    """The problems of one step: consecutive pieces of epoch after epoch, each shuffled by itself."""
+    chosen = []
+    for position in range(step * count, (step + 1) * count):
+        epoch, place = divmod(position, len(problems))
+        chosen.append(problems[_epoch_order(len(problems), epoch, seed)[place]])
+    return chosen
+
+
+_orders: dict[tuple[int, int, int], list[int]] = {}
+
+
+def _epoch_order(length: int, epoch: int, seed: int) -> list[int]:
+    key = (length, epoch, seed)
+    if key not in _orders:
+        order = list(range(length))
+        random.Random(derive_seed(seed, "problem order", epoch)).shuffle(order)
+        _orders[key] = order
+    return _orders[key]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """What one step trains on, and the records behind it."""
+
+    rollouts: list[Rollout]
+    critiques: list[Critique]
+    contexts: list[Context]
+    samples: list[Sample]
+    numbers: dict[str, float]
+    masked: Counter[str]
+    """Rollouts without a context, by reason."""
+
+
+class Progress(Protocol):
+    """Called with the number of finished completions and their total."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+@dataclass(slots=True)
+class Collector:
+    """Everything a step needs before the optimizer."""
+
+    solver: Solver
+    sampler: Sampler
+    prompts: PromptBuilder
+    grader: Grader
+    critic: Critic | None
+    condition: designs.Condition
+    num_generations: int
+    temperature: float
+    max_completion_length: int
+    scale_rewards: str = "group"
+    probe: Probe | None = None
+    seconds: dict[str, float] | None = None
+
+    def collect(self, problems: Sequence[Problem], step: int, seed: int, on_progress: Progress | None = None) -> Batch:
+        """Roll out and prepare one step. Critiques are asked for as each completion finishes, not after the batch."""
+        student_prompts = [self.prompts.student(problem) for problem in problems]
+        total = len(problems) * self.num_generations
+        rollouts: dict[tuple[int, int], Rollout] = {}
+        pending: dict[tuple[int, int], Future[Critique]] = {}
+
+        def finished(row: int, index: int, completion: Completion) -> None:
+            problem = problems[row]
+            rollout = self._grade(problem, completion, f"s{step:05d}-p{row:04d}-g{index:02d}", step, index)
+            rollouts[row, index] = rollout
+            if self.critic is not None:
+                pending[row, index] = self.critic.submit(CritiqueRequest(problem=problem, rollout=rollout))
+            if on_progress is not None:
+                on_progress(len(rollouts), total)
+
+        self.sampler.sample(
+            student_prompts,
+            num_samples=self.num_generations,
+            temperature=self.temperature,
+            max_tokens=self.max_completion_length,
+            seed=derive_seed(seed, "rollouts", step),
+            on_finished=finished,
+        )
+        critiques = {key: future.result() for key, future in pending.items()}
+        groups = [
+            [(rollouts[row, index], critiques.get((row, index))) for index in range(self.num_generations)]
+            for row in range(len(problems))
+        ]
+        return self._prepare(problems, student_prompts, groups)
+
+    def _grade(self, problem: Problem, completion: Completion, name: str, step: int, index: int) -> Rollout:
+        text = decode(self.solver.tokenizer, completion.ids)
+        grade = self.grader.grade(text, problem.answer)
+        reward = {"correct": 1.0, "incorrect": 0.0, "undecided": float("nan")}[grade.verdict]
+        return Rollout(
+            rollout_id=name,
+            problem_id=problem.problem_id,
+            step=step,
+            group_index=index,
+            completion=completion,
+            text=text,
+            answer=grade.answer,
+            verdict=grade.verdict,
+            reward=reward,
+        )
+
+    def _prepare(
+        self,
+        problems: Sequence[Problem],
+        student_prompts: Sequence[tuple[int, ...]],
+        groups: Sequence[Sequence[tuple[Rollout, Critique | None]]],
+    ) -> Batch:
+        usable = [c for group in groups for _, c in group if c is not None and c.status == "ok"]
+        rewards_PG = torch.tensor([[rollout.reward for rollout, _ in group] for group in groups])
+        advantages_PG = group_advantages(rewards_PG, scale=self.scale_rewards)  # type: ignore[arg-type]
+        contexts: list[Context] = []
+        samples: list[Sample] = []
+        masked: Counter[str] = Counter()
+        dropped_tokens = 0
+        for row, (problem, prompt, group) in enumerate(zip(problems, student_prompts, groups, strict=True)):
+            own = {rollout.rollout_id for rollout, _ in group}
+            shown = designs.make_contexts(
+                self.condition.design,
+                designs.Group(
+                    problem=problem,
+                    rollouts=[rollout for rollout, _ in group],
+                    critiques=[critique for _, critique in group],
+                    elsewhere=[c for c in usable if c.rollout_id not in own],
+                ),
+            )
+            contexts += shown
+            for index, ((rollout, _), context) in enumerate(zip(group, shown, strict=True)):
+                teacher_prompt = None
+                if context.text is not None and self.condition.distillation_weight:
+                    teacher_prompt = self.prompts.self_teacher(problem, context.text)
+                    dropped_tokens += teacher_prompt.dropped_tokens
+                elif context.masked:
+                    masked[context.masked] += 1
+                samples.append(
+                    Sample(
+                        rollout_id=rollout.rollout_id,
+                        student_prompt_ids=prompt,
+                        teacher_prompt_ids=teacher_prompt.ids if teacher_prompt else None,
+                        completion_ids=rollout.completion.ids,
+                        sampler_log_probs=rollout.completion.log_probs,
+                        loss_mask=(True,) * len(rollout.completion.ids),
+                        advantage=float(advantages_PG[row, index]),
+                        distillation_weight=self.condition.distillation_weight if teacher_prompt else 0.0,
+                        policy_weight=self.condition.policy_weight,
+                        probe=self.probe(problem, rollout) if self.probe else None,
+                    )
+                )
+        flat = [rollout for group in groups for rollout, _ in group]
+        return Batch(
+            rollouts=flat,
+            critiques=[c for group in groups for _, c in group if c is not None],
+            contexts=contexts,
+            samples=samples,
+            numbers={**_rollout_numbers(flat, rewards_PG), "context_dropped_tokens": float(dropped_tokens)},
+            masked=masked,
+        )
+
+
+def _rollout_numbers(rollouts: Sequence[Rollout], rewards_PG: torch.Tensor) -> dict[str, float]:
+    """Metrics of a step's rollouts under TRL's names where they mean the same."""
+    lengths = [len(r.completion.ids) for r in rollouts]
+    decided = [r.reward for r in rollouts if r.verdict != "undecided"]
+    same = ((rewards_PG == rewards_PG[:, :1]).all(1)).float().mean() if rewards_PG.shape[1] > 1 else torch.nan
+    return {
+        "reward": sum(decided) / len(decided) if decided else float("nan"),
+        "frac_reward_zero_std": float(same),
+        "undecided": float(len(rollouts) - len(decided)),
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
+        "num_rollouts": float(len(rollouts)),
+        "num_tokens": float(sum(lengths)),
+    }

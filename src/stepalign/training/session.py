@@ -1,0 +1,231 @@
+"""From a configuration to live objects: everything that `train`, `evaluate` and `signal` share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepalign.config import Config
+from stepalign.errors import ConfigError
+from stepalign.feedback import designs
+from stepalign.feedback.critics import Critic
+from stepalign.feedback.critics.arithmetic import ArithmeticCritic
+from stepalign.feedback.prompts import load_template
+from stepalign.records import Completion, Critique, Problem, Rollout, Verdict
+from stepalign.solver.model import EMBEDDED, Solver, embedded_folder, load_solver
+from stepalign.solver.sampling import Sampler
+from stepalign.solver.sampling.local import LocalSampler
+from stepalign.solver.tokens import PromptBuilder, decode
+from stepalign.tasks import arithmetic
+from stepalign.tasks.grading import Grader, canonical_answer
+from stepalign.tasks.problems import ProblemSet, load_problems
+from stepalign.training.rollouts import Collector
+
+
+@dataclass(slots=True)
+class Session:
+    """A solver with the means to sample from it and to judge what it writes."""
+
+    config: Config
+    solver: Solver
+    sampler: Sampler
+    prompts: PromptBuilder
+    grader: Grader
+
+    def sample(self, problems: Sequence[Problem], num_samples: int, seed: int) -> list[list[Completion]]:
+        """Completions as the evaluation draws them."""
+        return self.sampler.sample(
+            [self.prompts.student(problem) for problem in problems],
+            num_samples=num_samples,
+            temperature=self.config.evaluation.temperature,
+            max_tokens=self.config.evaluation_length,
+            seed=seed,
+        )
+
+    def grade(self, problem: Problem, completion: Completion) -> tuple[str, str | None, Verdict]:
+        """(text, canonical answer, verdict) of a completion."""
+        text = decode(self.solver.tokenizer, completion.ids)
+        grade = self.grader.grade(text, problem.answer)
+        return text, canonical_answer(grade.answer) if grade.answer is not None else None, grade.verdict
+
+    def close(self) -> None:
+        self.grader.close()
+
+
+def open_session(config: Config, *, version: Callable[[], int] = lambda: 0) -> Session:
+    """Load the solver and what goes with it. Raises ConfigError for anything the recipe got wrong."""
+    model = config.model
+    solver = load_solver(model.path, dtype=model.dtype, device=model.device, trust_remote_code=model.trust_remote_code)
+    if model.lora is not None:
+        solver = with_lora(solver, config)
+    if model.gradient_checkpointing:
+        solver.model.gradient_checkpointing_enable()
+    sampler = LocalSampler(solver, max_batch_tokens=config.sampling.max_batch_tokens, version=version)
+    return Session(config, solver, sampler, make_prompts(config, solver), Grader())
+
+
+def with_lora(solver: Solver, config: Config) -> Solver:
+    """The solver with trainable adapters. Raises ConfigError when peft is not installed."""
+    section = config.model.lora
+    assert section is not None
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ConfigError("model.lora needs peft", hint='pip install "stepalign[lora]"') from error
+    import torch
+
+    torch.manual_seed(config.training.seed)  # the adapter's first values are part of the run's seed
+    adapters = LoraConfig(
+        r=section.r, lora_alpha=section.alpha, target_modules=list(section.targets), lora_dropout=0.0, bias="none"
+    )
+    return Solver(get_peft_model(solver.model, adapters), solver.tokenizer)  # type: ignore[arg-type]
+
+
+def make_prompts(config: Config, solver: Solver) -> PromptBuilder:
+    """The prompts of student and self-teacher."""
+    section = config.prompts
+    return PromptBuilder(
+        solver.tokenizer,
+        student=load_template(section.student),
+        self_teacher=load_template(section.self_teacher),
+        system=section.system,
+        student_chat_options=section.student_chat_options,
+        teacher_chat_options=section.teacher_chat_options,
+        max_teacher_prompt_length=section.max_teacher_prompt_length,
+        allow_different_suffix=section.allow_different_suffix,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Problems
+
+
+def load_set(config: Config, name: str) -> ProblemSet:
+    """The problems of "train", "validation" or "test"; an empty set when the recipe names none.
+
+    Raises:
+        ConfigError: see ``load_problems``.
+    """
+    source: str | None = getattr(config.data, name)
+    limit: int | None = getattr(config.data, f"max_{name}")
+    if source is None:
+        return ProblemSet(problems=(), skipped={})
+    if source == EMBEDDED:
+        return ProblemSet(problems=tuple(embedded_problems(name, config.data.rho)[:limit]), skipped={})
+    return load_problems(source, config.data.columns, limit=limit)
+
+
+def embedded_problems(name: str, rho: float) -> list[Problem]:
+    """A shipped set, its references written for a given ``rho``."""
+    file = embedded_folder() / "problems" / f"{name}.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [arithmetic.make_problem(arithmetic.parse_question(row["question"]), rho=rho) for row in rows]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Critics
+
+
+def make_critic(config: Config, folder: Path, design_names: Sequence[str]) -> Critic | None:
+    """The critic that the designs need, or None when none of them does.
+
+    Args:
+        folder: where the cache of an endpoint's replies lies unless ``critic.cache`` names a file.
+
+    Raises:
+        ConfigError: a programmatic critic for problems it does not know.
+        EndpointError: the endpoint does not answer.
+    """
+    if not any(designs.find_design(name).needs_critic for name in design_names):
+        return None
+    section = config.critic
+    if section.kind == "programmatic":
+        if config.data.train != EMBEDDED:
+            raise ConfigError(
+                "the programmatic critic knows the embedded task only",
+                where="critic.kind",
+                hint="give a served critic: --set critic.kind=endpoint --set critic.base_urls='[\"http://...\"]' "
+                "--set critic.model=NAME",
+            )
+        return ArithmeticCritic()
+    return make_endpoint_critic(config, folder)
+
+
+def make_endpoint_critic(config: Config, folder: Path) -> Critic:
+    """A critic behind an OpenAI-compatible address. Raises EndpointError when none answers."""
+    from stepalign.feedback.critics.endpoint import EndpointCritic
+
+    section = config.critic
+    if not section.model:
+        raise ConfigError("critic.model is empty", hint="--set critic.model=NAME-ON-THE-SERVER")
+    critic = EndpointCritic(
+        base_urls=section.base_urls,
+        model=section.model,
+        api_key_env=section.api_key_env,
+        prompt_template=load_template(config.prompts.critic),
+        sees=section.sees,
+        temperature=section.temperature,
+        max_tokens=section.max_tokens,
+        concurrency=section.concurrency,
+        timeout=section.timeout,
+        attempt_timeout=section.attempt_timeout,
+        cache_path=Path(section.cache) if section.cache else folder / "critiques.sqlite",
+        cache_only=section.cache_only,
+    )
+    if not section.cache_only:
+        critic.check()
+    return critic
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The truth about steps, where a program knows it
+
+
+def arithmetic_probe(solver: Solver) -> Callable[[Problem, Rollout], tuple[int, int] | None]:
+    """Where an attempt at an embedded problem states its first wrong result, and the id of the right one."""
+    values = {value: solver.tokenizer.convert_tokens_to_ids(str(value)) for value in range(arithmetic.MODULUS)}
+
+    def probe(problem: Problem, rollout: Rollout) -> tuple[int, int] | None:
+        found = arithmetic.diagnose(problem.question, rollout.text)
+        if found.correction is None or found.num_right >= len(found.attempt.steps):
+            return None
+        wrong, right = found.attempt.steps[found.num_right], found.correction.steps[found.num_right]
+        if (wrong.value, wrong.signed_operand) != (right.value, right.signed_operand):
+            return None  # the books went wrong, not the fact
+        position = 7 * found.num_right + 5  # one id a word: tag, value, operator, operand, equals, result, end
+        stated = rollout.completion.ids[position] if position < len(rollout.completion.ids) else None
+        return (position, values[right.result]) if stated == values[wrong.result] else None
+
+    return probe
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rollouts for analysis
+
+
+def collect_for_signal(
+    session: Session, problems: Sequence[Problem], folder: Path, seed: int
+) -> list[tuple[Problem, Rollout, Critique | None]]:
+    """One graded rollout per problem at the sampling temperature, with the critique that the contexts need."""
+    config = session.config
+    critic = make_critic(config, folder, config.signal.contexts)
+    collector = Collector(
+        solver=session.solver,
+        sampler=session.sampler,
+        prompts=session.prompts,
+        grader=session.grader,
+        critic=critic,
+        condition=designs.find_condition("none"),
+        num_generations=1,
+        temperature=config.sampling.temperature,
+        max_completion_length=config.sampling.max_completion_length,
+    )
+    try:
+        batch = collector.collect(problems, 0, seed)
+    finally:
+        if critic is not None:
+            critic.close()
+    critiques = {critique.rollout_id: critique for critique in batch.critiques}
+    return [(p, r, critiques.get(r.rollout_id)) for p, r in zip(problems, batch.rollouts, strict=True)]
