@@ -1,0 +1,527 @@
+"""Where the final answer of a text stands, and which answers are the same text or the same number. Pure functions.
+
+Everything here reads text that a model wrote, inside the trainer's own process: each scan is linear in the length of
+the text, and an answer of more than ``MAX_LENGTH`` characters is never analysed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_LENGTH = 512
+"""Characters of an answer that are looked into; extraction cuts longer ones just above it."""
+MAX_DEPTH = 64
+"""Nesting of brackets that is looked into."""
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Extraction
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """The final answer of a text."""
+
+    answer: str | None
+    """None where the text marks no answer; "" where it marks an empty one."""
+    rivals: tuple[str, ...] = ()
+    """All final answers in order, where they differ from each other: a spray of guesses, or the parts of a set."""
+
+
+def extract_answer(text: str) -> str | None:
+    """The final answer that a text marks, or None.
+
+    Only what follows a think block counts. The last of these wins: a top-level ``\\boxed{...}`` (by matching braces) or
+    an ``<answer>`` tag (up to ``</answer>``, or to the end of the text, as in step-tagged traces). Without one, the
+    rest of the line after the last ``####``; without that, after the last "The answer is", "Answer:" or "A:" at the
+    start of a line. A number in plain prose is not an answer.
+    """
+    return find_answer(text).answer or None
+
+
+def find_answer(text: str) -> Extraction:
+    """As :func:`extract_answer`, with the final answers that contradict each other.
+
+    Boxes and tags before the last ``<step_N>`` tag are intermediate results and may differ.
+    """
+    text = _after_thinking(text)
+    found = _boxed_or_tagged(text) or _hashed(text)
+    if found is None:
+        announced = list(_ANNOUNCEMENT.finditer(text))
+        found = Extraction(_sentence(text, announced[-1].end()) if announced else None)
+    return found
+
+
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_STEP_TAG = re.compile(r"</?step_\d{1,6}>")
+_BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
+_UNBRACED_BOX = re.compile(r"\\boxed[ \t]{1,8}([^\s${}\\]{1,64})")
+_HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
+_ANNOUNCEMENT = re.compile(
+    r"\banswer[ \t]{0,8}(?:\*\*)?[ \t]{0,8}(?:is\b:?|:|=)(?:\*\*)?|^[ \t]{0,8}A:", re.IGNORECASE | re.MULTILINE
+)
+_SENTENCE_END = re.compile(r"\n|[.!?](?=\s|\*\*|$)")
+
+
+def _after_thinking(text: str) -> str:
+    """The text behind the last think block; a block that never closes hides the rest."""
+    closed = text.rfind("</think>")
+    if closed >= 0:
+        text = text[closed + len("</think>") :]
+    opened = text.find("<think>")
+    return text if opened < 0 else text[:opened]
+
+
+def _boxed_or_tagged(text: str) -> Extraction | None:
+    tags = _tag_spans(text)
+    found = [(start, _in_tag(text[start:end])) for start, end in tags]
+    found += [(start, Extraction(content)) for start, content in _outside(_boxes(text), tags)]
+    if not found:
+        return None
+    found.sort(key=lambda item: item[0])
+    step_ends = [match.end() for match in _STEP_TAG.finditer(text)]
+    if step_ends:
+        first = next((start for start, _ in tags if start >= step_ends[-1]), step_ends[-1])
+        found = [item for item in found if item[0] >= first] or found[-1:]
+    answers = [answer for _, extraction in found for answer in extraction.rivals or (extraction.answer or "",)]
+    return Extraction(found[-1][1].answer, _if_different(answers))
+
+
+def _in_tag(content: str) -> Extraction:
+    """A tag holds a box, a sentence that announces the answer, or the bare answer."""
+    boxes = [box for _, box in _boxes(content)]
+    if boxes:
+        return Extraction(boxes[-1], _if_different(boxes))
+    announced = _ANNOUNCEMENT.search(content)
+    return Extraction(_sentence(content, announced.end()) if announced else _cut(content))
+
+
+def _tag_spans(text: str) -> list[tuple[int, int]]:
+    """Start and end of the content of every answer tag, closed or not."""
+    spans: list[tuple[int, int]] = []
+    opened = -1
+    for tag in _TAG.finditer(text):
+        if opened >= 0:
+            spans.append((opened, tag.start()))
+        opened = -1 if tag.group(1) else tag.end()
+    if opened >= 0:
+        spans.append((opened, len(text)))
+    return spans
+
+
+def _boxes(text: str) -> list[tuple[int, str]]:
+    """Start and content of every top-level box, in one pass over the braces."""
+    starts = [at for at in (text.find("\\boxed"), text.find("\\fbox")) if at >= 0]
+    if not starts:
+        return []
+    opened: list[tuple[int, int] | None] = []
+    closed: list[tuple[int, int, int]] = []
+    for brace in _BRACE.finditer(text, min(starts)):
+        symbol = brace.group()
+        if symbol == "{":
+            opened.append(None)
+        elif symbol == "}":
+            box = opened.pop() if opened else None
+            if box:
+                closed.append((*box, brace.start()))
+        elif len(symbol) > 2:
+            opened.append((brace.start(), brace.end()))
+    boxes: list[tuple[int, str]] = []
+    covered = -1
+    for start, content, end in sorted(closed):
+        if start > covered:
+            covered = end
+            inner = text[content : min(end, content + MAX_LENGTH + 1)].strip()
+            boxes.append(
+                (start, _boxes(inner)[-1][1] if inner.startswith("\\boxed{") and inner.endswith("}") else inner)
+            )
+    return boxes or [(box.start(), box.group(1).rstrip(".,;")) for box in _UNBRACED_BOX.finditer(text)]
+
+
+def _outside(boxes: Iterable[tuple[int, str]], spans: list[tuple[int, int]]) -> Iterator[tuple[int, str]]:
+    """The boxes that do not start inside one of the spans; both are in order."""
+    index = 0
+    for start, content in boxes:
+        while index < len(spans) and spans[index][1] <= start:
+            index += 1
+        if index == len(spans) or start < spans[index][0]:
+            yield start, content
+
+
+def _hashed(text: str) -> Extraction | None:
+    """The rest of the line after the last ``####``. Others may be Markdown headings, so only numbers contradict."""
+    lines = [_cut(mark.group(1)) for mark in _HASHES.finditer(text)]
+    if not lines:
+        return None
+    return Extraction(lines[-1], _if_different([line for line in lines if normal_form(line).number is not None]))
+
+
+def _sentence(text: str, start: int) -> str:
+    """What follows an announcement, up to the end of its sentence; the next line where its own is empty."""
+    while start < len(text) and text[start] in " \t\n:*":
+        start += 1
+    end = _SENTENCE_END.search(text, start)
+    return _cut(text[start : end.start() if end else len(text)])
+
+
+def _cut(answer: str) -> str:
+    return answer.strip()[: MAX_LENGTH + 1]
+
+
+def _if_different(answers: list[str]) -> tuple[str, ...]:
+    """The answers when they differ, else nothing."""
+    first = canonical_answer(answers[0]) if answers else ""
+    return tuple(answers) if any(canonical_answer(answer) != first for answer in answers) else ()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Normal form
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer in normal form."""
+
+    text: str
+    """Without decoration, spacing and unit; text commands are unwrapped and words are in lower case."""
+    unit: str = ""
+    """Base unit where it is a known one, "%" included; powers are dropped. "" otherwise."""
+    number: Fraction | None = None
+    """The exact value where the answer is a plain number, read without its per cent sign."""
+
+
+_CHARACTERS = str.maketrans(
+    {
+        **dict.fromkeys("−–—﹣－", "-"),
+        **dict.fromkeys("×·⋅∙", "\\times "),
+        **dict.fromkeys("\u00a0\u2002\u2003\u2009\u200a\u202f\u3000\t\n\r", " "),
+        **{chr(ord("０") + digit): str(digit) for digit in range(10)},
+        **{"÷": "/", "⁄": "/", "∕": "/", "，": ",", "（": "(", "）": ")", "％": "%", "’": "'", "＝": "="},
+        **{"π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "±": "\\pm "},
+        **{"∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "θ": "\\theta ", "α": "\\alpha "},
+        **{"°": "\\degree ", "²": "^{2}", "³": "^{3}", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}"},
+    }
+)
+_COMMANDS = {
+    **dict.fromkeys(("dfrac", "tfrac", "cfrac"), "\\frac"),
+    **dict.fromkeys(("left", "right", "displaystyle", "textstyle", "limits", "bigl", "bigr", "Bigl", "Bigr"), ""),
+    **dict.fromkeys(("big", "Big", "bigg", "Bigg", "mathopen", "mathclose"), ""),
+    **dict.fromkeys(("quad", "qquad", "enspace", "thinspace"), " "),
+    **{"leq": "\\le", "geq": "\\ge", "leqslant": "\\le", "geqslant": "\\ge", "lt": "<", "gt": ">", "neq": "\\ne"},
+    **{"cdot": "\\times", "ast": "\\times", "div": "/", "lbrace": "\\{", "rbrace": "\\}", "langle": "(", "rangle": ")"},
+    **{"lbrack": "[", "rbrack": "]", "varnothing": "\\emptyset", "circ": "\\degree", "euro": "€", "percent": "%"},
+}
+_TEXT_COMMANDS = "text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox|operatorname"
+_COMMAND = re.compile(r"(\\\\)|\\([A-Za-z]+)|(\\[!,;:>])|(\\ |~)")
+_TEXT = re.compile(rf"\\(?:{_TEXT_COMMANDS})\*?\s?\{{([^{{}}]*)\}}")
+_DEGREE = re.compile(r"\^ ?\{ ?\\degree ?\}|\^ ?\\degree(?![A-Za-z])|\\degree(?![A-Za-z])")
+_DOLLAR = re.compile(r"[-+]? ?(?:\\\$|\$(?=[ \d.-][^$]*$))")
+_CURRENCY_OR_DELIMITER = re.compile(r"\\?\$|\\[()\[\]]|[€£]")
+_FRACTION = re.compile(r"\\frac ?(\d|[A-Za-z]|\{[^{}]*\}) ?(\d|[A-Za-z]|\{[^{}]*\})")
+_ROOT = re.compile(r"\\sqrt ?(\d|[A-Za-z](?![A-Za-z]))")
+_ROOT_CALL = re.compile(r"(?<![A-Za-z\\])\\?sqrt ?\(([^()]*)\)|\\sqrt ?\(([^()]*)\)")
+_EXPONENT = re.compile(r"(?:\^|\*\*) ?(-?\d+)")
+_SCRIPT = re.compile(r"([_^])\{([0-9A-Za-z])\}")
+_SPACES = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])|(?<=\d) (?=\d)|( )")
+_MIXED = re.compile(r"([-+]?\d+) (\d+) ?/ ?(\d+)")
+_SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
+_COMMA_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_LAST_QUOTED = re.compile(r'"([^"]*)" ?(?:\^ ?\{?-?\d\}?)? ?$')
+_LAST_WORD = re.compile(r"(?<=[\d/ }])([A-Za-z][A-Za-z.]{0,30})(?: ?\^ ?\{?[23]\}?)?$")
+_CONNECTOR = re.compile(r'(?: ?,)? ?(?:" ?(?:or|and) ?"|(?<=[\d} ])\b(?:or|and)\b)')
+_CHOICE = re.compile(r"\(?([A-Za-z])[).:]")
+_WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\{([A-Za-z]{1,16})\}")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_UNIT_NAMES = {
+    "m": "meter meters metre metres",
+    "cm": "centimeter centimeters centimetre centimetres",
+    "mm": "millimeter millimeters millimetre millimetres",
+    "km": "kilometer kilometers kilometre kilometres",
+    "in": "inch inches",
+    "ft": "foot feet",
+    "yd": "yard yards yds",
+    "mi": "mile miles",
+    "s": "sec secs second seconds",
+    "min": "mins minute minutes",
+    "h": "hr hrs hour hours",
+    "day": "days",
+    "week": "weeks",
+    "month": "months",
+    "year": "years yr yrs",
+    "g": "gram grams",
+    "kg": "kilogram kilograms kgs",
+    "mg": "milligram milligrams",
+    "lb": "lbs pound pounds",
+    "oz": "ounce ounces",
+    "l": "liter liters litre litres",
+    "ml": "milliliter milliliters millilitre millilitres",
+    "gal": "gallon gallons",
+    "dollar": "dollars usd bucks",
+    "cent": "cents",
+    "euro": "euros",
+    "degree": "degrees deg",
+    "radian": "radians rad",
+    "mi/h": "mph",
+    "unit": "units",
+    "hz": "hertz",
+    "n": "newton newtons",
+    "j": "joule joules",
+    "w": "watt watts",
+    "v": "volt volts",
+    "k": "kelvin",
+    "%": "percent percents",
+}
+_UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in (unit, *names.split())}
+_UNIT_FILLERS = _words("square squared sq cubic cubed cu per of a an the each")
+_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_NOT_UNITS = _words(
+    "or and not no nor but if is was are then than to from plus minus times over point half halves third thirds "
+    "quarter quarters fourth fourths fifth fifths negative factorial mod modulo choose score pi sqrt sin cos tan log "
+    "ln exp infinity where when for with since because so"
+)
+_FUNCTIONS = _words(
+    "frac sqrt sin cos tan cot sec csc log exp arcsin arccos arctan sinh cosh tanh max min gcd lcm mod infty "
+    "pmatrix begin end binom"
+)
+_SHORT_WORDS = _words(
+    "is or no of to in at by if it we so as an on up go the and not yes are was for but all any one two six ten "
+    "odd may can got had has our its you"
+)
+
+
+def canonical_answer(answer: str) -> str:
+    """A spelling that equal answers share, for counting votes: "0.50", "1/2" and ``$\\frac12$`` are all "1/2".
+
+    Units and per cent signs are dropped, the elements of tuples and intervals are brought to normal form each, and
+    those of sets and bare lists are sorted. Equal expressions in different forms, such as ``2(x+1)`` and ``2x+2``,
+    stay different: to see that they are equal takes a :class:`~stepalign.tasks.grading.Grader`.
+    """
+    return _canonical(normal_form(answer))
+
+
+def _canonical(answer: Answer) -> str:
+    if answer.number is not None:
+        return str(answer.number)
+    sequence = split_sequence(answer.text)
+    if sequence is None:
+        return answer.text
+    items = [_canonical(normal_form(item)) for item in sequence.items]
+    return sequence.opening + ",".join(items if sequence.ordered else sorted(items)) + sequence.closing
+
+
+def normal_form(answer: str) -> Answer:
+    """Strip what does not change the meaning of an answer, and read it as a number where it is a plain one."""
+    text = answer.strip()
+    if len(text) > MAX_LENGTH or _depth(text) > MAX_DEPTH:
+        return Answer(text)
+    text = text.translate(_CHARACTERS).strip("`* ")
+    unit = "dollar" if _DOLLAR.match(text) else ""
+    text = _CURRENCY_OR_DELIMITER.sub("", text).replace("\\%", "%").replace("{,}", ",")
+    text = _COMMAND.sub(_plain_command, text)
+    for _ in range(2):  # \text{\textbf{...}}
+        text = _TEXT.sub(_quoted, text)
+    text = " ".join(_CONNECTOR.sub(",", text).split()).rstrip(".,;: ")
+    if text.startswith('"') and text.endswith('"') and text.count('"') == 2:
+        text = text.strip('" ').rstrip(".,;: ")
+    if _DEGREE.search(text):
+        text, unit = _DEGREE.sub("", text), "degree"
+    text, named_unit = _split_unit(text)
+    text = _tidy(text)
+    return Answer(text, named_unit or unit, parse_number(text))
+
+
+def has_control_characters(answer: str) -> bool:
+    """Whether an answer holds characters that no one can see: such a text is never taken for an answer."""
+    return _CONTROL.search(answer) is not None
+
+
+def is_prose(text: str) -> bool:
+    """Whether a normal form holds words, so that reading it as mathematics would only pick numbers out of it."""
+    if re.search(r"\d \d", text):
+        return True
+    words = (word.group() for word in _WORD.finditer(_ENVIRONMENT.sub("", text)))
+    return any(word in _SHORT_WORDS or (len(word) > 3 and word not in _FUNCTIONS) for word in words)
+
+
+def _plain_command(match: re.Match[str]) -> str:
+    """One LaTeX command in the spelling used here; a line break of a matrix is kept."""
+    line_break, name, thin_space, _ = match.groups()
+    if line_break:
+        return line_break
+    if name:
+        return _COMMANDS.get(name, match.group())
+    return "" if thin_space else " "
+
+
+def _quoted(match: re.Match[str]) -> str:
+    return ' "' + match.group(1).replace('"', "") + '" '
+
+
+def _split_unit(text: str) -> tuple[str, str]:
+    """Cut the unit off an answer; "1.8 million" is multiplied out."""
+    if text.endswith("%"):
+        return text[:-1].rstrip(), "%"
+    head, words = text, list[str]()
+    quoted = True
+    while len(words) < 5 and (last := _LAST_QUOTED.search(head) or _LAST_WORD.search(head)):
+        glued = last.start() > 0 and head[last.start() - 1] in "0123456789}"
+        if last.re is _LAST_WORD and glued and (len(last.group(1)) < 2 or last.group(1).lower() not in _UNITS):
+            return text, ""
+        quoted = quoted and last.re is _LAST_QUOTED
+        words[:0] = last.group(1).lower().replace(".", "").replace("/", " ").split() or [""]
+        head = head[: last.start()].rstrip(" /")
+    if not head or not words or any(word in _NOT_UNITS for word in words):
+        return text, ""
+    number = parse_number(_tidy(head))
+    if number is not None and words[0] in _SCALES:
+        head, words = str(number * _SCALES[words[0]]), words[1:]
+    known = all(word in _UNITS or word in _UNIT_FILLERS for word in words)
+    if not known and not quoted and (number is None or any(len(word) < 3 for word in words)):
+        return text, ""
+    return head, "/".join(_UNITS[word] for word in words if word in _UNITS) if known else ""
+
+
+def _tidy(text: str) -> str:
+    """Spell fractions, roots, scripts and spacing in one way."""
+    text = text.replace('"', "").strip().rstrip(".,;: ")
+    if choice := _CHOICE.fullmatch(text):
+        text = choice.group(1)
+    if mixed := _MIXED.fullmatch(text):
+        text = f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}"
+    if _SPACED_THOUSANDS.fullmatch(text):
+        text = text.replace(" ", "")
+    if _COMMA_THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
+    text = _FRACTION.sub(lambda m: f"\\frac{{{m[1].strip('{}')}}}{{{m[2].strip('{}')}}}", text)
+    text = _ROOT_CALL.sub(lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
+    text = _ROOT.sub(r"\\sqrt{\1}", text)
+    text = _EXPONENT.sub(r"^{\1}", text)
+    text = _SCRIPT.sub(r"\1\2", text)
+    text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("==", "=")
+    text = _SPACES.sub(lambda m: "" if m[1] else m[0], " ".join(text.split()))
+    while text.startswith("{") and text.endswith("}") and _closing(text) == len(text) - 1:
+        text = text[1:-1]
+    return text.lower() if is_prose(text.lower()) or re.fullmatch(r"[A-Za-z]+", text) else text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers and sequences
+
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)"
+_DECIMAL = re.compile(rf"[-+]?{_NUMBER}(?:[eE][-+]?\d{{1,3}})?", re.ASCII)
+_RATIO = re.compile(rf"([-+]?{_NUMBER})/([-+]?{_NUMBER})", re.ASCII)
+_LATEX_FRACTION = re.compile(rf"([-+]?)(\d*)\\frac\{{([-+]?{_NUMBER})\}}\{{([-+]?{_NUMBER})\}}", re.ASCII)
+_SCIENTIFIC = re.compile(rf"([-+]?{_NUMBER})(?:\\times|\*|x)10\^\{{?([-+]?\d{{1,3}})\}}?", re.ASCII)
+_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\overline\{(\d+)\}", re.ASCII)
+
+
+def parse_number(text: str) -> Fraction | None:
+    """The exact value of a decimal, fraction, mixed number, repeating decimal or power-of-ten form; else None.
+
+    The text is one that :func:`normal_form` made. Exponents have at most three digits, so that the value stays small.
+    """
+    if text[:1] in "({" and text[-1:] in ")}" and len(text) > 2 and _closing(text) == len(text) - 1:
+        text = text[1:-1]
+    try:
+        if _DECIMAL.fullmatch(text):
+            return Fraction(text)
+        if match := _RATIO.fullmatch(text):
+            return Fraction(match[1]) / Fraction(match[2])
+        if match := _LATEX_FRACTION.fullmatch(text):
+            part = Fraction(match[3]) / Fraction(match[4])
+            return (-1 if match[1] == "-" else 1) * (int(match[2] or 0) + part)
+        if match := _SCIENTIFIC.fullmatch(text):
+            return Fraction(match[1]) * Fraction(10) ** int(match[2])
+        if match := _REPEATING.fullmatch(text):
+            fixed, period = (
+                Fraction(f"{match[2] or 0}.{match[3] or 0}"),
+                Fraction(int(match[4]), 10 ** len(match[4]) - 1),
+            )
+            return (-1 if match[1] == "-" else 1) * (fixed + period / 10 ** len(match[3]))
+    except ZeroDivisionError:
+        return None
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """The top-level elements of a tuple, interval, set or list."""
+
+    opening: str
+    """"(", "[", or "" for a set or a bare list."""
+    items: tuple[str, ...]
+    closing: str
+
+    @property
+    def ordered(self) -> bool:
+        return self.opening != ""
+
+
+def split_sequence(text: str) -> Sequence | None:
+    """The elements of a normal form between its top-level commas, or None where it has none."""
+    for opening, closings in (("\\{", ("\\}",)), ("(", (")", "]")), ("[", (")", "]"))):
+        closing = next((closing for closing in closings if text.endswith(closing)), "")
+        if text.startswith(opening) and closing and _closing(text) == len(text) - 1:
+            items = split_top(text[len(opening) : -len(closing)], ",")
+            bare = opening == "\\{"
+            return Sequence("" if bare else opening, items, "" if bare else closing) if len(items) > 1 else None
+    items = split_top(text, ",")
+    return Sequence("", items, "") if len(items) > 1 and all(items) else None
+
+
+def split_top(text: str, separator: str) -> tuple[str, ...]:
+    """The parts between those occurrences of a character that stand outside all brackets."""
+    parts, level, start = [], 0, 0
+    for index, character in enumerate(text):
+        if character in "([{":
+            level += 1
+        elif character in ")]}":
+            level -= 1
+        elif character == separator and level == 0:
+            parts.append(text[start:index].strip())
+            start = index + 1
+    return (*parts, text[start:].strip())
+
+
+def _closing(text: str) -> int:
+    """Index of the bracket that closes the first one, whatever its kind (``[0, 1)`` is one pair), or -1."""
+    level = 0
+    for index, character in enumerate(text):
+        if character in "([{":
+            level += 1
+        elif character in ")]}":
+            level -= 1
+            if level == 0:
+                return index
+    return -1
+
+
+def _depth(text: str) -> int:
+    level = deepest = 0
+    for character in text:
+        if character in "([{":
+            level += 1
+            deepest = max(deepest, level)
+        elif character in ")]}":
+            level -= 1
+    return deepest
+
+
+def is_balanced(text: str) -> bool:
+    """Whether every brace has its partner; parentheses and brackets may differ, as in ``[0, 1)``."""
+    plain = re.sub(r"\\[\\{}]", "", text)
+    level = 0
+    for character in plain:
+        level += (character == "{") - (character == "}")
+        if level < 0:
+            return False
+    return level == 0
