@@ -82,8 +82,8 @@ def line_chart(
     as_percent: bool = False,
     y_range: tuple[float, float] | None = None,
     guide: tuple[float, str] | None = None,
-    width: int = 560,
-    height: int = 330,
+    width: int = 480,
+    height: int = 290,
     end_labels: bool = True,
 ) -> str:
     """Lines over a common x axis, with bands, gaps at undefined values, and each line's name at its end.
@@ -100,11 +100,12 @@ def line_chart(
     y_ticks = nice_ticks(*(y_range or _padded(ys)), 5)
     y_texts = tick_texts(y_ticks, as_percent)
     left = 14 + max(_text_width(text) for text in y_texts)
+    top = 30 if y_label else 12
     frame = Frame(
         left=left,
-        top=30,
+        top=top,
         width=max(width - left - right, 40),
-        height=height - 30 - 42,
+        height=height - top - 42,
         x_low=0.0,
         x_high=max(xs, default=1.0) or 1.0,
         y_low=y_ticks[0],
@@ -170,7 +171,7 @@ def stacked_bars(
     *,
     title: str,
     unit: str = "s",
-    width: int = 760,
+    width: int = 600,
     row_height: int = 34,
 ) -> str:
     """One horizontal bar per row, cut into named parts; the same name has the same colour in every row."""

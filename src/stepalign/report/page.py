@@ -88,6 +88,7 @@ def _report_values(results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "results": results,
         "arms": summary.trained(arms),
+        "headline": summary.headline(results),
         "sentences": summary.summary_sentences(results),
         "changes": summary.changes(results),
         "notes": summary.notes(results),
@@ -183,7 +184,17 @@ def _learning(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "steps": steps,
                 "rollouts": rollouts,
                 "readings": readings if share else [],
-                "seeds": max((sum(line.label == one.label for line in by_steps) for one in by_steps), default=1),
+                "many_seeds": any(line.faint for line in by_steps),
+                "close_up": Markup(
+                    charts.line_chart(
+                        summary.until(by_rollouts, common),
+                        title=f"{label}, up to {common:,.0f} solver rollouts",
+                        x_label="solver rollouts",
+                        **shared,
+                    )
+                )
+                if common
+                else None,
             }
         )
     return out
@@ -282,12 +293,12 @@ def _arm_rules() -> str:
     light = [(f"arm-{index}", colour) for index, colour in enumerate(charts.ARM_COLOURS)] + [
         ("arm-base", charts.BASE_COLOUR)
     ]
-    dark = [(f"arm-{index}", colour) for index, colour in enumerate(_DARK_ARMS)] + [("arm-base", "#9aa1ab")]
+    dark = [(f"arm-{index}", colour) for index, colour in enumerate(DARK_ARMS)] + [("arm-base", "#9aa1ab")]
     rules = ["\n".join(_arm_rule(name, colour) for name, colour in table) for table in (light, dark)]
     return f"{rules[0]}\n@media screen and (prefers-color-scheme: dark) {{\n{rules[1]}\n}}"
 
 
-_DARK_ARMS = ("#35b8a6", "#e8a04c", "#a994f0", "#ec7aa8", "#84c464", "#6fb5ee", "#c8a774", "#a3afc0")
+DARK_ARMS = ("#35b8a6", "#e8a04c", "#a994f0", "#ec7aa8", "#84c464", "#6fb5ee", "#c8a774", "#a3afc0")
 
 
 def _arm_rule(name: str, colour: str) -> str:

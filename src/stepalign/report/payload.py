@@ -32,14 +32,14 @@ _SERIES = ("student_log_prob", "teacher_log_prob", "forward_kl", "student_entrop
 def signal_element(signal: Json) -> str:
     """The content of the page's data element: escaped JSON, compressed when it is long.
 
-    Long pages keep as many alternatives per token as fit the budget; ``alternatives`` in the data says how many.
+    Long pages keep as many alternatives per token as fit the budget; ``alternatives`` in the data says how many. A_t and
+    the log-probabilities keep their six decimals whatever the length.
     """
     most = max((len(row) for rollout in _rows(signal, "rollouts") for row in _alternative_rows(rollout)), default=0)
     text = ""
-    for kept in sorted({most, 5, 3, 2, 1, 0}, reverse=True):
-        if kept > most:
-            continue
-        text = safe_json(viewer_data(signal, alternatives=kept))
+    counts = [kept for kept in sorted({most, 5, 3, 2, 1, 0}, reverse=True) if kept <= most]
+    for kept, digits in [*((kept, 4) for kept in counts), (0, 3)]:
+        text = safe_json(viewer_data(signal, alternatives=kept, digits=digits))
         if len(text) > PLAIN_LIMIT:
             packed = base64.b64encode(zlib.compress(text.encode(), 9)).decode()
             text = safe_json({"deflate": packed})
@@ -48,10 +48,16 @@ def signal_element(signal: Json) -> str:
     return text
 
 
-def viewer_data(signal: Json, *, alternatives: int = 5) -> dict[str, Any]:
-    """Everything the viewer draws, as JSON-ready data."""
+def viewer_data(signal: Json, *, alternatives: int = 5, digits: int = 4) -> dict[str, Any]:
+    """Everything the viewer draws, as JSON-ready data.
+
+    Args:
+        alternatives: most alternatives per token to keep, of either side.
+        digits: decimals of KL and entropies.
+    """
     rollouts = [
-        _rollout(rollout, index, signal, alternatives) for index, rollout in enumerate(_rows(signal, "rollouts"))
+        _rollout(rollout, index, signal, alternatives, digits)
+        for index, rollout in enumerate(_rows(signal, "rollouts"))
     ]
     labels = _context_labels(signal)
     values = [value for rollout in rollouts for context in rollout["contexts"] for value in context["a"]]
@@ -63,6 +69,7 @@ def viewer_data(signal: Json, *, alternatives: int = 5) -> dict[str, Any]:
         "percentile": PERCENTILE,
         "limit": round(shared_limit(values), 6),
         "alternatives": alternatives,
+        "digits": digits,
         "contexts": [{"name": name, "label": label} for name, label in labels.items()],
         "rollouts": rollouts,
     }
@@ -77,12 +84,14 @@ def _context_labels(signal: Json) -> dict[str, str]:
     return labels
 
 
-def _rollout(rollout: Json, position: int, signal: Json, alternatives: int) -> dict[str, Any]:
+def _rollout(rollout: Json, position: int, signal: Json, alternatives: int, digits: int) -> dict[str, Any]:
     where = f"rollout {rollout.get('rollout_id', position)}"
     text = str(rollout.get("text", ""))
     tokens = _rows(rollout, "tokens")
     names = list(_context_labels(signal))
-    contexts = [_context(context, len(tokens), names, where, alternatives) for context in _rows(rollout, "contexts")]
+    contexts = [
+        _context(context, len(tokens), names, where, alternatives, digits) for context in _rows(rollout, "contexts")
+    ]
     out: dict[str, Any] = {
         "id": str(rollout.get("rollout_id", position)),
         "case": str(rollout.get("case", "")),
@@ -108,7 +117,9 @@ def _rollout(rollout: Json, position: int, signal: Json, alternatives: int) -> d
     return out
 
 
-def _context(context: Json, length: int, names: Sequence[str], where: str, alternatives: int) -> dict[str, Any]:
+def _context(
+    context: Json, length: int, names: Sequence[str], where: str, alternatives: int, digits: int
+) -> dict[str, Any]:
     name = str(context.get("name"))
     ratio = _series(context, "log_ratio", length, where)
     student, teacher, kl, student_entropy, teacher_entropy = (_series(context, key, length, where) for key in _SERIES)
@@ -121,9 +132,9 @@ def _context(context: Json, length: int, names: Sequence[str], where: str, alter
         "a": ratio,
         "student": student,
         "rest": [_rest(t, s, a) for t, s, a in zip(_rounded(teacher, 6), student, ratio, strict=True)],
-        "kl": _rounded(kl, 4),
-        "student_entropy": _rounded(student_entropy, 4),
-        "entropy": _rounded(teacher_entropy, 4),
+        "kl": _rounded(kl, digits),
+        "student_entropy": _rounded(student_entropy, digits),
+        "entropy": _rounded(teacher_entropy, digits),
         "top_student": _alternatives(context, "top_student", length, where, alternatives),
         "top": _alternatives(context, "top_teacher", length, where, alternatives),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stepalign.report.charts import Interval, Series
@@ -29,9 +29,9 @@ from stepalign.report.text import (
 Json = Mapping[str, Any]
 
 CONDITIONS = {
-    "grpo": "a right-or-wrong reward for each rollout, compared within its group; no text feedback",
-    "refsol": "the self-teacher is shown the reference solution of the problem",
-    "stepalign": "the self-teacher is shown a critique that follows the solver’s own steps and corrects the first wrong"
+    "grpo": "A right-or-wrong reward for each rollout, compared within its group; no text feedback",
+    "refsol": "The self-teacher is shown the reference solution of the problem",
+    "stepalign": "The self-teacher is shown a critique that follows the solver’s own steps and corrects the first wrong"
     " one",
 }
 CHECKPOINT_RULES = {
@@ -624,6 +624,25 @@ def _read(series: Series, budget: float | None, axis: str) -> str:
         return MISSING
     x, y = points[-1]
     return percent(y) + ("" if x == budget else f" (at {count(x)} {axis})")
+
+
+def until(series: Sequence[Series], end: float) -> list[Series]:
+    """The part of every line up to ``end``; nothing is interpolated."""
+    out = []
+    for line in series:
+        keep = [index for index, x in enumerate(line.x) if x is not None and x <= end]
+        cut = {
+            name: tuple(values[index] for index in keep) if (values := getattr(line, name)) else ()
+            for name in ("x", "y", "low", "high")
+        }
+        out.append(replace(line, **cut))
+    return out
+
+
+def headline(results: Json) -> str:
+    """The arms by name. Labels that hold commas themselves are set apart by dots."""
+    labels = [arm.label for arm in trained(arms_of(results))]
+    return (" · ".join(labels) if any("," in label for label in labels) else listing(labels)) or "Comparison"
 
 
 def common_rollouts(series: Sequence[Series]) -> float | None:

@@ -52,9 +52,11 @@
     return "\u27e8U+" + code.toString(16).toUpperCase().padStart(4, "0") + "\u27e9";
   });
 
-  // What a token shows: newlines, tabs and blanks that stand alone are marked; other blanks on request.
+  // What a token shows: newlines, tabs and blanks that stand alone are marked; other blanks on request. The break a
+  // newline makes comes after the token, or a coloured sliver would hang at the start of the next line.
   function shape(piece) {
-    let text = visible(piece).replace(/\t/g, "\u21e5\t").replace(/\n/g, "\u23ce\n");
+    const breaks = /\n*$/.exec(piece)[0].length;
+    let text = visible(piece.slice(0, piece.length - breaks)).replace(/\t/g, "\u21e5\t").replace(/\n/g, "\u23ce\n") + "\u23ce".repeat(breaks);
     if (state.spaces || /^ +$/.test(piece)) text = text.replace(/ /g, "\u00b7");
     return text;
   }
@@ -315,7 +317,7 @@
   function drawLegend() {
     const top = limit();
     const rollout = current();
-    const ticks = [-1, -0.5, 0, 0.5, 1].map((share) => signed(Math.sign(share) * valueAt(Math.abs(share), top), 2));
+    const ticks = [-1, -0.5, 0, 0.5, 1].map((share) => (share ? signed(Math.sign(share) * valueAt(Math.abs(share), top), 2) : "0"));
     const ramp = h("div", { class: "ramp", role: "img", "aria-label": "Colour scale from " + ticks[0] + " to " + ticks[4] + " " + data.unit });
     for (let at = -LEVELS; at <= LEVELS; at += 1) ramp.append(h("i", { class: levelClass(at) }));
     const about = { all: "99th percentile of |A| over all rollouts and contexts", rollout: "99th percentile of |A| in this rollout", largest: "largest |A| in this rollout" };
@@ -325,7 +327,7 @@
         h("div", { class: "poles" }, h("span", { class: "less", text: "less likely with the feedback" }), h("span", { class: "more", text: "more likely" }))),
       h("div", { class: "histograms" }, ...views().map((view) => histogram(rollout, view, top))),
       h("p", { class: "definition" },
-        h("b", { text: state.diff ? "Difference of A\u209c" : "A\u209c" }), h("span", { text: ", " + visible(data.unit) + ". " }),
+        h("b", { text: state.diff ? "Difference of A" : "A" }), h("span", { text: ", " + visible(data.unit) + ". " }),
         h("span", { text: "Limit \u00b1" + plain(top, 2) + ": " + about[state.limit] + ", one scale for every panel" + (state.log ? ", logarithmic. " : ". ") }),
         h("span", { class: "key-up", text: "Line above" }), h("span", { text: ": reinforced. " }),
         h("span", { class: "key-down", text: "Line below" }), h("span", { text: ": suppressed. " }),
@@ -424,6 +426,8 @@
       cells[panel][token] = cell;
       cell.dataset.panel = panel;
       run.append(cell);
+      const breaks = /\n*$/.exec(rollout.pieces[token])[0];
+      if (breaks && token < step[3] - 1) run.append(breaks);
     }
     const rest = rollout.gaps[rollout.pieces.length];
     if (rest && stepAt === rollout.steps.length - 1) run.append(h("span", { class: "gap", role: "listitem", text: shape(rest) }));
@@ -464,7 +468,7 @@
   function strip(rollout, view, width, last) {
     const values = valuesOf(rollout, view);
     const top = limit();
-    const frame = { left: 46, right: 10, top: 20, height: 84 };
+    const frame = { left: 46, right: 10, top: 38, height: 84 };
     const wide = width - frame.left - frame.right;
     const height = frame.top + frame.height + (last ? 26 : 8);
     const x = (token) => frame.left + (wide * token) / Math.max(values.length, 1);
@@ -496,7 +500,7 @@
     drawing.append(s("path", { class: "clip-mark", d: clipped }));
     const line = s("line", { class: "cursor", x1: 0, x2: 0, y1: frame.top - 2, y2: frame.top + frame.height + 2 });
     drawing.append(line);
-    drawing.append(s("text", { class: "strip-name", x: width - frame.right, y: frame.top - 6, "text-anchor": "end" }, view.title));
+    drawing.append(s("text", { class: "strip-name", x: frame.left, y: 14 }, view.title));
     if (last) {
       drawing.append(s("text", { class: "tick", x: frame.left, y: height - 8 }, "token 0"));
       drawing.append(s("text", { class: "tick", x: width - frame.right, y: height - 8, "text-anchor": "end" }, String(Math.max(values.length - 1, 0))));
@@ -620,11 +624,11 @@
       h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Values of token " + token }, h("table", {},
         h("thead", {}, h("tr", {}, h("td", {}), ...contexts.map((context) => h("th", { scope: "col", text: label(context) })))),
         h("tbody", {},
-          row("A\u209c, nats", (values) => h("b", { class: "value-a", text: signed(values.ratio, 6) }), "main"),
+          row("A, " + data.unit, (values) => h("b", { class: "value-a", text: signed(values.ratio, 6) }), "main"),
           row("log p, student", (values) => both(values.student)),
           row("log p, self-teacher", (values) => both(values.teacher)),
-          row("forward KL", (values) => plain(values.kl, 4)),
-          row("entropy, student \u2192 self-teacher", (values) => plain(values.studentEntropy, 4) + " \u2192 " + plain(values.teacherEntropy, 4)),
+          row("forward KL", (values) => plain(values.kl, data.digits)),
+          row("entropies", (values) => plain(values.studentEntropy, data.digits) + " \u2192 " + plain(values.teacherEntropy, data.digits)),
           known(gap) ? h("tr", { class: "main" }, h("th", { scope: "row", text: "difference" }), h("td", { colspan: String(contexts.length) }, h("b", { class: "value-difference", text: signed(gap, 6) }))) : null))),
       alternatives(rollout, contexts, readings, token));
   }

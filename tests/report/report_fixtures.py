@@ -255,7 +255,7 @@ def _context(name: str, kind: int, roles: list[str], tokens: list[dict[str, Any]
         "case": "D" if wrong_at else "A",
         "first_error": str(wrong_at or ""),
         "log_ratio": ratio,
-        "student_log_prob": student,
+        "student_log_prob": list(student),
         "teacher_log_prob": [lp + value for lp, value in zip(student, ratio, strict=True)],
         "forward_kl": [abs(value) * 0.3 for value in ratio],
         "student_entropy": [abs(lp) * 0.9 for lp in student],

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report_fixtures as fixtures
+from report_html import Node, read_html
+
+from stepalign.errors import ConfigError
+from stepalign.report import page
+from stepalign.report.page import report_html, token_html, write_report, write_token_page
+
+SHARES = {"pass@12": "Pass@12", "maj@12": "Maj@12", "avg@12": "Avg@12", "truncated_share": "Truncated"}
+
+
+def table_rows(document: Node, selector: str, index: int = 0) -> dict[str, dict[str, Node]]:
+    """Row name -> column heading -> cell of the index-th table of a class."""
+    table = document.classed(selector)[index]
+    heads = [head.words for head in table.all("thead")[0].all("th")]
+    rows = {}
+    for row in table.all("tbody")[0].all("tr"):
+        cells = [child for child in row.children if isinstance(child, Node)]
+        rows[cells[0].words] = dict(zip(heads[1:], cells[1:], strict=True))
+    return rows
+
+
+def test_write_report_writes_one_file(folder: Path) -> None:
+    target = write_report(folder)
+    assert target == folder / "report.html"
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "results.json", "signal.json"]
+    read_html(target.read_text(encoding="utf-8"))
+
+
+def test_every_number_of_the_results_table_equals_the_file(results: dict[str, Any]) -> None:
+    document = read_html(report_html(results))
+    shown = table_rows(document, "results")
+    labels = {arm["name"]: arm["label"] for arm in results["arms"]} | {"base": "Untrained solver"}
+    checked = 0
+    for metric in results["metrics"]:
+        if metric["seed"] is not None or metric["metric"] == "pass@1":
+            continue
+        share = metric["metric"] in SHARES
+        cell = shown[labels[metric["arm"]]][SHARES.get(metric["metric"], "Length")]
+        factor = 100 if share else 1
+        assert cell.classed("point")[0].words == f"{factor * metric['value']:.1f}" + (" %" if share else "")
+        expected = f"95% interval {factor * metric['low']:.1f} to {factor * metric['high']:.1f}"
+        assert cell.classed("interval")[0].words == expected
+        tip = cell.classed("tip")[0].words
+        assert f"{metric['numerator']:,}" in tip
+        assert f"{metric['denominator']:,}" in tip
+        assert "n = 12" in tip
+        assert "200 problems" in tip
+        checked += 1
+    assert checked == 5 * 5
+
+
+def test_costs_are_means_over_the_runs(results: dict[str, Any]) -> None:
+    shown = table_rows(read_html(report_html(results)), "results")
+    for arm in results["arms"]:
+        runs, row = arm["runs"], shown[arm["label"]]
+        for head, key in (("Rollouts", "rollouts"), ("Tokens", "completion_tokens")):
+            assert row[head].classed("point")[0].words == f"{sum(run[key] for run in runs) / len(runs):,.0f}"
+        assert row["Seconds"].classed("point")[0].words == f"{sum(run['seconds'] for run in runs) / len(runs):.1f}"
+        assert row["Critic calls"].classed("point")[0].words == f"{runs[0]['critic']['calls']:,}"
+
+
+def test_per_seed_rows_equal_the_file(results: dict[str, Any]) -> None:
+    shown = table_rows(read_html(report_html(results)), "results", index=1)
+    for metric in results["metrics"]:
+        if metric["metric"] == "avg@12" and metric["seed"] is not None:
+            label = next(arm["label"] for arm in results["arms"] if arm["name"] == metric["arm"])
+            assert (
+                shown[f"{label}, seed {metric['seed']}"]["Avg@12"].classed("point")[0].words
+                == f"{100 * metric['value']:.1f} %"
+            )
+
+
+def test_every_stored_metric_is_listed_unrounded(results: dict[str, Any]) -> None:
+    document = read_html(report_html(results))
+    rows = document.classed("dense")[0].all("tbody")[0].all("tr")
+    assert len(rows) == len(results["metrics"])
+    for row, metric in zip(rows, results["metrics"], strict=True):
+        texts = [cell.words for cell in row.all("td")]
+        assert [float(text) for text in texts[7:12]] == [
+            metric[key] for key in ("value", "low", "high", "numerator", "denominator")
+        ]
+
+
+def test_paired_differences_equal_the_file(results: dict[str, Any]) -> None:
+    section = read_html(report_html(results)).by_id("differences")
+    rows = section.all("tbody")[0].all("tr")
+    assert len(rows) == len(results["paired"])
+    for row, pair in zip(rows, results["paired"], strict=True):
+        difference, interval, p_value, problems, seeds = (cell.words.replace("−", "-") for cell in row.all("td"))
+        assert difference == f"{100 * pair['difference']:+.1f} pts"
+        assert interval == f"{100 * pair['low']:+.1f} to {100 * pair['high']:+.1f}"
+        assert p_value == ("< 0.001" if pair["p_value"] < 0.001 else f"{pair['p_value']:.3f}")
+        assert problems == "200"
+        assert seeds == "seeds 0 and 1"
+
+
+def test_localisation_equals_the_file(results: dict[str, Any], signal: dict[str, Any]) -> None:
+    document = read_html(report_html(results, signal))
+    shown = {row.all("th")[0].words: row for row in document.classed("localisation")[0].all("tbody")[0].all("tr")}
+    (row,) = [row for name, row in shown.items() if name.startswith("Share of |A|")]
+    points = [cell.words for cell in row.classed("point")]
+    assert points == [f"{100 * entry['numbers'][0]['value']:.1f} %" for entry in signal["localisation"]]
+    assert "15.4 %" in row.words
+    assert "38.0 % to 44.0 %" in row.words
+    assert "that step's share of tokens" in row.words
+
+
+def test_no_winner_and_both_axes(results: dict[str, Any]) -> None:
+    text = read_html(report_html(results)).by_id("learning").words
+    whole = read_html(report_html(results)).all("body")[0].words
+    assert "winner" not in whole.lower()
+    assert "order of arms depends on the axis" in whole
+    assert "optimizer steps" in text
+    assert "solver rollouts" in text
+
+
+def test_readings_at_equal_budgets(results: dict[str, Any]) -> None:
+    """By hand: at 1,984 rollouts GRPO with 256 per step was last evaluated at step 6, so at 1,536 rollouts."""
+    section = read_html(report_html(results)).by_id("learning")
+    rows = {row.all("th")[0].words: [cell.words for cell in row.all("td")] for row in section.all("tbody")[0].all("tr")}
+    points = [curve["points"] for curve in results["curves"] if curve["arm"] == "grpo"]
+    at_six = sum(point["value"] for curve in points for point in curve if point["step"] == 6) / 2
+    at_end = sum(curve[-1]["value"] for curve in points) / 2
+    assert rows["GRPO"] == [f"{100 * at_end:.1f} %", f"{100 * at_six:.1f} % (at 1,536 rollouts)"]
+    assert rows["RefSol"][0] == rows["RefSol"][1]
+
+
+@pytest.mark.parametrize(("problems", "noted"), [(30, True), (200, False)])
+def test_small_test_sets_are_noted(problems: int, noted: bool) -> None:
+    text = read_html(report_html(fixtures.make_results(test_problems=problems))).all("main")[0].words
+    assert ("Only 30 test problems" in text) is noted
+
+
+@pytest.mark.parametrize(
+    ("rule", "noted"), [("best_per_metric_on_test", True), ("last", False), ("best_on_validation", False)]
+)
+def test_selection_on_the_test_set_is_noted(rule: str, noted: bool) -> None:
+    document = read_html(report_html(fixtures.make_results(rule=rule)))
+    assert ("selects on the test set" in document.all("main")[0].words) is noted
+    for table in document.classed("results"):
+        assert page.summary.CHECKPOINT_RULES[rule] in table.all("caption")[0].words
+
+
+def test_unfinished_comparison_is_shown_as_far_as_it_goes(results: dict[str, Any]) -> None:
+    unfinished = copy.deepcopy(results)
+    unfinished["arms"][3]["runs"] = []
+    unfinished["metrics"] = [row for row in unfinished["metrics"] if row["arm"] not in {"stepalign", "refsol"}]
+    unfinished["paired"] = []
+    unfinished["curves"] = [curve for curve in unfinished["curves"] if curve["arm"] == "grpo"]
+    document = read_html(report_html(unfinished))
+    assert "StepAlignFB has not run yet; " not in document.by_id("results").words
+    text = document.all("main")[0].words
+    assert "not complete: RefSol has no test result yet; StepAlignFB has not run yet" in text
+    shown = table_rows(document, "results")
+    assert shown["StepAlignFB"]["Avg@12"].classed("point")[0].words == "–"
+    assert "not measured yet" in shown["StepAlignFB"]["Avg@12"].words
+
+
+@pytest.mark.parametrize("keep", [(), ("arms",), ("metrics",), ("arms", "curves"), ("arms", "training", "paired")])
+def test_any_part_may_be_missing(results: dict[str, Any], keep: tuple[str, ...]) -> None:
+    read_html(report_html({"format": 1} | {key: results[key] for key in keep}))
+
+
+def test_nulls_are_missing_never_zero(results: dict[str, Any]) -> None:
+    holed = copy.deepcopy(results)
+    for row in holed["metrics"]:
+        row |= dict.fromkeys(("value", "low", "high", "numerator", "denominator"))
+    shown = table_rows(read_html(report_html(holed)), "results")
+    assert {cell.classed("point")[0].words for row in shown.values() for head, cell in row.items() if "@" in head} == {
+        "–"
+    }
+
+
+def test_policy_allows_exactly_our_two_blocks(results: dict[str, Any], signal: dict[str, Any]) -> None:
+    for html in (report_html(results, signal), token_html(signal), report_html(results)):
+        document = read_html(html)
+        (policy,) = [
+            meta.attributes["content"]
+            for meta in document.all("meta")
+            if meta.attributes.get("http-equiv") == "Content-Security-Policy"
+        ]
+        assert policy.startswith("default-src 'none';")
+        assert "unsafe" not in policy
+        assert "http" not in policy
+        blocks = document.all("style") + [node for node in document.all("script") if not node.attributes.get("type")]
+        hashes = [base64.b64encode(hashlib.sha256(block.text.encode()).digest()).decode() for block in blocks]
+        assert len(re.findall("sha256-", policy)) == 2
+        assert all(f"'sha256-{digest}'" in policy for digest in hashes)
+
+
+def test_nothing_in_the_page_points_outside(results: dict[str, Any], signal: dict[str, Any]) -> None:
+    document = read_html(report_html(results, signal))
+    for node in document.everything():
+        assert node.tag not in {"link", "img", "iframe", "object", "embed", "base", "form"}
+        for name, value in node.attributes.items():
+            assert name not in {"src", "srcset", "action", "style"}
+            assert not name.startswith("on")
+            assert name != "href" or value.startswith("#")
+    for asset in ("viewer.js", "page.css"):
+        text = page._asset(asset)
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "fetch(",
+            "XMLHttpRequest",
+            "url(",
+            "@import",
+        ):
+            assert word not in text, f"{word} in {asset}"
+
+
+def test_internal_links_lead_somewhere(results: dict[str, Any], signal: dict[str, Any]) -> None:
+    document = read_html(report_html(results, signal))
+    names = [node.attributes["id"] for node in document.everything() if "id" in node.attributes]
+    assert len(names) == len(set(names))
+    assert {link.attributes["href"][1:] for link in document.all("a")} <= set(names)
+
+
+@pytest.mark.parametrize("payload", fixtures.HOSTILE)
+def test_hostile_text_stays_text(payload: str) -> None:
+    harmless = read_html(report_html(fixtures.make_hostile_results("x"), fixtures.make_hostile_signal("x")))
+    html = report_html(fixtures.make_hostile_results(payload), fixtures.make_hostile_signal(payload))
+    document = read_html(html)
+    # Same elements with and without the payload: it opened none and closed none.
+    assert [node.tag for node in document.everything()] == [node.tag for node in harmless.everything()]
+    assert not set(html) & set("\x00\x07\x08\x1b\x7f\x9b\u202e\u202c\u2028\u2029\u200b\ufeff")
+    (data,) = [node for node in document.all("script") if node.attributes.get("type") == "application/json"]
+    assert not set(data.text) & set("<>&\u2028\u2029")
+    assert json.loads(data.text)["rollouts"][0]["question"] == payload
+    html.encode("utf-8")
+
+
+def test_template_syntax_in_data_is_not_evaluated() -> None:
+    text = read_html(report_html(fixtures.make_hostile_results("{{ 7 * 7 }}"))).all("body")[0].words
+    assert "{{ 7 * 7 }}" in text
+
+
+def test_token_page_has_viewer_and_localisation_only(tmp_path: Path, signal: dict[str, Any]) -> None:
+    target = write_token_page(signal, tmp_path / "deep" / "tokens.html")
+    document = read_html(target.read_text(encoding="utf-8"))
+    document.by_id("viewer")
+    document.by_id("localisation")
+    assert not [node for node in document.everything() if node.attributes.get("id") == "learning"]
+
+
+def test_the_same_input_gives_the_same_bytes(results: dict[str, Any], signal: dict[str, Any]) -> None:
+    assert report_html(results, signal) == report_html(results, signal)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no results.json"),
+        ("{", "not valid JSON"),
+        ("[]", "should hold one JSON object"),
+        ('{"format": 2}', "format 2"),
+        ("[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_broken_files_are_user_errors(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        write_report(tmp_path)
+    assert caught.value.hint
+    assert caught.value.where
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_misaligned_signal_is_an_error_not_a_picture(folder: Path, signal: dict[str, Any]) -> None:
+    broken = copy.deepcopy(signal)
+    broken["rollouts"][1]["contexts"][0]["log_ratio"].pop()
+    (folder / "signal.json").write_text(json.dumps(broken))
+    with pytest.raises(ConfigError, match="rollout r001: context 'step_aligned' has 43 log_ratio values for 44 tokens"):
+        write_report(folder)
+
+
+def test_nan_literals_in_a_file_become_gaps(folder: Path, results: dict[str, Any]) -> None:
+    holed = copy.deepcopy(results)
+    holed["metrics"][0]["value"] = float("nan")
+    holed["curves"][0]["points"][2]["value"] = float("nan")
+    (folder / "results.json").write_text(json.dumps(holed))
+    body = read_html(write_report(folder).read_text(encoding="utf-8")).all("main")[0]
+    assert "nan" not in body.words.lower().replace("nanosecond", "")

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import random
+import zlib
+from typing import Any
+
+import pytest
+import report_fixtures as fixtures
+
+from stepalign.report.page import token_html
+from stepalign.report.payload import signal_element, viewer_data
+
+
+def stored(signal: dict[str, Any]) -> dict[str, Any]:
+    data = json.loads(signal_element(signal))
+    return json.loads(zlib.decompress(base64.b64decode(data["deflate"]))) if "deflate" in data else data
+
+
+def test_six_digits_survive_the_packing(signal: dict[str, Any]) -> None:
+    data = stored(signal)
+    for rollout, shown in zip(signal["rollouts"], data["rollouts"], strict=True):
+        for context, packed in zip(rollout["contexts"], shown["contexts"], strict=True):
+            student = packed.get("student") or shown["student"]
+            for token, value in enumerate(context["log_ratio"]):
+                assert packed["a"][token] == round(value, 6)
+                assert student[token] == round(context["student_log_prob"][token], 6)
+                teacher = (student[token] + packed["a"][token]) * 1e6 + packed["rest"][token]
+                assert round(teacher) == round(context["teacher_log_prob"][token] * 1e6)
+
+
+def test_the_students_side_is_stored_once_when_all_contexts_agree(signal: dict[str, Any]) -> None:
+    shown = viewer_data(signal)["rollouts"][0]
+    assert "student" in shown
+    assert all("student" not in context for context in shown["contexts"])
+    other = copy.deepcopy(signal)
+    other["rollouts"][0]["contexts"][1]["student_log_prob"][3] -= 1
+    shown = viewer_data(other)["rollouts"][0]
+    assert "student" not in shown
+    assert shown["contexts"][0]["student"] != shown["contexts"][1]["student"]
+
+
+def test_pieces_and_gaps_join_to_the_text(signal: dict[str, Any]) -> None:
+    data = copy.deepcopy(signal)
+    del data["rollouts"][0]["tokens"][5:8]
+    for context in data["rollouts"][0]["contexts"]:
+        for key, values in context.items():
+            if isinstance(values, list):
+                del context[key][5:8]
+    for rollout, shown in zip(data["rollouts"], viewer_data(data)["rollouts"], strict=True):
+        pieces = [piece for index, piece in enumerate(shown["pieces"]) if index not in shown["special"]]
+        joined = "".join(shown["gaps"].get(index, "") + piece for index, piece in enumerate(pieces))
+        assert joined + shown["gaps"].get(len(shown["pieces"]), "") == rollout["text"]
+
+
+def test_pieces_of_one_character_are_joined() -> None:
+    """An emoji in three tokens: two styles of offsets, none of which may show a broken character."""
+    for spans in (((0, 1), (1, 1), (1, 1)), ((0, 1), (0, 1), (0, 1))):
+        tokens = [{"text": "\ufffd", "start": start, "end": end, "id": 1, "special": False} for start, end in spans]
+        tokens.append({"text": "x", "start": 1, "end": 2, "id": 2, "special": False})
+        rollout = {"rollout_id": "a", "text": "😀x", "tokens": tokens, "steps": [], "contexts": []}
+        shown = viewer_data({"rollouts": [rollout]})["rollouts"][0]
+        assert shown["pieces"][0] == "😀"
+        assert shown["joined"] == [1, 2]
+        assert shown["pieces"][3] == "x"
+
+
+def test_steps_cover_every_token_once(signal: dict[str, Any]) -> None:
+    for rollout, shown in zip(signal["rollouts"], viewer_data(signal)["rollouts"], strict=True):
+        covered = [token for step in shown["steps"] for token in range(step[2], step[3])]
+        assert covered == list(range(len(rollout["tokens"])))
+        assert [step[0] for step in shown["steps"]] == [step["label"] for step in rollout["steps"]]
+        for step, span in zip(shown["steps"], rollout["steps"], strict=True):
+            assert rollout["tokens"][step[2]]["start"] == span["start"]
+
+
+def test_a_rollout_without_steps_is_one_stretch(signal: dict[str, Any]) -> None:
+    bare = copy.deepcopy(signal)
+    bare["rollouts"][0]["steps"] = []
+    assert viewer_data(bare)["rollouts"][0]["steps"] == [["", "unknown", 0, 44]]
+
+
+def test_missing_series_and_nan_are_null(signal: dict[str, Any]) -> None:
+    holed = copy.deepcopy(signal)
+    context = holed["rollouts"][0]["contexts"][0]
+    del context["forward_kl"], context["top_teacher"]
+    context["log_ratio"][2] = float("nan")
+    shown = viewer_data(holed)["rollouts"][0]["contexts"][0]
+    assert set(shown["kl"]) == {None}
+    assert shown["top"] is None
+    assert shown["a"][2] is None
+    assert shown["rest"][2] is None
+
+
+def long_signal(rollouts: int, tokens: int, contexts: int, top: int) -> dict[str, Any]:
+    """Full-entropy numbers: no real signal compresses worse."""
+    rng = random.Random(5)
+    words = [" the", " sum", "x", " =", " 12", "\\frac", "{", "}", " therefore", ".\n", " equals", " we", " have"]
+    signal = fixtures.make_signal(rollouts=1, contexts=contexts)
+    signal["rollouts"] = []
+    for index in range(rollouts):
+        pieces = [rng.choice(words) for _ in range(tokens)]
+        spans, at = [], 0
+        for piece in pieces:
+            spans.append(
+                {"text": piece, "start": at, "end": at + len(piece), "id": rng.randrange(150_000), "special": False}
+            )
+            at += len(piece)
+        student = [-rng.expovariate(1.5) for _ in pieces]
+        alternatives = [[[rng.choice(words), -rng.expovariate(0.5)] for _ in range(top)] for _ in pieces]
+        entries = []
+        for name, _ in fixtures.CONTEXTS[:contexts]:
+            ratio = [rng.gauss(0, 1) for _ in pieces]
+            entries.append({
+                "name": name, "text": "".join(rng.choices(words, k=tokens)), "case": "D", "first_error": "3", "log_ratio": ratio,
+                "student_log_prob": student, "teacher_log_prob": [a + b for a, b in zip(student, ratio, strict=True)],
+                "forward_kl": [rng.random() for _ in pieces], "student_entropy": student, "teacher_entropy": ratio,
+                "top_student": alternatives, "top_teacher": alternatives,
+            })  # fmt: skip
+        text = "".join(pieces)
+        steps = [
+            {"label": str(step), "start": at * step // 9, "end": at * (step + 1) // 9, "status": "right"}
+            for step in range(9)
+        ]
+        signal["rollouts"].append({
+            "rollout_id": f"r{index}", "case": "correct", "verdict": "correct", "question": "q", "expected_answer": "1",
+            "reference": text, "text": text, "tokens": spans, "steps": steps, "contexts": entries,
+        })  # fmt: skip
+    return signal
+
+
+@pytest.mark.parametrize("top", [0, 5])
+def test_ten_long_rollouts_fit_one_megabyte(top: int) -> None:
+    html = token_html(long_signal(10, 2048, 2, top))
+    assert len(html.encode()) <= 1_000_000

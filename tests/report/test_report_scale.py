@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from stepalign.report import charts, page, scale
+
+LEVELS = range(-scale.LEVELS, scale.LEVELS + 1)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_on_every_level_is_readable(scheme: scale.Scheme) -> None:
+    assert min(scale.contrast(scale.ink(at, scheme), scale.background(at, scheme)) for at in LEVELS) >= 4.5
+
+
+def test_contrast_knows_black_on_white() -> None:
+    assert scale.contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert scale.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_stronger_values_stand_out_more(scheme: scale.Scheme) -> None:
+    paper = scale.background(0, scheme)
+    for sign in (1, -1):
+        steps = [scale.contrast(paper, scale.background(sign * size, scheme)) for size in range(scale.LEVELS + 1)]
+        assert steps == sorted(steps)
+
+
+def _seen_by_deuteranope(colour: str) -> tuple[float, float, float]:
+    # Viénot, Brettel & Mollon 1999, on linear RGB: the red and green channels collapse to one.
+    red, green, blue = scale._channels(colour)
+    yellow = 0.29275 * red + 0.70725 * green
+    return yellow, yellow, -0.02234 * red + 0.02234 * green + blue
+
+
+def test_both_signs_differ_without_red_green_vision() -> None:
+    for size in range(4, scale.LEVELS + 1):
+        plus, minus = (_seen_by_deuteranope(scale.background(sign * size)) for sign in (1, -1))
+        assert math.dist(plus, minus) > 0.1
+
+
+def test_levels_are_centred_symmetric_and_clipped() -> None:
+    assert scale.level(0.0, 2.0) == scale.level(None, 2.0) == scale.level(math.nan, 2.0) == 0
+    assert scale.level(2.0, 2.0) == scale.level(99.0, 2.0) == scale.LEVELS
+    assert scale.level(1.0, 2.0) == scale.LEVELS // 2
+    for value in (0.01, 0.3, 1.7):
+        for symlog in (False, True):
+            assert scale.level(-value, 2.0, symlog=symlog) == -scale.level(value, 2.0, symlog=symlog)
+
+
+def test_symlog_lifts_small_values() -> None:
+    assert scale.level(0.1, 2.0, symlog=True) > scale.level(0.1, 2.0)
+    assert scale.level(2.0, 2.0, symlog=True) == scale.LEVELS
+
+
+def test_limit_is_the_99th_percentile() -> None:
+    values: list[float | None] = [float(value) for value in range(1, 1001)]
+    random.Random(0).shuffle(values)
+    limit = scale.shared_limit([*values, None, math.nan])
+    assert limit == 990
+    assert sum(abs(value) <= limit for value in values if value is not None) / 1000 == 0.99
+    assert scale.shared_limit([]) == scale.shared_limit([0.0, 0.0]) == 1.0
+
+
+def test_arm_colours_are_visible_on_both_papers() -> None:
+    assert min(scale.contrast(colour, "#fcfbf8") for colour in (*charts.ARM_COLOURS, charts.BASE_COLOUR)) >= 3
+    assert min(scale.contrast(colour, "#14161a") for colour in page.DARK_ARMS) >= 3
+    # Names at the ends of lines are text.
+    assert min(scale.contrast(colour, "#fcfbf8") for colour in charts.ARM_COLOURS) >= 4

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+import report_fixtures as fixtures
+from rich.console import Console
+
+from stepalign.errors import ConfigError
+from stepalign.report import print_rollout, results_markdown, results_table
+
+ESCAPES = re.compile(r"\x1b\[[0-9;:]*m")
+
+
+def console(*, colour: bool, width: int = 140) -> Console:
+    return Console(
+        file=io.StringIO(),
+        width=width,
+        force_terminal=colour,
+        color_system="truecolor" if colour else None,
+        no_color=not colour,
+    )
+
+
+def printed(at: Console) -> str:
+    assert isinstance(at.file, io.StringIO)
+    return at.file.getvalue()
+
+
+def test_terminal_table_has_the_numbers_of_the_file(results: dict[str, Any]) -> None:
+    out = console(colour=False, width=160)
+    out.print(results_table(results))
+    shown = printed(out)
+    for metric in results["metrics"]:
+        if metric["seed"] is None and metric["metric"] != "pass@1" and metric["metric"] != "mean_length":
+            assert f"{100 * metric['value']:.1f} %" in shown
+            assert f"{100 * metric['low']:.1f} to {100 * metric['high']:.1f}" in shown
+    assert "the last checkpoint of every run" in shown
+    assert "order of arms depends on the axis" in " ".join(shown.split())
+
+
+def test_markdown_table_parses_and_names_its_rule(results: dict[str, Any]) -> None:
+    lines = results_markdown(results).splitlines()
+    assert "checkpoint: the last checkpoint of every run" in lines[0]
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 2 + 5
+    assert len({line.count("|") for line in table}) == 1
+    (row,) = [line for line in table if line.startswith("| StepAlignFB")]
+    metric = next(
+        row
+        for row in results["metrics"]
+        if row["arm"] == "stepalign" and row["seed"] is None and row["metric"] == "avg@12"
+    )
+    assert f"{100 * metric['value']:.1f} % ({100 * metric['low']:.1f} to {100 * metric['high']:.1f})" in row
+    assert f"{metric['numerator']:,} of {metric['denominator']:,}" in "\n".join(lines)
+
+
+@pytest.mark.parametrize("payload", fixtures.HOSTILE)
+def test_hostile_labels_are_inert_in_tables(payload: str) -> None:
+    results = fixtures.make_hostile_results(payload)
+    out = console(colour=False, width=300)
+    out.print(results_table(results))
+    assert not set(printed(out)) & set("\x00\x07\x1b\x9b\u202e\u2028")
+    for line in results_markdown(results).splitlines():
+        assert "<script" not in line
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 11
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_rollout_text_is_complete(signal: dict[str, Any], colour: bool) -> None:
+    out = console(colour=colour)
+    print_rollout(signal, 0, contexts=["step_aligned"], console=out)
+    plain = ESCAPES.sub("", printed(out))
+    for line in signal["rollouts"][0]["text"].splitlines():
+        assert re.sub(r"\([−+][\d.]+\)", "", plain).find(line) >= 0
+    assert "first wrong step" in plain
+    assert "⟨<|im_end|>⟩" in plain
+
+
+def test_colours_come_only_when_wanted(signal: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = console(colour=True)
+    print_rollout(signal, 0, console=out)
+    assert re.search(r"\x1b\[[\d;:]*48;2", printed(out))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    quiet = Console(file=io.StringIO(), width=140, force_terminal=True)
+    print_rollout(signal, 0, console=quiet)
+    assert not re.search(r"[34]8;[25]", printed(quiet))
+    # Without colours the strongest tokens carry their value.
+    rollout = signal["rollouts"][0]["contexts"][0]["log_ratio"]
+    assert f"({min(rollout):.1f})".replace("-", "−") in ESCAPES.sub("", printed(quiet))
+
+
+@pytest.mark.parametrize("payload", fixtures.HOSTILE)
+def test_no_control_character_of_a_model_reaches_the_terminal(payload: str) -> None:
+    out = console(colour=True)
+    print_rollout(fixtures.make_hostile_signal(payload), 0, console=out)
+    assert not set(ESCAPES.sub("", printed(out))) & set("\x00\x07\x08\x1b\x7f\x9b\u202e\u2028\u2029\u200b\ufeff")
+
+
+def test_unknown_rollout_or_context_is_a_user_error(signal: dict[str, Any]) -> None:
+    for wrong in (99, "nothing", -1):
+        with pytest.raises(ConfigError, match="no rollout"):
+            print_rollout(signal, wrong, console=console(colour=False))
+    with pytest.raises(ConfigError, match="no context"):
+        print_rollout(signal, "r001", contexts=["x"], console=console(colour=False))
