@@ -1,0 +1,314 @@
+"""The fused objective against the plain formulas, numerical gradients, subsets, and awkward inputs."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stepalign.objectives import (
+    DIVERGENCES,
+    FusedDivergence,
+    clip_tokens,
+    entropy,
+    fused_linear_divergence,
+    fused_linear_log_probs,
+    jensen_shannon,
+    log_ratio,
+    take_tokens,
+)
+
+torch.set_num_threads(1)
+
+NAMES = list(DIVERGENCES)
+
+
+class Case:
+    """Random hidden states and heads; the heads are shared unless asked otherwise."""
+
+    def __init__(
+        self, tokens: int = 13, hidden: int = 6, vocabulary: int = 31, dtype=torch.float64, shared=True, gap=0.5, seed=0
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        student, head = randn(tokens, hidden), randn(vocabulary, hidden)
+        self.student_hidden = student.clone().to(dtype).requires_grad_()
+        self.student_head = head.clone().to(dtype).requires_grad_()
+        self.teacher_hidden = (student + gap * randn(tokens, hidden)).to(dtype)
+        self.teacher_head = self.student_head if shared else (head + 0.2 * randn(vocabulary, hidden)).to(dtype)
+        self.weights = torch.rand(tokens, generator=generator, dtype=torch.float64).to(dtype)
+        self.token_ids = torch.randint(vocabulary, (tokens,), generator=generator)
+
+    def fused(self, rows: slice = slice(None), **options) -> FusedDivergence:
+        options = {"weights": self.weights[rows]} | options
+        return fused_linear_divergence(
+            self.student_hidden[rows], self.student_head, self.teacher_hidden[rows], self.teacher_head, **options
+        )
+
+    def log_probs(self, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        teacher = (self.teacher_hidden @ self.teacher_head.detach().t() / temperature).log_softmax(-1)
+        return teacher, (self.student_hidden @ self.student_head.t() / temperature).log_softmax(-1)
+
+    def gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss, (self.student_hidden, self.student_head))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 1.7}, {"entry_clip": 0.05}, {"token_clip": 0.2}, {"chunk_tokens": 5}, {"chunk_tokens": 1}],
+    ids=str,
+)
+def test_equals_the_plain_formula(name, shared, options):
+    case = Case(shared=shared)
+    teacher, student = case.log_probs(options.get("temperature", 1.0))
+    expected = DIVERGENCES[name](teacher, student, entry_clip=options.get("entry_clip"))
+    if "token_clip" in options:
+        expected = clip_tokens(expected, options["token_clip"])
+        assert (expected == options["token_clip"]).any()
+    expected_loss = (case.weights * expected).sum()
+
+    fused = case.fused(divergence=name, token_ids=case.token_ids, **options)
+
+    torch.testing.assert_close(fused.loss, expected_loss)
+    torch.testing.assert_close(fused.per_token, expected.detach())
+    torch.testing.assert_close(case.gradients(fused.loss), case.gradients(expected_loss))
+    torch.testing.assert_close(fused.log_ratio, log_ratio(teacher, student, token_ids=case.token_ids).detach())
+    torch.testing.assert_close(fused.student_log_probs, take_tokens(student, case.token_ids).detach())
+    torch.testing.assert_close(fused.teacher_log_probs, take_tokens(teacher, case.token_ids))
+    torch.testing.assert_close(fused.student_entropy, entropy(student).detach())
+    torch.testing.assert_close(fused.teacher_entropy, entropy(teacher))
+
+
+@given(weight=st.floats(0.05, 0.95), gap=st.floats(1e-3, 3.0), seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=25)
+def test_mixture_weight_of_jensen_shannon(weight, gap, seed):
+    case = Case(gap=gap, seed=seed, tokens=4)
+    teacher, student = case.log_probs()
+    expected = (case.weights * jensen_shannon(teacher, student, weight=weight)).sum()
+    fused = case.fused(divergence="jensen_shannon", mixture_weight=weight)
+    torch.testing.assert_close(fused.loss, expected)
+    torch.testing.assert_close(case.gradients(fused.loss), case.gradients(expected))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("chunk_tokens", [64, 2])
+def test_numerical_gradients(name, chunk_tokens):
+    case = Case(tokens=5, hidden=3, vocabulary=7)
+    teacher_head = case.student_head.detach().clone()  # gradcheck moves the student's head, so it cannot be shared
+
+    def loss(hidden: Tensor, head: Tensor) -> Tensor:
+        return fused_linear_divergence(
+            hidden,
+            head,
+            case.teacher_hidden,
+            teacher_head,
+            weights=case.weights,
+            divergence=name,
+            chunk_tokens=chunk_tokens,
+        ).loss
+
+    assert torch.autograd.gradcheck(loss, (case.student_hidden, case.student_head))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_identical_contexts_give_exactly_zero(name, shared, dtype):
+    case = Case(dtype=dtype, shared=shared, gap=0.0, vocabulary=5003)
+    if not shared:
+        case.teacher_head = case.student_head.detach().clone()
+    fused = case.fused(divergence=name, token_ids=case.token_ids, temperature=1.1)
+    assert fused.loss.item() == 0.0
+    assert fused.log_ratio is not None
+    assert (fused.log_ratio == 0).all()
+    assert all((gradient.abs() < 1e-6).all() for gradient in case.gradients(fused.loss))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_walk_equals_the_plain_one():
+    case = Case(dtype=torch.float32, vocabulary=1003)
+    options = {"token_ids": case.token_ids, "temperature": 1.1, "chunk_tokens": 8}
+    for name in NAMES:
+        plain, compiled = (case.fused(divergence=name, compiled=choice, **options) for choice in (False, True))
+        for field in ("loss", "per_token", "log_ratio", "student_log_probs", "student_entropy", "teacher_entropy"):
+            torch.testing.assert_close(getattr(compiled, field), getattr(plain, field))
+        torch.testing.assert_close(case.gradients(compiled.loss), case.gradients(plain.loss))
+
+
+def test_masked_tokens_equal_the_subset():
+    case = Case(tokens=20)
+    mask = torch.rand(20, generator=torch.Generator().manual_seed(1)) < 0.5
+    masked = case.fused(weights=case.weights * mask)
+    subset = case.fused(rows=mask)
+    torch.testing.assert_close(masked.loss, subset.loss)
+    torch.testing.assert_close(case.gradients(masked.loss), case.gradients(subset.loss))
+
+
+def test_accumulated_micro_batches_equal_one_batch():
+    """The weights already hold the division by the global count, so parts of unequal size simply add up."""
+    case = Case(tokens=20)
+    case.weights = torch.full((20,), 1 / 20, dtype=torch.float64)
+    whole = case.fused()
+    parts = [case.fused(rows=rows) for rows in (slice(0, 3), slice(3, 15), slice(15, 20))]
+    torch.testing.assert_close(torch.stack([part.loss for part in parts]).sum(), whole.loss)
+    expected = case.gradients(whole.loss)
+    for part in parts:
+        part.loss.backward()
+    torch.testing.assert_close((case.student_hidden.grad, case.student_head.grad), expected)
+
+
+def test_upstream_factor_and_retained_graph():
+    case = Case()
+    loss = case.fused().loss
+    plain = torch.autograd.grad(loss, (case.student_hidden, case.student_head), retain_graph=True)
+    scaled = case.gradients(-2.5 * loss)
+    torch.testing.assert_close(scaled, tuple(-2.5 * gradient for gradient in plain))
+
+
+def test_no_gradient_for_teacher_and_frozen_head():
+    case = Case(shared=False)
+    case.teacher_hidden.requires_grad_()
+    case.student_head.requires_grad_(False)
+    case.fused().loss.backward()
+    assert case.student_hidden.grad is not None
+    assert case.teacher_hidden.grad is None
+    assert case.student_head.grad is None
+
+
+def test_scoring_without_gradient():
+    case = Case()
+    expected = case.fused(token_ids=case.token_ids)
+    with torch.no_grad():
+        scored = case.fused(token_ids=case.token_ids)
+    assert not scored.loss.requires_grad
+    torch.testing.assert_close(scored.per_token, expected.per_token)
+    torch.testing.assert_close(scored.log_ratio, expected.log_ratio)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_excluded_entries_equal_the_smaller_vocabulary(name):
+    case = Case()
+    excluded = torch.zeros(31, dtype=torch.bool)
+    excluded[[3, 30]] = True
+    case.token_ids = torch.zeros_like(case.token_ids)
+    kept_head = case.student_head.detach()[~excluded].requires_grad_()
+    full = case.fused(divergence=name, excluded=excluded, token_ids=case.token_ids)
+    small = fused_linear_divergence(
+        case.student_hidden,
+        kept_head,
+        case.teacher_hidden,
+        kept_head,
+        weights=case.weights,
+        divergence=name,
+        token_ids=case.token_ids,
+    )
+    torch.testing.assert_close(full.per_token, small.per_token)
+    torch.testing.assert_close(full.student_entropy, small.student_entropy)
+    torch.testing.assert_close(full.teacher_entropy, small.teacher_entropy)
+    _, head_gradient = case.gradients(full.loss)
+    (kept_gradient,) = torch.autograd.grad(small.loss, kept_head)
+    torch.testing.assert_close(head_gradient[~excluded], kept_gradient)
+    assert (head_gradient[excluded] == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_finite_at_huge_logits(name, dtype):
+    head = torch.eye(4, dtype=dtype).requires_grad_()
+    student = torch.tensor([[1e4, -1e4, 0.0, 3.0], [0.0, 1.0, 2.0, 3.0], [-1e4, 0, 0, 0]], dtype=dtype).requires_grad_()
+    teacher = torch.tensor([[-1e4, 1e4, 0.0, 3.0], [0.0, 1.0, 1e4, 3.0], [-1e4, 0, 0, 1]], dtype=dtype)
+    fused = fused_linear_divergence(
+        student, head, teacher, head, weights=torch.ones(3), divergence=name, token_ids=torch.tensor([0, 2, 3])
+    )
+    reference = DIVERGENCES[name](teacher.double().log_softmax(-1), student.detach().double().log_softmax(-1))
+    torch.testing.assert_close(fused.per_token.double(), reference, rtol=2e-2, atol=1e-3)
+    for tensor in (*torch.autograd.grad(fused.loss, (student, head)), fused.log_ratio, fused.teacher_entropy):
+        assert tensor is not None
+        assert tensor.isfinite().all()
+
+
+def test_constant_shift_of_all_teacher_logits_changes_nothing():
+    """A large common offset in D must not swamp the small differences that carry the signal."""
+    head = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
+    head[:, 0] = 1.0
+    student = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    teacher = student + 0.01 * torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
+    teacher[:, 0] = student[:, 0]
+    shifted = teacher.clone()
+    shifted[:, 0] -= 25.0
+    plain = fused_linear_divergence(student, head, teacher, head, weights=torch.ones(3))
+    moved = fused_linear_divergence(student, head, shifted, head, weights=torch.ones(3))
+    torch.testing.assert_close(moved.per_token, plain.per_token, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("gap", [1.0, 0.1, 0.03])
+def test_bfloat16_gradient_error_does_not_grow_as_the_divergence_shrinks(gap):
+    case = Case(tokens=32, hidden=64, vocabulary=4001, dtype=torch.bfloat16, gap=0.0)
+    scale = 4 / math.sqrt(64)
+    case.student_head = (case.student_head.detach() * scale).requires_grad_()
+    case.teacher_head = case.student_head
+    noise = torch.randn(32, 64, generator=torch.Generator().manual_seed(5))
+    case.teacher_hidden = (case.student_hidden.detach().float() + gap * noise).bfloat16()
+    exact = Case(tokens=32)
+    for name in ("student_hidden", "student_head"):
+        setattr(exact, name, getattr(case, name).detach().double().requires_grad_())
+    exact.teacher_hidden, exact.teacher_head = case.teacher_hidden.double(), exact.student_head
+    exact.weights = case.weights.double()
+    teacher, student = exact.log_probs()
+    truth = exact.gradients((exact.weights * DIVERGENCES["forward_kl"](teacher, student)).sum())
+    for options, bound in (({}, 0.012), ({"fast_logits": True}, 0.03)):
+        for gradient, true_gradient in zip(case.gradients(case.fused(**options).loss), truth, strict=True):
+            assert (gradient.double() - true_gradient).norm() <= bound * true_gradient.norm()
+
+
+@pytest.mark.parametrize("chunk_tokens", [100, 4, 1])
+def test_token_log_probs_and_entropy(chunk_tokens):
+    case = Case()
+    _, student = case.log_probs(1.3)
+    expected = take_tokens(student, case.token_ids)
+    fused = fused_linear_log_probs(
+        case.student_hidden, case.student_head, case.token_ids, temperature=1.3, chunk_tokens=chunk_tokens
+    )
+    torch.testing.assert_close(fused.log_probs, expected)
+    torch.testing.assert_close(fused.entropy, entropy(student))
+    upstream = torch.sin(torch.arange(13.0, dtype=torch.float64))
+    torch.testing.assert_close(case.gradients(fused.log_probs @ upstream), case.gradients(expected @ upstream))
+    assert not fused.entropy.requires_grad
+
+
+def test_empty_batch_is_zero_with_zero_gradients():
+    case = Case(tokens=0)
+    fused = case.fused(token_ids=case.token_ids)
+    assert fused.loss.item() == 0.0
+    assert fused.per_token.shape == (0,)
+    assert (case.gradients(fused.loss)[1] == 0).all()
+    log_probs = fused_linear_log_probs(case.student_hidden, case.student_head, case.token_ids).log_probs
+    assert (case.gradients(log_probs.sum())[1] == 0).all()
+
+
+def test_wrong_inputs_say_what_is_wrong():
+    case = Case()
+    with pytest.raises(ValueError, match="expected hidden states"):
+        case.fused(weights=torch.ones(3))
+    with pytest.raises(ValueError, match="unknown divergence 'kl'"):
+        case.fused(divergence="kl")
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        case.fused(temperature=0.0)
+    with pytest.raises(ValueError, match="strictly between"):
+        case.fused(divergence="jensen_shannon", mixture_weight=1.0)
+    with pytest.raises(TypeError, match="float16"):
+        Case(dtype=torch.float16).fused()
+    case.teacher_head = torch.zeros(30, 6, dtype=torch.float64)
+    with pytest.raises(ValueError, match="vocabularies differ"):
+        case.fused()
