@@ -33,6 +33,8 @@ _PAIRED = 0.3
 _SIMILAR = 0.5
 """Steps at least this similar are versions of each other."""
 
+_MAX_FINDS = 64
+"""Places of a text that are looked at for one quote."""
 _MIN_QUOTE = 8
 """Characters from which on a repeated step is more than chance."""
 
@@ -327,7 +329,11 @@ def _takes_back(match: StepMatch, solver_steps: Sequence[Step], answers_agree: b
     """Whether an edit changes what the solver's step says."""
     if match.solver is None or match.status != "edited" or match.same_numbers or match.continued:
         return False
-    return not (solver_steps[match.solver].label == ANSWER and answers_agree)
+    if solver_steps[match.solver].label == ANSWER:
+        return not answers_agree
+    # The torn end of an unfinished attempt may simply be dropped for something else.
+    unfinished = match.solver == len(solver_steps) - 1
+    return not unfinished or match.similarity >= _SIMILAR
 
 
 def _first(matches: Sequence[StepMatch], *statuses: MatchStatus) -> int | None:
@@ -382,7 +388,8 @@ def _repeats(
     others = [text for index, text in enumerate(critique) if index != match.critique]
     earlier = solver[:first_error]
     # A correction may go on from the old text ("16 - 3 = 13, so ..."); one that has it further in quotes it.
-    if len(body) >= _MIN_QUOTE and body not in earlier and (partner.find(body) > 0 or any(body in t for t in others)):
+    quotable = len(body) >= _MIN_QUOTE and body not in earlier
+    if quotable and (_find(partner, body) > 0 or any(_find(text, body) >= 0 for text in others)):
         return True
 
     kept = {equation for text in earlier for equation in _equations(text)}
@@ -399,8 +406,31 @@ def _repeats(
 def _equations(text: str) -> list[tuple[str, str]]:
     """(left of the first "=", rest) of every equation in a text, without spaces."""
     parts = [part for match in _FORMULA.finditer(text) for part in _CLAUSE.split(match.group()) if "=" in part]
-    sides = [part.replace(" ", "").strip(".,$").partition("=") for part in parts]
+    sides = [_balanced(part.replace(" ", "").strip(".,$")).partition("=") for part in parts]
     return [(left, right) for left, _, right in sides if left and right]
+
+
+def _balanced(formula: str) -> str:
+    """A formula without the brackets of the sentence around it."""
+    surplus = formula.count("(") - formula.count(")")
+    opening = len(formula) - len(formula.lstrip("("))
+    closing = len(formula) - len(formula.rstrip(")"))
+    return formula[min(opening, max(0, surplus)) : len(formula) - min(closing, max(0, -surplus))]
+
+
+def _find(text: str, part: str) -> int:
+    """Where a part stands in a text as a whole, -1 if nowhere: "3 + 4 = 8" does not stand in "13 + 4 = 87"."""
+    start = text.find(part)
+    for _ in range(_MAX_FINDS):
+        if start < 0:
+            break
+        end = start + len(part)
+        joined = (text[start - 1 : start] + part[0]).isalnum() and start > 0
+        joined |= (part[-1] + text[end : end + 1]).isalnum() and end < len(text)
+        if not joined:
+            return start
+        start = text.find(part, start + 1)
+    return -1
 
 
 def _is_full_solution(matches: Sequence[StepMatch], solver_steps: Sequence[Step]) -> bool:
