@@ -54,8 +54,8 @@ def make_results(*, seeds: tuple[int, ...] = (0, 1), test_problems: int = 200, r
     }
 
 
-def _metric(arm: str, seed: int | None, name: str, value: float, low: float, high: float, denominator: int, problems: int,
-            rule: str, step: int) -> dict[str, Any]:  # fmt: skip
+def _metric(arm: str, seed: int | None, name: str, value: float, low: float, high: float, denominator: int,
+            problems: int, rule: str, step: int) -> dict[str, Any]:  # fmt: skip
     k = int(name.split("@")[1]) if "@" in name else None
     return {
         "arm": arm, "seed": seed, "set": "test", "metric": name, "k": k, "n": N, "checkpoint_rule": rule, "step": step,
@@ -127,7 +127,8 @@ def _run(name: str, seed: int, condition: str, per_step: int, rng: random.Random
     return {
         "seed": seed, "path": f"arms/{name}/seed-{seed}", "steps": STEPS, "rollouts": per_step * STEPS,
         "completion_tokens": per_step * STEPS * 42 + rng.randrange(500),
-        "seconds": sampling + 22.4, "seconds_by_phase": {"sampling": sampling, "feedback": 0.2, "learning": 11.0, "evaluation": 9.0},
+        "seconds": sampling + 22.4,
+        "seconds_by_phase": {"sampling": sampling, "feedback": 0.2, "learning": 11.0, "evaluation": 9.0},
         "critic": {"calls": calls, "malformed": 3 if calls else 0, "failed": 0, "cached": 12 if calls else 0,
                    "prompt_tokens": 0, "completion_tokens": 0, "cost": None},
         "masked": {"critique is malformed": 3} if calls else {},
@@ -169,7 +170,8 @@ def _localisation(context: str, index: int) -> dict[str, Any]:
     share, right, wrong, area = ((0.41, 0.23, -4.42, 0.98), (0.20, -1.05, -2.19, 0.63), (0.26, 0.0, 0.0, 0.5))[index]
     numbers = [
         ("share_of_abs_signal_in_wrong_step", share, 0.03, 0.154,
-         "share of sum |A_t| of wrong rollouts that lies inside the first wrong step; baseline: that step's share of tokens"),
+         "share of sum |A_t| of wrong rollouts that lies inside the first wrong step;"
+         " baseline: that step's share of tokens"),
         ("mean_right_tokens", right, 0.02, None, "mean A_t over tokens of right steps, nats"),
         ("mean_wrong_result", wrong, 0.11, None, "mean A_t at the wrong value of the first wrong step, nats"),
         ("auroc_wrong_result", area, 0.01, 0.5, "-A_t as a detector of the wrong value among tokens of right steps"),
@@ -241,8 +243,8 @@ def _rollout(index: int, case: str, contexts: int, top: int, steps: int, rng: ra
     }  # fmt: skip
 
 
-def _context(name: str, kind: int, roles: list[str], tokens: list[dict[str, Any]], student: list[float], text: str, wrong_at: int,
-             top: int, rng: random.Random) -> dict[str, Any]:  # fmt: skip
+def _context(name: str, kind: int, roles: list[str], tokens: list[dict[str, Any]], student: list[float], text: str,
+             wrong_at: int, top: int, rng: random.Random) -> dict[str, Any]:  # fmt: skip
     aligned = {"right": 0.22, "wrong": -0.2, "result": -4.4, "after_error": -0.7, "special": 0.05}
     reference = {"right": -1.0, "wrong": -1.2, "result": -2.2, "after_error": -1.1, "special": 0.02}
     center = (aligned, reference, dict.fromkeys(aligned, 0.0))[kind]

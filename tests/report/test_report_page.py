@@ -167,6 +167,37 @@ def test_unfinished_comparison_is_shown_as_far_as_it_goes(results: dict[str, Any
     assert "not measured yet" in shown["StepAlignFB"]["Avg@12"].words
 
 
+def test_the_untrained_solver_joins_the_table_of_the_rule_in_force(results: dict[str, Any]) -> None:
+    mixed = copy.deepcopy(results) | {"checkpoint_rule": "best_on_validation"}
+    for row in mixed["metrics"]:
+        if row["arm"] != "base":
+            row["checkpoint_rule"] = "best_on_validation"
+    tables = page.summary.results_tables(mixed)
+    assert [(table.set, table.checkpoint_rule) for table in tables] == [("test", "best_on_validation")]
+    assert [row.arm.name for row in tables[0].rows][0] == "base"
+
+
+def test_other_rules_and_sets_get_their_own_tables(results: dict[str, Any]) -> None:
+    more = copy.deepcopy(results)
+    more["metrics"] += [row | {"set": "validation"} for row in results["metrics"]]
+    more["metrics"] += [row | {"checkpoint_rule": "best_per_metric_on_test"} for row in results["metrics"]]
+    tables = page.summary.results_tables(more)
+    assert [(table.set, table.checkpoint_rule) for table in tables] == [
+        ("test", "last"),
+        ("validation", "last"),
+        ("test", "best_per_metric_on_test"),
+    ]
+    assert [len(table.rows) for table in tables] == [5, 5, 5]
+
+
+def test_seeds_without_a_pooled_value_stand_one_by_one(results: dict[str, Any]) -> None:
+    bare = copy.deepcopy(results)
+    bare["metrics"] = [row for row in bare["metrics"] if row["seed"] is not None]
+    shown = table_rows(read_html(report_html(bare)), "results")
+    assert "StepAlignFB, seed 1" in shown
+    assert "not yet pooled" in read_html(report_html(bare)).all("header")[0].words
+
+
 @pytest.mark.parametrize("keep", [(), ("arms",), ("metrics",), ("arms", "curves"), ("arms", "training", "paired")])
 def test_any_part_may_be_missing(results: dict[str, Any], keep: tuple[str, ...]) -> None:
     read_html(report_html({"format": 1} | {key: results[key] for key in keep}))

@@ -114,7 +114,8 @@ def long_signal(rollouts: int, tokens: int, contexts: int, top: int) -> dict[str
         for name, _ in fixtures.CONTEXTS[:contexts]:
             ratio = [rng.gauss(0, 1) for _ in pieces]
             entries.append({
-                "name": name, "text": "".join(rng.choices(words, k=tokens)), "case": "D", "first_error": "3", "log_ratio": ratio,
+                "name": name, "text": "".join(rng.choices(words, k=tokens)), "case": "D",
+                "first_error": "3", "log_ratio": ratio,
                 "student_log_prob": student, "teacher_log_prob": [a + b for a, b in zip(student, ratio, strict=True)],
                 "forward_kl": [rng.random() for _ in pieces], "student_entropy": student, "teacher_entropy": ratio,
                 "top_student": alternatives, "top_teacher": alternatives,

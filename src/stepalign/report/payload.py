@@ -32,8 +32,8 @@ _SERIES = ("student_log_prob", "teacher_log_prob", "forward_kl", "student_entrop
 def signal_element(signal: Json) -> str:
     """The content of the page's data element: escaped JSON, compressed when it is long.
 
-    Long pages keep as many alternatives per token as fit the budget; ``alternatives`` in the data says how many. A_t and
-    the log-probabilities keep their six decimals whatever the length.
+    Long pages keep as many alternatives per token as fit the budget; ``alternatives`` in the data says how many. A_t
+    and the log-probabilities keep their six decimals whatever the length.
     """
     most = max((len(row) for rollout in _rows(signal, "rollouts") for row in _alternative_rows(rollout)), default=0)
     text = ""

@@ -173,7 +173,8 @@ def is_share(name: str) -> bool:
 
 def results_tables(results: Json) -> list[ResultsTable]:
     """One table per (set, checkpoint rule); the test set under the rule in force comes first."""
-    metrics = _rows(results, "metrics")
+    # The untrained solver makes no table of its own: it joins those of the trained arms.
+    metrics = [row for row in _rows(results, "metrics") if row.get("arm") != "base"]
     in_force = str(results.get("checkpoint_rule", "last"))
     groups = list(
         dict.fromkeys((str(row.get("set", "test")), str(row.get("checkpoint_rule", in_force))) for row in metrics)
@@ -338,10 +339,11 @@ def changes(results: Json) -> list[tuple[Arm, str]]:
     base = next((row for row in table.rows if row.arm.name == "base"), None)
     out = []
     for arm in trained(arms_of(results)):
-        row = next((row for row in table.rows if row.arm.name == arm.name), None)
-        if row is None or column is None or row.cells[column].missing:
-            out.append((arm, "no result yet"))
+        rows = [row for row in table.rows if row.arm.name == arm.name]
+        if len(rows) != 1 or column is None or rows[0].cells[column].missing:
+            out.append((arm, "No result yet" if len(rows) < 2 else "Measured for each seed, not yet pooled"))
             continue
+        row = rows[0]
         cell, name = row.cells[column], table.columns[column][0]
         text = f"{name} "
         if base is not None and not base.cells[column].missing:

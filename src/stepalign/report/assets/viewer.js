@@ -63,7 +63,11 @@
 
   const known = (value) => value !== null && value !== undefined;
   const minus = (text) => text.replace("-", "\u2212");
-  const signed = (value, digits) => (known(value) ? minus((value >= 0 ? "+" : "") + value.toFixed(digits)) : "\u2013");
+  const signed = (value, digits) => {
+    if (!known(value)) return "\u2013";
+    const text = value.toFixed(digits);
+    return Number(text) === 0 ? (0).toFixed(digits) : minus((value > 0 ? "+" : "") + text);
+  };
   const plain = (value, digits) => (known(value) ? minus(value.toFixed(digits)) : "\u2013");
   const chance = (logProb) => (known(logProb) ? (100 * Math.exp(logProb)).toFixed(1) + " %" : "\u2013");
   const total = (values) => values.reduce((sum, value) => sum + (known(value) ? value : 0), 0);
@@ -327,6 +331,7 @@
         h("div", { class: "poles" }, h("span", { class: "less", text: "less likely with the feedback" }), h("span", { class: "more", text: "more likely" }))),
       h("div", { class: "histograms" }, ...views().map((view) => histogram(rollout, view, top))),
       h("p", { class: "definition" },
+        data.definition ? h("span", { class: "formula", text: visible(data.definition) }) : null,
         h("b", { text: state.diff ? "Difference of A" : "A" }), h("span", { text: ", " + visible(data.unit) + ". " }),
         h("span", { text: "Limit \u00b1" + plain(top, 2) + ": " + about[state.limit] + ", one scale for every panel" + (state.log ? ", logarithmic. " : ". ") }),
         h("span", { class: "key-up", text: "Line above" }), h("span", { text: ": reinforced. " }),
@@ -438,7 +443,7 @@
     const cell = document.createElement("span");
     const at = level(value, top);
     let look = "t " + levelClass(at);
-    if (known(value) && Math.abs(value) >= 0.02 * top) look += value > 0 ? " up" : " down";
+    if (at) look += at > 0 ? " up" : " down";
     if (Math.abs(at) >= LEVELS * 0.4) look += " strong";
     if (known(value) && Math.abs(value) > top * (1 + 1e-9)) look += " clip";
     if (!known(value)) look += " unscored";
@@ -804,12 +809,14 @@
   const pen = document.createElement("canvas").getContext("2d");
 
   function drawing() {
+    part.figure.classList.add("exporting");
     const box = part.figure.getBoundingClientRect();
     const paper = getComputedStyle(document.body).backgroundColor;
     const orders = [{ kind: "rect", x: 0, y: 0, w: box.width + 32, h: box.height + 56, fill: paper }];
     collect(part.figure, { x: box.left - 16, y: box.top - 16 }, orders);
     const rollout = current();
     const line = [data.model, "rollout " + rollout.id, caseName(rollout.case), views().map((view) => view.title).join(" | ")].filter(Boolean).map(visible).join(" \u00b7 ");
+    part.figure.classList.remove("exporting");
     orders.push({ kind: "text", x: 16, y: box.height + 40, text: line, fill: getComputedStyle(part.figure).color, font: "11px sans-serif", size: 11, family: "sans-serif" });
     return { width: Math.ceil(box.width + 32), height: Math.ceil(box.height + 56), orders };
   }
