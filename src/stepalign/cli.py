@@ -141,7 +141,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A comparison folder.")])
 @app.command()
 def warmstart(
     out: OutOption,
-    seed: Annotated[int, typer.Option("--seed", help="Another solver: other first weights, other weak facts.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Another solver: other first weights, other weak facts.")] = 1,
     steps: Annotated[int, typer.Option("--steps", help="Only so many steps, to try it out.", min=0)] = 0,
 ) -> None:
     """Make the embedded solver and its problem sets again, from nothing."""

@@ -273,9 +273,9 @@ def _run(task: Task, out: Path, events: Any, stop: Any) -> None:
     listener = _Sender(send)
     progress = loop.train(task.config, task.folder, resume=True, listener=listener, stop=stop, shared_folder=out)
     if task.name == BASE:
-        from stepalign.training.session import load_set
+        from stepalign.training.session import load_sets
 
-        sets = {name: len(load_set(task.config, name).problems) for name in ("train", "validation", "test")}
+        sets = {name: len(found.problems) for name, found in load_sets(task.config).items()}
         write_atomically(task.folder / "sets.json", json.dumps(sets) + "\n")
     summary = loop.run_summary(task.config, progress)
     summary["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -52,8 +52,10 @@ class DataSection(_Section):
     """Problems. Files are JSONL; ``embedded:arithmetic`` names the shipped sets."""
 
     train: str = "embedded:arithmetic"
-    validation: str | None = "embedded:arithmetic"
-    test: str | None = "embedded:arithmetic"
+    validation: str | None = None
+    test: str | None = None
+    validation_share: float = Field(0.0, ge=0, lt=1)
+    """Without a validation file: set this share of the training problems aside, chosen by a hash of the question."""
     columns: str | dict[str, str] = "stepalign"
     """A preset ("stepalign", "gsm8k", "openmathreasoning", ...) or a map from our names to the file's columns."""
     max_train: int | None = Field(None, ge=1)
@@ -103,6 +105,12 @@ class CriticSection(_Section):
     """sqlite file shared by runs; "" keeps one in the run folder (the comparison folder under ``compare``)."""
     cache_only: bool = False
     """Replay: never call the endpoint."""
+    structured: bool = False
+    """Ask for JSON through the server's guided decoding instead of tagged text."""
+    token_budget: int | None = Field(None, ge=1)
+    """Prompt and completion tokens after which no more critiques are asked for."""
+    prices: dict[str, float] = Field(default_factory=dict)
+    """Cost per million tokens, {prompt = ..., completion = ...}; enters the ledger."""
 
 
 class SamplingSection(_Section):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from stepalign.config import Config, to_toml
-from stepalign.errors import ConfigError
 from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
 from stepalign.records import Completion, Critique, Problem, Rollout
@@ -16,11 +15,9 @@ def describe(config: Config) -> str:
         ConfigError: anything the recipe got wrong.
     """
     from stepalign.solver.model import load_solver
-    from stepalign.training.session import load_set, make_prompts
+    from stepalign.training.session import load_sets, make_prompts
 
-    sets = {name: load_set(config, name) for name in ("train", "validation", "test")}
-    if not sets["train"].problems:
-        raise ConfigError("there are no training problems", where=f"data.train = {config.data.train}")
+    sets = load_sets(config)
     model = config.model
     solver = load_solver(model.path, dtype=model.dtype, device="cpu", trust_remote_code=model.trust_remote_code)
     prompts = make_prompts(config, solver)

@@ -35,7 +35,7 @@ from stepalign.training.guards import Guards
 from stepalign.training.learner import Learner
 from stepalign.training.rollouts import Batch, Collector, derive_seed, problems_of_step
 from stepalign.training.run_folder import RunFolder
-from stepalign.training.session import Session, arithmetic_probe, load_set, make_critic, open_session
+from stepalign.training.session import Session, arithmetic_probe, load_sets, make_critic, open_session
 from stepalign.training.teacher import Teacher
 
 PHASES = ("sampling", "learning", "evaluation", "saving")
@@ -127,9 +127,7 @@ def train(
     torch.set_num_threads(
         1 if config.model.device == "cpu" and config.model.path == EMBEDDED else torch.get_num_threads()
     )
-    sets = {name: load_set(config, name).problems for name in ("train", "validation", "test")}
-    if not sets["train"]:
-        raise ConfigError("there are no training problems", where=f"data.train = {config.data.train}")
+    sets = {name: found.problems for name, found in load_sets(config).items()}
     progress = Progress()
     session = open_session(config, version=lambda: progress.step)
     try:
@@ -162,7 +160,7 @@ class _Run:
         self.progress, self.listener, self.stop = progress, listener, stop
         self.guards = Guards(config.guards)
         condition = designs.find_condition(config.condition)
-        self.critic = make_critic(config, shared_folder, [condition.design])
+        self.critic = make_critic(config, shared_folder, [condition.design], listener.say)
         self.collector = Collector(
             solver=session.solver,
             sampler=session.sampler,

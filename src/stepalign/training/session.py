@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from stepalign.solver.sampling.local import LocalSampler
 from stepalign.solver.tokens import PromptBuilder, decode
 from stepalign.tasks import arithmetic
 from stepalign.tasks.grading import Grader, canonical_answer
-from stepalign.tasks.problems import ProblemSet, load_problems
+from stepalign.tasks.problems import ProblemSet, find_overlaps, load_problems
 from stepalign.training.rollouts import Collector
 
 
@@ -102,19 +103,56 @@ def make_prompts(config: Config, solver: Solver) -> PromptBuilder:
 # Problems
 
 
+SETS = ("train", "validation", "test")
+
+
+def load_sets(config: Config) -> dict[str, ProblemSet]:
+    """All three sets.
+
+    Raises:
+        ConfigError: no training problems, or a problem that stands in two sets: a score on it would measure memory.
+    """
+    sets = {name: load_set(config, name) for name in SETS}
+    if not sets["train"].problems:
+        skipped = "".join(f"; {count} rows: {reason}" for reason, count in sets["train"].skipped.items())
+        raise ConfigError(f"there are no training problems{skipped}", where=f"data.train = {config.data.train}")
+    overlaps = find_overlaps({name: found.problems for name, found in sets.items()})
+    if overlaps:
+        one = overlaps[0]
+        raise ConfigError(
+            f"{len(overlaps)} problems stand in two sets; the first ({one.first_id}) in {one.first} and {one.second}",
+            where=f"data.{one.first}, data.{one.second}",
+            hint="give disjoint files; data.validation_share sets training problems aside for validation",
+        )
+    return sets
+
+
 def load_set(config: Config, name: str) -> ProblemSet:
     """The problems of "train", "validation" or "test"; an empty set when the recipe names none.
 
     Raises:
         ConfigError: see ``load_problems``.
     """
-    source: str | None = getattr(config.data, name)
-    limit: int | None = getattr(config.data, f"max_{name}")
+    data = config.data
+    source: str | None = getattr(data, name)
+    limit: int | None = getattr(data, f"max_{name}")
+    set_aside = data.validation is None and data.validation_share > 0 and name in ("train", "validation")
+    if set_aside:
+        source = data.train
     if source is None:
         return ProblemSet(problems=(), skipped={})
     if source == EMBEDDED:
-        return ProblemSet(problems=tuple(embedded_problems(name, config.data.rho)[:limit]), skipped={})
-    return load_problems(source, config.data.columns, limit=limit)
+        return ProblemSet(problems=tuple(embedded_problems(name, data.rho)[:limit]), skipped={})
+    if not set_aside:
+        return load_problems(source, data.columns, limit=limit)
+    whole = load_problems(source, data.columns)
+    kept = [p for p in whole.problems if (_hash_share(p) < data.validation_share) == (name == "validation")]
+    return ProblemSet(problems=tuple(kept[:limit]), skipped=whole.skipped)
+
+
+def _hash_share(problem: Problem) -> float:
+    """A number in [0, 1) that depends on the problem alone."""
+    return int(hashlib.sha256(problem.problem_id.encode()).hexdigest()[:8], 16) / 16**8
 
 
 def embedded_problems(name: str, rho: float) -> list[Problem]:
@@ -128,11 +166,14 @@ def embedded_problems(name: str, rho: float) -> list[Problem]:
 # Critics
 
 
-def make_critic(config: Config, folder: Path, design_names: Sequence[str]) -> Critic | None:
+def make_critic(
+    config: Config, folder: Path, design_names: Sequence[str], announce: Callable[[str], None] | None = None
+) -> Critic | None:
     """The critic that the designs need, or None when none of them does.
 
     Args:
         folder: where the cache of an endpoint's replies lies unless ``critic.cache`` names a file.
+        announce: told in one line when the endpoint pauses.
 
     Raises:
         ConfigError: a programmatic critic for problems it does not know.
@@ -150,10 +191,10 @@ def make_critic(config: Config, folder: Path, design_names: Sequence[str]) -> Cr
                 "--set critic.model=NAME",
             )
         return ArithmeticCritic()
-    return make_endpoint_critic(config, folder)
+    return make_endpoint_critic(config, folder, announce)
 
 
-def make_endpoint_critic(config: Config, folder: Path) -> Critic:
+def make_endpoint_critic(config: Config, folder: Path, announce: Callable[[str], None] | None = None) -> Critic:
     """A critic behind an OpenAI-compatible address. Raises EndpointError when none answers."""
     from stepalign.feedback.critics.endpoint import EndpointCritic
 
@@ -161,11 +202,12 @@ def make_endpoint_critic(config: Config, folder: Path) -> Critic:
     if not section.model:
         raise ConfigError("critic.model is empty", hint="--set critic.model=NAME-ON-THE-SERVER")
     critic = EndpointCritic(
-        base_urls=section.base_urls,
-        model=section.model,
-        api_key_env=section.api_key_env,
-        prompt_template=load_template(config.prompts.critic),
+        section.base_urls,
+        section.model,
+        api_key_env=section.api_key_env or None,
+        prompt_template=config.prompts.critic,
         sees=section.sees,
+        structured=section.structured,
         temperature=section.temperature,
         max_tokens=section.max_tokens,
         concurrency=section.concurrency,
@@ -173,6 +215,9 @@ def make_endpoint_critic(config: Config, folder: Path) -> Critic:
         attempt_timeout=section.attempt_timeout,
         cache_path=Path(section.cache) if section.cache else folder / "critiques.sqlite",
         cache_only=section.cache_only,
+        token_budget=section.token_budget,
+        prices=section.prices or None,
+        announce=announce,
     )
     if not section.cache_only:
         critic.check()

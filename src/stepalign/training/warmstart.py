@@ -41,9 +41,12 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    """The whole recipe of the shipped weights."""
+    """The whole recipe of the shipped weights.
 
-    seed: int = 0
+    Of seeds 0 and 1, seed 1 was taken for its better copy test, before any training run on either.
+    """
+
+    seed: int = 1
     batch_size: int = 64
     weight_decay: float = 0.01
     phases: tuple[Phase, ...] = (
@@ -257,7 +260,7 @@ CANDIDATES = 256
 def make_embedded(
     out: Path,
     *,
-    seed: int = 0,
+    seed: int = 1,
     max_steps: int | None = None,
     on_step: Callable[[int, int, str], None] = lambda *_: None,
 ) -> list[str]:
