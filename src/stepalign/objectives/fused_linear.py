@@ -25,7 +25,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stepalign.objectives.divergence import DIVERGENCES, DivergenceName, check_mixture_weight, take_tokens
-from stepalign.objectives.head_products import Gradients, logit_pairs, logits_by_chunk, row_blocks
+from stepalign.objectives.head_products import (
+    Gradients,
+    logit_blocks,
+    logit_buffer,
+    product_into,
+    same_memory,
+    slices,
+)
 from stepalign.objectives.row_walk import compiled_walk, is_narrow, log_softmax, walk_rows, wide_dtype
 
 
@@ -73,7 +80,7 @@ def fused_linear_divergence(
     token_ids: Tensor | None = None,
     excluded: Tensor | None = None,
     fast_logits: bool = False,
-    chunk_tokens: int = 256,
+    chunk_tokens: int = 512,
     compiled: bool = False,
 ) -> FusedDivergence:
     """Weighted sum over tokens of a divergence between self-teacher and student, without [N, V] logits.
@@ -99,7 +106,7 @@ def fused_linear_divergence(
         excluded: [V] bool, entries with probability 0 on both sides (such as padded rows of the head).
         fast_logits: keep z_S in the model's dtype instead of float32. In bfloat16 this product is then twice as fast,
             and the gradient error grows from a few tenths of a per cent to one or two. For a shared head only.
-        chunk_tokens: memory grows with it, speed hardly beyond 256.
+        chunk_tokens: memory grows with it, speed hardly.
         compiled: run the walk over the rows through ``torch.compile``.
 
     Returns:
@@ -135,17 +142,31 @@ def fused_linear_divergence(
         excluded_V=excluded,
         wants_gradient=any(needs),
     )
+    shared_head = same_memory(student_head_VH, teacher_head_VH)
+    dtype, wide = student_NH.dtype, wide_dtype(student_NH.dtype)
     with torch.no_grad():
-        weights_N = weights.detach().to(wide_dtype(student_NH.dtype))
+        weights_N = weights.detach().to(wide)
         gradients = Gradients.zeros(student_NH, student_head_VH, needs, chunk_tokens)
+        logits_PV = logit_buffer(
+            student_NH, student_head_VH, chunk_tokens, dtype if shared_head and fast_logits else wide
+        )
+        difference_CV = student_NH.new_empty(
+            min(chunk_tokens, len(student_NH)), len(student_head_VH), dtype=dtype if shared_head else wide
+        )
         values = [weights_N.new_zeros(0, 1 if token_ids is None else 5)]
-        for chunk, logits_CV, difference_CV in logit_pairs(
-            student_NH, student_head_VH, teacher_NH, teacher_head_VH, chunk_tokens, fast_logits
-        ):
-            for block, tokens in row_blocks(chunk, logits_CV):
-                difference_RV = difference_CV[block]
+        for chunk in slices(len(student_NH), chunk_tokens):
+            student_CH, teacher_CH = student_NH[chunk], teacher_NH[chunk]
+            difference_CV = difference_CV[: len(student_CH)]
+            if shared_head:
+                teacher_CH = (teacher_CH.to(wide) - student_CH.to(wide)).to(dtype)
+            product_into(difference_CV, teacher_CH, teacher_head_VH)
+            for rows, logits_RV in logit_blocks(student_CH, student_head_VH, logits_PV):
+                tokens = slice(chunk.start + rows.start, chunk.start + rows.stop)
+                difference_RV = difference_CV[rows]
+                if not shared_head:
+                    difference_RV.sub_(logits_RV)
                 values_R = walk(
-                    logits_CV[block],
+                    logits_RV,
                     difference_RV,
                     weights_N[tokens],
                     None if token_ids is None else token_ids[tokens],
@@ -153,7 +174,7 @@ def fused_linear_divergence(
                 )
                 values.append(values_R)
             # D has served; its memory holds the gradient now.
-            gradients.add(chunk, difference_CV, student_NH, student_head_VH)
+            gradients.add(chunk, difference_CV, student_CH, student_head_VH)
         per_token_N, *analysis = torch.cat(values).unbind(dim=1)
         loss = (weights_N * per_token_N).sum()
     loss = _GradientKnown.apply(loss, student_hidden, student_head, *gradients.finished(student_head.dtype))
@@ -178,7 +199,7 @@ def fused_linear_log_probs(
     *,
     temperature: float = 1.0,
     excluded: Tensor | None = None,
-    chunk_tokens: int = 256,
+    chunk_tokens: int = 512,
 ) -> TokenLogProbs:
     """Log-probabilities of the taken tokens, with gradient, and entropies, without [N, V] logits.
 
@@ -237,11 +258,11 @@ class _TokenLogProbs(torch.autograd.Function):
         chunk_tokens: int,
     ) -> tuple[Tensor, Tensor]:
         log_probs, entropies = [], []
-        for chunk, logits_CV in logits_by_chunk(hidden_NH, head_VH, chunk_tokens):
-            for block, tokens in row_blocks(chunk, logits_CV):
-                log_probs_RV = log_softmax(logits_CV[block], scale=scale, excluded_V=excluded_V)
-                log_probs.append(take_tokens(log_probs_RV, token_ids_N[tokens]))
-                entropies.append(-torch.linalg.vecdot(log_probs_RV.exp(), log_probs_RV))
+        logits_PV = logit_buffer(hidden_NH, head_VH, chunk_tokens, wide_dtype(hidden_NH.dtype))
+        for tokens, logits_RV in logit_blocks(hidden_NH, head_VH, logits_PV):
+            log_probs_RV = log_softmax(logits_RV, scale=scale, excluded_V=excluded_V)
+            log_probs.append(take_tokens(log_probs_RV, token_ids_N[tokens]))
+            entropies.append(-torch.linalg.vecdot(log_probs_RV.exp(), log_probs_RV))
         ctx.save_for_backward(hidden_NH, head_VH, token_ids_N, excluded_V)
         ctx.scale, ctx.chunk_tokens = scale, chunk_tokens
         empty = hidden_NH.new_empty(0, dtype=wide_dtype(hidden_NH.dtype))
@@ -254,13 +275,17 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx: Any, upstream_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden_NH, head_VH, token_ids_N, excluded_V = ctx.saved_tensors
         gradients = Gradients.zeros(hidden_NH, head_VH, ctx.needs_input_grad[:2], ctx.chunk_tokens)
-        for chunk, logits_CV in logits_by_chunk(hidden_NH, head_VH, ctx.chunk_tokens):
-            for block, tokens in row_blocks(chunk, logits_CV):
-                factors_R1 = upstream_N[tokens].unsqueeze(-1) * ctx.scale
-                log_probs_RV = log_softmax(logits_CV[block], scale=ctx.scale, excluded_V=excluded_V)
+        logits_PV = logit_buffer(hidden_NH, head_VH, ctx.chunk_tokens, wide_dtype(hidden_NH.dtype))
+        gradient_CV = head_VH.new_empty(min(len(hidden_NH), ctx.chunk_tokens), len(head_VH))
+        for chunk in slices(len(hidden_NH), ctx.chunk_tokens):
+            hidden_CH, ids_C, upstream_C = hidden_NH[chunk], token_ids_N[chunk], upstream_N[chunk] * ctx.scale
+            gradient_CV = gradient_CV[: len(hidden_CH)]
+            for rows, logits_RV in logit_blocks(hidden_CH, head_VH, logits_PV):
+                log_probs_RV = log_softmax(logits_RV, scale=ctx.scale, excluded_V=excluded_V)
+                factors_R1 = upstream_C[rows].unsqueeze(-1)
                 gradient_RV = log_probs_RV.exp_().mul_(-factors_R1)
-                logits_CV[block] = gradient_RV.scatter_add_(1, token_ids_N[tokens].unsqueeze(-1), factors_R1)
-            gradients.add(chunk, logits_CV, hidden_NH, head_VH)
+                gradient_CV[rows] = gradient_RV.scatter_add_(1, ids_C[rows].unsqueeze(-1), factors_R1)
+            gradients.add(chunk, gradient_CV, hidden_CH, head_VH)
         return *gradients.finished(head_VH.dtype), None, None, None, None
 
 

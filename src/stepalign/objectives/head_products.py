@@ -1,6 +1,6 @@
 """The matrix products around the head: logits of a chunk of tokens, and the gradients that flow back from them.
 
-Shape suffixes: N completion tokens, H hidden, V vocabulary, C tokens of a chunk.
+Shape suffixes: N completion tokens, H hidden, V vocabulary, C tokens of a chunk, P of a part of it, R rows of a block.
 """
 
 from __future__ import annotations
@@ -17,53 +17,28 @@ from stepalign.objectives.row_walk import wide_dtype
 HEAD_TILE = 2048
 """Rows of the head per step where a product is cut: small enough for the cache, large enough for the kernel."""
 
+LOGIT_ROWS = 128
+"""Rows of float32 logits held at a time on a CPU; on other devices as many as the chunk has."""
+
 BLOCK_ENTRIES = {"cpu": 2**19, "cuda": 2**26}
 """Logits per block of rows: on a CPU a block's temporaries stay in the cache, on a GPU this bounds their memory."""
 
 
-def logit_pairs(
-    student_NH: Tensor,
-    student_head_VH: Tensor,
-    teacher_NH: Tensor,
-    teacher_head_VH: Tensor,
-    chunk_tokens: int,
-    fast_logits: bool,
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yields (tokens of the chunk, z_S [C, V], D [C, V]). The two tensors are reused; the caller may overwrite D."""
+def logit_buffer(hidden_NH: Tensor, head_VH: Tensor, chunk_tokens: int, dtype: torch.dtype) -> Tensor:
+    """Memory for ``logit_blocks``: [P, V] with P rows at a time."""
     _keep_scratch_memory()
-    shared = _same_memory(student_head_VH, teacher_head_VH)
-    model_dtype = student_head_VH.dtype
-    wide = wide_dtype(model_dtype)
-    shape = (min(chunk_tokens, len(student_NH)), len(student_head_VH))
-    logits_CV = student_NH.new_empty(shape, dtype=model_dtype if shared and fast_logits else wide)
-    difference_CV = student_NH.new_empty(shape, dtype=model_dtype if shared else wide)
-    for chunk in slices(len(student_NH), chunk_tokens):
-        student_CH, teacher_CH = student_NH[chunk], teacher_NH[chunk]
-        logits, difference = logits_CV[: len(student_CH)], difference_CV[: len(student_CH)]
-        product_into(logits, student_CH, student_head_VH)
-        if shared:
-            product_into(difference, (teacher_CH.to(wide) - student_CH.to(wide)).to(model_dtype), student_head_VH)
-        else:
-            product_into(difference, teacher_CH, teacher_head_VH)
-            difference.sub_(logits)
-        yield chunk, logits, difference
+    rows = min(len(hidden_NH), chunk_tokens, LOGIT_ROWS if hidden_NH.device.type == "cpu" else chunk_tokens)
+    return hidden_NH.new_empty(rows, len(head_VH), dtype=dtype)
 
 
-def logits_by_chunk(hidden_NH: Tensor, head_VH: Tensor, chunk_tokens: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yields (tokens of the chunk, logits [C, V]) in float32; the memory is reused and may be overwritten."""
-    _keep_scratch_memory()
-    logits_CV = hidden_NH.new_empty(min(chunk_tokens, len(hidden_NH)), len(head_VH), dtype=wide_dtype(hidden_NH.dtype))
-    for chunk in slices(len(hidden_NH), chunk_tokens):
-        logits = logits_CV[: chunk.stop - chunk.start]
-        product_into(logits, hidden_NH[chunk], head_VH)
-        yield chunk, logits
-
-
-def row_blocks(chunk: slice, logits_CV: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yields (rows of the chunk, the same as tokens of the batch)."""
-    num_rows, vocabulary = logits_CV.shape
-    for rows in slices(num_rows, max(1, BLOCK_ENTRIES.get(logits_CV.device.type, 2**24) // vocabulary)):
-        yield rows, slice(chunk.start + rows.start, chunk.start + rows.stop)
+def logit_blocks(hidden_NH: Tensor, head_VH: Tensor, buffer_PV: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yields (rows, their logits [R, V]) in blocks for row-wise work; the logits live until the next block."""
+    block_rows = max(1, BLOCK_ENTRIES.get(hidden_NH.device.type, 2**24) // len(head_VH))
+    for part in slices(len(hidden_NH), max(1, len(buffer_PV))):
+        logits_PV = buffer_PV[: part.stop - part.start]
+        product_into(logits_PV, hidden_NH[part], head_VH)
+        for rows in slices(len(logits_PV), block_rows):
+            yield slice(part.start + rows.start, part.start + rows.stop), logits_PV[rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +57,7 @@ class Gradients:
             head_VH=torch.zeros_like(head_VH, dtype=head_dtype) if needs[1] else None,
         )
 
-    def add(self, chunk: slice, gradient_CV: Tensor, hidden_NH: Tensor, head_VH: Tensor) -> None:
+    def add(self, chunk: slice, gradient_CV: Tensor, hidden_CH: Tensor, head_VH: Tensor) -> None:
         """Carries the gradient of one chunk's logits to its hidden states and to the head."""
         if self.hidden_NH is None and self.head_VH is None:
             return
@@ -92,7 +67,7 @@ class Gradients:
         if self.head_VH is not None:
             # By tiles, so that each partial sum is still in the cache when it is added.
             for tile in slices(len(head_VH), HEAD_TILE):
-                self.head_VH[tile].add_(torch.mm(gradient_CV[:, tile].t(), hidden_NH[chunk]))
+                self.head_VH[tile].add_(torch.mm(gradient_CV[:, tile].t(), hidden_CH))
 
     def finished(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
         return self.hidden_NH, None if self.head_VH is None else self.head_VH.to(dtype)
@@ -127,7 +102,8 @@ def slices(length: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, length))
 
 
-def _same_memory(first: Tensor, second: Tensor) -> bool:
+def same_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are one and the same matrix, as a parameter and its detached view are."""
     return first is second or (
         first.data_ptr() == second.data_ptr()
         and first.shape == second.shape
