@@ -49,7 +49,7 @@ def test_every_number_of_the_results_table_equals_the_file(results: dict[str, An
         cell = shown[labels[metric["arm"]]][SHARES.get(metric["metric"], "Length")]
         factor = 100 if share else 1
         assert cell.classed("point")[0].words == f"{factor * metric['value']:.1f}" + (" %" if share else "")
-        expected = f"95% interval {factor * metric['low']:.1f} to {factor * metric['high']:.1f}"
+        expected = f"interval {factor * metric['low']:.1f} to {factor * metric['high']:.1f}"
         assert cell.classed("interval")[0].words == expected
         tip = cell.classed("tip")[0].words
         assert f"{metric['numerator']:,}" in tip
@@ -174,7 +174,7 @@ def test_the_untrained_solver_joins_the_table_of_the_rule_in_force(results: dict
             row["checkpoint_rule"] = "best_on_validation"
     tables = page.summary.results_tables(mixed)
     assert [(table.set, table.checkpoint_rule) for table in tables] == [("test", "best_on_validation")]
-    assert [row.arm.name for row in tables[0].rows][0] == "base"
+    assert tables[0].rows[0].arm.name == "base"
 
 
 def test_other_rules_and_sets_get_their_own_tables(results: dict[str, Any]) -> None:
@@ -196,6 +196,20 @@ def test_seeds_without_a_pooled_value_stand_one_by_one(results: dict[str, Any]) 
     shown = table_rows(read_html(report_html(bare)), "results")
     assert "StepAlignFB, seed 1" in shown
     assert "not yet pooled" in read_html(report_html(bare)).all("header")[0].words
+
+
+def test_the_confidence_level_is_the_files(results: dict[str, Any]) -> None:
+    words = read_html(report_html(results | {"confidence": 0.9})).all("body")[0].words
+    assert "90% intervals" in words
+    assert "95%" not in words
+
+
+def test_a_value_of_some_seeds_says_so(results: dict[str, Any]) -> None:
+    partial = copy.deepcopy(results)
+    for row in partial["metrics"]:
+        row["seeds"] = 1
+    cell = table_rows(read_html(report_html(partial)), "results")["RefSol"]["Avg@12"]
+    assert "1 of 2 seeds pooled" in cell.words
 
 
 @pytest.mark.parametrize("keep", [(), ("arms",), ("metrics",), ("arms", "curves"), ("arms", "training", "paired")])

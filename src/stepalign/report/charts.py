@@ -370,7 +370,7 @@ def _point_title(line: Series, index: int, x: float, y: float, as_percent: bool)
     show = percent if as_percent else decimal
     text = f"{line.label}, at {x:,.0f}: {show(y)}"
     if index < len(line.low) and number(line.low[index]) is not None:
-        text += f" (95% interval {show(line.low[index])} to {show(line.high[index])})"
+        text += f" (interval {show(line.low[index])} to {show(line.high[index])})"
     return text
 
 

@@ -88,6 +88,7 @@ def _report_values(results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "results": results,
         "arms": summary.trained(arms),
+        "level": summary.level_text(results),
         "headline": summary.headline(results),
         "sentences": summary.summary_sentences(results),
         "changes": summary.changes(results),
@@ -120,7 +121,7 @@ def _signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _forest(table: summary.ResultsTable, results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     return [
-        (name, Markup(charts.interval_chart(rows, title=f"{name} of every arm with 95% intervals", x_range=(0.0, 1.0))))
+        (name, Markup(charts.interval_chart(rows, title=f"{name} of every arm with intervals", x_range=(0.0, 1.0))))
         for name, rows in summary.result_intervals(table, results)
         if any(row.value is not None for row in rows)
     ]
@@ -140,7 +141,7 @@ def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             "chart": Markup(
                 charts.interval_chart(
                     [row.chart for row in rows],
-                    title=f"Paired differences in {metric} with 95% intervals",
+                    title=f"Paired differences in {metric} with intervals",
                     as_percent=metric != "Length",
                     zero=True,
                     width=620,

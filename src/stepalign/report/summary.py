@@ -152,6 +152,11 @@ def arms_of(results: Json) -> list[Arm]:
     return arms
 
 
+def level_text(results: Json) -> str:
+    """The confidence level of the intervals, as in ``95%``."""
+    return f"{100 * (number(results.get('confidence')) or 0.95):g}%"
+
+
 def trained(arms: Iterable[Arm]) -> list[Arm]:
     return [arm for arm in arms if arm.name != "base"]
 
@@ -283,7 +288,7 @@ def metric_detail(row: Json, results: Json) -> str:
     if seed is not None:
         parts.append(f"seed {seed}")
     elif row.get("arm") != "base":
-        parts.append(f"{_seeds_text(results.get('seeds') or [])} pooled")
+        parts.append(_pooled_text(row, results))
     if row.get("step") is not None and row.get("arm") != "base":
         parts.append(f"checkpoint at step {row['step']}")
     return "; ".join(parts)
@@ -348,7 +353,7 @@ def changes(results: Json) -> list[tuple[Arm, str]]:
         text = f"{name} "
         if base is not None and not base.cells[column].missing:
             text += f"{base.cells[column].text} % → "
-        text += f"{cell.text} %" + (f" (95% interval {cell.interval})" if cell.interval else "")
+        text += f"{cell.text} %" + (f" ({level_text(results)} interval {cell.interval})" if cell.interval else "")
         steps = [number(run.get("steps")) for run in arm.runs if number(run.get("steps")) is not None]
         costs = [f"{count(max(step for step in steps if step is not None))} optimizer steps"] if steps else []
         rollouts, _, wall, _ = row.cells[-4:]
@@ -487,6 +492,7 @@ def result_intervals(table: ResultsTable, results: Json) -> list[tuple[str, list
             for row in pooled or [{}]:
                 suffix = f", seed {row['seed']}" if len(pooled) > 1 else ""
                 cell = metric_cell(row if row else None, results)
+                interval = f" ({level_text(results)} interval {cell.interval})" if cell.interval else ""
                 intervals.append(
                     Interval(
                         label=arm.label + suffix,
@@ -495,7 +501,7 @@ def result_intervals(table: ResultsTable, results: Json) -> list[tuple[str, list
                         low=number(row.get("low")),
                         high=number(row.get("high")),
                         text=f"{cell.text} %" if not cell.missing else "",
-                        title=f"{arm.label}{suffix}: {cell.text} % (95% interval {cell.interval}); {cell.detail}",
+                        title=f"{arm.label}{suffix}: {cell.text} %{interval}; {cell.detail}",
                     )
                 )
         out.append((metric_label(name), intervals))
@@ -517,10 +523,9 @@ def curve_series(results: Json, set_name: str, metric: str, axis: str) -> list[S
 
 
 def curve_names(results: Json) -> list[tuple[str, str]]:
-    """Every (set, metric) that has a curve, test before the others, Avg first."""
-    names = dict.fromkeys(
-        (str(row.get("set", "validation")), str(row.get("metric"))) for row in _rows(results, "curves")
-    )
+    """Every (set, metric) that has a curve: Avg before Pass and Maj, validation before test."""
+    drawn = [row for row in _rows(results, "curves") if _rows(row, "points")]
+    names = dict.fromkeys((str(row.get("set", "validation")), str(row.get("metric"))) for row in drawn)
     order = {"avg": 0, "pass": 1, "maj": 2}
     return sorted(names, key=lambda name: (order.get(metric_family(name[1]), 9), name[0] != "validation", name[1]))
 
@@ -702,8 +707,14 @@ def config_table(results: Json) -> tuple[list[str], list[tuple[Arm, list[str]]]]
 
 LOCALISATION_LABELS = {
     "share_of_abs_signal_in_wrong_step": "Share of |A| in the first wrong step",
-    "mean_right": "Mean A on tokens of right steps",
-    "mean_wrong": "Mean A on tokens of the first wrong step",
+    "share_of_kl_in_wrong_step": "Share of KL in the first wrong step",
+    "mean_log_ratio_right_tokens": "Mean A on right tokens",
+    "mean_log_ratio_wrong_result": "Mean A on the wrong result",
+    "mean_abs_log_ratio_right_tokens": "Mean |A| on right tokens",
+    "share_of_right_tokens_suppressed": "Right tokens suppressed",
+    "auroc_wrong_result": "AUROC, wrong result",
+    "auroc_wrong_result_among_results": "AUROC, wrong result among results",
+    "auroc_wrong_step": "AUROC, whole wrong step",
 }
 
 
@@ -775,6 +786,14 @@ def _seeds_text(seeds: Sequence[Any]) -> str:
     if not seeds:
         return "no seed"
     return f"seed{'s' * (len(seeds) > 1)} {listing([str(seed) for seed in seeds])}"
+
+
+def _pooled_text(row: Json, results: Json) -> str:
+    """Which seeds a pooled value covers: not all of them while a comparison is unfinished."""
+    seeds, covered = results.get("seeds") or [], row.get("seeds")
+    if isinstance(covered, int) and covered != len(seeds):
+        return f"{covered} of {len(seeds)} seeds pooled" if seeds else f"{covered} seeds pooled"
+    return _seeds_text(seeds) + (" pooled" if len(seeds) > 1 else "")
 
 
 def _number_word(amount: int) -> str:

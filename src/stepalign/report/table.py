@@ -65,7 +65,7 @@ def _caption(table: summary.ResultsTable, results: Mapping[str, Any]) -> str:
     problems = (results.get("problems") or {}).get(table.set)
     size = f"{problems} {table.set} problems" if problems is not None else f"{table.set} problems"
     n = f", n = {results['num_samples']}" if results.get("num_samples") is not None else ""
-    return visible(f"{size}{n}, 95% intervals; checkpoint: {rule}")
+    return visible(f"{size}{n}, {summary.level_text(results)} intervals; checkpoint: {rule}")
 
 
 def _footnotes(table: summary.ResultsTable, results: Mapping[str, Any]) -> list[str]:
