@@ -1,0 +1,239 @@
+"""Time, accuracy and memory of the fused objective against its floor, a plain implementation and installed peers.
+
+    python benchmarks/objective.py time --tokens 512 --hidden 1024
+    python benchmarks/objective.py accuracy
+    python benchmarks/objective.py memory
+
+Time is CPU time of one thread, methods interleaved, medians over rounds, with gradients of hidden states and head. The
+floor is the bare matrix products of the same run, each with a fresh output: student logits, self-teacher logits, and
+the two that carry the gradient back. Peers take part where they can be imported (``pip install --no-deps liger-kernel
+trl`` into an environment of their own that also sees torch and this package).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from torch import Tensor
+
+from stepalign.objectives import DIVERGENCES, fused_linear_divergence
+
+QWEN3_VOCABULARY = 151_936
+BETA = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": 0.5}
+"""The three divergences in the peers' single parameter."""
+
+
+@dataclass
+class Case:
+    """Inputs with logits of standard deviation 4; ``gap`` sets how far the self-teacher is from the student."""
+
+    student: Tensor
+    head: Tensor
+    teacher: Tensor
+    weights: Tensor
+    divergence: str
+
+    @classmethod
+    def random(cls, tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype, gap: float, divergence: str) -> Case:
+        generator = torch.Generator().manual_seed(0)
+        head = torch.randn(vocabulary, hidden, generator=generator).mul_(4 / hidden**0.5).to(dtype)
+        student = torch.randn(tokens, hidden, generator=generator)
+        teacher = (student + gap * torch.randn(tokens, hidden, generator=generator)).to(dtype)
+        weights = torch.full((tokens,), 1 / tokens)
+        return cls(student.to(dtype).requires_grad_(), head.requires_grad_(), teacher, weights, divergence)
+
+    def double(self) -> Case:
+        student, head = (tensor.detach().double().requires_grad_() for tensor in (self.student, self.head))
+        return Case(student, head, self.teacher.double(), self.weights.double(), self.divergence)
+
+
+Method = Callable[[Case], Tensor]
+
+
+def fused(case: Case, **options: object) -> Tensor:
+    return fused_linear_divergence(
+        case.student,
+        case.head,
+        case.teacher,
+        case.head,
+        weights=case.weights,
+        divergence=case.divergence,
+        **options,  # type: ignore[arg-type]
+    ).loss
+
+
+def fused_separate_heads(case: Case) -> Tensor:
+    teacher_head = case.head.detach().clone()
+    return fused_linear_divergence(
+        case.student, case.head, case.teacher, teacher_head, weights=case.weights, divergence=case.divergence
+    ).loss
+
+
+def naive(case: Case) -> Tensor:
+    """Whole logits, softmaxes in at least float32: what one writes first."""
+    wide = torch.promote_types(case.head.dtype, torch.float32)
+    with torch.no_grad():
+        teacher = (case.teacher @ case.head.t()).to(wide).log_softmax(-1)
+    student = (case.student @ case.head.t()).to(wide).log_softmax(-1)
+    return (case.weights * DIVERGENCES[case.divergence](teacher, student)).sum()
+
+
+def liger() -> Method:
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    def run(case: Case) -> Tensor:
+        loss = LigerFusedLinearJSDLoss(
+            weight_hard_loss=0.0, weight_soft_loss=1.0, beta=BETA[case.divergence], compiled=False
+        )
+        labels = torch.zeros(len(case.student), dtype=torch.long)
+        return loss(case.student, case.head, case.teacher, case.head.detach(), labels)
+
+    return run
+
+
+def trl() -> Method:
+    from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+    def run(case: Case) -> Tensor:
+        mask = torch.ones(1, len(case.student))
+        hidden = case.student.unsqueeze(0), case.teacher.unsqueeze(0)
+        return _chunked_divergence_loss(*hidden, case.head, case.head.detach(), mask, BETA[case.divergence])[0]
+
+    return run
+
+
+def installed_methods(compiled: bool) -> dict[str, Method]:
+    methods: dict[str, Method] = {
+        "stepalign": fused,
+        "stepalign, fast logits": functools.partial(fused, fast_logits=True),
+        "naive": naive,
+    }
+    if compiled:
+        methods["stepalign, compiled"] = functools.partial(fused, compiled=True)
+        methods["stepalign, fast logits, compiled"] = functools.partial(fused, fast_logits=True, compiled=True)
+    for name, load in {"Liger": liger, "TRL": trl}.items():
+        try:
+            methods[name] = load()
+        except ImportError as error:
+            print(f"{name} takes no part: {error}", file=sys.stderr)
+    return methods
+
+
+def gradients(method: Method, case: Case) -> tuple[Tensor, ...]:
+    wanted = [tensor for tensor in (case.student, case.head) if tensor.requires_grad]
+    return torch.autograd.grad(method(case), wanted)
+
+
+def products(case: Case) -> None:
+    """The floor: three products with a frozen head, else four."""
+    student, head = case.student.detach(), case.head.detach()
+    logits = student @ head.t()
+    _teacher_logits = case.teacher @ head.t()
+    _student_gradient = logits @ head
+    if case.head.requires_grad:
+        _head_gradient = logits.t() @ student
+
+
+def measure_time(args: argparse.Namespace) -> None:
+    case = Case.random(args.tokens, args.hidden, args.vocabulary, getattr(torch, args.dtype), 0.3, args.divergence)
+    case.head.requires_grad_(not args.frozen_head)
+    runs: dict[str, Callable[[], object]] = {"floor": functools.partial(products, case)}
+    chosen = args.methods.split(";") if args.methods else None
+    for name, method in installed_methods(args.compiled).items():
+        if chosen is None or name in chosen:
+            runs[name] = functools.partial(gradients, method, case)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for round_number in range(args.rounds + 1):
+        for name, run in runs.items():
+            started = time.process_time()
+            run()
+            if round_number:  # the first round warms up and compiles
+                seconds[name].append(time.process_time() - started)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    head = "frozen" if args.frozen_head else "trained"
+    print(f"\n{args.divergence}, {args.dtype}, T={args.tokens}, H={args.hidden}, V={args.vocabulary}, {head} head")
+    print(f"load average {os.getloadavg()[0]:.1f}, {args.rounds} rounds\n")
+    print("| method | CPU s, median | min | x floor |\n|---|---|---|---|")
+    for name, median in medians.items():
+        print(f"| {name} | {median:.2f} | {min(seconds[name]):.2f} | {median / medians['floor']:.2f} |")
+
+
+def measure_accuracy(args: argparse.Namespace) -> None:
+    methods = installed_methods(compiled=False) | {"stepalign, separate heads": fused_separate_heads}
+    print("| dtype | mean KL, nats | method | loss error | hidden gradient error | head gradient error |")
+    print("|---|---|---|---|---|---|")
+    for dtype in (torch.bfloat16, torch.float32):
+        for gap in (1.07, 0.265, 0.083, 0.0263):
+            case = Case.random(64, 256, 30_000, dtype, gap, args.divergence)
+            exact = case.double()
+            true_loss, truth = naive(exact).item(), gradients(naive, exact)
+            for name, method in methods.items():
+                loss_error = abs(method(case).item() - true_loss)
+                errors = [
+                    ((gradient.double() - true).norm() / true.norm()).item()
+                    for gradient, true in zip(gradients(method, case), truth, strict=True)
+                ]
+                row = f"{loss_error:.1e} | {errors[0]:.1e} | {errors[1]:.1e}"
+                print(f"| {str(dtype).removeprefix('torch.')} | {true_loss:.4f} | {name} | {row} |")
+
+
+def peak_memory_mib() -> float:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+
+
+def measure_memory(args: argparse.Namespace) -> None:
+    if args.child:
+        case = Case.random(args.tokens, args.hidden, args.vocabulary, getattr(torch, args.dtype), 0.3, args.divergence)
+        method = installed_methods(compiled=False)[args.child]
+        warm = Case.random(8, args.hidden, 512, getattr(torch, args.dtype), 0.3, args.divergence)
+        gradients(method, warm)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        before = peak_memory_mib()
+        results = gradients(method, case)
+        output = sum(result.numel() * result.element_size() for result in results) / 2**20
+        print(json.dumps([peak_memory_mib() - before, output]))
+        return
+    print("| T | method | peak over inputs, MiB | of which gradients | beyond both |\n|---|---|---|---|---|")
+    for tokens in (512, 2048):
+        for name in args.methods.split(";") if args.methods else installed_methods(compiled=False):
+            command = [sys.executable, __file__, "memory", "--child", name, "--tokens", str(tokens)]
+            command += ["--hidden", str(args.hidden), "--dtype", args.dtype, "--divergence", args.divergence]
+            reply = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            peak, output = json.loads(reply.splitlines()[-1])
+            print(f"| {tokens} | {name} | {peak:.0f} | {output:.0f} | {peak - output:.0f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["time", "accuracy", "memory"])
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--vocabulary", type=int, default=QWEN3_VOCABULARY)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--divergence", choices=list(DIVERGENCES), default="forward_kl")
+    parser.add_argument("--frozen-head", action="store_true")
+    parser.add_argument("--compiled", action="store_true", help="also measure the compiled walk over the rows")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--methods", default="", help="names separated by semicolons; default all")
+    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    {"time": measure_time, "accuracy": measure_accuracy, "memory": measure_memory}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
