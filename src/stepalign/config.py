@@ -90,8 +90,8 @@ class CriticSection(_Section):
     base_urls: tuple[str, ...] = ("http://127.0.0.1:8000/v1",)
     """OpenAI-compatible addresses."""
     model: str = ""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable with the key; the key itself is never written anywhere."""
+    api_key_env: str = ""
+    """Name of the environment variable with the key, where the server needs one; the key is never written anywhere."""
     sees: Literal["nothing", "answer", "solution"] = "answer"
     """What the critic is shown besides the problem and the attempt."""
     temperature: float = Field(0.0, ge=0)

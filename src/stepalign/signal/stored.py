@@ -66,7 +66,8 @@ def analyse_run(
     finally:
         session.close()
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "signal.json", json.dumps(finite(analysis), ensure_ascii=False) + "\n")
+    analysis = finite(analysis)
+    write_atomically(out / "signal.json", json.dumps(analysis, ensure_ascii=False) + "\n")
     write_token_page(analysis, out / "signal.html")
     return out / "signal.html"
 

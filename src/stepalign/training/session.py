@@ -234,8 +234,10 @@ def arithmetic_probe(solver: Solver) -> Callable[[Problem, Rollout], tuple[int, 
 
     def probe(problem: Problem, rollout: Rollout) -> tuple[int, int] | None:
         found = arithmetic.diagnose(problem.question, rollout.text)
-        if found.correction is None or found.num_right >= len(found.attempt.steps):
+        if found.correction is None:
             return None
+        if found.num_right >= min(len(found.attempt.steps), len(found.correction.steps)):
+            return None  # nothing wrong, or a step too many
         wrong, right = found.attempt.steps[found.num_right], found.correction.steps[found.num_right]
         if (wrong.value, wrong.signed_operand) != (right.value, right.signed_operand):
             return None  # the books went wrong, not the fact
