@@ -15,6 +15,8 @@ MAX_LENGTH = 512
 """Characters of an answer that are looked into; extraction cuts longer ones just above it."""
 MAX_DEPTH = 64
 """Nesting of brackets that is looked into."""
+MAX_MARKS = 256
+"""Only so many marked answers, the last ones, are compared with each other."""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Extraction
@@ -108,7 +110,7 @@ def _tag_spans(text: str) -> list[tuple[int, int]]:
         opened = -1 if tag.group(1) else tag.end()
     if opened >= 0:
         spans.append((opened, len(text)))
-    return spans
+    return spans[-MAX_MARKS:]
 
 
 def _boxes(text: str) -> list[tuple[int, str]]:
@@ -128,16 +130,20 @@ def _boxes(text: str) -> list[tuple[int, str]]:
                 closed.append((*box, brace.start()))
         elif len(symbol) > 2:
             opened.append((brace.start(), brace.end()))
-    boxes: list[tuple[int, str]] = []
-    covered = -1
-    for start, content, end in sorted(closed):
-        if start > covered:
-            covered = end
-            inner = text[content : min(end, content + MAX_LENGTH + 1)].strip()
-            boxes.append(
-                (start, _boxes(inner)[-1][1] if inner.startswith("\\boxed{") and inner.endswith("}") else inner)
-            )
-    return boxes or [(box.start(), box.group(1).rstrip(".,;")) for box in _UNBRACED_BOX.finditer(text)]
+    top: list[tuple[int, int, int]] = []
+    for box in sorted(closed):
+        if not top or box[0] > top[-1][2]:
+            top.append(box)
+    if top:
+        return [(start, _unboxed(_cut(text[content:end]))) for start, content, end in top[-MAX_MARKS:]]
+    unbraced = list(_UNBRACED_BOX.finditer(text))[-MAX_MARKS:]
+    return [(box.start(), box.group(1).rstrip(".,;")) for box in unbraced]
+
+
+def _unboxed(content: str) -> str:
+    """The inside of a box in a box."""
+    boxes = _boxes(content) if content.startswith("\\boxed{") and content.endswith("}") else []
+    return boxes[0][1] if len(boxes) == 1 else content
 
 
 def _outside(boxes: Iterable[tuple[int, str]], spans: list[tuple[int, int]]) -> Iterator[tuple[int, str]]:
@@ -152,7 +158,7 @@ def _outside(boxes: Iterable[tuple[int, str]], spans: list[tuple[int, int]]) -> 
 
 def _hashed(text: str) -> Extraction | None:
     """The rest of the line after the last ``####``. Others may be Markdown headings, so only numbers contradict."""
-    lines = [_cut(mark.group(1)) for mark in _HASHES.finditer(text)]
+    lines = [_cut(mark.group(1)) for mark in list(_HASHES.finditer(text))[-MAX_MARKS:]]
     if not lines:
         return None
     return Extraction(lines[-1], _if_different([line for line in lines if normal_form(line).number is not None]))
@@ -172,8 +178,9 @@ def _cut(answer: str) -> str:
 
 def _if_different(answers: list[str]) -> tuple[str, ...]:
     """The answers when they differ, else nothing."""
-    first = canonical_answer(answers[0]) if answers else ""
-    return tuple(answers) if any(canonical_answer(answer) != first for answer in answers) else ()
+    distinct = list(dict.fromkeys(answers))
+    first = canonical_answer(distinct[0]) if distinct else ""
+    return tuple(answers) if any(canonical_answer(answer) != first for answer in distinct[1:]) else ()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -199,7 +206,16 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("\u00a0\u2002\u2003\u2009\u200a\u202f\u3000\t\n\r", " "),
         **{chr(ord("０") + digit): str(digit) for digit in range(10)},
         **{"÷": "/", "⁄": "/", "∕": "/", "，": ",", "（": "(", "）": ")", "％": "%", "’": "'", "＝": "="},
-        **{"π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "±": "\\pm "},
+        **{
+            "π": "\\pi ",
+            "∞": "\\infty ",
+            "√": "\\sqrt ",
+            "≤": "\\le ",
+            "≥": "\\ge ",
+            "≠": "\\ne ",
+            "≈": "=",
+            "±": "\\pm ",
+        },
         **{"∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "θ": "\\theta ", "α": "\\alpha "},
         **{"°": "\\degree ", "²": "^{2}", "³": "^{3}", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}"},
     }
@@ -211,19 +227,32 @@ _COMMANDS = {
     **dict.fromkeys(("quad", "qquad", "enspace", "thinspace"), " "),
     **{"leq": "\\le", "geq": "\\ge", "leqslant": "\\le", "geqslant": "\\ge", "lt": "<", "gt": ">", "neq": "\\ne"},
     **{"cdot": "\\times", "ast": "\\times", "div": "/", "lbrace": "\\{", "rbrace": "\\}", "langle": "(", "rangle": ")"},
-    **{"lbrack": "[", "rbrack": "]", "varnothing": "\\emptyset", "circ": "\\degree", "euro": "€", "percent": "%"},
+    **{
+        "lbrack": "[",
+        "rbrack": "]",
+        "varnothing": "\\emptyset",
+        "circ": "\\degree",
+        "approx": "=",
+        "simeq": "=",
+        "euro": "€",
+        "percent": "%",
+    },
 }
-_TEXT_COMMANDS = "text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox|operatorname"
+_TEXT_COMMANDS = "text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox"
 _COMMAND = re.compile(r"(\\\\)|\\([A-Za-z]+)|(\\[!,;:>])|(\\ |~)")
 _TEXT = re.compile(rf"\\(?:{_TEXT_COMMANDS})\*?\s?\{{([^{{}}]*)\}}")
-_DEGREE = re.compile(r"\^ ?\{ ?\\degree ?\}|\^ ?\\degree(?![A-Za-z])|\\degree(?![A-Za-z])")
+_OPERATOR = re.compile(r"\\operatorname\*? ?\{ ?([A-Za-z]+) ?\}")
+_DEGREE = re.compile(r"(?:\^ ?\{ ?\\degree ?\}|\^? ?\\degree(?![A-Za-z]))(?: ?\"? ?[CF] ?\"?$)?")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
+_WORD_NAME = re.compile(r'(?:"[A-Za-z ]{2,40}"|[A-Za-z ]{4,40}) ?= ?([^=]+)')
 _DOLLAR = re.compile(r"[-+]? ?(?:\\\$|\$(?=[ \d.-][^$]*$))")
 _CURRENCY_OR_DELIMITER = re.compile(r"\\?\$|\\[()\[\]]|[€£]")
 _FRACTION = re.compile(r"\\frac ?(\d|[A-Za-z]|\{[^{}]*\}) ?(\d|[A-Za-z]|\{[^{}]*\})")
 _ROOT = re.compile(r"\\sqrt ?(\d|[A-Za-z](?![A-Za-z]))")
 _ROOT_CALL = re.compile(r"(?<![A-Za-z\\])\\?sqrt ?\(([^()]*)\)|\\sqrt ?\(([^()]*)\)")
 _EXPONENT = re.compile(r"(?:\^|\*\*) ?(-?\d+)")
-_SCRIPT = re.compile(r"([_^])\{([0-9A-Za-z])\}")
+_SCRIPT = re.compile(r"([_^])\{([0-9A-Za-z])\}(?! ?\d)")
+_SPACED_SCRIPT = re.compile(r"([_^])(\d) (?=\d)")
 _SPACES = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])|(?<=\d) (?=\d)|( )")
 _MIXED = re.compile(r"([-+]?\d+) (\d+) ?/ ?(\d+)")
 _SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
@@ -321,18 +350,22 @@ def _canonical(answer: Answer) -> str:
 def normal_form(answer: str) -> Answer:
     """Strip what does not change the meaning of an answer, and read it as a number where it is a plain one."""
     text = answer.strip()
-    if len(text) > MAX_LENGTH or _depth(text) > MAX_DEPTH:
+    if len(text) > MAX_LENGTH or depth(text) > MAX_DEPTH:
         return Answer(text)
     text = text.translate(_CHARACTERS).strip("`* ")
     unit = "dollar" if _DOLLAR.match(text) else ""
     text = _CURRENCY_OR_DELIMITER.sub("", text).replace("\\%", "%").replace("{,}", ",")
-    text = _COMMAND.sub(_plain_command, text)
+    text = _OPERATOR.sub(r"\\\1 ", _COMMAND.sub(_plain_command, text))
     for _ in range(2):  # \text{\textbf{...}}
         text = _TEXT.sub(_quoted, text)
     text = " ".join(_CONNECTOR.sub(",", text).split()).rstrip(".,;: ")
     if text.startswith('"') and text.endswith('"') and text.count('"') == 2:
         text = text.strip('" ').rstrip(".,;: ")
-    if _DEGREE.search(text):
+    if name := _WORD_NAME.fullmatch(text):
+        text = name.group(1)
+    if _TRIGONOMETRIC.search(text):
+        text = _DEGREE.sub(r"\\pi/180", text)
+    elif _DEGREE.search(text):
         text, unit = _DEGREE.sub("", text), "degree"
     text, named_unit = _split_unit(text)
     text = _tidy(text)
@@ -379,7 +412,8 @@ def _split_unit(text: str) -> tuple[str, str]:
         quoted = quoted and last.re is _LAST_QUOTED
         words[:0] = last.group(1).lower().replace(".", "").replace("/", " ").split() or [""]
         head = head[: last.start()].rstrip(" /")
-    if not head or not words or any(word in _NOT_UNITS for word in words):
+    # One letter is a variable or a constant unless it is a known unit: 3i and 2e are no amounts of anything.
+    if not head or not words or any(word in _NOT_UNITS or _is_variable(word) for word in words):
         return text, ""
     number = parse_number(_tidy(head))
     if number is not None and words[0] in _SCALES:
@@ -390,9 +424,13 @@ def _split_unit(text: str) -> tuple[str, str]:
     return head, "/".join(_UNITS[word] for word in words if word in _UNITS) if known else ""
 
 
+def _is_variable(word: str) -> bool:
+    return len(word) == 1 and word not in _UNITS and word not in _UNIT_FILLERS
+
+
 def _tidy(text: str) -> str:
     """Spell fractions, roots, scripts and spacing in one way."""
-    text = text.replace('"', "").strip().rstrip(".,;: ")
+    text = text.replace('"', "").strip().rstrip(".,;: ").lstrip("= ")
     if choice := _CHOICE.fullmatch(text):
         text = choice.group(1)
     if mixed := _MIXED.fullmatch(text):
@@ -405,7 +443,7 @@ def _tidy(text: str) -> str:
     text = _ROOT_CALL.sub(lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     text = _ROOT.sub(r"\\sqrt{\1}", text)
     text = _EXPONENT.sub(r"^{\1}", text)
-    text = _SCRIPT.sub(r"\1\2", text)
+    text = _SPACED_SCRIPT.sub(r"\1{\2}", _SCRIPT.sub(r"\1\2", text))
     text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("==", "=")
     text = _SPACES.sub(lambda m: "" if m[1] else m[0], " ".join(text.split()))
     while text.startswith("{") and text.endswith("}") and _closing(text) == len(text) - 1:
@@ -429,7 +467,7 @@ def parse_number(text: str) -> Fraction | None:
 
     The text is one that :func:`normal_form` made. Exponents have at most three digits, so that the value stays small.
     """
-    if text[:1] in "({" and text[-1:] in ")}" and len(text) > 2 and _closing(text) == len(text) - 1:
+    while len(text) > 2 and text[0] in "({" and text[-1] in ")}" and _closing(text) == len(text) - 1:
         text = text[1:-1]
     try:
         if _DECIMAL.fullmatch(text):
@@ -505,7 +543,8 @@ def _closing(text: str) -> int:
     return -1
 
 
-def _depth(text: str) -> int:
+def depth(text: str) -> int:
+    """The deepest nesting of brackets of any kind."""
     level = deepest = 0
     for character in text:
         if character in "([{":

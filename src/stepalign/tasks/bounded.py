@@ -74,6 +74,10 @@ class ChildPool:
         finally:
             self._idle.put(worker)
 
+    @property
+    def num_children(self) -> int:
+        return len(self._workers)
+
     def check(self) -> None:
         """Start now, so that a wrong import path is an error at once."""
         probe = _Worker(self._config)
@@ -267,6 +271,8 @@ def _load_function(path: str) -> Callable[[str, str], tuple[Verdict, str]]:
     if not module or not name:
         raise ValueError(f'a grader is named "module:function", got "{path}"')
     function = getattr(importlib.import_module(module), name)
+    if not callable(function):
+        raise TypeError(f"{path} is not callable")
 
     def compare(answer: str, expected: str) -> tuple[Verdict, str]:
         return _as_verdict(function(answer, expected), path)

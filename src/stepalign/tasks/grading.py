@@ -17,10 +17,12 @@ from dataclasses import dataclass
 
 from stepalign.records import Verdict
 from stepalign.tasks.answers import (
+    MAX_DEPTH,
     MAX_LENGTH,
     Answer,
     Sequence,
     canonical_answer,
+    depth,
     extract_answer,
     find_answer,
     has_control_characters,
@@ -33,6 +35,10 @@ from stepalign.tasks.answers import (
 from stepalign.tasks.bounded import ChildPool, GraderConfig
 
 __all__ = ["Grade", "Grader", "GraderConfig", "canonical_answer", "extract_answer"]
+
+
+_MAX_REMEMBERED = 100_000
+"""Comparisons whose verdict a grader keeps: some 50 MB at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class Grader:
     def __init__(self, config: GraderConfig | None = None) -> None:
         self.config = config or GraderConfig()
         self._pool = ChildPool(self.config)
+        self._decided: dict[tuple[str, str], tuple[Verdict, str]] = {}
         if self.config.function:
             self._pool.check()
 
@@ -101,6 +108,11 @@ class Grader:
         """Stop the child processes. The grader may be used again: it starts new ones."""
         self._pool.close()
 
+    @property
+    def num_children(self) -> int:
+        """Child processes there are now."""
+        return self._pool.num_children
+
     def __enter__(self) -> Grader:
         return self
 
@@ -123,12 +135,20 @@ class Grader:
             return "undecided", "expected answer too long"
         if len(answer) > MAX_LENGTH:
             return "incorrect", "answer too long"
+        if depth(answer) > MAX_DEPTH:
+            return "incorrect", "nested too deeply"
         if has_control_characters(answer):
             return "incorrect", "control characters"
         return _equal(normal_form(gold), normal_form(answer), self._leaf)
 
     def _leaf(self, gold: str, answer: str) -> tuple[Verdict, str]:
-        return self._pool.ask({"answer": answer, "expected": gold})
+        """One expression against one; the completions of a group often give the same answer, so it is remembered."""
+        known = self._decided.get((gold, answer))
+        if known is None:
+            known = self._pool.ask({"answer": answer, "expected": gold})
+            if known[0] != "undecided" and len(self._decided) < _MAX_REMEMBERED:
+                self._decided[gold, answer] = known
+        return known
 
 
 def _expected_answer(expected: str) -> str:
@@ -144,7 +164,7 @@ _Leaf = Callable[[str, str], tuple[Verdict, str]]
 
 _NAMED = re.compile(
     r"((?:\\[A-Za-z]{2,12} ?|[A-Za-z])(?:_\{?\w{1,8}\}?)?'?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
-    r"|[A-Z]{2,3}|\([A-Za-z](?:,[A-Za-z])+\))"
+    r"|(?:\\angle ?)?[A-Z]{2,3}|\([A-Za-z](?:,[A-Za-z])+\))"
     r"(?:=|\\in(?![A-Za-z]) ?)(.+)",
     re.DOTALL,
 )
