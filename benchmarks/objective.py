@@ -3,6 +3,7 @@
     python benchmarks/objective.py time --tokens 512 --hidden 1024
     python benchmarks/objective.py accuracy
     python benchmarks/objective.py memory
+    python benchmarks/objective.py grpo
 
 Time is CPU time of one thread, methods interleaved, medians over rounds, with gradients of hidden states and head. The
 floor is the bare matrix products of the same run, each with a fresh output: student logits, self-teacher logits, and
@@ -23,13 +24,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from torch import Tensor
 
-from stepalign.objectives import DIVERGENCES, fused_linear_divergence
+from stepalign.objectives import (
+    DIVERGENCES,
+    LOSS_TYPES,
+    StepCounts,
+    clipped_policy_loss,
+    fused_linear_divergence,
+    group_advantages,
+    kl_to_reference,
+)
 
 QWEN3_VOCABULARY = 151_936
 BETA = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": 0.5}
@@ -217,9 +227,64 @@ def measure_memory(args: argparse.Namespace) -> None:
             print(f"| {tokens} | {name} | {peak:.0f} | {output:.0f} | {peak - output:.0f} |", flush=True)
 
 
+def compare_grpo(_: argparse.Namespace) -> None:
+    """Loss and gradient of the packed policy-gradient side against TRL's own GRPO loss on the same padded numbers."""
+    from trl import GRPOTrainer
+
+    generator = torch.Generator().manual_seed(0)
+    lengths_B = torch.tensor([5, 2, 7, 1])
+    mask_BT = torch.arange(7)[None] < lengths_B[:, None]
+    log_probs_BT = (-3 * torch.rand(4, 7, generator=generator, dtype=torch.float64)).requires_grad_()
+    old_BT = log_probs_BT.detach() + 0.3 * torch.randn(4, 7, generator=generator, dtype=torch.float64)
+    reference_BT = log_probs_BT.detach() + 0.5 * torch.randn(4, 7, generator=generator, dtype=torch.float64)
+    advantages_B = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0]])).flatten().double()
+    counts = StepCounts(completions=4, tokens=int(lengths_B.sum()), max_completion_length=9)
+
+    print("| loss_type | loss | relative loss difference | relative gradient difference |\n|---|---|---|---|")
+    for loss_type, weigh in LOSS_TYPES.items():
+        stand_in = mock.MagicMock(
+            **{"accelerator.num_processes": 1, "args.steps_per_generation": 1, "args.delta": None},
+            loss_type=loss_type,
+            beta=0.04,
+            epsilon_low=0.2,
+            epsilon_high=0.28,
+            importance_sampling_level="token",
+            max_completion_length=9,
+            current_gradient_accumulation_steps=1,
+            top_entropy_quantile=1.0,
+            off_policy_mask_threshold=None,
+            use_vllm=False,
+            aux_loss_enabled=False,
+            _entropy_bonus_enabled=False,
+        )
+        stand_in.args.use_bias_correction_kl = False
+        stand_in.accelerator.gather.side_effect = stand_in.accelerator.gather_for_metrics.side_effect = lambda x: x
+        stand_in._get_per_token_logps_and_entropies.return_value = (log_probs_BT, torch.zeros(4, 7), None)
+        inputs = {
+            **dict.fromkeys(("prompt_ids", "prompt_mask", "completion_ids"), torch.zeros(4, 7, dtype=torch.long)),
+            "completion_mask": mask_BT.long(),
+            "advantages": advantages_B,
+            "old_per_token_logps": old_BT,
+            "ref_per_token_logps": reference_BT,
+            "num_items_in_batch": lengths_B.sum(),
+        }
+        peer = GRPOTrainer._compute_loss(stand_in, None, inputs)
+
+        rows_N = torch.arange(4)[:, None].expand_as(mask_BT)[mask_BT]
+        log_probs_N = log_probs_BT[mask_BT]
+        loss_N, _clipped = clipped_policy_loss(
+            log_probs_N, old_BT[mask_BT], advantages_B[rows_N], epsilon=0.2, epsilon_high=0.28
+        )
+        loss_N = loss_N + 0.04 * kl_to_reference(reference_BT[mask_BT], log_probs_N)
+        ours = (weigh(lengths_B[rows_N], counts) * loss_N).sum()
+        (gradient,), (peer_gradient,) = (torch.autograd.grad(loss, log_probs_BT) for loss in (ours, peer))
+        apart = (gradient - peer_gradient).norm() / peer_gradient.norm()
+        print(f"| {loss_type} | {ours.item():.6f} | {abs(ours - peer) / abs(peer):.1e} | {apart:.1e} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["time", "accuracy", "memory"])
+    parser.add_argument("what", choices=["time", "accuracy", "memory", "grpo"])
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=QWEN3_VOCABULARY)
@@ -232,7 +297,8 @@ def main() -> None:
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    {"time": measure_time, "accuracy": measure_accuracy, "memory": measure_memory}[args.what](args)
+    run = {"time": measure_time, "accuracy": measure_accuracy, "memory": measure_memory, "grpo": compare_grpo}
+    run[args.what](args)
 
 
 if __name__ == "__main__":

@@ -158,8 +158,10 @@ def fused_linear_divergence(
             student_CH, teacher_CH = student_NH[chunk], teacher_NH[chunk]
             difference_CV = difference_CV[: len(student_CH)]
             if shared_head:
-                teacher_CH = (teacher_CH.to(wide) - student_CH.to(wide)).to(dtype)
-            product_into(difference_CV, teacher_CH, teacher_head_VH)
+                product_into(difference_CV, (teacher_CH.to(wide) - student_CH.to(wide)).to(dtype), student_head_VH)
+            else:  # z_T for now, in parts of the same shape as z_S: equal inputs must give equal bits
+                for part in slices(len(teacher_CH), len(logits_PV)):
+                    product_into(difference_CV[part], teacher_CH[part], teacher_head_VH)
             for rows, logits_RV in logit_blocks(student_CH, student_head_VH, logits_PV):
                 tokens = slice(chunk.start + rows.start, chunk.start + rows.stop)
                 difference_RV = difference_CV[rows]
