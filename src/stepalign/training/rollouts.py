@@ -7,18 +7,20 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
 from stepalign.feedback import designs
+from stepalign.feedback.alignment import align
 from stepalign.feedback.critics import Critic, CritiqueRequest
 from stepalign.objectives import group_advantages
 from stepalign.records import Completion, Context, Critique, Problem, Rollout, Sample
 from stepalign.solver.model import Solver
 from stepalign.solver.sampling import Sampler
 from stepalign.solver.tokens import PromptBuilder, decode
+from stepalign.tasks.answers import extract_answer
 from stepalign.tasks.grading import Grader
 
 Probe = Callable[[Problem, Rollout], tuple[int, int] | None]
@@ -53,6 +55,15 @@ def _epoch_order(length: int, epoch: int, seed: int) -> list[int]:
         random.Random(derive_seed(seed, "problem order", epoch)).shuffle(order)
         _orders[key] = order
     return _orders[key]
+
+
+def located(critique: Critique, rollout: Rollout, problem: Problem) -> Critique:
+    """The critique with its case and the solver's first wrong step, found by alignment where the critic did not say."""
+    if critique.status != "ok" or critique.critic.startswith("programmatic:"):
+        return critique
+    found = align(rollout, critique, expected_answer=problem.answer, extract_answer=extract_answer)
+    label = "" if found.first_error is None else found.solver_steps[found.first_error].label
+    return replace(critique, first_error=critique.first_error or label, case=critique.case or found.case)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +126,9 @@ class Collector:
             seed=derive_seed(seed, "rollouts", step),
             on_finished=finished,
         )
-        critiques = {key: future.result() for key, future in pending.items()}
+        critiques = {
+            key: located(future.result(), rollouts[key], problems[key[0]]) for key, future in pending.items()
+        }
         groups = [
             [(rollouts[row, index], critiques.get((row, index))) for index in range(self.num_generations)]
             for row in range(len(problems))

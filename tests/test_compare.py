@@ -1,0 +1,235 @@
+"""A small comparison, run for real, and every number in it computed again from the files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from stepalign.compare import arm_differences, plan
+from stepalign.config import Config, arm_config, difference, load_config
+
+SMALL = {
+    "training.max_steps": 3,
+    "training.problems_per_step": 8,
+    "training.save_steps": 1,
+    "evaluation.num_samples": 4,
+    "evaluation.eval_steps": 1,
+    "evaluation.checkpoint_rule": '"best_on_validation"',
+    "data.max_train": 24,
+    "data.max_validation": 6,
+    "data.max_test": 8,
+    "signal.num_rollouts": 24,
+    "signal.num_shown": 6,
+    "compare.seeds": "[0, 1]",
+}
+ARMS = ("grpo", "refsol", "stepalign", "grpo-equal-rollouts", "refsol-forward-kl", "stepalign-forward-kl")
+
+
+def words(out: Path, **changes: object) -> list[str]:
+    values = {**SMALL, **changes}
+    settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    return [sys.executable, "-m", "stepalign", "compare", "arithmetic", "--out", str(out), *settings]
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    done = run(*words(out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(compared: Path) -> dict:
+    return json.loads((compared / "results.json").read_text(encoding="utf-8"))
+
+
+def samples(folder: Path, step: int, name: str) -> list[dict]:
+    file = folder / "samples" / f"step-{step:05d}-{name}.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def score(rows: list[dict], metric: str) -> float:
+    """The metric from its definition: enumeration for pass, a count for avg, votes for maj (n = k = 4)."""
+    values = []
+    for row in rows:
+        right = [verdict == "correct" for verdict in row["verdicts"]]
+        if metric == "avg@4":
+            values.append(sum(right) / 4)
+        elif metric == "pass@4":
+            values.append(float(any(right)))
+        elif metric == "pass@1":
+            values.append(sum(any(right[i] for i in draw) for draw in itertools.combinations(range(4), 1)) / 4)
+        elif metric == "mean_length":
+            values.append(sum(row["lengths"]) / 4)
+        elif metric == "maj@4":
+            votes = Counter(answer for answer in row["answers"] if answer is not None)
+            top = [a for a in votes if votes[a] == max(votes.values())]
+            correct = {a for a, ok in zip(row["answers"], right, strict=True) if ok}
+            values.append(sum(a in correct for a in top) / len(top) if top else 0.0)
+    return sum(values) / len(values)
+
+
+@pytest.mark.slow
+def test_every_metric_is_what_the_completions_say(compared: Path, results: dict) -> None:
+    checked = 0
+    for row in results["metrics"]:
+        if row["seed"] is None or row["metric"] not in ("avg@4", "pass@4", "pass@1", "mean_length", "maj@4"):
+            continue
+        rows = samples(compared / "arms" / row["arm"] / f"seed-{row['seed']}", row["step"], "test")
+        assert row["value"] == pytest.approx(score(rows, row["metric"]), abs=1e-12), row
+        assert row["low"] - 1e-12 <= row["value"] <= row["high"] + 1e-12
+        assert row["numerator"] / row["denominator"] == pytest.approx(row["value"], abs=1e-12)
+        checked += 1
+    assert checked == len(ARMS) * 2 * 3 * 5  # arms x seeds x rules x metrics
+
+
+@pytest.mark.slow
+def test_pooled_values_are_means_over_seeds(results: dict) -> None:
+    by_key: dict[tuple, list[float]] = {}
+    for row in results["metrics"]:
+        if row["seed"] is not None:
+            by_key.setdefault((row["arm"], row["metric"], row["checkpoint_rule"]), []).append(row["value"])
+    pooled = [row for row in results["metrics"] if row["seed"] is None and row["arm"] != "base"]
+    assert pooled
+    for row in pooled:
+        values = by_key[row["arm"], row["metric"], row["checkpoint_rule"]]
+        assert row["value"] == pytest.approx(sum(values) / 2, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_checkpoint_rules_pick_what_they_say(compared: Path, results: dict) -> None:
+    for row in results["metrics"]:
+        if row["seed"] is None or row["metric"] != "avg@4":
+            continue
+        folder = compared / "arms" / row["arm"] / f"seed-{row['seed']}"
+        steps = (1, 2, 3)
+        if row["checkpoint_rule"] == "last":
+            assert row["step"] == 3
+        elif row["checkpoint_rule"] == "best_on_validation":
+            values = {s: score(samples(folder, s, "validation"), "avg@4") for s in steps}
+            assert values[row["step"]] == max(values.values())
+        else:
+            values = {s: score(samples(folder, s, "test"), "avg@4") for s in steps}
+            assert values[row["step"]] == max(values.values())
+
+
+@pytest.mark.slow
+def test_paired_differences_are_between_the_same_problems(compared: Path, results: dict) -> None:
+    value = {
+        (r["arm"], r["metric"]): r["value"]
+        for r in results["metrics"]
+        if r["seed"] is None and r["checkpoint_rule"] == "last"
+    }
+    for row in results["paired"]:
+        expected = value[row["a"], row["metric"]] - value[row["b"], row["metric"]]
+        assert row["difference"] == pytest.approx(expected, abs=1e-12)
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert 0 < row["p_value"] <= 1
+    names = {(row["a"], row["b"]) for row in results["paired"]}
+    assert len(names) == 7 * 6 / 2  # six arms and the base
+
+
+@pytest.mark.slow
+def test_curves_start_at_the_untrained_solver_and_have_both_axes(results: dict) -> None:
+    firsts = set()
+    for curve in results["curves"]:
+        if curve["metric"] != "avg@4" or curve["set"] != "validation":
+            continue
+        points = curve["points"]
+        assert [p["step"] for p in points] == [0, 1, 2, 3]
+        per_step = {"grpo": 64, "grpo-equal-rollouts": 32}.get(curve["arm"], 8)
+        assert [p["rollouts"] for p in points] == [per_step * s for s in range(4)]
+        firsts.add(points[0]["value"])
+    assert len(firsts) == 1
+
+
+@pytest.mark.slow
+def test_the_signal_of_the_base_is_there(compared: Path) -> None:
+    found = json.loads((compared / "signal.json").read_text(encoding="utf-8"))
+    assert [c["name"] for c in found["contexts"]] == ["step_aligned", "reference"]
+    for rollout in found["rollouts"]:
+        joined = "".join(t["text"] for t in rollout["tokens"] if not t["special"])
+        assert joined == rollout["text"]
+        for context in rollout["contexts"]:
+            differences = [t - s for t, s in zip(context["teacher_log_prob"], context["student_log_prob"], strict=True)]
+            assert context["log_ratio"] == pytest.approx(differences, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_finished_comparison_is_refused_and_with_resume_does_nothing(compared: Path) -> None:
+    before = {f: f.stat().st_mtime_ns for f in compared.glob("arms/*/seed-*/metrics.jsonl")}
+    assert before
+    refused = run(*words(compared))
+    assert refused.returncode == 4
+    assert "--resume" in refused.stderr
+    again = run(*words(compared), "--resume")
+    assert again.returncode == 0, again.stderr
+    assert {f: f.stat().st_mtime_ns for f in before} == before
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_continues(compared: Path, results: dict, tmp_path: Path) -> None:
+    """Ctrl-C in the middle, then --resume: the same numbers as without."""
+    out = tmp_path / "out"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        words(out), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("arms/*/seed-*/metrics.jsonl")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert "--resume" in told
+    assert not (out / "results.json").exists()
+    done = run(*words(out), "--resume")
+    assert done.returncode == 0, done.stderr
+    again = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert again["metrics"] == results["metrics"]
+    assert again["paired"] == results["paired"]
+
+
+def test_arms_differ_in_the_named_keys_only() -> None:
+    """The promise behind every comparison: what an arm changes is written in the recipe, and nothing else changes."""
+    for recipe in ("arithmetic", "paper", "gsm8k"):
+        config = load_config(recipe)
+        told = arm_differences(config)
+        for arm in config.compare.arms:
+            named = {k for k in arm.set if _value(config, k) != arm.set[k]}
+            assert set(told[arm.name]) == named
+            for other in config.compare.arms:
+                keys = set(difference(arm_config(config, arm, 0), arm_config(config, other, 0)))
+                assert keys <= set(arm.set) | set(other.set)
+
+
+def _value(config: Config, key: str) -> object:
+    node: object = config
+    for name in key.split("."):
+        node = getattr(node, name)
+    return node
+
+
+def test_the_plan_covers_arms_and_seeds_once() -> None:
+    config = load_config("arithmetic", ["compare.seeds=[3, 4, 5]"])
+    names = [task.name for task in plan(config, Path("x"))]
+    assert len(names) == len(set(names))
+    assert {n for n in names if "/" in n} == {f"{arm}/seed-{seed}" for arm in ARMS for seed in (3, 4, 5)}
+    assert {"base", "signal"} <= set(names)
