@@ -161,9 +161,10 @@ def _reverse_kl_terms(student: Tensor, teacher: Tensor, ratio: Tensor, _: float)
 def _jensen_shannon_terms(student: Tensor, teacher: Tensor, ratio: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     # u = log m - log p_S = log(1 + weight (exp(r) - 1)); beyond 80 nats the exponential is all that is left of it.
     capped = ratio.clamp(max=80.0)
-    u = torch.log1p(weight * torch.expm1(capped)) + (ratio - capped)
+    u = torch.expm1(capped).mul_(weight).log1p_().add_(ratio - capped)
     mixture = torch.lerp(student, teacher, weight)
-    return weight * teacher * ratio - mixture * u, (1.0 - weight) * student * u
+    entries = (teacher * ratio).mul_(weight).sub_(mixture.mul_(u))
+    return entries, u.mul_(student).mul_(1.0 - weight)
 
 
 TERMS: dict[DivergenceName, Terms] = {
