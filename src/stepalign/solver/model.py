@@ -113,7 +113,7 @@ def _resolve(path: str) -> str:
         raise ConfigError(f"unknown embedded solver {path}", hint=f"the only one is {EMBEDDED}")
     folder = Path(path).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").exists():
+        if not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
             hint = "a run folder holds its last weights in final/" if (folder / "final").is_dir() else None
             raise ConfigError(f"no model in {path}: config.json is missing", where=str(folder), hint=hint)
         return str(folder)

@@ -1,0 +1,92 @@
+"""Adapters through peft: only they train, the initial teacher is the adapter switched off, and they load again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("peft", reason="the extra `lora` is not installed")
+
+from stepalign.config import Config, load_config
+from stepalign.solver.model import EMBEDDED, load_solver
+from stepalign.solver.scoring import completion_hidden
+from stepalign.training.loop import StopRequest, train
+from stepalign.training.session import open_session
+from stepalign.training.teacher import Teacher
+
+
+class Quiet:
+    """A Listener that says nothing."""
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+    def step(self, step: int, max_steps: int, numbers: dict[str, float]) -> None: ...
+    def evaluated(self, step: int, name: str, rows: list) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+@pytest.fixture
+def config() -> Config:
+    small = ["training.max_steps=2", "training.problems_per_step=4", "data.max_validation=2", "data.max_test=2"]
+    lora = ["model.lora.r=4", "model.lora.alpha=8", "training.save_steps=1", "objective.teacher.weights=initial"]
+    return load_config("arithmetic", [*small, *lora, "evaluation.num_samples=2", "training.learning_rate=1e-2"])
+
+
+def test_the_initial_teacher_is_the_adapter_switched_off(config: Config) -> None:
+    session = open_session(config)
+    model = session.solver.model
+    teacher = Teacher(model, config.objective.teacher)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert "lora_" in name
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        sequence = [((2, 30, 9, 12, 3), (10, 20, 30, 40))]
+        live = completion_hidden(session.solver, sequence)
+        with teacher.in_place(model):
+            initial = completion_hidden(session.solver, sequence)
+        with model.disable_adapter():
+            off = completion_hidden(session.solver, sequence)
+    assert torch.equal(initial, off)
+    assert not torch.allclose(initial, live, atol=1e-3)
+    # The teacher costs the adapter and no second copy of the model.
+    held = sum(value.numel() for value in teacher.values.values())
+    assert held == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert held < 0.1 * sum(p.numel() for p in model.parameters())
+
+
+def test_a_run_saves_adapters_that_load_again(config: Config, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(config, out, resume=False, listener=Quiet(), stop=StopRequest())
+    assert (out / "final" / "adapter_model.safetensors").exists()
+    assert not (out / "final" / "model.safetensors").exists()
+    described = json.loads((out / "final" / "adapter_config.json").read_text())
+    assert described["r"] == 4
+    assert set(described["target_modules"]) == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
+    trained, base = load_solver(str(out / "final")), load_solver(EMBEDDED)
+    ids = torch.tensor([[2, 30, 9, 12, 3]])
+    with torch.no_grad():
+        assert not torch.allclose(trained.model(ids).logits, base.model(ids).logits, atol=1e-3)
+
+
+def test_a_resumed_adapter_run_ends_with_the_same_bits(config: Config, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(config, whole, resume=False, listener=Quiet(), stop=StopRequest())
+    train(config, cut, resume=False, listener=Quiet(), stop=StopRequest())
+    import shutil
+
+    shutil.rmtree(cut / "checkpoints" / "step-00002")  # as if it had been killed after the first step
+    shutil.rmtree(cut / "final")
+    train(config, cut, resume=True, listener=Quiet(), stop=StopRequest())
+    files = [folder / "final" / "adapter_model.safetensors" for folder in (whole, cut)]
+    assert files[0].read_bytes() == files[1].read_bytes()
