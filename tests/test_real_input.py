@@ -99,6 +99,14 @@ def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5).read()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="module")
 def served(random_qwen: Path, tmp_path_factory: pytest.TempPathFactory):
     """The same random model behind `transformers serve`: a real server whose critiques are nonsense."""
@@ -109,23 +117,19 @@ def served(random_qwen: Path, tmp_path_factory: pytest.TempPathFactory):
     home = tmp_path_factory.mktemp("hf-home")
     (home / "hub").mkdir()  # the server lists its cache and fails without one
     log = (home / "serve.log").open("w")
+    command = [Path(sys.executable).with_name("transformers"), "serve", random_qwen, "--host", "127.0.0.1"]
     server = subprocess.Popen(
-        [Path(sys.executable).with_name("transformers"), "serve", str(random_qwen), "--host", "127.0.0.1"]
-        + ["--port", str(port), "--device", "cpu"],
+        [*map(str, command), "--port", str(port), "--device", "cpu"],
         env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         stdout=log,
         stderr=subprocess.STDOUT,
     )
     try:
         deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5).read()
-                break
-            except OSError as error:
-                assert server.poll() is None, (home / "serve.log").read_text()
-                assert time.monotonic() < deadline, f"{error}: {(home / 'serve.log').read_text()}"
-                time.sleep(0.5)
+        while not _answers(f"http://127.0.0.1:{port}/v1/models"):
+            assert server.poll() is None, (home / "serve.log").read_text()
+            assert time.monotonic() < deadline, (home / "serve.log").read_text()
+            time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
@@ -199,7 +203,9 @@ def test_critiques_reach_the_self_teacher_and_the_page(random_qwen: Path, faithf
 
 
 @pytest.mark.slow
-def test_a_resumed_run_does_not_pay_twice(random_qwen: Path, httpserver: HTTPServer, faithful: str, tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_pay_twice(
+    random_qwen: Path, httpserver: HTTPServer, faithful: str, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     words = settings(random_qwen, faithful, "faithful", **{"training.save_steps": 0})
     assert stepalign("train", "gsm8k", "--out", str(out), *words).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -204,19 +205,17 @@ def _dry_run(config: Config) -> None:
 
 def _config_for_model(model: str, recipe: str, settings: list[str] | None, keys: dict[str, Any]) -> Config:
     """The configuration that goes with a model: that of its run, of the embedded recipe, or the one named."""
-    from stepalign.config import changed
+    from stepalign.config import changed, parse_settings
 
     folder = Path(model)
-    if (folder / "config.toml").exists() and (folder / "run.lock").exists():
-        config = load_config(recipe or str(folder / "config.toml"), settings or ())
-        model = str(folder / "final")
-    else:
-        config = load_config(recipe or ("arithmetic" if model.startswith("embedded:") else None), settings or ())
-    return changed(config, {**keys, "model.path": model}, "evaluate")
+    is_run = (folder / "config.toml").exists() and (folder / "run.lock").exists()
+    default = str(folder / "config.toml") if is_run else "arithmetic" if model.startswith("embedded:") else None
+    keys = {**keys, "model.path": str(folder / "final") if is_run else model, "model.lora": None, "data.max_test": None}
+    return changed(load_config(recipe or default), {**keys, **parse_settings(settings or ())}, "--set")
 
 
 def _resume_command(verb: str, recipe: str, out: Path, settings: list[str] | None) -> str:
-    changes = "".join(f" --set {setting}" for setting in settings or ())
+    changes = "".join(f" --set {shlex.quote(setting)}" for setting in settings or ())
     return f"stepalign {verb} {recipe} --out {out}{changes} --resume"
 
 

@@ -317,12 +317,20 @@ def load_config(recipe: str | None, settings: Iterable[str] = ()) -> Config:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"the recipe is not valid TOML: {error}", where=source) from error
+    for key, value in parse_settings(settings).items():
+        set_key(tree, key, value)
+    return validate(tree, source)
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """``key.path=value`` words as a dictionary. Raises ConfigError for a word without a value."""
+    values = {}
     for setting in settings:
         key, found, text = setting.partition("=")
         if not found:
             raise ConfigError(f"--set {setting} has no value", hint="write --set key.path=value")
-        set_key(tree, key.strip(), parse_value(text.strip()))
-    return validate(tree, source)
+        values[key.strip()] = parse_value(text.strip())
+    return values
 
 
 def parse_value(text: str) -> Any:
