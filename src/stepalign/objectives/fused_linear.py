@@ -17,6 +17,7 @@ Shape suffixes: N completion tokens, H hidden, V vocabulary, C tokens of a chunk
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -142,42 +143,12 @@ def fused_linear_divergence(
         excluded_V=excluded,
         wants_gradient=any(needs),
     )
-    shared_head = same_memory(student_head_VH, teacher_head_VH)
-    dtype, wide = student_NH.dtype, wide_dtype(student_NH.dtype)
     with torch.no_grad():
-        weights_N = weights.detach().to(wide)
+        weights_N = weights.detach().to(wide_dtype(student_NH.dtype))
         gradients = Gradients.zeros(student_NH, student_head_VH, needs, chunk_tokens)
-        logits_PV = logit_buffer(
-            student_NH, student_head_VH, chunk_tokens, dtype if shared_head and fast_logits else wide
-        )
-        difference_CV = student_NH.new_empty(
-            min(chunk_tokens, len(student_NH)), len(student_head_VH), dtype=dtype if shared_head else wide
-        )
-        values = [weights_N.new_zeros(0, 1 if token_ids is None else 5)]
-        for chunk in slices(len(student_NH), chunk_tokens):
-            student_CH, teacher_CH = student_NH[chunk], teacher_NH[chunk]
-            difference_CV = difference_CV[: len(student_CH)]
-            if shared_head:
-                product_into(difference_CV, (teacher_CH.to(wide) - student_CH.to(wide)).to(dtype), student_head_VH)
-            else:  # z_T for now, in parts of the same shape as z_S: equal inputs must give equal bits
-                for part in slices(len(teacher_CH), len(logits_PV)):
-                    product_into(difference_CV[part], teacher_CH[part], teacher_head_VH)
-            for rows, logits_RV in logit_blocks(student_CH, student_head_VH, logits_PV):
-                tokens = slice(chunk.start + rows.start, chunk.start + rows.stop)
-                difference_RV = difference_CV[rows]
-                if not shared_head:
-                    difference_RV.sub_(logits_RV)
-                values_R = walk(
-                    logits_RV,
-                    difference_RV,
-                    weights_N[tokens],
-                    None if token_ids is None else token_ids[tokens],
-                    narrow=is_narrow(difference_RV, scale),
-                )
-                values.append(values_R)
-            # D has served; its memory holds the gradient now.
-            gradients.add(chunk, difference_CV, student_CH, student_head_VH)
-        per_token_N, *analysis = torch.cat(values).unbind(dim=1)
+        sides = (student_NH, student_head_VH, teacher_NH, teacher_head_VH)
+        values = _walk_chunks(*sides, weights_N, token_ids, walk, gradients, scale, fast_logits, chunk_tokens)
+        per_token_N, *analysis = values.unbind(dim=1)
         loss = (weights_N * per_token_N).sum()
     loss = _GradientKnown.apply(loss, student_hidden, student_head, *gradients.finished(student_head.dtype))
     if token_ids is None:
@@ -227,6 +198,48 @@ def fused_linear_log_probs(
     _check_positive(temperature=temperature, chunk_tokens=chunk_tokens)
     log_probs, entropy = _TokenLogProbs.apply(hidden, head, token_ids, 1.0 / temperature, excluded, chunk_tokens)
     return TokenLogProbs(log_probs, entropy)
+
+
+def _walk_chunks(
+    student_NH: Tensor,
+    student_head_VH: Tensor,
+    teacher_NH: Tensor,
+    teacher_head_VH: Tensor,
+    weights_N: Tensor,
+    token_ids_N: Tensor | None,
+    walk: Callable[..., Tensor],
+    gradients: Gradients,
+    scale: float,
+    fast_logits: bool,
+    chunk_tokens: int,
+) -> Tensor:
+    """Values [N, 1 or 5] of all tokens; adds to ``gradients``. The [C, V] buffers live no longer than this call."""
+    shared_head = same_memory(student_head_VH, teacher_head_VH)
+    dtype, wide = student_NH.dtype, wide_dtype(student_NH.dtype)
+    logits_dtype = dtype if shared_head and fast_logits else wide
+    logits_PV = logit_buffer(student_NH, student_head_VH, chunk_tokens, logits_dtype)
+    chunk_shape = min(chunk_tokens, len(student_NH)), len(student_head_VH)
+    difference_CV = student_NH.new_empty(chunk_shape, dtype=dtype if shared_head else wide)
+    values = [weights_N.new_zeros(0, 1 if token_ids_N is None else 5)]
+    for chunk in slices(len(student_NH), chunk_tokens):
+        student_CH, teacher_CH = student_NH[chunk], teacher_NH[chunk]
+        difference_CV = difference_CV[: len(student_CH)]
+        if shared_head:
+            product_into(difference_CV, (teacher_CH.to(wide) - student_CH.to(wide)).to(dtype), student_head_VH)
+        else:  # z_T for now, in parts of the same shape as z_S: equal inputs must give equal bits
+            for part in slices(len(teacher_CH), len(logits_PV)):
+                product_into(difference_CV[part], teacher_CH[part], teacher_head_VH)
+        for rows, logits_RV in logit_blocks(student_CH, student_head_VH, logits_PV):
+            tokens = slice(chunk.start + rows.start, chunk.start + rows.stop)
+            difference_RV = difference_CV[rows]
+            if not shared_head:
+                difference_RV.sub_(logits_RV)
+            ids_R = None if token_ids_N is None else token_ids_N[tokens]
+            narrow = is_narrow(difference_RV, scale)
+            values.append(walk(logits_RV, difference_RV, weights_N[tokens], ids_R, narrow=narrow))
+        # D has served; its memory holds the gradient now.
+        gradients.add(chunk, difference_CV, student_CH, student_head_VH)
+    return torch.cat(values)
 
 
 class _GradientKnown(torch.autograd.Function):
