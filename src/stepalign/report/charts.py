@@ -140,7 +140,7 @@ def interval_chart(
     """Points with intervals, one row each, on a common axis; ``zero`` draws the line of no difference."""
     values = [value for row in rows for value in _defined((row.value, row.low, row.high))]
     ticks = nice_ticks(*(x_range or _padded([*values, 0.0] if zero else values)), 4)
-    label_width = max((_text_width(_short(row.label)) for row in rows), default=0) + 16
+    label_width = max((_text_width(_short(row.label, 44)) for row in rows), default=0) + 16
     text_width = max((_text_width(row.text) for row in rows), default=0) + 12
     height = 8 + row_height * len(rows) + 24
     frame = Frame(
@@ -434,7 +434,7 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 def _interval_row(row: Interval, frame: Frame, middle: float, width: float) -> str:
     colour, name = arm_colour(row.colour), arm_class(row.colour)
-    parts = [_text(frame.left - 10, middle + 4, _short(row.label), "row-name", "end")]
+    parts = [_text(frame.left - 10, middle + 4, _short(row.label, 44), "row-name", "end")]
     value, low, high = number(row.value), number(row.low), number(row.high)
     if value is None:
         parts.append(_text(frame.left + 6, middle + 4, "not measured yet", "empty"))

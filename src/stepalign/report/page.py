@@ -142,9 +142,9 @@ def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 charts.interval_chart(
                     [row.chart for row in rows],
                     title=f"Paired differences in {metric} with intervals",
-                    as_percent=metric != "Length",
+                    as_percent=False,
                     zero=True,
-                    width=620,
+                    width=700,
                 )
             ),
         }

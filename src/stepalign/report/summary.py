@@ -462,9 +462,9 @@ def differences(results: Json) -> list[Difference]:
                 chart=Interval(
                     label=f"{a.label} − {b.label}",
                     colour=a.colour,
-                    value=number(row.get("difference")),
-                    low=number(low),
-                    high=number(high),
+                    value=_points(row.get("difference"), share),
+                    low=_points(low, share),
+                    high=_points(high, share),
                     text=show(row.get("difference")),
                     title=f"{metric_label(name)}: {a.label} − {b.label} {show(row.get('difference'))} ({interval})",
                 ),
@@ -776,6 +776,12 @@ def _quantity(value: Any, name: str) -> str:
 def _sentence(name: str) -> str:
     words = name.replace("_", " ").strip()
     return re.sub(r"\bauroc\b", "AUROC", re.sub(r"\bkl\b", "KL", words[:1].upper() + words[1:], flags=re.I), flags=re.I)
+
+
+def _points(value: Any, share: bool) -> float | None:
+    """A difference in the unit it is drawn in: percentage points of a share, tokens otherwise."""
+    plain = number(value)
+    return None if plain is None else 100 * plain if share else plain
 
 
 def _stranger(name: str) -> Arm:

@@ -67,7 +67,8 @@ def rollout_text(
             if token in joined:
                 continue
             piece = visible(rollout["pieces"][token]) or "∅"
-            shape = piece.replace("\n", "⏎\n")
+            # The step ends its line by itself.
+            shape = piece.replace("\n", "⏎\n").removesuffix("\n" if token == last - 1 else "")
             value = context["a"][token]
             out.append(f"⟨{shape}⟩" if token in special else shape, style=_style(value, data["limit"], colour))
             if not colour and value is not None and abs(value) >= MARKED * data["limit"]:
