@@ -1,0 +1,137 @@
+"""Small solvers, tokenizers and files that several tests share. Everything runs on one thread, without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+# Before torch is imported anywhere; it is not imported here, since many tests do without.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from stepalign.solver.model import Solver
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> PreTrainedTokenizerBase:
+    """The embedded task's tokenizer: one id a word."""
+    from stepalign.solver.model import build_tokenizer
+    from stepalign.tasks.arithmetic import VOCABULARY
+
+    return build_tokenizer(VOCABULARY)
+
+
+@pytest.fixture
+def make_solver(word_tokenizer: PreTrainedTokenizerBase) -> Callable[..., Solver]:
+    """Fresh tiny solvers. Large random embeddings, so that the next-token distributions are far from uniform."""
+    import torch
+
+    from stepalign.solver.model import Solver, build_tiny_solver
+
+    torch.set_num_threads(1)
+
+    def make(seed: int = 0, *, scale: float = 8.0, **sizes: int) -> Solver:
+        small = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 48}
+        solver = build_tiny_solver(word_tokenizer, seed=seed, **{**small, **sizes})
+        with torch.no_grad():
+            solver.model.get_input_embeddings().weight.mul_(scale)
+        return Solver(solver.model.eval(), solver.tokenizer)
+
+    return make
+
+
+@pytest.fixture
+def tiny_solver(make_solver: Callable[..., Solver]) -> Solver:
+    return make_solver()
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer with a chat template, learnt from a few sentences."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    corpus = ["user assistant system", "Feedback: the second step is wrong, it should read 3 + 4 = 7.", "größer naïve"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=340,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(corpus * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, make_solver: Callable[..., Solver]) -> Path:
+    """A tiny solver in Hugging Face layout."""
+    from stepalign.solver.model import save_solver
+
+    folder = tmp_path / "model"
+    save_solver(make_solver(), folder)
+    return folder
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
+    """A complete small recipe on files of its own: RefSol on three chains, two steps."""
+    import tomli_w
+
+    rows = [
+        {"question": "1 + 2 + 3", "answer": "6", "reference": "<step_1> 1 + 2 = 3 ; <step_2> 3 + 3 = 6 ; <answer> 6"},
+        {"question": "4 - 1 - 1", "answer": "2", "reference": "<step_1> 4 - 1 = 3 ; <step_2> 3 - 1 = 2 ; <answer> 2"},
+        {"question": "9 + 9 - 9", "answer": "9", "reference": "<step_1> 9 + 9 = 18 ; <step_2> 18 - 9 = 9 ; <answer> 9"},
+    ]
+
+    def write(name: str = "recipe.toml", **changes: Any) -> Path:
+        problems = tmp_path / "problems.jsonl"
+        problems.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        tree: dict[str, Any] = {
+            "condition": "refsol",
+            "model": {"path": str(model_folder)},
+            "data": {
+                "train": str(problems),
+                "columns": {"question": "question", "answer": "answer", "reference": "reference"},
+            },
+            "prompts": {"student": "{{ question }}", "self_teacher": "{{ question }} Feedback : {{ feedback }}"},
+            "sampling": {"max_completion_length": 6},
+            "training": {"max_steps": 2, "problems_per_step": 2},
+            "evaluation": {"num_samples": 2},
+        }
+        for key, value in changes.items():
+            node = tree
+            *parents, last = key.split("__")
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = value
+        path = tmp_path / name
+        path.write_text(tomli_w.dumps(tree), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,176 @@
+"""The house: imports point downwards, the pure parts stay pure, the light parts stay light, nothing is unpickled."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "stepalign"
+MODULES = {
+    ".".join(("stepalign", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(SOURCE.rglob("*.py"))
+}
+
+# From the ground up. A module may import its own floor and those below.
+FLOORS = (
+    ("records", "config", "errors", "progress"),
+    ("objectives",),
+    ("solver", "feedback", "tasks"),
+    ("evaluation",),
+    ("training",),
+    ("report", "signal"),
+    ("compare", "dry_run"),
+    ("cli", "__main__"),
+)
+FLOOR_OF = {part: height for height, floor in enumerate(FLOORS) for part in floor}
+
+PURE = ("objectives", "evaluation.metrics", "feedback.steps", "feedback.critique", "feedback.alignment")
+IMPURE_LIBRARIES = {
+    *("os", "io", "pathlib", "shutil", "tempfile", "glob", "fcntl", "mmap", "sqlite3", "importlib"),
+    *("socket", "ssl", "http", "urllib", "httpx", "requests", "openai", "asyncio", "aiohttp"),
+    *("time", "datetime", "random", "secrets", "uuid"),
+    *("subprocess", "multiprocessing", "threading", "concurrent", "signal", "logging"),
+}
+
+
+def imports(module: str, *, at_runtime: bool = False) -> Iterator[str]:
+    """Dotted names that a module imports, wherever in it; ``from a import b`` gives a and a.b."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    skipped: set[ast.AST] = set()
+    if at_runtime:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                skipped |= set(ast.walk(node))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} uses a relative import"
+            assert node.module is not None
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from names
+            if not names <= MODULES.keys():  # "from package import module" takes the module alone
+                yield node.module
+
+
+def ours(module: str, *, at_runtime: bool = False) -> set[str]:
+    return {name for name in imports(module, at_runtime=at_runtime) if name in MODULES and name != module}
+
+
+def floor(module: str) -> int:
+    parts = module.split(".")
+    return FLOOR_OF[parts[1]] if len(parts) > 1 else -1
+
+
+def test_every_part_has_a_floor() -> None:
+    assert {name.split(".")[1] for name in MODULES if "." in name} == FLOOR_OF.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downwards(module: str) -> None:
+    upwards = {name for name in ours(module) if floor(name) > floor(module)}
+    assert not upwards, f"{module} imports {upwards}"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    TopologicalSorter({module: ours(module, at_runtime=True) for module in MODULES}).prepare()
+
+
+def below(module: str) -> set[str]:
+    """A module with everything of ours that it needs, directly or not. The parents of a module run first."""
+    found: set[str] = set()
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found.add(name)
+            pending += ours(name, at_runtime=True)
+            parent = name.rpartition(".")[0]
+            pending += [parent] if parent in MODULES else []
+    return found
+
+
+@pytest.mark.parametrize("part", PURE)
+def test_the_pure_parts_know_no_file_no_network_and_no_clock(part: str) -> None:
+    whole = [m for m in MODULES if m == f"stepalign.{part}" or m.startswith(f"stepalign.{part}.")]
+    assert whole
+    for module in whole:
+        for name in {name for m in {module, *ours(module)} for name in imports(m, at_runtime=True)}:
+            assert name.split(".")[0] not in IMPURE_LIBRARIES, f"{module} reaches {name}"
+        tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+        called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        assert not called & {"open", "print", "input", "exec", "eval", "__import__"}
+
+
+def test_nothing_under_the_report_needs_torch() -> None:
+    reached = {m for module in MODULES if module.startswith("stepalign.report") for m in below(module)}
+    heavy = {(m, name) for m in reached for name in imports(m, at_runtime=True) if name.split(".")[0] in HEAVY}
+    assert not heavy
+
+
+HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "openai", "peft", "math_verify", "sympy"}
+
+_LOADED = """
+import sys
+try:
+    {code}
+except SystemExit:
+    pass
+loaded = set(sys.modules) & {heavy!r}
+assert not loaded, loaded
+"""
+
+_COMMANDS = ("", "demo", "train", "compare", "evaluate", "signal", "report", "warmstart")
+
+
+def _fresh(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _LOADED.format(code=code, heavy=HEAVY)], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_of_every_command_loads_nothing_heavy() -> None:
+    calls = "; ".join(f"call([{command!r}, '--help'])" for command in _COMMANDS).replace("['', ", "[")
+    code = (
+        "import contextlib, stepalign.cli\n"
+        "    def call(words):\n"
+        "        sys.argv = ['stepalign', *words]\n"
+        "        with contextlib.suppress(SystemExit): stepalign.cli.main()\n"
+        f"    {calls}"
+    )
+    done = _fresh(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage: ") == len(_COMMANDS)
+
+
+def test_the_report_loads_nothing_heavy(tmp_path: Path) -> None:
+    modules = [m for m in MODULES if m.startswith("stepalign.report")]
+    done = _fresh("import " + ", ".join(modules))
+    assert done.returncode == 0, done.stderr
+    # and the verb, up to its first complaint
+    done = _fresh(f"import stepalign.cli; sys.argv = ['stepalign', 'report', {str(tmp_path)!r}]; stepalign.cli.main()")
+    assert done.returncode == 0, done.stderr
+    assert "not a comparison folder" in done.stderr
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_unpickled_and_no_text_is_run(module: str) -> None:
+    unsafe = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
+    assert not {name for name in imports(module) if name.split(".")[0] in unsafe}
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"torch.load", "eval", "exec", "np.load", "numpy.load", "os.system"}
+            settings = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert settings.get("shell", "False") == "False"
+            assert settings.get("trust_remote_code", "x") != "True"
+            assert settings.get("weights_only", "True") == "True"
