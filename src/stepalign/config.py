@@ -30,8 +30,8 @@ class _Section(BaseModel):
 class LoraSection(_Section):
     """Low-rank adapters through peft (extra ``lora``)."""
 
-    r: int = Field(64, ge=1)
-    alpha: float = Field(128.0, gt=0)
+    r: int = Field(default=64, ge=1)
+    alpha: int = Field(default=128, ge=1)
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -54,15 +54,15 @@ class DataSection(_Section):
     train: str = "embedded:arithmetic"
     validation: str | None = None
     test: str | None = None
-    validation_share: float = Field(0.0, ge=0, lt=1)
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
     """Without a validation file: set this share of the training problems aside, chosen by a hash of the question."""
     columns: str | dict[str, str] = "stepalign"
     """A preset ("stepalign", "gsm8k", "openmathreasoning", ...) or a map from our names to the file's columns."""
-    max_train: int | None = Field(None, ge=1)
-    max_validation: int | None = Field(None, ge=1)
-    max_test: int | None = Field(None, ge=1)
+    max_train: int | None = Field(default=None, ge=1)
+    max_validation: int | None = Field(default=None, ge=1)
+    max_test: int | None = Field(default=None, ge=1)
     """Use only so many problems of a set, from its beginning."""
-    rho: float = Field(0.5, ge=0, le=1)
+    rho: float = Field(default=0.5, ge=0, le=1)
     """Embedded task only: share of reference solutions in the order of operands that the solver rarely takes."""
 
 
@@ -79,7 +79,7 @@ class PromptsSection(_Section):
     """Arguments for the chat template, such as {enable_thinking = false}."""
     allow_different_suffix: bool = False
     """Accept that student and self-teacher begin their completion after different tokens."""
-    max_teacher_prompt_length: int = Field(8192, ge=16)
+    max_teacher_prompt_length: int = Field(default=8192, ge=16)
     """Tokens. A longer self-teacher prompt has its context cut, never the question; what was cut is counted."""
 
 
@@ -94,12 +94,12 @@ class CriticSection(_Section):
     """Name of the environment variable with the key, where the server needs one; the key is never written anywhere."""
     sees: Literal["nothing", "answer", "solution"] = "answer"
     """What the critic is shown besides the problem and the attempt."""
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(4096, ge=1)
-    concurrency: int = Field(16, ge=1)
-    timeout: float = Field(600.0, gt=0)
+    temperature: float = Field(default=0.0, ge=0)
+    max_tokens: int = Field(default=4096, ge=1)
+    concurrency: int = Field(default=16, ge=1)
+    timeout: float = Field(default=600.0, gt=0)
     """Seconds for a critique with all its attempts."""
-    attempt_timeout: float = Field(120.0, gt=0)
+    attempt_timeout: float = Field(default=120.0, gt=0)
     """Seconds for one attempt."""
     cache: str = ""
     """sqlite file shared by runs; "" keeps one in the run folder (the comparison folder under ``compare``)."""
@@ -107,7 +107,7 @@ class CriticSection(_Section):
     """Replay: never call the endpoint."""
     structured: bool = False
     """Ask for JSON through the server's guided decoding instead of tagged text."""
-    token_budget: int | None = Field(None, ge=1)
+    token_budget: int | None = Field(default=None, ge=1)
     """Prompt and completion tokens after which no more critiques are asked for."""
     prices: dict[str, float] = Field(default_factory=dict)
     """Cost per million tokens, {prompt = ..., completion = ...}; enters the ledger."""
@@ -116,12 +116,12 @@ class CriticSection(_Section):
 class SamplingSection(_Section):
     """How the solver attempts a problem while training."""
 
-    num_generations: int = Field(1, ge=1)
+    num_generations: int = Field(default=1, ge=1)
     """Completions per problem and step (G)."""
-    temperature: float = Field(1.0, gt=0)
-    max_completion_length: int = Field(64, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    max_completion_length: int = Field(default=64, ge=1)
     """Tokens."""
-    max_batch_tokens: int = Field(65536, ge=1)
+    max_batch_tokens: int = Field(default=65536, ge=1)
     """Prompt and completion tokens held by the sampler at once."""
 
 
@@ -129,7 +129,7 @@ class TeacherSection(_Section):
     """The weights of the self-teacher."""
 
     weights: TeacherWeights = "initial"
-    ema_decay: float = Field(0.99, ge=0, lt=1)
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
     """teacher <- decay * teacher + (1 - decay) * student, after each optimizer step."""
 
 
@@ -138,12 +138,12 @@ class ObjectiveSection(_Section):
 
     divergence: Divergence = "forward_kl"
     """forward_kl = KL(self-teacher || student), reverse_kl = KL(student || self-teacher)."""
-    jensen_shannon_weight: float = Field(0.5, gt=0, lt=1)
+    jensen_shannon_weight: float = Field(default=0.5, gt=0, lt=1)
     teacher: TeacherSection = TeacherSection()
-    entry_clip: float | None = Field(None, gt=0)
+    entry_clip: float | None = Field(default=None, gt=0)
     """Upper bound of each vocabulary entry's contribution, nats."""
-    epsilon: float = Field(0.2, ge=0)
-    epsilon_high: float | None = Field(None, ge=0)
+    epsilon: float = Field(default=0.2, ge=0)
+    epsilon_high: float | None = Field(default=None, ge=0)
     """Clip range of the importance ratio; ``epsilon_high`` defaults to ``epsilon``."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
 
@@ -151,33 +151,33 @@ class ObjectiveSection(_Section):
 class TrainingSection(_Section):
     """The loop."""
 
-    max_steps: int = Field(62, ge=0)
+    max_steps: int = Field(default=62, ge=0)
     """Optimizer steps."""
-    problems_per_step: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0)
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup_steps: int = Field(5, ge=0)
+    problems_per_step: int = Field(default=32, ge=1)
+    seed: int = Field(default=0, ge=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup_steps: int = Field(default=5, ge=0)
     lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    updates_per_batch: int = Field(1, ge=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    updates_per_batch: int = Field(default=1, ge=1)
     """Optimizer updates on one batch of rollouts, each over the whole batch."""
-    max_micro_batch_tokens: int = Field(16384, ge=1)
+    max_micro_batch_tokens: int = Field(default=16384, ge=1)
     """Tokens, padding included, of one forward pass."""
-    save_steps: int = Field(0, ge=0)
+    save_steps: int = Field(default=0, ge=0)
     """Checkpoint every so many steps; 0 only at the end."""
-    save_total_limit: int | None = Field(None, ge=1)
+    save_total_limit: int | None = Field(default=None, ge=1)
     """Keep only so many of the latest checkpoints (the evaluated ones are kept by the checkpoint rule)."""
 
 
 class GuardsSection(_Section):
     """Signs that a run decays: they warn with the reason, and stop the run if asked."""
 
-    window: int = Field(10, ge=2)
+    window: int = Field(default=10, ge=2)
     """Steps that are averaged before they are compared with the best window so far."""
-    reward_drop: float = Field(0.15, gt=0)
+    reward_drop: float = Field(default=0.15, gt=0)
     """Fall of the rollout pass rate below its best window."""
-    entropy_factor: float = Field(2.5, gt=1)
+    entropy_factor: float = Field(default=2.5, gt=1)
     """Growth of the student's entropy over its first window."""
     stop: bool = False
 
@@ -185,20 +185,20 @@ class GuardsSection(_Section):
 class EvaluationSection(_Section):
     """Numbers with intervals."""
 
-    num_samples: int = Field(12, ge=1)
+    num_samples: int = Field(default=12, ge=1)
     """Completions per problem (n)."""
     ks: tuple[int, ...] = ()
     """The k of pass@k, maj@k and avg@k; empty means 1 and n."""
-    temperature: float = Field(1.0, ge=0)
-    max_completion_length: int | None = Field(None, ge=1)
+    temperature: float = Field(default=1.0, ge=0)
+    max_completion_length: int | None = Field(default=None, ge=1)
     """Tokens; None takes ``sampling.max_completion_length``."""
-    eval_steps: int = Field(0, ge=0)
+    eval_steps: int = Field(default=0, ge=0)
     """Evaluate every so many optimizer steps besides the first and the last; 0 only there."""
     at_start: bool = True
     """Evaluate before the first step as well."""
     seed: int = 1000
-    confidence: float = Field(0.95, gt=0, lt=1)
-    bootstrap_samples: int = Field(2000, ge=100)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    bootstrap_samples: int = Field(default=2000, ge=100)
     checkpoint_rule: CheckpointRule = "last"
 
 
@@ -206,11 +206,11 @@ class SignalSection(_Section):
     """Per-token analysis."""
 
     contexts: tuple[str, ...] = ("step_aligned", "reference")
-    num_rollouts: int = Field(282, ge=0)
+    num_rollouts: int = Field(default=282, ge=0)
     """Rollouts behind the localisation numbers."""
-    num_shown: int = Field(12, ge=0)
+    num_shown: int = Field(default=12, ge=0)
     """Rollouts drawn token by token on the page."""
-    top_k: int = Field(5, ge=0)
+    top_k: int = Field(default=5, ge=0)
     """Alternatives kept per token on the page."""
 
 
@@ -228,7 +228,7 @@ class CompareSection(_Section):
 
     arms: tuple[ArmSection, ...] = ()
     seeds: tuple[int, ...] = (0,)
-    processes: int = Field(2, ge=1)
+    processes: int = Field(default=2, ge=1)
     """Runs at the same time, one torch thread each."""
 
 

@@ -111,8 +111,8 @@ def _whole_lines(file: Path) -> Iterable[str]:
 
 
 def _read(line: str) -> EvaluatedProblem:
-    fields = json.loads(line)
-    return EvaluatedProblem(**{k: v if isinstance(v, str) else tuple(v) for k, v in fields.items()})
+    fields: dict[str, Any] = json.loads(line)
+    return EvaluatedProblem(problem_id=fields.pop("problem_id"), **{name: tuple(v) for name, v in fields.items()})
 
 
 def read_samples(file: Path) -> list[EvaluatedProblem]:

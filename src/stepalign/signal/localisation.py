@@ -159,7 +159,7 @@ def localise(
             return number(tokens, counts[tokens.owner])
 
         if not signals:
-            return (math.nan,) * 3
+            return math.nan, math.nan, math.nan
         found = bootstrap(statistic, np.arange(len(signals)), level=level, resamples=resamples, seed=seed)
         return found.value, found.low, found.high
 

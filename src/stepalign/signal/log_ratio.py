@@ -46,7 +46,7 @@ def score_signals(
         max(len(student), len(teacher)) + len(item.rollout.completion.ids)
         for (student, teacher), item in zip(pairs, items, strict=True)
     ]
-    head_VH = solver.model.get_output_embeddings().weight
+    head_VH = solver.head_VH
     for batch in micro_batches(lengths, max_micro_batch_tokens):
         completions = [items[i].rollout.completion.ids for i in batch]
         student_NH, teacher_NH = (
@@ -87,7 +87,7 @@ def alternatives(
     hidden_NH = completion_hidden(solver, [(prompt_ids, completion_ids)])
     rows: Alternatives = []
     for chunk_CH in hidden_NH.split(256):
-        log_probs_CV = (solver.model.get_output_embeddings()(chunk_CH).float() / temperature).log_softmax(-1)
+        log_probs_CV = (solver.logits(chunk_CH) / temperature).log_softmax(-1)
         values_CK, ids_CK = log_probs_CV.topk(min(k, log_probs_CV.shape[-1]))
         for values, ids in zip(values_CK.tolist(), ids_CK.tolist(), strict=True):
             rows.append([(_name(solver, i), v) for i, v in zip(ids, values, strict=True)])

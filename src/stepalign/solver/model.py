@@ -44,6 +44,22 @@ class Solver:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def decoder(self) -> torch.nn.Module:
+        """Everything below the head: ids in, hidden states out."""
+        return self.model.get_decoder()
+
+    @property
+    def head_VH(self) -> torch.Tensor:
+        """The output embedding; logits are hidden states times its transpose (checked when the model is loaded)."""
+        head = self.model.get_output_embeddings()
+        assert head is not None
+        return head.weight  # type: ignore[return-value]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., H] -> [..., V] in float32, before any temperature."""
+        return torch.nn.functional.linear(hidden, self.head_VH).float()
+
 
 def embedded_folder() -> Path:
     """Where the shipped solver and its problems lie."""
@@ -95,14 +111,31 @@ def load_solver(path: str, *, dtype: str = "float32", device: str = "cpu", trust
         ) from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {path} has no end-of-text token", where=str(folder))
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    num_embeddings = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    if len(tokenizer) > num_embeddings:
         raise ConfigError(
-            f"the tokenizer of {path} has {len(tokenizer)} ids, the model only "
-            f"{model.get_input_embeddings().num_embeddings} embeddings",
+            f"the tokenizer of {path} has {len(tokenizer)} ids, the model only {num_embeddings} embeddings",
             where=str(folder),
             hint="tokenizer and weights belong to different models",
         )
-    return Solver(model.to(device).eval(), tokenizer)
+    model.eval().to(torch.device(device))  # type: ignore[arg-type]
+    solver = Solver(model, tokenizer)
+    _check_head(solver, path)
+    return solver
+
+
+@torch.inference_mode()
+def _check_head(solver: Solver, path: str) -> None:
+    """The objective works on hidden states and a plain linear head. Raises ConfigError for models that do more."""
+    ids_BS = torch.tensor([[solver.tokenizer.eos_token_id] * 2], device=solver.device)
+    hidden_BSH = solver.decoder(input_ids=ids_BS, use_cache=False).last_hidden_state
+    expected_BSV = solver.model(input_ids=ids_BS, use_cache=False).logits.float()
+    if not torch.allclose(solver.logits(hidden_BSH), expected_BSV, rtol=1e-2, atol=1e-2):
+        raise ConfigError(
+            f"the logits of {path} are not its hidden states times its output embedding (a bias, a scale or a cap)",
+            where="model.path",
+            hint="such models are not supported: the objective never forms the logits of a whole batch",
+        )
 
 
 def _resolve(path: str) -> str:
@@ -183,8 +216,8 @@ def build_tiny_solver(
         head_dim=32,
         max_position_embeddings=max_positions,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.convert_tokens_to_ids("<|pad|>"),  # type: ignore[arg-type]
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),  # type: ignore[arg-type]
         bos_token_id=None,
     )
     torch.manual_seed(seed)

@@ -37,7 +37,7 @@ def completion_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tens
         scored_BS[row, len(prompt) - 1 : len(prompt) + len(completion) - 1] = True
     # Right padding under causal attention: no real token ever attends to a pad, so no mask is needed and the fast
     # causal kernel applies.
-    output = solver.model.get_decoder()(input_ids=ids_BS.to(solver.device), use_cache=False)
+    output = solver.decoder(input_ids=ids_BS.to(solver.device), use_cache=False)
     return output.last_hidden_state[scored_BS.to(solver.device)]
 
 

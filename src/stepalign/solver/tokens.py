@@ -80,7 +80,7 @@ class PromptBuilder:
         context_ids = self._tokenizer.encode(context, add_special_tokens=False)
         room = len(context_ids) - (len(ids) - self._max_teacher_prompt_length)
         while room > 0:
-            ids = self._teacher_ids(problem, self._tokenizer.decode(context_ids[:room]))
+            ids = self._teacher_ids(problem, decode(self._tokenizer, context_ids[:room]))
             excess = len(ids) - self._max_teacher_prompt_length
             if excess <= 0:
                 return TeacherPrompt(tuple(ids), len(context_ids) - room)

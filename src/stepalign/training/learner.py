@@ -111,9 +111,9 @@ class Learner:
 
     def _loss(self, samples: Sequence[Sample], teacher: Teacher, num_tokens: int, sums: _Sums) -> torch.Tensor:
         """The micro-batch's share of the loss, already divided by the global count of tokens."""
-        model, device = self._solver.model, self._solver.device
+        device = self._solver.device
         student_NH = completion_hidden(self._solver, [(s.student_prompt_ids, s.completion_ids) for s in samples])
-        head_VH = model.get_output_embeddings().weight
+        head_VH = self._solver.head_VH
         ids_N = torch.tensor([i for s in samples for i in s.completion_ids], device=device)
         mask_N = torch.tensor([m for s in samples for m in s.loss_mask], device=device)
         total = student_NH.new_zeros(())
@@ -122,11 +122,11 @@ class Learner:
         if distilled:
             rows_N = _rows(samples, [bool(s.distillation_weight) for s in samples]).to(device)
             weights = _per_token(distilled, [s.distillation_weight for s in distilled]).to(device)
-            with torch.no_grad(), teacher.in_place(model):
+            with torch.no_grad(), teacher.in_place(self._solver.model):
                 teacher_NH = completion_hidden(
                     self._solver, [(s.teacher_prompt_ids or (), s.completion_ids) for s in distilled]
                 )
-                teacher_head_VH = model.get_output_embeddings().weight.data
+                teacher_head_VH = self._solver.head_VH.data
             result = fused_linear_divergence(
                 student_NH[rows_N],
                 head_VH,

@@ -127,7 +127,11 @@ def train(
     torch.set_num_threads(
         1 if config.model.device == "cpu" and config.model.path == EMBEDDED else torch.get_num_threads()
     )
-    sets = {name: found.problems for name, found in load_sets(config).items()}
+    loaded = load_sets(config)
+    for name, found in loaded.items():
+        for reason, count in found.skipped.items():
+            listener.say(f"{name}: {count} rows skipped: {reason}")
+    sets = {name: found.problems for name, found in loaded.items()}
     progress = Progress()
     session = open_session(config, version=lambda: progress.step)
     try:

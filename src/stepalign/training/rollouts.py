@@ -126,9 +126,7 @@ class Collector:
             seed=derive_seed(seed, "rollouts", step),
             on_finished=finished,
         )
-        critiques = {
-            key: located(future.result(), rollouts[key], problems[key[0]]) for key, future in pending.items()
-        }
+        critiques = {key: located(future.result(), rollouts[key], problems[key[0]]) for key, future in pending.items()}
         groups = [
             [(rollouts[row, index], critiques.get((row, index))) for index in range(self.num_generations)]
             for row in range(len(problems))

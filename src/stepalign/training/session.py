@@ -79,7 +79,11 @@ def with_lora(solver: Solver, config: Config) -> Solver:
 
     torch.manual_seed(config.training.seed)  # the adapter's first values are part of the run's seed
     adapters = LoraConfig(
-        r=section.r, lora_alpha=section.alpha, target_modules=list(section.targets), lora_dropout=0.0, bias="none"
+        r=section.r,
+        lora_alpha=section.alpha,
+        target_modules=list(section.targets),
+        lora_dropout=0.0,
+        bias="none",
     )
     return Solver(get_peft_model(solver.model, adapters), solver.tokenizer)  # type: ignore[arg-type]
 
@@ -230,7 +234,8 @@ def make_endpoint_critic(config: Config, folder: Path, announce: Callable[[str],
 
 def arithmetic_probe(solver: Solver) -> Callable[[Problem, Rollout], tuple[int, int] | None]:
     """Where an attempt at an embedded problem states its first wrong result, and the id of the right one."""
-    values = {value: solver.tokenizer.convert_tokens_to_ids(str(value)) for value in range(arithmetic.MODULUS)}
+    vocabulary = solver.tokenizer.get_vocab()
+    values = {value: vocabulary.get(str(value)) for value in range(arithmetic.MODULUS)}
 
     def probe(problem: Problem, rollout: Rollout) -> tuple[int, int] | None:
         found = arithmetic.diagnose(problem.question, rollout.text)
@@ -243,7 +248,8 @@ def arithmetic_probe(solver: Solver) -> Callable[[Problem, Rollout], tuple[int, 
             return None  # the books went wrong, not the fact
         position = 7 * found.num_right + 5  # one id a word: tag, value, operator, operand, equals, result, end
         stated = rollout.completion.ids[position] if position < len(rollout.completion.ids) else None
-        return (position, values[right.result]) if stated == values[wrong.result] else None
+        meant = values[right.result]
+        return (position, meant) if meant is not None and stated == values[wrong.result] else None
 
     return probe
 

@@ -141,11 +141,11 @@ def _train_step(
 
 def response_loss(solver: Solver, ids_BS: torch.Tensor, labels_BS: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Summed next-token loss in nats over the labelled positions, and their number."""
-    hidden_BSH = solver.model.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state
+    hidden_BSH = solver.decoder(input_ids=ids_BS, use_cache=False).last_hidden_state
     # Right padding under causal attention: no real token ever attends to a pad, so no mask is needed.
     targets = labels_BS[:, 1:]
     kept = targets >= 0
-    logits_NV = solver.model.get_output_embeddings()(hidden_BSH[:, :-1][kept])
+    logits_NV = solver.logits(hidden_BSH[:, :-1][kept])
     return torch.nn.functional.cross_entropy(logits_NV, targets[kept], reduction="sum"), int(kept.sum())
 
 
@@ -240,9 +240,9 @@ def _mean_probability(solver: Solver, probes: Sequence[tuple[str, str, int]]) ->
     ids_BS = torch.full((len(rows), width), ids["<|pad|>"])
     for index, row in enumerate(rows):
         ids_BS[index, : len(row)] = torch.tensor(row)
-    hidden_BSH = solver.model.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state
+    hidden_BSH = solver.decoder(input_ids=ids_BS, use_cache=False).last_hidden_state
     last_BH = hidden_BSH[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
-    probabilities_BV = solver.model.get_output_embeddings()(last_BH).float().softmax(-1)
+    probabilities_BV = solver.logits(last_BH).softmax(-1)
     targets = torch.tensor([ids[str(value)] for _, _, value in probes])
     return float(probabilities_BV.gather(1, targets[:, None]).mean())
 

@@ -79,7 +79,7 @@ class LocalSampler:
         generator: torch.Generator,
         finished: OnFinished,
     ) -> None:
-        model, device = self._solver.model, self._solver.device
+        device = self._solver.device
         end_ids = torch.tensor(self._solver.end_ids, device=device)
         version = self._version()
         cache = _preallocated_cache(extra_tokens=max_tokens)
@@ -116,14 +116,14 @@ class LocalSampler:
                 owners, ids_B, positions_B, valid_BS = owners[kept], ids_B[kept], positions_B[kept], valid_BS[kept]
                 alive = alive[kept]
             valid_BS = torch.cat([valid_BS, valid_BS.new_ones(len(valid_BS), 1)], 1)
-            hidden_B1H = model.get_decoder()(
+            hidden_B1H = self._solver.decoder(
                 input_ids=ids_B[:, None],
                 position_ids=positions_B[:, None],
                 attention_mask=valid_BS[:, None, None, :] if has_padding else None,
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-            logits_BV = model.get_output_embeddings()(hidden_B1H[:, -1]).float()
+            logits_BV = self._solver.logits(hidden_B1H[:, -1])
             positions_B = positions_B + 1
 
         for row in owners[alive].tolist():
@@ -147,10 +147,10 @@ class LocalSampler:
             # A pad attends to itself, so that no row of the softmax is empty.
             itself_SS = torch.eye(width, dtype=torch.bool, device=device)
             mask = ((causal_SS & valid_BS[:, None, :]) | itself_SS)[:, None]
-        hidden_BSH = self._solver.model.get_decoder()(
+        hidden_BSH = self._solver.decoder(
             input_ids=ids_BS, position_ids=positions_BS, attention_mask=mask, past_key_values=cache, use_cache=True
         ).last_hidden_state
-        logits_BV = self._solver.model.get_output_embeddings()(hidden_BSH[:, -1]).float()
+        logits_BV = self._solver.logits(hidden_BSH[:, -1])
         return logits_BV, valid_BS, positions_BS[:, -1] + 1
 
 
@@ -192,6 +192,8 @@ def _preallocated_cache(extra_tokens: int) -> Any:
                 self.keys, self.values = (_with_room(x, extra_tokens) for x in (key_states, value_states))
                 self.used = key_states.shape[-2]
                 return key_states, value_states
+            assert self.keys is not None
+            assert self.values is not None
             start, end = self.used, self.used + key_states.shape[-2]
             self.keys[:, :, start:end] = key_states
             self.values[:, :, start:end] = value_states
