@@ -71,6 +71,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
     bpe.decoder = decoders.ByteLevel()
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     corpus = ["user assistant system", "Feedback: the second step is wrong, it should read 3 + 4 = 7.", "größer naïve"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=340,
         special_tokens=special,

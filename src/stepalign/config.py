@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stepalign.errors import ConfigError
 
@@ -24,7 +24,7 @@ CheckpointRule = Literal["last", "best_on_validation", "best_per_metric_on_test"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class LoraSection(_Section):
@@ -222,6 +222,11 @@ class ArmSection(_Section):
     set: dict[str, Any] = Field(default_factory=dict)
     """Dotted keys and their values; ``condition`` is the usual one."""
 
+    @field_validator("set")
+    @classmethod
+    def _dotted(cls, table: dict[str, Any]) -> dict[str, Any]:
+        return _keys_of_sections(table)
+
 
 class CompareSection(_Section):
     """The grid arms x seeds."""
@@ -346,10 +351,22 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     node: Any = tree
     for name in parents:
-        node = node.setdefault(name, {})
+        if node.get(name) is None:  # a section that is absent, or switched off
+            node[name] = {}
+        node = node[name]
         if not isinstance(node, dict):
             raise ConfigError(f"{name} is a value and has no key {last}", where=key)
     node[last] = value
+
+
+def _keys_of_sections(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A table in which tables that stand for sections are spelled out, so that a section is never replaced whole."""
+    sections = {known.rpartition(".")[0] for known in all_keys()}
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        key = prefix + name
+        flat |= _keys_of_sections(value, f"{key}.") if key in sections and isinstance(value, dict) else {key: value}
+    return flat
 
 
 def validate(tree: Mapping[str, Any], source: str) -> Config:
