@@ -76,6 +76,19 @@ def test_steps_cover_every_token_once(signal: dict[str, Any]) -> None:
             assert rollout["tokens"][step[2]]["start"] == span["start"]
 
 
+def test_a_word_with_a_blank_in_front_belongs_to_the_step_it_names() -> None:
+    """Steps are cut at the tag, words are tokens with the blank before them: the tag must open its own step."""
+    text = "<step_1> 6 . <step_2> 7"
+    pieces = ["<step_1>", " 6", " .", " <step_2>", " 7"]
+    at, tokens = 0, []
+    for piece in pieces:
+        tokens.append({"text": piece, "start": at, "end": at + len(piece), "id": 1, "special": False})
+        at += len(piece)
+    steps = [{"label": "1", "start": 0, "end": 13}, {"label": "2", "start": 13, "end": len(text)}]
+    shown = viewer_data({"rollouts": [{"text": text, "tokens": tokens, "steps": steps, "contexts": []}]})["rollouts"][0]
+    assert [step[2:] for step in shown["steps"]] == [[0, 3], [3, 5]]
+
+
 def test_a_rollout_without_steps_is_one_stretch(signal: dict[str, Any]) -> None:
     bare = copy.deepcopy(signal)
     bare["rollouts"][0]["steps"] = []

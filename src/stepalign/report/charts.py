@@ -294,9 +294,9 @@ def arm_class(index: int) -> str:
 
 
 def marker(index: int, x: float, y: float, size: float = 3.4, title: str = "") -> str:
-    """The point of an arm: circle, square, triangle, diamond by turns, so that shape tells arms apart as well."""
+    """The point of an arm: one of eight shapes by turns, so that shape tells arms apart as well."""
     inside = f"<title>{_safe(title)}</title>" if title else ""
-    shape = index % 4 if index >= 0 else 0
+    shape = index % len(ARM_COLOURS) if index >= 0 else 0
     paint = f'class="mark {arm_class(index)}" fill="{arm_colour(index)}"'
     if shape == 0:
         return f'<circle {paint} cx="{_px(x)}" cy="{_px(y)}" r="{_px(size)}">{inside}</circle>'
@@ -304,11 +304,19 @@ def marker(index: int, x: float, y: float, size: float = 3.4, title: str = "") -
         1: ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
         2: ((0.0, -1.2), (1.15, 0.9), (-1.15, 0.9)),
         3: ((0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0)),
+        4: ((0.0, 1.2), (1.15, -0.9), (-1.15, -0.9)),
+        5: _PLUS,
+        6: ((-0.6, -1.1), (0.6, -1.1), (1.2, 0.0), (0.6, 1.1), (-0.6, 1.1), (-1.2, 0.0)),
+        7: tuple((0.75 * (across - down), 0.75 * (across + down)) for across, down in _PLUS),
     }[shape]
     points = " ".join(f"{_px(x + size * across)},{_px(y + size * down)}" for across, down in corners)
     return f'<polygon {paint} points="{points}">{inside}</polygon>'
 
 
+_PLUS = (
+    (-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4), (1.2, 0.4), (0.4, 0.4),
+    (0.4, 1.2), (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4), (-1.2, -0.4), (-0.4, -0.4),
+)  # fmt: skip
 _DASHED = 'stroke="#8a8f98" stroke-dasharray="3 3"'
 
 

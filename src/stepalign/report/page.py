@@ -160,7 +160,7 @@ def _learning(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         share = summary.is_share(metric)
         common = summary.common_rollouts(by_rollouts)
         label = f"{summary.metric_label(metric)}, {set_name} problems"
-        shared = {"y_label": label, "as_percent": share, "y_range": (0.0, 1.0) if share else None}
+        shared = {"y_label": label, "as_percent": share, "y_range": _from_zero(by_steps) if share else None}
         steps, rollouts, readings = summary.equal_budgets(results, set_name, metric)
         out.append(
             {
@@ -199,6 +199,13 @@ def _learning(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+def _from_zero(series: list[charts.Series]) -> tuple[float, float]:
+    """An axis of shares: from 0, to 100 % unless all curves stay in the lower half."""
+    values = [value for line in series for value in (*line.y, *line.high) if value is not None]
+    top = max(values, default=1.0)
+    return (0.0, 1.0) if top > 0.5 or top <= 0 else (0.0, top)
 
 
 def _health(results: Mapping[str, Any]) -> list[dict[str, Any]]:

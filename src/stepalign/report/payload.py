@@ -104,7 +104,7 @@ def _rollout(rollout: Json, position: int, signal: Json, alternatives: int, digi
         "ids": [token.get("id") for token in tokens],
         "special": [index for index, token in enumerate(tokens) if token.get("special")],
         "joined": [index for index, token in enumerate(tokens) if index and _continues(tokens[index - 1], token)],
-        "steps": _steps(_rows(rollout, "steps"), tokens),
+        "steps": _steps(_rows(rollout, "steps"), tokens, text),
         "contexts": contexts,
     }
     for key in ("student", "student_entropy", "top_student"):
@@ -216,16 +216,19 @@ def _gaps(tokens: Sequence[Json], text: str) -> dict[int, str]:
     return out
 
 
-def _steps(steps: Sequence[Json], tokens: Sequence[Json]) -> list[list[Any]]:
+def _steps(steps: Sequence[Json], tokens: Sequence[Json], text: str) -> list[list[Any]]:
     """Steps as [label, status, first token, one past the last token], covering all tokens in order.
 
-    A token belongs to the step in which its text starts; tokens without text follow the token before them.
+    A token belongs to the step in which its first visible character stands: the blank that a word carries in front of
+    it may still be the end of the step before. Tokens without text follow the token before them.
     """
     starts = [int(step.get("start") or 0) for step in steps]
     owners: list[int] = []
     for token in tokens:
         start, end = _span(token)
-        owner = max(bisect_right(starts, start) - 1, -1)
+        piece = text[start:end]
+        visible = start + len(piece) - len(piece.lstrip()) if piece.strip() else start
+        owner = bisect_right(starts, visible) - 1
         if end == start and owners:
             owner = owners[-1]
         owners.append(max(owner, owners[-1]) if owners else owner)

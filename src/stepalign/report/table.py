@@ -15,9 +15,14 @@ from stepalign.report.text import visible
 _COLOURS = ("cyan", "yellow", "magenta", "red", "green", "blue", "white", "bright_black")
 
 
+# What fits into 80 columns and answers the first questions; the page and the Markdown table hold the rest.
+_FIRST_WORDS = ("pass@", "maj@", "avg@", "mean length", "length", "rollouts", "seconds")
+
+
 def results_table(results: Mapping[str, Any]) -> Group:
-    """The main results table for a terminal, with checkpoint rule and caveats under it."""
+    """The main results table for a terminal of 80 columns, with checkpoint rule and caveats under it."""
     table = summary.results_tables(results)[0]
+    shown = [i for i, (name, _) in enumerate(table.columns) if name.lower().startswith(_FIRST_WORDS)]
     out = Table(
         title=Text(_caption(table, results)),
         title_justify="left",
@@ -26,12 +31,13 @@ def results_table(results: Mapping[str, Any]) -> Group:
         pad_edge=False,
         header_style="dim",
     )
-    out.add_column("Arm", no_wrap=True)
-    for name, _ in table.columns:
-        out.add_column(visible(name), justify="right")
+    out.add_column("Arm", min_width=14)
+    for index in shown:
+        out.add_column(visible(table.columns[index][0]), justify="right", no_wrap=True)
     for row in table.rows:
         style = "dim" if row.arm.colour < 0 else _COLOURS[row.arm.colour % len(_COLOURS)]
-        out.add_row(Text(visible(row.label), style=f"bold {style}"), *(_rich_cell(cell) for cell in row.cells))
+        cells = [_rich_cell(row.cells[index]) for index in shown]
+        out.add_row(Text(visible(row.label), style=f"bold {style}"), *cells)
     return Group(out, *(Text("  " + visible(note), style="dim") for note in _footnotes(table, results)))
 
 
@@ -77,7 +83,7 @@ def _footnotes(table: summary.ResultsTable, results: Mapping[str, Any]) -> list[
 def _rich_cell(cell: summary.Cell) -> Text:
     text = Text(visible(cell.text + (f" {cell.unit}" if cell.unit else "")), style="dim" if cell.missing else "")
     if cell.interval:
-        text.append(f"\n{cell.interval}", style="dim")
+        text.append("\n" + cell.interval.replace(" to ", "–"), style="dim")
     return text
 
 
