@@ -94,7 +94,9 @@ def _linear(hidden_CH: Tensor, weight_VH: Tensor) -> Tensor:
 
 
 def _has_onednn(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    """The operator is what torch.compile lowers linear layers to; it is not promised to stay."""
+    available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return tensor.device.type == "cpu" and available
 
 
 def slices(length: int, size: int) -> Iterator[slice]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -27,8 +28,9 @@ def results_table(results: Mapping[str, Any]) -> Group:
         title=Text(_caption(table, results)),
         title_justify="left",
         title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         show_edge=False,
-        pad_edge=False,
         header_style="dim",
     )
     out.add_column("Arm", min_width=14)
