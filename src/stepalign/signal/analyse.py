@@ -126,7 +126,7 @@ class _Trace:
         self.truth = self._truth(place, wrong_result(problem, rollout) if wrong_result else None) if known else None
 
     def _truth(self, place: int | None, found: tuple[int, int] | None) -> Truth:
-        inside = [tokens_inside(self.spans, step.start, step.end) for step in self.steps]
+        inside = [tokens_inside(self.text, self.spans, step.start, step.end) for step in self.steps]
         right = [t for tokens in (inside if place is None else inside[:place]) for t in tokens]
         wrong = inside[place] if place is not None else []
         result = found[0] if found is not None and found[0] in wrong else None

@@ -163,6 +163,15 @@ def decode_with_spans(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) ->
     return whole, spans
 
 
-def tokens_inside(spans: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
-    """Indices of the tokens whose characters overlap the half-open span [start, end)."""
-    return [index for index, (a, b) in enumerate(spans) if a < end and b > start and b > a]
+def tokens_inside(text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
+    """Indices of the tokens that belong to the half-open span [start, end) of the text.
+
+    A token belongs where its first visible character is: many tokenizers put the space before a word into the word's
+    token, and the tag that opens a step must not count for the step before it. So each token belongs to one step.
+    """
+    return [i for i, (a, b) in enumerate(spans) if b > a and start <= _first_visible(text, a, b) < end]
+
+
+def _first_visible(text: str, start: int, end: int) -> int:
+    piece = text[start:end]
+    return start + len(piece) - len(piece.lstrip()) if piece.strip() else start

@@ -1,0 +1,71 @@
+"""The analysis of embedded rollouts against the truth that the task's generator knows."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from stepalign.config import load_config
+from stepalign.signal.analyse import _Trace, analyse
+from stepalign.tasks import arithmetic
+from stepalign.training.session import arithmetic_probe, collect_for_signal, load_sets, open_session
+
+
+@pytest.fixture(scope="module")
+def collected():
+    config = load_config("arithmetic")
+    session = open_session(config)
+    return session, collect_for_signal(session, load_sets(config)["train"].problems[:40], Path("unused"), seed=3)
+
+
+def test_every_token_has_one_place(collected) -> None:
+    session, rollouts = collected
+    probe = arithmetic_probe(session.solver)
+    wrong = 0
+    for problem, rollout, critique in rollouts:
+        trace = _Trace(session.solver, problem, rollout, critique, probe)
+        truth = trace.truth
+        assert truth is not None
+        found = arithmetic.diagnose(problem.question, rollout.text)
+        if found.correction is None:
+            continue
+        assert not truth.right & truth.wrong_step
+        if found.first_error.isdigit() and len(found.attempt.steps) >= int(found.first_error):
+            first = 7 * found.num_right  # one id a word, seven words a step
+            assert truth.right == frozenset(range(first))
+            assert truth.wrong_step == frozenset(range(first, first + 7))
+            if truth.wrong_result is not None:
+                assert truth.wrong_result == first + 5
+                assert truth.results == frozenset(range(5, first, 7)) | {first + 5}
+                wrong += 1
+    assert wrong > 15
+
+
+def test_the_step_aligned_signal_is_on_the_wrong_result(collected) -> None:
+    """The picture of the paper, on the embedded solver: right tokens reinforced, a dip at the wrong result."""
+    session, rollouts = collected
+    found = analyse(
+        session.solver,
+        session.prompts,
+        rollouts,
+        ["step_aligned", "reference", "verdict"],
+        temperature=1.1,
+        num_shown=6,
+        top_k=2,
+        model_name="embedded",
+        wrong_result=arithmetic_probe(session.solver),
+    )
+    numbers = {e["context"]: {n["name"]: n["value"] for n in e["numbers"]} for e in found["localisation"]}
+    aligned, reference, verdict = (numbers[name] for name in ("step_aligned", "reference", "verdict"))
+    assert aligned["auroc_wrong_result"] > 0.95 > reference["auroc_wrong_result"]
+    assert aligned["mean_log_ratio_wrong_result"] < -2 < 0 < aligned["mean_log_ratio_right_tokens"]
+    assert aligned["mean_abs_log_ratio_right_tokens"] < reference["mean_abs_log_ratio_right_tokens"]
+    assert abs(verdict["mean_log_ratio_wrong_result"]) < 0.2  # a bare verdict names no place
+    cases = [rollout["case"] for rollout in found["rollouts"]]
+    assert {"correct", "one_wrong_step"} <= set(cases)
+    assert len(cases) == 6
+    for rollout in found["rollouts"]:
+        for one, other in itertools.pairwise(rollout["steps"]):
+            assert one["end"] == other["start"]
