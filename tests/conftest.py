@@ -75,7 +75,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
     trainer = trainers.BpeTrainer(
         vocab_size=340,
         special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     bpe.train_from_iterator(corpus * 4, trainer)
@@ -101,23 +101,26 @@ def model_folder(tmp_path: Path, make_solver: Callable[..., Solver]) -> Path:
 
 @pytest.fixture
 def write_recipe(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
-    """A complete small recipe on files of its own: RefSol on three chains, two steps."""
+    """A complete small recipe on files of its own: RefSol on three chains, one held out, two steps."""
     import tomli_w
 
     rows = [
         {"question": "1 + 2 + 3", "answer": "6", "reference": "<step_1> 1 + 2 = 3 ; <step_2> 3 + 3 = 6 ; <answer> 6"},
         {"question": "4 - 1 - 1", "answer": "2", "reference": "<step_1> 4 - 1 = 3 ; <step_2> 3 - 1 = 2 ; <answer> 2"},
         {"question": "9 + 9 - 9", "answer": "9", "reference": "<step_1> 9 + 9 = 18 ; <step_2> 18 - 9 = 9 ; <answer> 9"},
+        {"question": "5 + 5", "answer": "10", "reference": "<step_1> 5 + 5 = 10 ; <answer> 10"},
     ]
 
     def write(name: str = "recipe.toml", **changes: Any) -> Path:
-        problems = tmp_path / "problems.jsonl"
-        problems.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        problems, held_out = tmp_path / "problems.jsonl", tmp_path / "held-out.jsonl"
+        problems.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]), encoding="utf-8")
+        held_out.write_text("".join(json.dumps(row) + "\n" for row in rows[3:]), encoding="utf-8")
         tree: dict[str, Any] = {
             "condition": "refsol",
             "model": {"path": str(model_folder)},
             "data": {
                 "train": str(problems),
+                "test": str(held_out),
                 "columns": {"question": "question", "answer": "answer", "reference": "reference"},
             },
             "prompts": {"student": "{{ question }}", "self_teacher": "{{ question }} Feedback : {{ feedback }}"},

@@ -178,7 +178,7 @@ def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool
     from stepalign.training.session import load_set
 
     num_test = len(load_set(config, "test").problems)
-    if num_test:
+    if num_test > 1:
         console.print(detectable_difference(num_test, config.evaluation.num_samples, len(config.compare.seeds)))
     with CompareDisplay() as display:
         try:

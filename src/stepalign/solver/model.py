@@ -85,6 +85,8 @@ def load_solver(path: str, *, dtype: str = "float32", device: str = "cpu", trust
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **common)
+        if not tokenizer.encode("1 a", add_special_tokens=False):  # made up from config.json, without a vocabulary
+            raise ValueError("there are no tokenizer files")
     except Exception as error:
         raise ConfigError(
             f"no usable tokenizer for the model {path}",

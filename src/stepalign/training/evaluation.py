@@ -32,10 +32,9 @@ def evaluate_model(config: Config, problems: str, out: Path) -> dict[str, Any]:
     if not found.problems:
         raise ConfigError("there are no problems to evaluate", where=problems)
     samples = out.with_suffix(".samples.jsonl")
-    key = {"model": config.model.path, "problems": problems, "evaluation": config.evaluation.model_dump(mode="json")}
-    _claim(out.with_suffix(".samples.json"), key, samples)
     session = open_session(config)
     try:
+        _claim(out.with_suffix(".samples.json"), _key(config, problems), samples)
         done = sample_and_grade(
             found.problems,
             num_samples=config.evaluation.num_samples,
@@ -65,6 +64,13 @@ def evaluate_model(config: Config, problems: str, out: Path) -> dict[str, Any]:
     return result
 
 
+def _key(config: Config, problems: str) -> dict[str, Any]:
+    """Everything that completions and verdicts depend on, as far as the configuration knows."""
+    sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "prompts", "evaluation")}
+    length = {"max_completion_length": config.evaluation_length}
+    return {**sections, **length, "problems": problems, "columns": config.data.columns, "rho": config.data.rho}
+
+
 def _claim(file: Path, key: dict[str, Any], samples: Path) -> None:
     """Remember what the stored completions belong to, so that they are continued only by the same evaluation."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -75,4 +81,4 @@ def _claim(file: Path, key: dict[str, Any], samples: Path) -> None:
             where=str(samples),
             hint="give another --out, or remove that file",
         )
-    file.write_text(text, encoding="utf-8")
+    write_atomically(file, text)

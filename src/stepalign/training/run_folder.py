@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import time
@@ -20,9 +21,12 @@ from typing import Any, TextIO
 
 import stepalign
 from stepalign.config import Config, difference, load_config, to_toml
-from stepalign.errors import ConfigError, LockedError
+from stepalign.errors import ConfigError, LockedError, UserError
+from stepalign.feedback.critics.cache import holds_replies
 
 RECORDS = ("rollouts", "critiques", "contexts", "metrics", "evaluations")
+CACHE = "critiques.sqlite"
+"""Replies of an endpoint critic, where the recipe names no other file."""
 
 
 def to_json_line(record: Mapping[str, Any]) -> str:
@@ -74,40 +78,63 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 class RunFolder:
     """A locked folder that one process writes.
 
+    Leaving it by a user's error before anything was recorded takes back what was made: the next attempt, with the
+    error mended, finds no half-begun run.
+
     Args:
         path: the folder; made when missing.
         config: what the run does. A folder that holds another configuration is refused.
         resume: continue a run that is there already.
 
     Raises:
+        ConfigError: the folder cannot be made or written.
         LockedError: another process writes here, the folder holds a run and ``resume`` is off, or it holds a different
-            run.
+            run, or files that no run has made.
     """
 
     def __init__(self, path: Path, config: Config, *, resume: bool, kind: str = "run") -> None:
         self.path = path
         self._files: dict[str, TextIO] = {}
-        existed = path.exists()
-        if existed and not path.is_dir():
-            raise ConfigError(f"{path} is a file, not a folder", hint="give another --out")
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path / "run.lock", path)
+        self._made: list[Path] = []
+        """Folders that were not there before, the innermost first."""
+        self._is_new = False
+        try:
+            self._made = [p for p in (path, *path.parents) if not p.exists()]
+            path.mkdir(parents=True, exist_ok=True)
+            self._refuse_strangers()  # before the lock file joins them
+            self._lock = _lock(path / "run.lock", path)
+        except OSError as error:
+            what = error.strerror or str(error)
+            raise ConfigError(f"cannot write here: {what}", where=str(path), hint="give another --out") from error
         try:
             self._check_or_write_config(config, resume=resume, kind=kind)
         except BaseException:
             self.close()
             raise
 
+    def _refuse_strangers(self) -> None:
+        """A folder without a run must hold nothing else, except what a process killed at its start has left."""
+        if (self.path / "config.toml").exists():
+            return
+        found = sorted(p.name for p in self.path.iterdir())
+        own = (
+            (CACHE, "run.lock", "versions.json", ".versions.json.", ".config.toml.")
+            if "run.lock" in found
+            else (CACHE,)
+        )
+        strangers = [name for name in found if not name.startswith(own)]
+        if strangers:
+            raise LockedError(
+                f"the folder holds other files, such as {strangers[0]}",
+                where=str(self.path),
+                hint="give an empty or a new folder with --out",
+            )
+
     def _check_or_write_config(self, config: Config, *, resume: bool, kind: str) -> None:
         file = self.path / "config.toml"
         if not file.exists():
-            strangers = [p.name for p in self.path.iterdir() if p.name != "run.lock"]
-            if strangers:
-                raise LockedError(
-                    f"the folder holds other files, such as {sorted(strangers)[0]}",
-                    where=str(self.path),
-                    hint="give an empty or a new folder with --out",
-                )
+            self._refuse_strangers()
+            self._is_new = True
             write_atomically(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
             write_atomically(file, to_toml(config))
             return
@@ -171,8 +198,27 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._is_new and isinstance(error, UserError):
+            self._take_back()
         self.close()
+
+    def _take_back(self) -> None:
+        """Remove a folder in which nothing was recorded yet. Replies that a critic was paid for stay."""
+        cache = self.path / CACHE
+        own = {self.path / name for name in ("config.toml", "versions.json", "run.lock")}
+        own |= {cache.with_name(cache.name + suffix) for suffix in ("", "-wal", "-shm")}
+        if any(p not in own and not p.is_dir() for p in self.path.rglob("*")):
+            return
+        kept = {p for p in own if p.name.startswith(CACHE) and holds_replies(cache)}
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)  # holds no file
+            elif path not in kept:
+                path.unlink()
+        with contextlib.suppress(OSError):  # not empty: another run, or the replies
+            for folder in self._made:
+                folder.rmdir()
 
 
 def _lock(path: Path, folder: Path) -> TextIO:
@@ -180,6 +226,8 @@ def _lock(path: Path, folder: Path) -> TextIO:
     file = path.open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise BlockingIOError  # its owner has taken the folder back between our two calls
     except BlockingIOError:
         file.seek(0)
         owner = file.read().strip()

@@ -10,6 +10,7 @@ and readers never block. The file must lie on a local disk: sqlite's locks do no
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -192,3 +193,12 @@ class ReplyCache:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+
+def holds_replies(path: Path) -> bool:
+    """Whether a file is a cache with at least one reply."""
+    if not path.exists():
+        return False
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT 1 FROM replies LIMIT 1").fetchone() is not None
+    return True  # not ours to judge

@@ -1,0 +1,319 @@
+"""The command line as a person meets it: what goes wrong is told in one message with a hint, and leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from stepalign.cli import main
+
+
+@dataclass(frozen=True)
+class Told:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Told]:
+    """Run a command in this process."""
+
+    def run(*words: str | Path) -> Told:
+        monkeypatch.setattr(sys, "argv", ["stepalign", *map(str, words)])
+        capfd.readouterr()
+        code: object = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        told = capfd.readouterr()
+        assert isinstance(code, int)
+        return Told(code, told.out, told.err)
+
+    return run
+
+
+def assert_one_message(told: Told, code: int, *parts: str) -> None:
+    assert told.code == code, told
+    assert "Traceback" not in told.err
+    assert told.err.count("error: ") == 1
+    for part in parts:
+        assert part in told.err, told.err
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Wrong recipes and settings
+
+
+def test_a_missing_recipe_a_wrong_key_and_a_wrong_value(call: Callable[..., Told], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert_one_message(call("train", "arithmetik", "--out", out), 2, "no recipe", "hint: did you mean arithmetic?")
+    told = call("train", "arithmetic", "--out", out, "--set", "training.seeed=1")
+    assert_one_message(told, 2, "unknown key training.seeed", "did you mean training.seed?")
+    told = call("train", "arithmetic", "--out", out, "--set", "training.max_steps=soon")
+    assert_one_message(told, 2, "training.max_steps", "'soon'")
+    told = call("compare", "arithmetic", "--out", out, "--set", "training.max_steps")
+    assert_one_message(told, 2, "has no value", "hint")
+    assert not out.exists()
+
+
+def test_usage_errors_have_the_code_of_a_wrong_option(call: Callable[..., Told], tmp_path: Path) -> None:
+    assert_one_message(call("train", "arithmetic"), 2, "--out")
+    assert_one_message(call("trian", "arithmetic", "--out", tmp_path), 2, "trian")
+    assert_one_message(call("evaluate", "x", "--problems", "y", "--out", tmp_path / "z", "--n", "0"), 2, "--n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stepalign", "--debug", "train", "nothing", "--out", "nowhere"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "ConfigError: no recipe nothing" in done.stderr
+
+
+def test_the_version_is_that_of_the_package(call: Callable[..., Told]) -> None:
+    import importlib.metadata
+
+    assert call("--version").out.strip() == importlib.metadata.version("stepalign")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Wrong models and problems: each leaves no file behind
+
+
+@pytest.fixture
+def no_trace(tmp_path: Path) -> Iterator[Path]:
+    """A place for --out in which nothing may be left."""
+    place = tmp_path / "place"
+    place.mkdir()
+    yield place / "run"
+    assert list(place.iterdir()) == []
+
+
+def test_a_model_folder_that_is_not_there(call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path):
+    recipe = write_recipe(model__path="./no/such/model")
+    assert_one_message(call("train", recipe, "--out", no_trace), 2, "no model at ./no/such/model", "hint")
+
+
+def test_a_run_folder_given_as_a_model(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "old-run"
+    shutil.copytree(model_folder, run / "final")
+    told = call("train", write_recipe(model__path=str(run)), "--out", no_trace)
+    assert_one_message(told, 2, "config.json is missing", "final/")
+
+
+@pytest.mark.parametrize("removed", ["tokenizer.json", "chat_template.jinja", "model.safetensors"])
+def test_a_model_folder_with_a_part_missing(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path, model_folder: Path, removed: str
+) -> None:
+    (model_folder / removed).unlink()
+    if removed == "tokenizer.json":  # without its own files, a tokenizer is made up from config.json
+        (model_folder / "tokenizer_config.json").unlink()
+    told = call("train", write_recipe(), "--out", no_trace)
+    what = {"tokenizer.json": "tokenizer", "chat_template.jinja": "chat template", "model.safetensors": "safetensors"}
+    assert_one_message(told, 2, what[removed], str(model_folder), "hint: ")
+
+
+def test_weights_in_pickles_are_refused(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path, model_folder: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(model_folder / "model.safetensors"), model_folder / "pytorch_model.bin")
+    (model_folder / "model.safetensors").unlink()
+    assert_one_message(call("train", write_recipe(), "--out", no_trace), 2, "safetensors")
+
+
+def test_a_tokenizer_of_another_model(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path, model_folder: Path, byte_tokenizer
+) -> None:
+    byte_tokenizer.save_pretrained(model_folder)
+    assert_one_message(call("train", write_recipe(), "--out", no_trace), 2, "ids", "embeddings", "different models")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"condition": "stepalgin"}, "did you mean stepalign?"),
+        ({"condition": "stepalign"}, "programmatic critic"),  # which knows no problems but the embedded ones
+        ({"data__train": "none.jsonl"}, "none.jsonl"),
+        ({"data__columns": {"question": "query", "answer": "answer"}}, "query"),
+        ({"prompts__student": "{{ query }}"}, "query"),
+        ({"prompts__student": "no-such-template"}, "no-such-template"),
+        ({"prompts__max_teacher_prompt_length": 16}, "prompts.max_teacher_prompt_length"),
+    ],
+)
+def test_what_a_recipe_can_get_wrong_is_found_before_anything_is_written(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path, changes: dict, told: str
+) -> None:
+    if "prompts__max_teacher_prompt_length" in changes:
+        changes = {**changes, "prompts__self_teacher": "{{ question }} " + "Feedback : " * 9 + "{{ feedback }}"}
+    assert_one_message(call("train", write_recipe(**changes), "--out", no_trace), 2, told)
+
+
+def test_a_critic_that_does_not_answer(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path
+) -> None:
+    recipe = write_recipe(
+        condition="stepalign",
+        critic__kind="endpoint",
+        critic__model="m",
+        critic__base_urls=["http://127.0.0.1:9/v1"],
+        critic__timeout=5.0,
+        critic__attempt_timeout=2.0,
+    )
+    assert_one_message(call("train", recipe, "--out", no_trace), 3, "127.0.0.1:9")
+
+
+def test_evaluating_a_model_that_is_not_there(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path, tmp_path: Path
+) -> None:
+    write_recipe()
+    problems = tmp_path / "problems.jsonl"
+    told = call("evaluate", "./no/model", "--problems", problems, "--out", no_trace.with_suffix(".json"))
+    assert_one_message(told, 2, "no model at ./no/model")
+    told = call("evaluate", "embedded:algebra", "--problems", problems, "--out", no_trace.with_suffix(".json"))
+    assert_one_message(told, 2, "embedded:arithmetic")
+
+
+def test_an_out_that_cannot_be_a_folder(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert_one_message(call("train", write_recipe(), "--out", out), 2, str(out))
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders that belong to somebody else
+
+
+def test_a_folder_with_other_files_is_left_alone(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years of work", encoding="utf-8")
+    for verb in ("train", "compare"):
+        recipe = write_recipe(compare__arms=[{"name": "one"}])
+        assert_one_message(call(verb, recipe, "--out", home), 4, "thesis.txt", "hint: ")
+    assert everything_in(home) == {"thesis.txt": b"years of work"}
+
+
+def test_a_run_is_continued_only_by_its_own_recipe_and_only_when_asked(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    recipe = write_recipe()
+    done = call("train", recipe, "--out", out)
+    assert done.code == 0, done.err
+    before = everything_in(out)
+    assert_one_message(call("train", recipe, "--out", out), 4, "already holds this run", "--resume")
+    told = call("train", recipe, "--out", out, "--resume", "--set", "training.seed=5")
+    assert_one_message(told, 4, "another run", "training.seed", "0", "5")
+    told = call("train", recipe, "--out", out, "--set", "training.seed=5", "--set", "training.max_steps=3")
+    assert_one_message(told, 4, "2 keys differ")
+    assert {k: v for k, v in everything_in(out).items() if k != "run.lock"} == {
+        k: v for k, v in before.items() if k != "run.lock"
+    }
+    again = call("train", recipe, "--out", out, "--resume")  # finished already: nothing left to do
+    assert again.code == 0
+    for name in ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "final/model.safetensors"):
+        assert everything_in(out)[name] == before[name]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Another process that holds the folder's lock, with nothing of stepalign in it."""
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX);"
+        "f.write('process 4242 on elsewhere'); f.flush(); print('locked', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder / "run.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "locked\n"
+    try:
+        yield holder.pid
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+@pytest.mark.parametrize("verb", ["train", "compare"])
+def test_a_folder_that_another_process_writes(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], tmp_path: Path, verb: str
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    recipe = write_recipe(compare__arms=[{"name": "one"}], training__max_steps=0)
+    with locked(out):
+        for resume in ([], ["--resume"]):
+            told = call(verb, recipe, "--out", out, *resume)
+            assert_one_message(told, 4, "another process", "4242", "hint: ")
+        assert os.listdir(out) == ["run.lock"]
+    if verb == "train":  # the kernel frees the lock of a process that was killed
+        assert call(verb, recipe, "--out", out).code == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What works
+
+
+def test_a_dry_run_prints_and_writes_nothing(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path
+) -> None:
+    told = call("train", write_recipe(), "--out", no_trace, "--dry-run", "--set", "training.seed=77")
+    assert told.code == 0, told.err
+    for part in ("seed = 77", "student prompt", "self-teacher prompt", "1 + 2 + 3", "token budgets", "at most 6"):
+        assert part in told.out
+    told = call("compare", "arithmetic", "--out", no_trace, "--dry-run")
+    assert told.code == 0, told.err
+    assert "arm grpo: condition = 'grpo'" in told.out
+
+
+def test_train_then_evaluate_the_run(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, numbers = tmp_path / "run", tmp_path / "numbers.json"
+    told = call("train", write_recipe(), "--out", out)
+    assert told.code == 0, told.err
+    assert f"weights: {out / 'final'}" in told.out.replace("\n", "")
+    assert "\x1b" not in told.out  # quiet and plain where there is no terminal
+    told = call("evaluate", out, "--problems", tmp_path / "problems.jsonl", "--n", "3", "--out", numbers)
+    assert told.code == 0, told.err
+    result = json.loads(numbers.read_text(encoding="utf-8"))
+    assert (result["num_problems"], result["num_samples"], result["model"]) == (3, 3, str(out / "final"))
+    lines = numbers.with_suffix(".samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [len(json.loads(line)["texts"]) for line in lines] == [3, 3, 3]
+    # the same output again, with other settings: the completions beside it are not those that were asked for
+    for other in (["--n", "2"], ["--n", "3", "--set", "sampling.max_completion_length=2"]):
+        told = call("evaluate", out, "--problems", tmp_path / "problems.jsonl", *other, "--out", numbers)
+        assert_one_message(told, 4, "another evaluation", "hint: ")
