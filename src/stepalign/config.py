@@ -176,7 +176,7 @@ class GuardsSection(_Section):
     window: int = Field(default=10, ge=2)
     """Steps that are averaged before they are compared with the best window so far."""
     reward_drop: float = Field(default=0.15, gt=0)
-    """Fall of the rollout pass rate below its best window."""
+    """Fall of the rollout pass rate below its best window; losing half of a low rate counts as well."""
     entropy_factor: float = Field(default=2.5, gt=1)
     """Growth of the student's entropy over its first window."""
     stop: bool = False

@@ -42,11 +42,12 @@ class Guards:
 
     def _reward(self) -> str:
         windows = self._windows("reward")
-        if not windows or not windows[-1] < max(windows) - self._section.reward_drop:
+        # A low rate cannot fall by the whole drop: losing half of it counts as well.
+        if not windows or not windows[-1] < max(windows) - min(self._section.reward_drop, max(windows) / 2):
             return ""
         return (
             f"the rollouts' pass rate fell to {windows[-1]:.2f} from {max(windows):.2f} "
-            f"(means of {self._section.window} steps): lower training.learning_rate, or use a steadier self-teacher"
+            f"(means of {self._section.window} steps): {self._advice('lower training.learning_rate')}"
         )
 
     def _entropy(self, name: str, whose: str) -> str:
@@ -54,9 +55,14 @@ class Guards:
         if not windows or not windows[-1] > max(windows[0] * self._section.entropy_factor, 0.05):
             return ""
         return (
-            f"{whose} entropy grew to {windows[-1]:.2f} nats a token from {windows[0]:.2f}: both sides heat up; "
-            "use objective.teacher.weights = initial or ema, or objective.divergence = reverse_kl"
+            f"{whose} entropy grew to {windows[-1]:.2f} nats a token from {windows[0]:.2f}: the policy heats up; "
+            + self._advice("lower training.learning_rate")
         )
+
+    def _advice(self, common: str) -> str:
+        """What may help; the self-teacher can be at fault only where there is one."""
+        taught = any(not math.isnan(row["teacher_entropy"]) for row in self.history)
+        return common + (", or use objective.teacher.weights = initial or ema" if taught else "")
 
     def _reading(self) -> str:
         windows = self._windows("right_value_probability")
