@@ -93,7 +93,7 @@ class Chain:
 def parse_question(question: str) -> Chain:
     """The chain behind a question. Raises ValueError when the text is not one."""
     words = question.split()
-    if len(words) < 3 or len(words) % 2 == 0:
+    if len(words) < 3 or len(words) % 2 == 0 or not all(op in _SIGN for op in words[1::2]):
         raise ValueError(f"not a chain: {question!r}")
     operands = tuple(_SIGN[op] * int(x) for op, x in zip(words[1::2], words[2::2], strict=True))
     return Chain(int(words[0]), operands)
