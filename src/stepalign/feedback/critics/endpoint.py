@@ -53,7 +53,8 @@ logger = logging.getLogger("stepalign.critic")
 Sees = Literal["nothing", "answer", "solution"]
 T = TypeVar("T")
 
-_CLAIM_POLL_SECONDS = 0.25
+_CLAIM_POLL_SECONDS = 0.1
+_MAX_CLAIM_POLL_SECONDS = 1.0
 _BREAKER_POLL_SECONDS = 0.5
 _MAX_EMPTY_REPLIES = 3
 """Empty messages one call puts up with: some servers send them when they are overloaded, some models always do."""
@@ -441,6 +442,7 @@ class EndpointCritic:
         if cache is None:
             async with self._slots:
                 return await self._call(messages)
+        nap = _CLAIM_POLL_SECONDS
         while True:
             if stored := await self._on_disk(cache.get, key):
                 return _Outcome(reply=_Reply(**stored), cached=True)
@@ -452,7 +454,8 @@ class EndpointCritic:
                     if await self._on_disk(cache.claim, key, self._owner):
                         return await self._claimed_call(cache, key, messages)
                 continue
-            await asyncio.sleep(_CLAIM_POLL_SECONDS)
+            await asyncio.sleep(nap)
+            nap = min(_MAX_CLAIM_POLL_SECONDS, 1.5 * nap)
 
     async def _claimed_call(self, cache: ReplyCache, key: str, messages: list[dict[str, str]]) -> _Outcome:
         stored = False
