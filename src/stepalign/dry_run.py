@@ -73,14 +73,17 @@ def _example_context(design: str, problem: Problem) -> str:
 def _critic_prompt(config: Config, problem: Problem) -> str:
     if config.critic.kind == "programmatic":
         return "(none: the programmatic critic reads the attempt itself)"
+    sees = config.critic.sees
+    seen = {"answer": problem.answer} if sees != "nothing" else {}
+    if sees == "solution" and problem.reference:
+        seen["solution"] = problem.reference
     messages = load_template(config.prompts.critic).messages(
         question=problem.question,
         attempt="(the solver's attempt)",
-        answer=problem.answer,
-        solution=problem.reference or "",
-        sees=config.critic.sees,
-        structured=False,
+        sees=sees,
+        structured=config.critic.structured,
         truncated=False,
+        **seen,
     )
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
 

@@ -1,1 +1,6 @@
 """What the self-teacher is shown: steps, critiques, their alignment, and the context designs."""
+
+from stepalign.feedback.alignment import Alignment, align
+from stepalign.feedback.steps import split_steps
+
+__all__ = ["Alignment", "align", "split_steps"]

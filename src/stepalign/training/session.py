@@ -224,7 +224,11 @@ def make_endpoint_critic(config: Config, folder: Path, announce: Callable[[str],
         announce=announce,
     )
     if not section.cache_only:
-        critic.check()
+        try:
+            critic.check()
+        except BaseException:
+            critic.close()
+            raise
     return critic
 
 
