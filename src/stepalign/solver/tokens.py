@@ -77,7 +77,8 @@ class PromptBuilder:
         ids = self._teacher_ids(problem, context)
         if len(ids) <= self._max_teacher_prompt_length:
             return TeacherPrompt(tuple(ids), 0)
-        context_ids = self._tokenizer.encode(context, add_special_tokens=False)
+        # Control tokens in a context are spelled out here as they are in the prompt, so that both counts agree.
+        context_ids = self._tokenizer.encode(context, add_special_tokens=False, split_special_tokens=True)
         room = len(context_ids) - (len(ids) - self._max_teacher_prompt_length)
         while room > 0:
             ids = self._teacher_ids(problem, decode(self._tokenizer, context_ids[:room]))
@@ -129,6 +130,7 @@ def decode_with_spans(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) ->
         ValueError: the pieces do not join to the decoded text (a tokenizer that rewrites earlier text).
     """
     special = set(tokenizer.all_special_ids)
+    whole = decode(tokenizer, ids)
     pieces: list[str] = []
     spans: list[tuple[int, int]] = []
     length = 0
@@ -141,26 +143,36 @@ def decode_with_spans(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) ->
             continue
         pending.append(token)
         pending_rows.append(row)
-        before = decode(tokenizer, window)
-        piece = decode(tokenizer, [*window, *pending])[len(before) :]
-        if piece.endswith("\ufffd") and len(pending) < 8:
-            continue
-        for pending_row in pending_rows:
+        piece, settled = _settled(tokenizer, window, pending)
+        for pending_row in pending_rows[:settled]:
             spans[pending_row] = (length, length + len(piece))
         pieces.append(piece)
         length += len(piece)
-        window, pending, pending_rows = [*window, *pending][-4:], [], []
-    if pending:
-        before = decode(tokenizer, window)
-        piece = decode(tokenizer, [*window, *pending])[len(before) :]
-        for pending_row in pending_rows:
-            spans[pending_row] = (length, length + len(piece))
-        pieces.append(piece)
-    text = "".join(pieces)
-    whole = decode(tokenizer, ids)
-    if text != whole:
+        window = [*window, *pending[:settled]][-4:]
+        pending, pending_rows = pending[settled:], pending_rows[settled:]
+    for pending_row in pending_rows:
+        spans[pending_row] = (length, len(whole))
+    pieces.append(whole[length:])
+    if "".join(pieces) != whole:
         raise ValueError("the tokenizer decodes a prefix differently from the whole; spans would be misaligned")
     return whole, spans
+
+
+def _settled(tokenizer: PreTrainedTokenizerBase, window: list[int], pending: list[int]) -> tuple[str, int]:
+    """The text of the first so many pending ids that no later id can change, and their number.
+
+    The last replacement mark may stand for the beginning of a character. What is before it is settled; we look for
+    that only in long runs of bytes that are no text, so that a character's pieces stay together.
+    """
+    start = len(decode(tokenizer, window))
+    now = decode(tokenizer, [*window, *pending])
+    if not now.endswith("\ufffd"):
+        return now[start:], len(pending)
+    for count in range(len(pending) - 1, max(0, len(pending) - 5), -1) if len(pending) >= 8 else ():
+        before = decode(tokenizer, [*window, *pending[:count]])
+        if len(before) < len(now) and now.startswith(before):
+            return before[start:], count
+    return "", 0
 
 
 def tokens_inside(text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
