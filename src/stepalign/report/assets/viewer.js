@@ -9,7 +9,12 @@
   // The scale; the same two functions as in stepalign/report/scale.py.
   const LEVELS = 16;
   const KNEE = 0.05;
-  const CASES = { correct: "Fully correct", one_wrong_step: "One wrong step", wrong_approach: "Wrong approach" };
+  const CASES = {
+    correct: "Fully correct",
+    one_wrong_step: "One wrong step",
+    incomplete: "Incomplete",
+    wrong_approach: "Wrong approach",
+  };
   const STATUS = { right: "right", wrong: "first wrong step", after_error: "after the error", unknown: "not judged" };
   const SVG = "http://www.w3.org/2000/svg";
 
