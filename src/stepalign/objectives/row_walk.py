@@ -74,7 +74,7 @@ def walk_rows(
 
     entries, pulls = TERMS[divergence](student, teacher, ratio, mixture_weight)
     if entry_clip is not None:
-        pulls = pulls.masked_fill(entries > entry_clip, 0.0)
+        pulls = torch.where(entries > entry_clip, student * OFFSETS[divergence], pulls)
         entries = entries.clamp(max=entry_clip)
     divergence_R = entries.sum(dim=-1)
     factors_R = weights_R * -scale
@@ -146,16 +146,17 @@ def _wide_distributions(logits: Tensor, difference: Tensor) -> tuple[Tensor, Ten
     return student_log.exp(), teacher_log.exp(), teacher_log - student_log
 
 
-# Per divergence: its entries, and how hard each pulls its token up, - p_S d(entry)/d(p_S).
+# Per divergence: its entries, and how hard each pulls its token up, - p_S d(entry)/d(p_S). Softmax's Jacobian does not
+# see a multiple of p_S, so each is given relative to one (OFFSETS): equal distributions pull exactly nothing.
 
 
 def _forward_kl_terms(student: Tensor, teacher: Tensor, ratio: Tensor, _: float) -> tuple[Tensor, Tensor]:
-    return teacher * ratio, teacher
+    return teacher * ratio, teacher - student
 
 
 def _reverse_kl_terms(student: Tensor, teacher: Tensor, ratio: Tensor, _: float) -> tuple[Tensor, Tensor]:
     gains = student * ratio
-    return -gains, gains - student
+    return -gains, gains
 
 
 def _jensen_shannon_terms(student: Tensor, teacher: Tensor, ratio: Tensor, weight: float) -> tuple[Tensor, Tensor]:
@@ -166,6 +167,9 @@ def _jensen_shannon_terms(student: Tensor, teacher: Tensor, ratio: Tensor, weigh
     entries = (teacher * ratio).mul_(weight).sub_(mixture.mul_(u))
     return entries, u.mul_(student).mul_(1.0 - weight)
 
+
+OFFSETS: dict[DivergenceName, float] = {"forward_kl": -1.0, "reverse_kl": 1.0, "jensen_shannon": 0.0}
+"""What was added to the pulls, as a multiple of p_S: all that is left of them at clipped entries."""
 
 TERMS: dict[DivergenceName, Terms] = {
     "forward_kl": _forward_kl_terms,

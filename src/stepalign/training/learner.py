@@ -86,11 +86,11 @@ class Learner:
         # A sample without a signal needs no forward pass; its tokens still count in the mean.
         active = [s for s in samples if s.distillation_weight or (s.policy_weight and s.advantage)]
         sums = _Sums()
-        self._solver.model.train()
+        _score_without_dropout(self._solver.model)
         self.optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         for batch in micro_batches([_length(s) for s in active], self._training.max_micro_batch_tokens):
-            part = self._loss([active[i] for i in batch], teacher, num_tokens, sums)
+            part = self._loss([active[i] for i in batch], teacher, max(1, num_tokens), sums)
             part.backward()
             loss += float(part.detach())
         norm = torch.nn.utils.clip_grad_norm_(self._solver.model.parameters(), self._training.max_grad_norm)
@@ -167,8 +167,8 @@ class Learner:
             weights = _per_token(kept, [s.policy_weight for s in kept]).to(device)
             total = total + (weights * mask_N[rows_N] * loss_N).sum() / num_tokens
             sums.add("clip_ratio", clipped_N[mask_N[rows_N]].float())
-            if not distilled:
-                sums.add("student_entropy", scored.entropy[mask_N[rows_N]])
+            not_distilled = _rows(kept, [not s.distillation_weight for s in kept]).to(device)
+            sums.add("student_entropy", scored.entropy[mask_N[rows_N] & not_distilled])  # the others are in already
         return total
 
     @torch.no_grad()
@@ -197,6 +197,13 @@ class Learner:
         ):
             logits_RV = (hidden[rows] @ head.T).float() / self._temperature
             sums.add(name, logits_RV.softmax(-1).gather(1, ids))
+
+
+def _score_without_dropout(model: torch.nn.Module) -> None:
+    """Both sides of every comparison are scored as the sampler draws. Layers that checkpoint do so in training only."""
+    model.eval()
+    for module in model.modules():
+        module.training = bool(getattr(module, "gradient_checkpointing", False))
 
 
 def _length(sample: Sample) -> int:
