@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from stepalign.config import Config, arm_config, changed, difference
 from stepalign.errors import ConfigError, UserError
 from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
-from stepalign.training.run_folder import RunFolder, finite, versions, write_atomically
+from stepalign.training.run_folder import RunFolder, finite, write_atomically
 
 BASE = "base"
 SIGNAL = "signal"
@@ -128,6 +128,7 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, watcher: Wa
 def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
     """results.json of the runs that are finished (docs/formats.md)."""
     differences = arm_differences(config)
+    made_by = _read(out / "versions.json")
     arms, runs_of = [], {}
     for arm in config.compare.arms:
         folders = {seed: out / "arms" / arm.name / f"seed-{seed}" for seed in config.compare.seeds}
@@ -160,8 +161,8 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
     }
     return {
         "format": 1,
-        "version": versions()["stepalign"],
-        "revision": versions()["revision"],
+        "version": made_by["stepalign"],
+        "revision": made_by["revision"],
         "recipe": recipe,
         "model": config.model.path,
         "seeds": list(config.compare.seeds),
