@@ -59,9 +59,11 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        self._interrupts = 0
 
-    def ask(self, *_: object) -> None:
-        if self.asked:
+    def ask(self, number: int = signal.SIGTERM, *_: object) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             raise KeyboardInterrupt
         self.asked = True
 
