@@ -60,10 +60,13 @@ def save_checkpoint(
     save_file({name: value.contiguous() for name, value in teacher.items()}, temporary / "teacher.safetensors")
     (temporary / "state.json").write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
     seal(temporary)
-    if target.exists():  # the same step again after a resume: replace it, never merge
-        shutil.rmtree(target)
+    old = root / f".{target.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():  # the same step again after a resume: replace it, never merge, never leave half of it
+        target.rename(old)
     temporary.rename(target)
     sync_folder(root)
+    shutil.rmtree(old, ignore_errors=True)
     return target
 
 
@@ -87,7 +90,8 @@ def seal(folder: Path) -> None:
 
 def find_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
-    return sorted(path for path in root.glob("step-*") if (path / "manifest.json").exists())
+    found = {p: p.name.removeprefix("step-") for p in root.glob("step-*") if (p / "manifest.json").exists()}
+    return sorted((p for p, step in found.items() if step.isdecimal()), key=lambda p: int(found[p]))
 
 
 def load_latest(root: Path) -> Checkpoint | None:
@@ -119,14 +123,15 @@ def _fault(folder: Path) -> str | None:
     """The first file that does not match the manifest."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return "manifest.json"
-    for name, entry in manifest.items():
+    for name, (size, digest) in expected.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+        if not path.is_file() or path.stat().st_size != size:
             return name
         with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 return name
     return None
 
