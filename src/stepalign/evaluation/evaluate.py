@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,7 +71,7 @@ def sample_and_grade(
     if known != [p.problem_id for p in problems[: len(done)]]:
         raise ValueError(f"{file} holds the completions of other problems")
     done = done[: len(done) // CHUNK * CHUNK] if len(done) < len(problems) else done
-    if file is not None and len(known) != len(done):
+    if file is not None and file.exists() and len(done) < len(problems):  # a torn line goes, too
         file.write_text("".join(_line(p) for p in done), encoding="utf-8")
     for start in range(len(done), len(problems), CHUNK):
         chunk = problems[start : start + CHUNK]
@@ -104,13 +104,14 @@ def _line(problem: EvaluatedProblem) -> str:
     return json.dumps(fields, ensure_ascii=False) + "\n"
 
 
-def _whole_lines(file: Path) -> Iterable[str]:
-    if not file.exists():
-        return []
-    return [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+def _whole_lines(file: Path) -> Iterator[bytes]:
+    """Lines as bytes: a torn end may be no text, and only a newline ends a line, whatever characters a model wrote."""
+    if file.exists():
+        with file.open("rb") as lines:
+            yield from (line for line in lines if line.endswith(b"\n"))
 
 
-def _read(line: str) -> EvaluatedProblem:
+def _read(line: bytes) -> EvaluatedProblem:
     fields: dict[str, Any] = json.loads(line)
     return EvaluatedProblem(problem_id=fields.pop("problem_id"), **{name: tuple(v) for name, v in fields.items()})
 

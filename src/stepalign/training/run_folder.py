@@ -69,9 +69,9 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file; a torn last line (a process died while writing it) is left out."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:  # a torn end may be no text
         for line in file:
-            if line.endswith("\n"):
+            if line.endswith(b"\n"):
                 yield json.loads(line)
 
 
