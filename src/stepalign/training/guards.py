@@ -36,9 +36,11 @@ class Guards:
         return list(new.values())
 
     def _windows(self, name: str) -> list[float]:
+        """Means of all windows in which the number is defined, the present one last; none while that is undefined."""
         values = [row[name] for row in self.history]
         size = self._section.window
-        return [_mean(values[end - size : end]) for end in range(size, len(values) + 1)]
+        means = [_mean(values[end - size : end]) for end in range(size, len(values) + 1)]
+        return [] if not means or math.isnan(means[-1]) else [mean for mean in means if not math.isnan(mean)]
 
     def _reward(self) -> str:
         windows = self._windows("reward")
@@ -84,6 +86,6 @@ WATCHED = ("reward", "student_entropy", "teacher_entropy", "right_value_probabil
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean of what is defined; NaN when nothing is. A comparison with NaN is false, so no guard speaks on it."""
+    """Mean of what is defined; NaN when nothing is."""
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
