@@ -312,7 +312,8 @@ class _Run:
 
     def _stop_if_asked(self) -> None:
         if self.stop.asked:
-            self.save()
+            if self.progress.step:  # before the first step a new start is the same, evaluation included
+                self.save()
             raise Interrupted
 
     def _collecting(self, done: int, total: int) -> None:

@@ -1,0 +1,232 @@
+"""Real processes, really killed: what is resumed ends in the same bits as what was never interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepalign.config import Config, changed, load_config
+from stepalign.training.loop import Interrupted, StopRequest, train
+from stepalign.training.run_folder import read_json_lines
+
+STEPS = 24
+SETTINGS = {
+    "training.max_steps": STEPS,
+    "training.problems_per_step": 6,
+    "training.save_steps": 3,
+    "training.save_total_limit": 2,
+    "evaluation.eval_steps": 5,
+    "evaluation.num_samples": 2,
+    "data.max_validation": 10,
+    "data.max_test": 10,
+    "objective.teacher.weights": "ema",
+    "objective.teacher.ema_decay": 0.9,
+}
+TIMES = ("seconds",)
+
+
+def command(out: Path, *extra: str) -> list[str]:
+    words = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+    return [sys.executable, "-m", "stepalign", "train", "arithmetic", "--out", str(out), *words, *extra]
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
+    """Until so many steps are on record, or the process has ended."""
+    path = out / "metrics.jsonl"
+    while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < step):
+        time.sleep(0.005)
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("rollouts", "critiques", "contexts"):
+        assert (one / f"{name}.jsonl").read_bytes() == (other / f"{name}.jsonl").read_bytes(), name
+    for name in ("metrics", "evaluations"):
+        rows = [list(read_json_lines(run / f"{name}.jsonl")) for run in (one, other)]
+        assert without_times(rows[0]) == without_times(rows[1]), name
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (one / "final" / name).read_bytes() == (other / "final" / name).read_bytes(), name
+    last = f"checkpoints/step-{STEPS:05d}"
+    for name in ("optimizer.safetensors", "teacher.safetensors", "model.safetensors"):
+        assert (one / last / name).read_bytes() == (other / last / name).read_bytes(), name
+    samples = [{p.name: p.read_bytes() for p in (run / "samples").iterdir()} for run in (one, other)]
+    assert samples[0] == samples[1]
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    uninterrupted = start(command(whole))
+    rng = random.Random(os.getpid())  # other moments in every run of the tests
+    moments = [(rng.randint(1, 9), signal.SIGKILL), (rng.randint(11, 20), signal.SIGINT)]
+    told = []
+    for step, number in moments:
+        process = start(command(broken, "--resume"))
+        wait_for_step(process, broken, step)
+        time.sleep(rng.uniform(0, 0.1))
+        process.send_signal(number)
+        _, err = process.communicate()
+        told.append((step, number.name, process.returncode))
+        if process.returncode == 0:
+            continue  # it was faster than we
+        if number == signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL, err
+        else:
+            assert process.returncode == 130, err
+            assert "everything so far is saved" in err
+            assert "Traceback" not in err
+            hint = err.split("continue with: ")[1].strip()
+            again = load_config("arithmetic", [w for w in shlex.split(hint) if "=" in w])
+            assert again == load_config(str(broken / "config.toml"))
+            assert hint.startswith(f"stepalign train arithmetic --out {broken}")
+            assert hint.endswith("--resume")
+    assert told[0][2] == -signal.SIGKILL
+    done = subprocess.run(command(broken, "--resume"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    _, err = uninterrupted.communicate()
+    assert uninterrupted.returncode == 0, err
+    assert [row["step"] for row in read_json_lines(whole / "metrics.jsonl")] == list(range(1, STEPS + 1))
+    assert [(r["step"], r["set"]) for r in read_json_lines(whole / "evaluations.jsonl")] == [
+        *((step, "validation") for step in (0, 5, 10, 15, 20, 24)),
+        (24, "test"),
+    ]
+    assert_same_run(whole, broken)
+    assert sorted(p.name for p in (broken / "checkpoints").iterdir()) == ["step-00021", "step-00024"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same in this process, stopped at chosen places
+
+
+class Watch:
+    """A Listener that can ask the run to stop."""
+
+    def __init__(self, stop: StopRequest | None = None, when: Callable[[str, int], bool] = lambda *_: False) -> None:
+        self._stop, self._when = stop, when
+        self.said: list[str] = []
+
+    def _look(self, what: str, number: int) -> None:
+        if self._stop is not None and not self._stop.asked and self._when(what, number):
+            self._stop.ask()
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        self._look(name, done)
+
+    def step(self, step: int, max_steps: int, numbers: dict[str, float]) -> None:
+        self._look("step", step)
+
+    def evaluated(self, step: int, name: str, rows: list[dict[str, Any]]) -> None:
+        self._look(f"evaluated {name}", step)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def config(write_recipe: Callable[..., Path]) -> Config:
+    settings = ["training.max_steps=4", "evaluation.eval_steps=2", "data.validation_share=0.4", "training.save_steps=2"]
+    return load_config(str(write_recipe()), [*settings, "training.warmup_steps=2", "objective.teacher.weights=ema"])
+
+
+MOMENTS: dict[str, Callable[[str, int], bool]] = {
+    "in the evaluation before the first step": lambda what, number: what == "evaluated validation" and number == 0,
+    "while the first attempts are sampled": lambda what, number: what == "sampling" and number == 1,
+    "after the first step": lambda what, number: what == "step" and number == 1,
+    "in an evaluation that falls together with a save": lambda what, number: (
+        what.startswith("evaluated") and number == 2
+    ),
+    "after the last step": lambda what, number: what == "step" and number == 4,
+    "in the last evaluation": lambda what, number: what == "evaluated test" and number == 4,
+}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_a_run_asked_to_stop_saves_itself_and_goes_on(config: Config, tmp_path: Path, name: str) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(config, whole, resume=False, listener=Watch(), stop=StopRequest())
+    stop = StopRequest()
+    with pytest.raises(Interrupted):
+        train(config, broken, resume=False, listener=Watch(stop, MOMENTS[name]), stop=stop)
+    again = train(config, broken, resume=True, listener=Watch(), stop=StopRequest())
+    assert again.step == 4
+    for records in ("rollouts", "contexts"):
+        assert (whole / f"{records}.jsonl").read_bytes() == (broken / f"{records}.jsonl").read_bytes()
+    for records in ("metrics", "evaluations"):
+        one, other = (without_times(list(read_json_lines(run / f"{records}.jsonl"))) for run in (whole, broken))
+        assert one == other, records
+    files = [(run / "final" / "model.safetensors").read_bytes() for run in (whole, broken)]
+    assert files[0] == files[1]
+
+
+def test_a_run_killed_at_a_dozen_instants_ends_in_the_same_bits(config: Config, tmp_path: Path) -> None:
+    """Children of this process, so that a kill costs no start: in samples, records, evaluations, half-written saves."""
+    config = changed(config, {"training.max_steps": 20, "training.save_steps": 1, "training.save_total_limit": 3})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(config, whole, resume=False, listener=Watch(), stop=StopRequest())
+    rng, killed = random.Random(os.getpid()), 0
+    for _ in range(12):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                train(config, broken, resume=True, listener=Watch(), stop=StopRequest())
+                code = 0
+            finally:
+                os._exit(code)
+        time.sleep(rng.uniform(0.02, 0.3))
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+        killed += os.WIFSIGNALED(status)
+    assert killed > 0
+    train(config, broken, resume=True, listener=Watch(), stop=StopRequest())
+    assert (whole / "rollouts.jsonl").read_bytes() == (broken / "rollouts.jsonl").read_bytes()
+    for records in ("metrics", "evaluations"):
+        one, other = (without_times(list(read_json_lines(run / f"{records}.jsonl"))) for run in (whole, broken))
+        assert one == other, records
+    for file in ("final/model.safetensors", "checkpoints/step-00020/optimizer.safetensors"):
+        assert (whole / file).read_bytes() == (broken / file).read_bytes()
+
+
+def test_a_run_goes_on_from_an_older_checkpoint_when_the_newest_is_damaged(config: Config, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for run in (whole, broken):
+        train(config, run, resume=False, listener=Watch(), stop=StopRequest())
+    (broken / "checkpoints" / "step-00004" / "optimizer.safetensors").write_bytes(b"torn")
+    watch = Watch()
+    train(config, broken, resume=True, listener=watch, stop=StopRequest())
+    assert watch.said == ["continues from step-00002"]
+    rows = [without_times(list(read_json_lines(run / "metrics.jsonl"))) for run in (whole, broken)]
+    assert rows[0] == rows[1]
+    superseded = list(read_json_lines(broken / "superseded" / "metrics.jsonl"))
+    assert [row["step"] for row in superseded] == [3, 4]
+    assert json.loads((broken / "checkpoints" / "step-00004" / "state.json").read_text())["progress"]["step"] == 4
+    files = [(run / "final" / "model.safetensors").read_bytes() for run in (whole, broken)]
+    assert files[0] == files[1]
+
+
+def test_the_same_seed_trains_the_same_bits_and_another_one_does_not(config: Config, tmp_path: Path) -> None:
+    weights = {}
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        run = tmp_path / name
+        train(changed(config, {"training.seed": seed}), run, resume=False, listener=Watch(), stop=StopRequest())
+        weights[name] = (run / "final" / "model.safetensors").read_bytes()
+    assert weights["one"] == weights["same"] != weights["other"]
