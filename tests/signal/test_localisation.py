@@ -1,0 +1,169 @@
+"""Localisation numbers against pairs counted one by one, scipy's Mann-Whitney, and signals made by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import mannwhitneyu
+
+from stepalign.records import TokenSignal
+from stepalign.signal.localisation import Truth, localise, weighted_auroc
+
+
+def brute_force(scores: Sequence[float], positive: Sequence[bool], weights: Sequence[float]) -> float:
+    won = total = 0.0
+    for i, j in itertools.product(range(len(scores)), repeat=2):
+        if positive[i] and not positive[j]:
+            pair = weights[i] * weights[j]
+            total += pair
+            won += pair * (1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0)
+    return won / total if total else math.nan
+
+
+token = st.tuples(st.sampled_from([-1.5, -1.0, 0.0, 0.25, 3.0]) | st.floats(-5, 5), st.booleans(), st.integers(0, 3))
+
+
+@given(tokens=st.lists(token, max_size=25))
+def test_the_area_is_that_of_all_pairs(tokens: list[tuple[float, bool, int]]) -> None:
+    scores, positive, weights = ([t[i] for t in tokens] for i in range(3))
+    found = weighted_auroc(np.array(scores), np.array(positive, dtype=bool), np.array(weights, dtype=float))
+    assert found == pytest.approx(brute_force(scores, positive, weights), nan_ok=True, abs=1e-12)
+
+
+@given(
+    up=st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=20),
+    down=st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=20),
+)
+def test_the_area_is_that_of_mann_and_whitney(up: list[float], down: list[float]) -> None:
+    scores = np.array(up + down)
+    positive = np.array([True] * len(up) + [False] * len(down))
+    expected = mannwhitneyu(up, down).statistic / (len(up) * len(down))
+    assert weighted_auroc(scores, positive, np.ones(len(scores))) == pytest.approx(expected)
+
+
+@given(tokens=st.lists(token, min_size=2, max_size=20))
+def test_whole_weights_are_repetitions(tokens: list[tuple[float, bool, int]]) -> None:
+    repeated = [t for t in tokens for _ in range(t[2])]
+    one = weighted_auroc(*(np.array([t[i] for t in tokens]) for i in range(2)), np.array([float(t[2]) for t in tokens]))
+    scores = np.array([t[0] for t in repeated], dtype=float)
+    other = weighted_auroc(scores, np.array([t[1] for t in repeated], dtype=bool), np.ones(len(repeated)))
+    assert one == pytest.approx(other, nan_ok=True, abs=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Signals made by hand
+
+
+def signal(name: str, log_ratio: Sequence[float], kl: Sequence[float] | None = None) -> TokenSignal:
+    rest = (0.0,) * len(log_ratio)
+    return TokenSignal(
+        rollout_id=name,
+        design="step_aligned",
+        log_ratio=tuple(log_ratio),
+        student_log_probs=rest,
+        teacher_log_probs=rest,
+        forward_kl=tuple(kl if kl is not None else map(abs, log_ratio)),
+        student_entropy=rest,
+        teacher_entropy=rest,
+    )
+
+
+# Two right tokens, a wrong step of three (its result in the middle), one token after it; and a right rollout of four.
+WRONG = Truth(right=frozenset({0, 1}), wrong_step=frozenset({2, 3, 4}), wrong_result=3, results=frozenset({1, 3}))
+RIGHT = Truth(right=frozenset(range(4)), wrong_step=frozenset(), results=frozenset({1, 3}))
+SIGNALS = [
+    signal("wrong", [0.5, -1.0, 0.25, -4.0, 0.25, 2.0], [0.1, 0.2, 0.3, 0.8, 0.1, 0.5]),
+    signal("right", [0.5, 0.5, -0.5, 1.5], [1.0, 1.0, 1.0, 1.0]),
+]
+EXPECTED = {
+    "share_of_abs_signal_in_wrong_step": (4.5 / 8.0, 3 / 6),  # of the wrong rollout alone
+    "share_of_kl_in_wrong_step": (1.2 / 2.0, 3 / 6),
+    "mean_log_ratio_right_tokens": ((0.5 - 1.0 + 0.5 + 0.5 - 0.5 + 1.5) / 6, None),
+    "mean_log_ratio_wrong_result": (-4.0, None),
+    "mean_abs_log_ratio_right_tokens": (4.5 / 6, None),
+    "share_of_right_tokens_suppressed": (2 / 6, None),
+    "auroc_wrong_result": (1.0, 0.5),
+    "auroc_wrong_result_among_results": (1.0, 0.5),
+    # -A of the wrong step {-0.25, 4, -0.25} against right {-0.5, 1, -0.5, -0.5, 0.5, -1.5}
+    "auroc_wrong_step": ((4 + 6 + 4) / 18, 0.5),
+}
+
+
+def by_name(found: dict) -> dict[str, dict]:
+    return {number["name"]: number for number in found["numbers"]}
+
+
+def test_the_numbers_of_two_rollouts_counted_by_hand() -> None:
+    found = localise(SIGNALS, [WRONG, RIGHT], resamples=100)
+    assert (found["num_rollouts"], found["num_wrong"]) == (2, 1)
+    numbers = by_name(found)
+    assert numbers.keys() == EXPECTED.keys()
+    for name, (value, baseline) in EXPECTED.items():
+        assert numbers[name]["value"] == pytest.approx(value), name
+        assert numbers[name]["baseline"] == (pytest.approx(baseline) if baseline is not None else None), name
+        assert numbers[name]["description"]
+
+
+def test_a_wrong_result_that_looks_like_the_rest_is_at_chance() -> None:
+    flat = [signal(str(i), [0.3] * 6) for i in range(3)]
+    numbers = by_name(localise(flat, [WRONG] * 3, resamples=100))
+    for name in ("auroc_wrong_result", "auroc_wrong_step", "auroc_wrong_result_among_results"):
+        assert (numbers[name]["value"], numbers[name]["low"], numbers[name]["high"]) == (0.5, 0.5, 0.5)
+    assert numbers["share_of_abs_signal_in_wrong_step"]["value"] == pytest.approx(0.5)
+
+
+def test_a_context_that_suppresses_right_tokens_only_is_below_chance() -> None:
+    numbers = by_name(localise([signal("x", [-3.0, -3.0, 1.0, 1.0, 1.0, 0.0])], [WRONG], resamples=100))
+    assert numbers["auroc_wrong_result"]["value"] == 0.0
+    assert numbers["share_of_right_tokens_suppressed"]["value"] == 1.0
+
+
+def test_what_is_undefined_is_nan_and_never_zero() -> None:
+    numbers = by_name(localise(SIGNALS[1:], [RIGHT], resamples=100))  # nothing is wrong
+    for name in EXPECTED:
+        defined = name in (
+            "mean_log_ratio_right_tokens",
+            "mean_abs_log_ratio_right_tokens",
+            "share_of_right_tokens_suppressed",
+        )
+        assert math.isnan(numbers[name]["value"]) != defined, name
+    nothing = localise([], [])
+    assert (nothing["num_rollouts"], nothing["num_wrong"]) == (0, 0)
+    assert all(math.isnan(number["value"]) for number in nothing["numbers"])
+    unknown = Truth(right=frozenset({0, 1}), wrong_step=frozenset({2, 3, 4}))  # the step is known, not its result
+    numbers = by_name(localise(SIGNALS[:1], [unknown], resamples=100))
+    assert math.isnan(numbers["auroc_wrong_result"]["value"])
+    assert numbers["auroc_wrong_step"]["value"] == pytest.approx(4 / 6)
+
+
+def test_rollouts_are_resampled_whole() -> None:
+    """Tokens of one rollout hang together: an interval from two rollouts reaches from one to the other."""
+    two = [signal("a", [-1.0] * 50), signal("b", [2.0] * 50)]
+    truth = Truth(right=frozenset(range(50)), wrong_step=frozenset())
+    number = by_name(localise(two, [truth] * 2, resamples=400))["mean_log_ratio_right_tokens"]
+    assert number["value"] == pytest.approx(0.5)
+    assert (number["low"], number["high"]) == (pytest.approx(-1.0), pytest.approx(2.0))
+
+
+def test_intervals_are_repeatable_and_hold_the_value() -> None:
+    rng = np.random.default_rng(0)
+    many = [signal(str(i), rng.normal([0, 0, 0, -2, 0, 0], 1.0).tolist()) for i in range(40)]
+    one, same = (localise(many, [WRONG] * 40, seed=3, resamples=200) for _ in range(2))
+    assert one == same
+    for number in one["numbers"]:
+        assert number["low"] <= number["value"] <= number["high"]
+    wider = by_name(localise(many, [WRONG] * 40, seed=3, resamples=200, level=0.99))["auroc_wrong_result"]
+    narrow = by_name(one)["auroc_wrong_result"]
+    assert wider["low"] <= narrow["low"] < narrow["high"] <= wider["high"]
+    assert narrow["low"] > 0.5
+
+
+def test_signals_and_truths_belong_together_one_by_one() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        localise(SIGNALS, [WRONG])
