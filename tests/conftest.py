@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None)  # the machine may be busy
+settings.load_profile("tests")
 
 # Before torch is imported anywhere; it is not imported here, since many tests do without.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -102,7 +102,7 @@ def test_the_strategies_reach_every_key() -> None:
     assert len(LEAVES) > 80
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=configs())
 def test_what_is_written_is_read_again(tmp_path: Path, config: Config) -> None:
     file = tmp_path / "config.toml"
@@ -118,7 +118,7 @@ def test_shipped_recipes_survive_the_way_to_disk_and_back(tmp_path: Path, name: 
     assert load_config(str(tmp_path / "config.toml")) == config
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_difference_is_what_was_changed(data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted(k for k in LEAVES if "options" not in k and k != "model.lora")))

@@ -178,7 +178,7 @@ def without_nan(node: object) -> object:
     return None if isinstance(node, float) and (math.isnan(node) or math.isinf(node)) else node
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(records=st.lists(st.dictionaries(st.text(max_size=4), json_values, max_size=4), max_size=5))
 def test_records_are_one_strict_line_each_and_come_back(tmp_path: Path, records: list[dict]) -> None:
     """Whatever text a model wrote: line separators of Unicode included."""
