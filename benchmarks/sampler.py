@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
@@ -65,16 +66,24 @@ def by_generate(solver: Solver, prompts: torch.Tensor, num_samples: int, max_tok
 
 def by_sampler(solver: Solver, prompts: torch.Tensor, num_samples: int, max_tokens: int, seed: int) -> int:
     sampler = LocalSampler(solver, max_batch_tokens=10**9)
-    drawn = sampler.sample(
-        prompts.tolist(), num_samples=num_samples, temperature=1.0, max_tokens=max_tokens, seed=seed
-    )
+    drawn = sampler.sample(prompts.tolist(), num_samples=num_samples, temperature=1.0, max_tokens=max_tokens, seed=seed)
     return sum(len(completion.ids) for row in drawn for completion in row)
 
 
-def rate(draw: Callable[[], int]) -> float:
-    start = time.process_time()
-    tokens = draw()
-    return tokens / (time.process_time() - start)
+def measure(solver: Solver, prompts: torch.Tensor, rounds: int) -> dict[str, list[float]]:
+    """Useful tokens per CPU second of both, interleaved; the first round warms up and is dropped."""
+    rates: dict[str, list[float]] = {"generate": [], "sampler": []}
+    for seed in range(rounds + 1):
+        torch.manual_seed(seed)
+        draws: dict[str, Callable[[], int]] = {
+            "generate": partial(by_generate, solver, prompts, 12, 128),
+            "sampler": partial(by_sampler, solver, prompts, 12, 128, seed),
+        }
+        for name, draw in draws.items():
+            start = time.process_time()
+            tokens = draw()
+            rates[name].append(tokens / (time.process_time() - start))
+    return {name: values[1:] for name, values in rates.items()}
 
 
 def main() -> None:
@@ -87,14 +96,7 @@ def main() -> None:
     for num_layers, hidden_size, prompt_length in ((4, 128, 256), (4, 128, 32), (3, 96, 16), (8, 512, 256)):
         solver = build(num_layers, hidden_size, tokenizer)
         prompts = torch.randint(4, VOCABULARY, (8, prompt_length), generator=torch.Generator().manual_seed(1))
-        rates: dict[str, list[float]] = {"generate": [], "sampler": []}
-        for round_ in range(arguments.rounds + 1):
-            torch.manual_seed(round_)
-            one = rate(lambda: by_generate(solver, prompts, 12, 128))
-            other = rate(lambda: by_sampler(solver, prompts, 12, 128, round_))
-            if round_:  # the first round warms up
-                rates["generate"].append(one)
-                rates["sampler"].append(other)
+        rates = measure(solver, prompts, arguments.rounds)
         ratios = [b / a for a, b in zip(rates["generate"], rates["sampler"], strict=True)]
         medians = {name: statistics.median(values) for name, values in rates.items()}
         print(

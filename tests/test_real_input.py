@@ -230,3 +230,12 @@ def test_an_unreachable_critic_is_one_clear_message(random_qwen: Path, tmp_path:
     assert "hint:" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "rollouts.jsonl").exists()
+
+
+def test_a_comparison_asks_for_its_critic_before_it_writes(random_qwen: Path, tmp_path: Path) -> None:
+    out = tmp_path / "comparison"
+    done = stepalign("compare", "gsm8k", "--out", str(out), *settings(random_qwen, "http://127.0.0.1:9/v1", "critic"))
+    assert done.returncode == 3
+    assert "127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()

@@ -102,8 +102,9 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, watcher: Wa
         KeyboardInterrupt: asked to stop; every run has saved itself.
     """
     start = time.perf_counter()
+    tasks = plan(config, out)
     with RunFolder(out, config, resume=resume, kind="comparison"):
-        tasks = plan(config, out)
+        _check_critics(tasks)
         open_tasks = sorted((t for t in tasks if not t.finished), key=lambda t: -t.cost)
         watcher.tasks([t.name for t in tasks])
         for task in tasks:
@@ -123,6 +124,22 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, watcher: Wa
         write_atomically(out / "results.json", json.dumps(finite(results), indent=1) + "\n")
         write_report(out)  # once more, with its own time in it
     return results
+
+
+def _check_critics(tasks: list[Task]) -> None:
+    """Find out before anything is written whether the critic answers. Finished runs need none."""
+    from stepalign.feedback.designs import find_condition
+    from stepalign.training.session import check_critic
+
+    needed: dict[str, tuple[Config, list[str]]] = {}
+    for task in tasks:
+        names = (
+            list(task.config.signal.contexts) if task.name == SIGNAL else [find_condition(task.config.condition).design]
+        )
+        if not task.finished and task.name != BASE:
+            needed.setdefault(task.config.critic.model_dump_json(), (task.config, []))[1].extend(names)
+    for config, names in needed.values():
+        check_critic(config, names)
 
 
 def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from stepalign.errors import LockedError
 from stepalign.evaluation.metrics import GradedCompletion, Metric, compute_metrics
 from stepalign.evaluation.statistics import bootstrap_mean
 from stepalign.records import Completion, Problem, Verdict
@@ -69,7 +70,9 @@ def sample_and_grade(
     done = [_read(line) for line in _whole_lines(file)][: len(problems)] if file else []
     known = [p.problem_id for p in done]
     if known != [p.problem_id for p in problems[: len(done)]]:
-        raise ValueError(f"{file} holds the completions of other problems")
+        raise LockedError(
+            "the stored completions are of other problems", where=str(file), hint="remove that file, or write elsewhere"
+        )
     done = done[: len(done) // CHUNK * CHUNK] if len(done) < len(problems) else done
     if file is not None and file.exists() and len(done) < len(problems):  # a torn line goes, too
         file.write_text("".join(_line(p) for p in done), encoding="utf-8")

@@ -67,8 +67,20 @@ def evaluate_model(config: Config, problems: str, out: Path) -> dict[str, Any]:
 def _key(config: Config, problems: str) -> dict[str, Any]:
     """Everything that completions and verdicts depend on, as far as the configuration knows."""
     sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "prompts", "evaluation")}
-    length = {"max_completion_length": config.evaluation_length}
-    return {**sections, **length, "problems": problems, "columns": config.data.columns, "rho": config.data.rho}
+    return {
+        **sections,
+        "weights": _fingerprint(Path(config.model.path)),
+        "max_completion_length": config.evaluation_length,
+        "problems": problems,
+        "columns": config.data.columns,
+        "rho": config.data.rho,
+    }
+
+
+def _fingerprint(folder: Path) -> dict[str, list[int]]:
+    """Size and time of change of each weight file: other weights under the same path are another evaluation."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def _claim(file: Path, key: dict[str, Any], samples: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepalign.config import Config
+from stepalign.config import Config, changed
 from stepalign.errors import ConfigError
 from stepalign.feedback import designs
 from stepalign.feedback.critics import Critic
@@ -171,7 +171,7 @@ def embedded_problems(name: str, rho: float) -> list[Problem]:
 
 
 def make_critic(
-    config: Config, folder: Path, design_names: Sequence[str], announce: Callable[[str], None] | None = None
+    config: Config, folder: Path | None, design_names: Sequence[str], announce: Callable[[str], None] | None = None
 ) -> Critic | None:
     """The critic that the designs need, or None when none of them does.
 
@@ -192,14 +192,26 @@ def make_critic(
                 "the programmatic critic knows the embedded task only",
                 where="critic.kind",
                 hint="give a served critic: --set critic.kind=endpoint --set critic.base_urls='[\"http://...\"]' "
-                "--set critic.model=NAME",
+                "--set critic.model=NAME, or drop what needs one from condition and signal.contexts",
             )
         return ArithmeticCritic()
     return make_endpoint_critic(config, folder, announce)
 
 
-def make_endpoint_critic(config: Config, folder: Path, announce: Callable[[str], None] | None = None) -> Critic:
-    """A critic behind an OpenAI-compatible address. Raises EndpointError when none answers."""
+def check_critic(config: Config, design_names: Sequence[str]) -> None:
+    """Ask whether the critic that the designs need would work, and write nothing. Raises as ``make_critic`` does."""
+    without_cache = changed(config, {"critic.cache": ""}, "critic check")
+    critic = make_critic(without_cache, None, design_names)
+    if critic is not None:
+        critic.close()
+
+
+def make_endpoint_critic(config: Config, folder: Path | None, announce: Callable[[str], None] | None = None) -> Critic:
+    """A critic behind an OpenAI-compatible address, without a cache where there is no folder for it.
+
+    Raises:
+        EndpointError: no address answers.
+    """
     from stepalign.feedback.critics.endpoint import EndpointCritic
 
     section = config.critic
@@ -217,8 +229,8 @@ def make_endpoint_critic(config: Config, folder: Path, announce: Callable[[str],
         concurrency=section.concurrency,
         timeout=section.timeout,
         attempt_timeout=section.attempt_timeout,
-        cache_path=Path(section.cache) if section.cache else folder / "critiques.sqlite",
-        cache_only=section.cache_only,
+        cache_path=Path(section.cache) if section.cache else folder and folder / "critiques.sqlite",
+        cache_only=section.cache_only and folder is not None,
         token_budget=section.token_budget,
         prices=section.prices or None,
         announce=announce,
