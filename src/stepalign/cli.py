@@ -50,7 +50,8 @@ def demo(
     resume: ResumeOption = False,
 ) -> None:
     """Compare GRPO, RefSol and StepAlignFB on the embedded task and write a page about it."""
-    _compare("arithmetic", out, settings, resume=resume or _is_unfinished(out), dry_run=False)
+    # Once more means: go on where it stopped, or show the finished results again.
+    _compare("arithmetic", out, settings, resume=resume or (out / "config.toml").exists(), dry_run=False)
 
 
 @app.command()
@@ -191,10 +192,6 @@ def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool
     console.print(f"memory: at most {results['peak_memory_bytes'] / 2**20:.0f} MiB a process")
     console.print(f"report: {out / 'report.html'}")
     return None
-
-
-def _is_unfinished(out: Path) -> bool:
-    return (out / "config.toml").exists() and not (out / "report.html").exists()
 
 
 def _dry_run(config: Config) -> None:
