@@ -171,7 +171,8 @@ def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool
     plan(config, out)  # every arm must be valid before the first one runs
     if dry_run:
         for name, keys in arm_differences(config).items():
-            print(f"arm {name}: " + ", ".join(f"{key} = {value!r}" for key, value in keys.items()))
+            changes = ", ".join(f"{key} = {value!r}" for key, value in keys.items())
+            print(f"arm {name}: {changes or 'as the shared configuration'}")
         return _dry_run(config)
     from stepalign.evaluation.comparison import detectable_difference
     from stepalign.progress import CompareDisplay, console

@@ -389,7 +389,8 @@ def _as_config_error(error: ValidationError, source: str) -> ConfigError:
         return ConfigError(f"unknown key {key}{more}", where=source, hint=hint)
     message = first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first["input"], dict | BaseModel) else f", given {first['input']!r}"
-    return ConfigError(f"{key}: {message}{given}{more}", where=source, hint=None)
+    prefix = f"{key}: " if first["loc"] else ""
+    return ConfigError(f"{prefix}{message}{given}{more}", where=source)
 
 
 def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterable[str]:
