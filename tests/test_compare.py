@@ -233,3 +233,11 @@ def test_the_plan_covers_arms_and_seeds_once() -> None:
     assert len(names) == len(set(names))
     assert {n for n in names if "/" in n} == {f"{arm}/seed-{seed}" for arm in ARMS for seed in (3, 4, 5)}
     assert {"base", "signal"} <= set(names)
+
+
+@pytest.mark.parametrize("setting", ["compare.seeds=[0, 0]", "compare.seeds=[]", 'signal.contexts=["step_algned"]'])
+def test_the_plan_refuses_before_anything_runs(setting: str) -> None:
+    from stepalign.errors import ConfigError
+
+    with pytest.raises(ConfigError):
+        plan(load_config("arithmetic", [setting]), Path("x"))

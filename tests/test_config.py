@@ -333,7 +333,7 @@ def test_arms_need_different_names_that_are_folder_names() -> None:
 def test_defaults_of_derived_values() -> None:
     assert Config().ks == (1, 12)
     assert load_config(None, ["evaluation.num_samples=1"]).ks == (1,)
-    assert load_config(None, ["evaluation.ks=[2, 3]"]).ks == (2, 3)
+    assert load_config(None, ["evaluation.ks=[2, 3]"]).ks == (2, 3, 12)
     assert Config().evaluation_length == 64
     assert load_config(None, ["evaluation.max_completion_length=9"]).evaluation_length == 9
     assert not math.isnan(Config().training.learning_rate)

@@ -14,6 +14,7 @@ import os
 import queue
 import resource
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from typing import Any, Protocol
 from stepalign.config import Config, arm_config, changed, difference
 from stepalign.errors import ConfigError, UserError
 from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
+from stepalign.feedback.designs import find_condition, find_design
 from stepalign.training.run_folder import RunFolder, finite, write_atomically
 
 BASE = "base"
@@ -69,11 +71,18 @@ def plan(config: Config, out: Path) -> list[Task]:
     """
     if not config.compare.arms:
         raise ConfigError("the recipe has no arms to compare", where="compare.arms", hint="add [[compare.arms]] tables")
+    if any(arm.name == BASE for arm in config.compare.arms):
+        raise ConfigError(f"an arm cannot be called {BASE}: that is the untrained solver", where="compare.arms")
+    if not config.compare.seeds or len(set(config.compare.seeds)) != len(config.compare.seeds):
+        raise ConfigError("seeds must be given, and differ", where=f"compare.seeds = {list(config.compare.seeds)}")
+    for name in config.signal.contexts:
+        find_design(name)
     shared = changed(config, {"evaluation.at_start": False}, "comparison")  # the base is evaluated once for all
     tasks = [Task(BASE, base_config(config), out / "arms" / BASE)]
     for arm, seed in itertools.product(config.compare.arms, config.compare.seeds):
         name = f"{arm.name}/seed-{seed}"
         tasks.append(Task(name, arm_config(shared, arm, seed), out / "arms" / name))
+        find_condition(tasks[-1].config.condition)
     if config.signal.num_rollouts and config.signal.contexts:
         tasks.append(Task(SIGNAL, base_config(config), out))
     return tasks
@@ -131,7 +140,6 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, watcher: Wa
 
 def _check_critics(tasks: list[Task]) -> None:
     """Find out before anything is written whether the critic answers. Finished runs need none."""
-    from stepalign.feedback.designs import find_condition
     from stepalign.training.session import check_critic
 
     needed: dict[str, tuple[Config, list[str]]] = {}
@@ -228,7 +236,9 @@ def _work_off(tasks: list[Task], num_workers: int, out: Path, watcher: Watcher) 
             if worker.is_alive() and worker.pid:
                 os.kill(worker.pid, signal.SIGTERM)  # a worker saves its run and leaves
         for worker in workers:
-            worker.join(timeout=60)
+            worker.join(timeout=600)  # a long step may have to end before a run can save itself
+            if worker.is_alive():
+                worker.kill()
 
 
 def _listen(workers: list[Any], events: Any, num_tasks: int, watcher: Watcher) -> None:
@@ -257,27 +267,51 @@ def _worker(todo: Any, events: Any, out: Path) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
-    from stepalign.training.loop import Interrupted, StopRequest
+    from stepalign.training.loop import StopRequest
 
     torch.set_num_threads(1)
     stop = StopRequest()
+    _leave_with_parent()
     with stop.listening():
-        while not stop.asked and (task := todo.get()) is not None:
-            try:
-                _run(task, out, events, stop)
-            except (Interrupted, KeyboardInterrupt):
-                events.put((task.name, "interrupted", {}))
-                return
-            except UserError as error:
-                events.put((task.name, "error", {"error": error}))
-                return
-            except Exception as error:
-                told = f"{task.name} failed: {type(error).__name__}: {error}"
-                failure = UserError(told, where=str(task.folder), hint="continue with --resume after mending it")
-                failure.add_note(traceback.format_exc())
-                events.put((task.name, "error", {"error": failure}))
-                return
-            events.put((task.name, "finished", {}))
+        try:
+            _take_tasks(todo, events, out, stop)
+        finally:  # what was said must be out before a signal can end this process half-way through it
+            events.close()
+            events.join_thread()
+
+
+def _leave_with_parent() -> None:
+    """Stop like on a SIGTERM when the comparison's own process is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _take_tasks(todo: Any, events: Any, out: Path, stop: Any) -> None:
+    from stepalign.training.loop import Interrupted
+
+    while not stop.asked and (task := todo.get()) is not None:
+        try:
+            _run(task, out, events, stop)
+        except (Interrupted, KeyboardInterrupt):
+            events.put((task.name, "interrupted", {}))
+            return
+        except UserError as error:
+            events.put((task.name, "error", {"error": error}))
+            return
+        except Exception as error:
+            told = f"{task.name} failed: {type(error).__name__}: {error}"
+            failure = UserError(told, where=str(task.folder), hint="continue with --resume after mending it")
+            failure.add_note(traceback.format_exc())
+            events.put((task.name, "error", {"error": failure}))
+            return
+        events.put((task.name, "finished", {}))
 
 
 def _run(task: Task, out: Path, events: Any, stop: Any) -> None:

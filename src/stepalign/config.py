@@ -188,7 +188,7 @@ class EvaluationSection(_Section):
     num_samples: int = Field(default=12, ge=1)
     """Completions per problem (n)."""
     ks: tuple[int, ...] = ()
-    """The k of pass@k, maj@k and avg@k; empty means 1 and n."""
+    """The k of pass@k, maj@k and avg@k, n besides; empty means 1 and n."""
     temperature: float = Field(default=1.0, ge=0)
     max_completion_length: int | None = Field(default=None, ge=1)
     """Tokens; None takes ``sampling.max_completion_length``."""
@@ -267,7 +267,7 @@ class Config(_Section):
     @property
     def ks(self) -> tuple[int, ...]:
         """The k in force."""
-        return self.evaluation.ks or tuple(sorted({1, self.evaluation.num_samples}))
+        return tuple(sorted({*(self.evaluation.ks or (1,)), self.evaluation.num_samples}))
 
     @property
     def evaluation_length(self) -> int:

@@ -109,10 +109,11 @@ class _Trace:
             self.text[a:b] or str(solver.tokenizer.convert_ids_to_tokens(i))
             for (a, b), i in zip(self.spans, rollout.completion.ids, strict=True)
         ]
-        known = critique is not None and critique.status == "ok"
+        usable = critique is not None and critique.status == "ok"
         first = critique.first_error if critique is not None else ""
         labels = [step.label for step in self.steps]
-        place = labels.index(first) if known and first in labels else None
+        place = labels.index(first) if usable and first in labels else None
+        known = usable and (place is not None or _without_error(rollout, critique))
         self.statuses = [
             "unknown"
             if not known
@@ -154,6 +155,13 @@ class _Trace:
                 for step, status in zip(self.steps, self.statuses, strict=True)
             ],
         }
+
+
+def _without_error(rollout: Rollout, critique: Critique | None) -> bool:
+    """Whether no located error means no error: a wrong answer whose error was not found says nothing of the steps."""
+    if critique is None or critique.first_error:
+        return False
+    return rollout.verdict == "correct" or critique.case == "C" or critique.critic.startswith("programmatic:")
 
 
 def _choose(
