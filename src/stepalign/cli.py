@@ -147,10 +147,10 @@ def warmstart(
     steps: Annotated[int, typer.Option("--steps", help="Only so many steps, to try it out.", min=0)] = 0,
 ) -> None:
     """Make the embedded solver and its problem sets again, from nothing."""
-    from stepalign.progress import _bars, console
+    from stepalign.progress import console, progress_bars
     from stepalign.training.warmstart import make_embedded
 
-    with _bars(transient=True) as bars:
+    with progress_bars(transient=True) as bars:
         row = bars.add_task("warm start", total=None, note="")
         told = make_embedded(
             out, seed=seed, max_steps=steps or None, on_step=lambda done, total, note: bars.update(

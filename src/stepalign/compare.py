@@ -126,16 +126,20 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, watcher: Wa
             return _read(out / "results.json")
         worked = time.perf_counter() - start
         results = collect_results(config, recipe, out)
-        from stepalign.report.page import write_report
-
-        write_atomically(out / "results.json", json.dumps(finite(results), indent=1) + "\n")
         reporting = time.perf_counter()
-        write_report(out)
+        _publish(results, out)
         results["timings"] |= {"report": time.perf_counter() - reporting, "total": time.perf_counter() - start}
         results["timings"]["workers"] = worked
-        write_atomically(out / "results.json", json.dumps(finite(results), indent=1) + "\n")
-        write_report(out)  # once more, with its own time in it
+        _publish(results, out)  # once more, with its own time in it
     return results
+
+
+def _publish(results: dict[str, Any], out: Path) -> Path:
+    """Write results.json and the page that shows it."""
+    from stepalign.report.page import write_report
+
+    write_atomically(out / "results.json", json.dumps(finite(results), indent=1) + "\n")
+    return write_report(out)
 
 
 def _check_critics(tasks: list[Task]) -> None:
@@ -398,7 +402,6 @@ def rewrite_results(folder: Path) -> Path:
         ConfigError: not a comparison folder.
     """
     from stepalign.config import load_config
-    from stepalign.report.page import write_report
 
     file = folder / "config.toml"
     if not file.exists():
@@ -406,5 +409,4 @@ def rewrite_results(folder: Path) -> Path:
     old = _read(folder / "results.json") if (folder / "results.json").exists() else {}
     results = collect_results(load_config(str(file)), old.get("recipe", str(file)), folder)
     results["timings"] |= {k: v for k, v in old.get("timings", {}).items() if k not in results["timings"]}
-    write_atomically(folder / "results.json", json.dumps(finite(results), indent=1) + "\n")
-    return write_report(folder)
+    return _publish(results, folder)

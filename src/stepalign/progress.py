@@ -13,7 +13,7 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 
-def _bars(*, transient: bool = False) -> Progress:
+def progress_bars(*, transient: bool = False) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -50,7 +50,7 @@ class TrainDisplay:
 
     def __init__(self, title: str, max_steps: int) -> None:
         self._live = console.is_terminal
-        self._bars = _bars()
+        self._bars = progress_bars()
         self._steps: TaskID = self._bars.add_task(title, total=max_steps, note="")
         self._phase: TaskID = self._bars.add_task("", total=None, note="", visible=False)
         self._title = title
@@ -88,7 +88,7 @@ class CompareDisplay:
 
     def __init__(self) -> None:
         self._live = console.is_terminal
-        self._bars = _bars()
+        self._bars = progress_bars()
         self._rows: dict[str, TaskID] = {}
 
     def __enter__(self) -> CompareDisplay:
