@@ -1,0 +1,79 @@
+"""The command line: parse, build, call one function. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from stepalign.cli import looks, numbers, runs
+from stepalign.errors import ConfigError, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train a language model on feedback - and see, token by token, what that feedback teaches.",
+)
+
+# In the order of --help.
+COMMANDS = (
+    runs.demo,
+    runs.compare,
+    runs.train,
+    numbers.evaluate,
+    looks.signal,
+    looks.report,
+    runs.warmstart,
+)
+for command in COMMANDS:
+    app.command()(command)
+
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    debug: DebugOption = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from stepalign import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point. Prints a user's error without a traceback and exits with its code."""
+    debug = "--debug" in sys.argv
+    # One torch thread a process unless the user says otherwise: small matrices lose on more.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=False, args=[a for a in sys.argv[1:] if a != "--debug"])
+    except UserError as error:
+        _fail(error, debug)
+    except typer.Exit as stop:
+        raise SystemExit(stop.exit_code) from None
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of the option parser
+            _fail(ConfigError(error.format_message(), hint="stepalign --help"), debug)  # type: ignore[attr-defined]
+        raise
+
+
+def _fail(error: UserError, debug: bool) -> None:
+    if debug:
+        raise error
+    prefix = "" if error.exit_code == 130 else "error: "
+    print(f"{prefix}{error}", file=sys.stderr)
+    raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

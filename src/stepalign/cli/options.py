@@ -1,0 +1,32 @@
+"""Options that several commands share, and the two messages that every long command ends with."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepalign.errors import UserError
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe (arithmetic).")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for everything that is written.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue what is in the folder.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the configuration and the prompts of one problem, and do nothing else.")
+]
+
+
+def resume_command(verb: str, recipe: str, out: Path, settings: list[str] | None) -> str:
+    changes = "".join(f" --set {shlex.quote(setting)}" for setting in settings or ())
+    return f"stepalign {verb} {recipe} --out {out}{changes} --resume"
+
+
+class Stopped(UserError):  # noqa: N818 - not a mistake: everything is saved
+    exit_code = 130
+
+
+def interrupted(command: str) -> Stopped:
+    return Stopped("stopped; everything so far is saved", hint=f"continue with: {command}")

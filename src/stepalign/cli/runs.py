@@ -1,0 +1,126 @@
+"""Commands that train: demo, compare, train, warmstart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepalign.cli.options import (
+    DryRunOption,
+    OutOption,
+    RecipeArgument,
+    ResumeOption,
+    SetOption,
+    interrupted,
+    resume_command,
+)
+from stepalign.config import Config, load_config
+
+
+def demo(
+    out: OutOption = Path("runs/demo"),
+    settings: SetOption = None,
+    resume: ResumeOption = False,
+) -> None:
+    """Compare GRPO, RefSol and StepAlignFB on the embedded task and write a page about it."""
+    # Once more means: go on where it stopped, or show the finished results again.
+    _compare("arithmetic", out, settings, resume=resume or (out / "config.toml").exists(), dry_run=False)
+
+
+def compare(
+    recipe: RecipeArgument,
+    out: OutOption,
+    settings: SetOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Run every arm of a recipe with every seed; results.json and report.html land in the folder."""
+    _compare(recipe, out, settings, resume=resume, dry_run=dry_run)
+
+
+def train(
+    recipe: RecipeArgument,
+    out: OutOption,
+    settings: SetOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Train one condition; the last weights land in final/ of the folder."""
+    config = load_config(recipe, settings or ())
+    if dry_run:
+        return _dry_run(config)
+    from stepalign.progress import TrainDisplay, console
+    from stepalign.training.loop import Interrupted, StopRequest
+    from stepalign.training.loop import train as run
+
+    command = resume_command("train", recipe, out, settings)
+    with StopRequest().listening() as stop, TrainDisplay(config.condition, config.training.max_steps) as display:
+        try:
+            progress = run(config, out, resume=resume, listener=display, stop=stop)
+        except Interrupted:
+            raise interrupted(command) from None
+    console.print(f"{progress.step} steps, {progress.num_rollouts} rollouts, {progress.num_tokens} tokens")
+    console.print(f"weights: {out / 'final'}")
+    return None
+
+
+def warmstart(
+    out: OutOption,
+    seed: Annotated[int, typer.Option("--seed", help="Another solver: other first weights, other weak facts.")] = 1,
+    steps: Annotated[int, typer.Option("--steps", help="Only so many steps, to try it out.", min=0)] = 0,
+) -> None:
+    """Make the embedded solver and its problem sets again, from nothing."""
+    from stepalign.progress import console, progress_bars
+    from stepalign.training.warmstart import make_embedded
+
+    with progress_bars(transient=True) as bars:
+        row = bars.add_task("warm start", total=None, note="")
+        told = make_embedded(
+            out, seed=seed, max_steps=steps or None, on_step=lambda done, total, note: bars.update(
+                row, completed=done, total=total, note=note
+            ),
+        )  # fmt: skip
+    for line in told:
+        console.print(line)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool, dry_run: bool) -> None:
+    config = load_config(recipe, settings or ())
+    from stepalign.compare import arm_differences, compare, plan
+
+    plan(config, out)  # every arm must be valid before the first one runs
+    if dry_run:
+        for name, keys in arm_differences(config).items():
+            changes = ", ".join(f"{key} = {value!r}" for key, value in keys.items())
+            print(f"arm {name}: {changes or 'as the shared configuration'}")
+        return _dry_run(config)
+    from stepalign.evaluation.comparison import detectable_difference
+    from stepalign.progress import CompareDisplay, console
+    from stepalign.report.table import results_table
+    from stepalign.training.session import load_set
+
+    num_test = len(load_set(config, "test").problems)
+    if num_test > 1:
+        console.print(detectable_difference(num_test, config.evaluation.num_samples, len(config.compare.seeds)))
+    with CompareDisplay() as display:
+        try:
+            results = compare(config, recipe, out, resume=resume, watcher=display)
+        except KeyboardInterrupt:
+            raise interrupted(resume_command("compare", recipe, out, settings)) from None
+    console.print(results_table(results))
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["timings"].items() if name != "total")
+    console.print(f"time: {results['timings']['total']:.0f} s on the clock; in the runs: {spent}")
+    console.print(f"memory: at most {results['peak_memory_bytes'] / 2**20:.0f} MiB a process")
+    console.print(f"report: {out / 'report.html'}")
+    return None
+
+
+def _dry_run(config: Config) -> None:
+    from stepalign.dry_run import describe
+
+    print(describe(config))
