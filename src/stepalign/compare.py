@@ -189,7 +189,7 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
     summaries = [run for arm in arms for run in arm["runs"]]
     phases = {
         name: sum(run["seconds_by_phase"].get(name, 0.0) for run in summaries)
-        for name in ("sampling", "learning", "evaluation", "saving")
+        for name in ("sampling", "feedback", "learning", "evaluation", "saving")
     }
     return {
         "format": 1,

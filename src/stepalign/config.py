@@ -83,6 +83,45 @@ class PromptsSection(_Section):
     """Tokens. A longer self-teacher prompt has its context cut, never the question; what was cut is counted."""
 
 
+Policy = Literal["use", "mask", "fall_back", "retry"]
+UnusablePolicy = Literal["mask", "fall_back", "retry"]
+
+
+class PoliciesSection(_Section):
+    """What is done with a critique that has a finding (``feedback/findings.py`` says what each one means).
+
+    ``use`` it all the same, ``mask`` the rollout, ``fall_back`` to the reference solution (masked where there is none),
+    ``retry`` with the finding named, at most ``critic.retries`` times. Of several findings the strictest policy wins.
+    Unset: a served critic's usable critiques are masked for the first three findings and used for the rest; those of a
+    programmatic critic are used, since they are as faulty as the recipe asks.
+    """
+
+    quotes_wrong_step: Policy | None = None
+    """States the wrong step, or its result, again. Unset: mask."""
+    wrong_answer: Policy | None = None
+    """The corrected trace ends in a wrong answer. Unset: mask."""
+    misses_error: Policy | None = None
+    """Reproduces a wrong attempt as if it were right. Unset: mask."""
+    invents_error: Policy | None = None
+    """Corrects a step of a right attempt. Unset: use."""
+    full_solution: Policy | None = None
+    """Keeps nothing of the attempt. Unset: use."""
+    not_verbatim: Policy | None = None
+    """Rewords steps that are right. Unset: use."""
+    missing_steps: Policy | None = None
+    """Leaves out steps that are right. Unset: use."""
+    truncated: UnusablePolicy | None = None
+    """Cut at the token limit. Unset, as for all that follow: mask."""
+    no_steps: UnusablePolicy | None = None
+    """No step-tagged trace."""
+    empty: UnusablePolicy | None = None
+    """Empty, or nothing but thinking."""
+    malformed: UnusablePolicy | None = None
+    """Not in the form asked for in another way."""
+    failed: UnusablePolicy | None = None
+    """No reply came."""
+
+
 class CriticSection(_Section):
     """Who writes the feedback."""
 
@@ -111,6 +150,9 @@ class CriticSection(_Section):
     """Prompt and completion tokens after which no more critiques are asked for."""
     prices: dict[str, float] = Field(default_factory=dict)
     """Cost per million tokens, {prompt = ..., completion = ...}; enters the ledger."""
+    policies: PoliciesSection = PoliciesSection()
+    retries: int = Field(default=1, ge=0)
+    """How often a critique is asked for again under the policy ``retry``."""
 
 
 class SamplingSection(_Section):

@@ -45,6 +45,12 @@ class EndpointError(UserError):
     exit_code = 3
 
 
+class BudgetSpentError(UserError):
+    """A critic has used up its budget; everything so far is saved (exit code 5)."""
+
+    exit_code = 5
+
+
 class LockedError(UserError):
     """The run folder belongs to another process or another run (exit code 4)."""
 

@@ -105,6 +105,14 @@ class Critique:
     cached: bool = False
     prompt_hash: str = ""
     """Hash of the critic's prompt template."""
+    retries: int = 0
+    """How often it was asked for again because of a finding; tokens, seconds and attempts count every try."""
+    findings: tuple[str, ...] = ()
+    """What is wrong with it: names of ``feedback/findings.py``."""
+    policy: str = ""
+    """What was done about that: "use", "mask" or "fall_back"; "" where nobody looked."""
+    decided_by: str = ""
+    """The finding that decided it, "" where none did."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

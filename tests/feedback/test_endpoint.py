@@ -348,7 +348,7 @@ def test_ledger_and_budget(serve: Serve, make: Make) -> None:
     critiques = critic.critique(requests(6))
     assert [critique.status for critique in critiques] == ["ok"] * 3 + ["failed"] * 3
     assert critic.budget_spent
-    assert "token budget of 45" in critiques[-1].reason
+    assert critiques[-1].reason == "the budget is spent: 45 of 45 tokens"
     ledger = critic.ledger.as_dict()
     assert (ledger["calls"], ledger["ok"], ledger["failed"], ledger["attempts"]) == (6, 3, 3, 3)
     assert (ledger["prompt_tokens"], ledger["completion_tokens"]) == (30, 15)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stepalign.errors import UserError
+from stepalign.errors import BudgetSpentError, UserError
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe (arithmetic).")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for everything that is written.")]
@@ -30,3 +30,9 @@ class Stopped(UserError):  # noqa: N818 - not a mistake: everything is saved
 
 def interrupted(command: str) -> Stopped:
     return Stopped("stopped; everything so far is saved", hint=f"continue with: {command}")
+
+
+def budget_spent(error: BudgetSpentError, command: str) -> BudgetSpentError:
+    """The same error with the command that goes on; a later --set wins over an earlier one."""
+    hint = f"raise the budget and continue: {command} --set critic.token_budget=TOKENS"
+    return BudgetSpentError(f"{error.what}; everything so far is saved", where=error.where, hint=hint)

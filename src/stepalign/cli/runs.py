@@ -13,10 +13,12 @@ from stepalign.cli.options import (
     RecipeArgument,
     ResumeOption,
     SetOption,
+    budget_spent,
     interrupted,
     resume_command,
 )
 from stepalign.config import Config, load_config
+from stepalign.errors import BudgetSpentError
 
 
 def demo(
@@ -61,6 +63,8 @@ def train(
             progress = run(config, out, resume=resume, listener=display, stop=stop)
         except Interrupted:
             raise interrupted(command) from None
+        except BudgetSpentError as error:
+            raise budget_spent(error, command) from None
     console.print(f"{progress.step} steps, {progress.num_rollouts} rollouts, {progress.num_tokens} tokens")
     console.print(f"weights: {out / 'final'}")
     return None
@@ -112,6 +116,8 @@ def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool
             results = compare(config, recipe, out, resume=resume, watcher=display)
         except KeyboardInterrupt:
             raise interrupted(resume_command("compare", recipe, out, settings)) from None
+        except BudgetSpentError as error:
+            raise budget_spent(error, resume_command("compare", recipe, out, settings)) from None
     console.print(results_table(results))
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["timings"].items() if name != "total")
     console.print(f"time: {results['timings']['total']:.0f} s on the clock; in the runs: {spent}")

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import torch
 
 from stepalign.config import Config
-from stepalign.errors import ConfigError
+from stepalign.errors import BudgetSpentError, ConfigError
 from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
 from stepalign.feedback import designs
 from stepalign.records import Problem, to_json
@@ -35,10 +35,17 @@ from stepalign.training.guards import Guards
 from stepalign.training.learner import Learner
 from stepalign.training.rollouts import Batch, Collector, derive_seed, problems_of_step
 from stepalign.training.run_folder import RunFolder
-from stepalign.training.session import Session, arithmetic_probe, load_sets, make_critic, open_session
+from stepalign.training.session import (
+    Session,
+    arithmetic_probe,
+    load_sets,
+    make_critic,
+    make_rules,
+    open_session,
+)
 from stepalign.training.teacher import Teacher
 
-PHASES = ("sampling", "learning", "evaluation", "saving")
+PHASES = ("sampling", "feedback", "learning", "evaluation", "saving")
 
 
 class Listener(Protocol):
@@ -95,6 +102,7 @@ class Progress:
     seconds_by_phase: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     critic: Counter[str] = field(default_factory=Counter)
     masked: Counter[str] = field(default_factory=Counter)
+    findings: Counter[str] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
     guard_history: list[dict[str, float]] = field(default_factory=list)
     guards_spoken: list[str] = field(default_factory=list)
@@ -105,7 +113,8 @@ class Progress:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Progress:
         progress = cls(**fields)
-        progress.critic, progress.masked = Counter(progress.critic), Counter(progress.masked)
+        for name in ("critic", "masked", "findings"):
+            setattr(progress, name, Counter(getattr(progress, name)))
         return progress
 
 
@@ -178,6 +187,7 @@ class _Run:
             temperature=config.sampling.temperature,
             max_completion_length=config.sampling.max_completion_length,
             scale_rewards=config.objective.scale_rewards,
+            rules=make_rules(config, session.grader),
             probe=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
         )
         self.learner = Learner(
@@ -192,8 +202,9 @@ class _Run:
             self.evaluate()
         while self.progress.step < section.max_steps:
             problems = problems_of_step(self.sets["train"], self.progress.step, section.problems_per_step, section.seed)
-            with self.timed("sampling"):
+            with self.timed("sampling"), self._saved_if_the_budget_ends():
                 batch = self.collector.collect(problems, self.progress.step, section.seed, self._collecting)
+            self._book_feedback(batch.feedback_seconds)
             self._stop_if_asked()
             with self.timed("learning"):
                 numbers = self.learner.update(batch.samples, self.teacher, self.progress.step)
@@ -221,6 +232,8 @@ class _Run:
             progress.critic["attempts"] += critique.attempts
             progress.critic["prompt_tokens"] += critique.prompt_tokens
             progress.critic["completion_tokens"] += critique.completion_tokens
+            progress.critic["retries"] += critique.retries
+            progress.findings.update(critique.findings)
         step_numbers = {
             **batch.numbers,
             **numbers,
@@ -316,6 +329,16 @@ class _Run:
                 self.save()
             raise Interrupted
 
+    @contextmanager
+    def _saved_if_the_budget_ends(self) -> Iterator[None]:
+        """The step begins anew when the run goes on: same rollouts, and the critiques paid for are in the cache."""
+        try:
+            yield
+        except BudgetSpentError:
+            if self.progress.step:
+                self.save()
+            raise
+
     def _collecting(self, done: int, total: int) -> None:
         self.listener.phase("sampling", done, total)
 
@@ -329,6 +352,11 @@ class _Run:
             self.progress.seconds_by_phase[phase] += spent
             if phase in ("sampling", "learning"):
                 self.progress.seconds += spent
+
+    def _book_feedback(self, seconds: float) -> None:
+        """Waiting for critiques is a phase of its own; those that came while the sampler was busy cost no time."""
+        self.progress.seconds_by_phase["sampling"] -= seconds
+        self.progress.seconds_by_phase["feedback"] += seconds
 
     def close(self) -> None:
         if self.critic is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -13,14 +14,14 @@ from typing import Protocol
 import torch
 
 from stepalign.feedback import designs
-from stepalign.feedback.alignment import align
 from stepalign.feedback.critics import Critic, CritiqueRequest
+from stepalign.feedback.findings import FINDINGS
+from stepalign.feedback.review import Rules, follow
 from stepalign.objectives import group_advantages
 from stepalign.records import Completion, Context, Critique, Problem, Rollout, Sample
 from stepalign.solver.model import Solver
 from stepalign.solver.sampling import Sampler
 from stepalign.solver.tokens import PromptBuilder, decode
-from stepalign.tasks.answers import extract_answer
 from stepalign.tasks.grading import Grader
 
 Probe = Callable[[Problem, Rollout], tuple[int, int] | None]
@@ -57,15 +58,6 @@ def _epoch_order(length: int, epoch: int, seed: int) -> list[int]:
     return _orders[key]
 
 
-def located(critique: Critique, rollout: Rollout, problem: Problem) -> Critique:
-    """The critique with its case and the solver's first wrong step, found by alignment where the critic did not say."""
-    if critique.status != "ok" or critique.critic.startswith("programmatic:"):
-        return critique
-    found = align(rollout, critique, expected_answer=problem.answer, extract_answer=extract_answer)
-    label = "" if found.first_error is None else found.solver_steps[found.first_error].label
-    return replace(critique, first_error=critique.first_error or label, case=critique.case or found.case)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """What one step trains on, and the records behind it."""
@@ -77,6 +69,8 @@ class Batch:
     numbers: dict[str, float]
     masked: Counter[str]
     """Rollouts without a context, by reason."""
+    feedback_seconds: float
+    """Spent waiting for critiques after the last completion."""
 
 
 class Progress(Protocol):
@@ -99,22 +93,24 @@ class Collector:
     temperature: float
     max_completion_length: int
     scale_rewards: str = "group"
+    rules: Rules | None = None
+    """How critiques are judged; without rules they are taken as they come."""
     probe: Probe | None = None
-    seconds: dict[str, float] | None = None
 
     def collect(self, problems: Sequence[Problem], step: int, seed: int, on_progress: Progress | None = None) -> Batch:
         """Roll out and prepare one step. Critiques are asked for as each completion finishes, not after the batch."""
         student_prompts = [self.prompts.student(problem) for problem in problems]
         total = len(problems) * self.num_generations
         rollouts: dict[tuple[int, int], Rollout] = {}
-        pending: dict[tuple[int, int], Future[Critique]] = {}
+        pending: dict[Future[Critique], CritiqueRequest] = {}
 
         def finished(row: int, index: int, completion: Completion) -> None:
             problem = problems[row]
             rollout = self._grade(problem, completion, f"s{step:05d}-p{row:04d}-g{index:02d}", step, index)
             rollouts[row, index] = rollout
             if self.critic is not None:
-                pending[row, index] = self.critic.submit(CritiqueRequest(problem=problem, rollout=rollout))
+                request = CritiqueRequest(problem=problem, rollout=rollout)
+                pending[self.critic.submit(request)] = request
             if on_progress is not None:
                 on_progress(len(rollouts), total)
 
@@ -126,12 +122,12 @@ class Collector:
             seed=derive_seed(seed, "rollouts", step),
             on_finished=finished,
         )
-        critiques = {key: located(future.result(), rollouts[key], problems[key[0]]) for key, future in pending.items()}
-        groups = [
-            [(rollouts[row, index], critiques.get((row, index))) for index in range(self.num_generations)]
-            for row in range(len(problems))
-        ]
-        return self._prepare(problems, student_prompts, groups)
+        sampled = time.perf_counter()
+        reviews = follow(self.critic, pending, self.rules) if self.critic is not None else ()
+        critiques = {review.critique.rollout_id: review.critique for review in reviews}
+        groups = [[rollouts[row, index] for index in range(self.num_generations)] for row in range(len(problems))]
+        judged = [[(rollout, critiques.get(rollout.rollout_id)) for rollout in group] for group in groups]
+        return self._prepare(problems, student_prompts, judged, time.perf_counter() - sampled)
 
     def _grade(self, problem: Problem, completion: Completion, name: str, step: int, index: int) -> Rollout:
         text = decode(self.solver.tokenizer, completion.ids)
@@ -154,8 +150,9 @@ class Collector:
         problems: Sequence[Problem],
         student_prompts: Sequence[tuple[int, ...]],
         groups: Sequence[Sequence[tuple[Rollout, Critique | None]]],
+        feedback_seconds: float,
     ) -> Batch:
-        usable = [c for group in groups for _, c in group if c is not None and c.status == "ok"]
+        usable = [c for group in groups for _, c in group if c is not None and c.status == "ok" and c.policy != "mask"]
         rewards_PG = torch.tensor([[rollout.reward for rollout, _ in group] for group in groups])
         advantages_PG = group_advantages(rewards_PG, scale=self.scale_rewards)  # type: ignore[arg-type]
         contexts: list[Context] = []
@@ -164,7 +161,7 @@ class Collector:
         dropped_tokens = 0
         for row, (problem, prompt, group) in enumerate(zip(problems, student_prompts, groups, strict=True)):
             own = {rollout.rollout_id for rollout, _ in group}
-            shown = designs.make_contexts(
+            shown = _contexts(
                 self.condition.design,
                 designs.Group(
                     problem=problem,
@@ -196,14 +193,46 @@ class Collector:
                     )
                 )
         flat = [rollout for group in groups for rollout, _ in group]
+        critiques = [c for group in groups for _, c in group if c is not None]
+        numbers = {
+            **_rollout_numbers(flat, rewards_PG),
+            **(_critique_numbers(critiques) if self.rules else {}),
+            "context_dropped_tokens": float(dropped_tokens),
+        }
         return Batch(
             rollouts=flat,
-            critiques=[c for group in groups for _, c in group if c is not None],
+            critiques=critiques,
             contexts=contexts,
             samples=samples,
-            numbers={**_rollout_numbers(flat, rewards_PG), "context_dropped_tokens": float(dropped_tokens)},
+            numbers=numbers,
             masked=masked,
+            feedback_seconds=feedback_seconds,
         )
+
+
+def _contexts(design: str, group: designs.Group) -> list[Context]:
+    """The design's contexts, but for critiques that a policy keeps from the self-teacher."""
+    shown = designs.make_contexts(design, group)
+    if not designs.find_design(design).needs_critic:
+        return shown
+    for index, (context, critique) in enumerate(zip(shown, group.critiques, strict=True)):
+        if critique is None:
+            continue
+        if critique.policy == "mask" and context.text is not None:
+            shown[index] = replace(context, text=None, masked=f"critique with the finding {critique.decided_by}")
+        elif critique.policy == "fall_back":
+            shown[index] = designs.make_contexts("reference", group)[index]
+    return shown
+
+
+def _critique_numbers(critiques: Sequence[Critique]) -> dict[str, float]:
+    """How many critiques of a step have each finding, and what was done about them."""
+    found = Counter(name for critique in critiques for name in critique.findings)
+    return {
+        **{f"findings/{name}": float(found[name]) for name in FINDINGS},
+        "critiques/fall_back": float(sum(critique.policy == "fall_back" for critique in critiques)),
+        "critiques/retries": float(sum(critique.retries for critique in critiques)),
+    }
 
 
 def _rollout_numbers(rollouts: Sequence[Rollout], rewards_PG: torch.Tensor) -> dict[str, float]:

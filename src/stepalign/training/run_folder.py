@@ -29,6 +29,12 @@ CACHE = "critiques.sqlite"
 """Replies of an endpoint critic, where the recipe names no other file."""
 
 
+_REACHING = ("base_urls", "api_key_env", "concurrency", "timeout", "attempt_timeout", "cache", "cache_only")
+_SPENDING = ("token_budget", "cost_budget")
+MAY_CHANGE = frozenset(f"critic.{key}" for key in (*_REACHING, *_SPENDING))
+"""How the critic is reached and what it may cost, not what it says: these may change when a run goes on."""
+
+
 def to_json_line(record: Mapping[str, Any]) -> str:
     """One line of strict JSON; NaN and infinities become null."""
     return json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
@@ -138,7 +144,8 @@ class RunFolder:
             write_atomically(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
             write_atomically(file, to_toml(config))
             return
-        changed = difference(load_config(str(file)), config)
+        differing = difference(load_config(str(file)), config)
+        changed = {key: values for key, values in differing.items() if key not in MAY_CHANGE}
         if changed:
             key, (before, now) = next(iter(changed.items()))
             raise LockedError(
@@ -153,6 +160,8 @@ class RunFolder:
                 where=str(self.path),
                 hint="continue it with --resume, or give another --out",
             )
+        if differing:
+            write_atomically(file, to_toml(config))
 
     def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Append records to NAME.jsonl, one write for all of them."""

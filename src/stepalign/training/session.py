@@ -10,10 +10,11 @@ from pathlib import Path
 
 from stepalign.config import Config, changed
 from stepalign.errors import ConfigError
-from stepalign.feedback import designs
+from stepalign.feedback import designs, findings
 from stepalign.feedback.critics import Critic
 from stepalign.feedback.critics.arithmetic import ArithmeticCritic
 from stepalign.feedback.prompts import load_template
+from stepalign.feedback.review import Rules
 from stepalign.records import Completion, Critique, Problem, Rollout, Verdict
 from stepalign.solver.model import EMBEDDED, Solver, embedded_folder, load_solver
 from stepalign.solver.sampling import Sampler
@@ -198,6 +199,19 @@ def make_critic(
     return make_endpoint_critic(config, folder, announce)
 
 
+def make_rules(config: Config, grader: Grader) -> Rules | None:
+    """How the recipe has critiques judged; None where every one is used whatever is found in it."""
+    section = config.critic
+    chosen = section.policies.model_dump()
+    if section.kind == "programmatic" and not any(chosen.values()):
+        return None  # a program says itself where the error is
+    return Rules(
+        policies=findings.policies(chosen, served=section.kind == "endpoint"),
+        retries=section.retries,
+        same_answer=lambda answer, expected: grader.compare(answer, expected).verdict != "incorrect",
+    )
+
+
 def check_critic(config: Config, design_names: Sequence[str]) -> None:
     """Ask whether the critic that the designs need would work, and write nothing. Raises as ``make_critic`` does."""
     without_cache = changed(config, {"critic.cache": ""}, "critic check")
@@ -290,6 +304,7 @@ def collect_for_signal(
         num_generations=1,
         temperature=config.sampling.temperature,
         max_completion_length=config.sampling.max_completion_length,
+        rules=make_rules(config, session.grader),
     )
     try:
         batch = collector.collect(problems, 0, seed)

@@ -8,6 +8,9 @@ from typing import Protocol
 
 from stepalign.records import Critique, Problem, Rollout
 
+BUDGET_SPENT = "the budget is spent"
+"""How the reason of a critique begins that was not asked for any more."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CritiqueRequest:
@@ -15,6 +18,10 @@ class CritiqueRequest:
 
     problem: Problem
     rollout: Rollout
+    earlier: Critique | None = None
+    """The critic's first critique of it, where it is asked once more."""
+    complaint: str = ""
+    """What was wrong with that one, said to the critic."""
 
 
 class Critic(Protocol):

@@ -28,7 +28,7 @@ from typing import Any, Literal, TypeVar, get_args
 import openai
 
 from stepalign.errors import ConfigError, EndpointError
-from stepalign.feedback.critics import CritiqueRequest
+from stepalign.feedback.critics import BUDGET_SPENT, CritiqueRequest
 from stepalign.feedback.critics.cache import ReplyCache, content_key
 from stepalign.feedback.critics.retry import (
     CallState,
@@ -341,7 +341,7 @@ class EndpointCritic:
         Raises:
             ConfigError: the template cannot be rendered.
         """
-        messages = self.messages(request.problem, request.rollout)
+        messages = self.messages(request.problem, request.rollout) + _second_try(request)
         return self._run(self._critique(request.rollout.rollout_id, messages))
 
     def critique(self, requests: Sequence[CritiqueRequest]) -> list[Critique]:
@@ -482,7 +482,7 @@ class EndpointCritic:
         reason = ""
         while not reason:
             if self.budget_spent:
-                reason = f"the token budget of {self.token_budget} is spent"
+                reason = f"{BUDGET_SPENT}: {self.ledger.total_tokens} of {self.token_budget} tokens"
                 break
             result = await self._attempt(messages, max_tokens, state)
             if isinstance(result, _Reply):
@@ -714,6 +714,16 @@ class EndpointCritic:
         hint = f"it serves {', '.join(served[:5])}" if served else "check the URL and the name of the model"
         what = f"the critic does not serve {self.name!r}: {result.message}"
         return EndpointError(what, where=endpoint.label, hint=hint)
+
+
+def _second_try(request: CritiqueRequest) -> list[dict[str, str]]:
+    """What follows in the chat when a critique is asked for again: the first one, and what is wrong with it."""
+    if not request.complaint:
+        return []
+    first = request.earlier.text if request.earlier else ""
+    said = [{"role": "assistant", "content": first}] if first else []
+    again = f"Your reply cannot be used. {request.complaint} Reply once more, in the form asked for."
+    return [*said, {"role": "user", "content": again}]
 
 
 def redact_url(url: str) -> str:
