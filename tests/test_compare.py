@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from stepalign.compare import arm_differences, plan
-from stepalign.config import Config, arm_config, difference, load_config
+from stepalign.config import Config, arm_config, changed, difference, load_config
 
 SMALL = {
     "training.max_steps": 3,
@@ -130,18 +130,18 @@ def test_checkpoint_rules_pick_what_they_say(compared: Path, results: dict) -> N
 
 @pytest.mark.slow
 def test_paired_differences_are_between_the_same_problems(compared: Path, results: dict) -> None:
-    value = {
-        (r["arm"], r["metric"]): r["value"]
-        for r in results["metrics"]
-        if r["seed"] is None and r["checkpoint_rule"] == "last"
-    }
+    value = {(r["arm"], r["metric"], r["checkpoint_rule"]): r["value"] for r in results["metrics"] if r["seed"] is None}
     for row in results["paired"]:
-        expected = value[row["a"], row["metric"]] - value[row["b"], row["metric"]]
+        first, second = (
+            value[row[side], row["metric"], "last" if row[side] == "base" else row["checkpoint_rule"]] for side in "ab"
+        )
+        expected = first - second
         assert row["difference"] == pytest.approx(expected, abs=1e-12)
         assert row["low"] <= row["difference"] <= row["high"]
         assert 0 < row["p_value"] <= 1
     names = {(row["a"], row["b"]) for row in results["paired"]}
     assert len(names) == 7 * 6 / 2  # six arms and the base
+    assert len(results["paired"]) == len(names) * 3 * 3  # rules x metrics
 
 
 @pytest.mark.slow
@@ -233,6 +233,36 @@ def test_the_plan_covers_arms_and_seeds_once() -> None:
     assert len(names) == len(set(names))
     assert {n for n in names if "/" in n} == {f"{arm}/seed-{seed}" for arm in ARMS for seed in (3, 4, 5)}
     assert {"base", "signal"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (["evaluation.eval_steps=0"], "evaluation.eval_steps"),
+        (["evaluation.eval_steps=62"], "evaluation.eval_steps"),
+        ([], "data.validation"),
+    ],
+)
+def test_a_checkpoint_rule_without_a_choice_is_refused_with_its_key(settings: list[str], key: str) -> None:
+    from stepalign.errors import ConfigError
+
+    config = changed(load_config("arithmetic", settings), {"evaluation.checkpoint_rule": "best_on_validation"})
+    if key == "data.validation":
+        config = changed(config, {key: None})
+    with pytest.raises(ConfigError) as told:
+        plan(config, Path("x"))
+    assert key in str(told.value.where)
+    assert f"--set {key}=" in str(told.value.hint)
+    plan(changed(config, {"evaluation.checkpoint_rule": "last"}), Path("x"))
+
+
+def test_best_on_test_needs_test_problems_and_no_validation() -> None:
+    from stepalign.errors import ConfigError
+
+    config = changed(load_config("arithmetic"), {"evaluation.checkpoint_rule": "best_per_metric_on_test"})
+    plan(changed(config, {"data.validation": None}), Path("x"))
+    with pytest.raises(ConfigError, match="test problems"):
+        plan(changed(config, {"data.test": None}), Path("x"))
 
 
 @pytest.mark.parametrize("setting", ["compare.seeds=[0, 0]", "compare.seeds=[]", 'signal.contexts=["step_algned"]'])

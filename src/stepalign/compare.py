@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from stepalign.config import Config, arm_config, changed, difference
+from stepalign.config import Config, arm_config, changed, check_checkpoint_rule, difference
 from stepalign.errors import ConfigError, UserError
 from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
 from stepalign.feedback.designs import find_condition, find_design
@@ -83,6 +83,7 @@ def plan(config: Config, out: Path) -> list[Task]:
         name = f"{arm.name}/seed-{seed}"
         tasks.append(Task(name, arm_config(shared, arm, seed), out / "arms" / name))
         find_condition(tasks[-1].config.condition)
+        check_checkpoint_rule(tasks[-1].config)
     if config.signal.num_rollouts and config.signal.contexts:
         tasks.append(Task(SIGNAL, base_config(config), out))
     return tasks

@@ -209,7 +209,7 @@ class TrainingSection(_Section):
     save_steps: int = Field(default=0, ge=0)
     """Checkpoint every so many steps; 0 only at the end."""
     save_total_limit: int | None = Field(default=None, ge=1)
-    """Keep only so many of the latest checkpoints (the evaluated ones are kept by the checkpoint rule)."""
+    """Keep only so many of the latest checkpoints."""
 
 
 class GuardsSection(_Section):
@@ -475,6 +475,38 @@ def arm_config(config: Config, arm: ArmSection, seed: int) -> Config:
     """What one arm runs with one seed: the shared configuration with the arm's keys, and no arms of its own."""
     base = changed(config, {"compare": {}}, "comparison")
     return changed(base, {**arm.set, "training.seed": seed}, f"arm {arm.name}")
+
+
+def check_checkpoint_rule(config: Config, sizes: Mapping[str, int] | None = None) -> None:
+    """Refuse a rule that has nothing to choose from: its results would be an empty table after all the work.
+
+    Args:
+        config: one run.
+        sizes: problems of each set, once they are known; before that a set counts as there when it is named.
+
+    Raises:
+        ConfigError: the rule needs a set that the recipe does not name, or more than one evaluated step.
+    """
+    rule, steps, every = config.evaluation.checkpoint_rule, config.training.max_steps, config.evaluation.eval_steps
+    if rule == "last" or steps == 0:
+        return
+    data = config.data
+    named = {"validation": data.validation is not None or data.validation_share > 0, "test": data.test is not None}
+    needed = "validation" if rule == "best_on_validation" else "test"
+    if not (sizes or named)[needed]:
+        share = ", or --set data.validation_share=0.1" if needed == "validation" else ""
+        raise ConfigError(
+            f"the checkpoint rule {rule} needs {needed} problems, and there are none",
+            where=f"data.{needed}",
+            hint=f"--set data.{needed}=FILE{share}, or --set evaluation.checkpoint_rule=last",
+        )
+    if not 0 < every < steps:
+        raise ConfigError(
+            f"the checkpoint rule {rule} has nothing to choose from: only the last of {steps} steps is evaluated",
+            where=f"evaluation.eval_steps = {every}",
+            hint=f"--set evaluation.eval_steps={max(1, steps // 4)} (any number below training.max_steps), "
+            "or --set evaluation.checkpoint_rule=last",
+        )
 
 
 def difference(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:

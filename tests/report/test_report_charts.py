@@ -6,8 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from stepalign.report import charts
-from stepalign.report.charts import Frame, Interval, Series
+from stepalign.report import charts, drawing
+from stepalign.report.charts import Interval, Series
+from stepalign.report.drawing import Frame
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
@@ -34,14 +35,14 @@ def test_frame_maps_corners_and_middle() -> None:
     ],
 )
 def test_ticks_are_round_and_cover_the_data(low: float, high: float, count: int, expected: list[float]) -> None:
-    assert charts.nice_ticks(low, high, count) == expected
+    assert drawing.nice_ticks(low, high, count) == expected
 
 
 def test_ticks_say_what_they_are() -> None:
-    assert charts.tick_texts([0, 0.25, 0.5], True) == ["0 %", "25 %", "50 %"]
-    assert charts.tick_texts([0, 2.5, 5], False) == ["0.0", "2.5", "5.0"]
-    assert charts.tick_texts([-0.05, 0, 0.05], False) == ["−0.05", "0.00", "0.05"]
-    assert charts.tick_texts([0, 5000, 10000], False) == ["0", "5,000", "10,000"]
+    assert drawing.tick_texts([0, 0.25, 0.5], True) == ["0 %", "25 %", "50 %"]
+    assert drawing.tick_texts([0, 2.5, 5], False) == ["0.0", "2.5", "5.0"]
+    assert drawing.tick_texts([-0.05, 0, 0.05], False) == ["−0.05", "0.00", "0.05"]
+    assert drawing.tick_texts([0, 5000, 10000], False) == ["0", "5,000", "10,000"]
 
 
 def marks(svg: str) -> list[tuple[float, float]]:
@@ -90,10 +91,10 @@ def test_a_chart_without_data_says_so() -> None:
 
 
 def test_end_labels_never_overlap() -> None:
-    places = charts.spread([50, 51, 52, 200], 15, 0, 220)
+    places = drawing.spread([50, 51, 52, 200], 15, 0, 220)
     assert places == sorted(places)
     assert min(b - a for a, b in itertools.pairwise(places)) >= 15
-    assert charts.spread([10, 219, 219], 15, 0, 220)[-1] <= 220
+    assert drawing.spread([10, 219, 219], 15, 0, 220)[-1] <= 220
 
 
 def test_interval_chart_places_the_interval() -> None:
@@ -144,6 +145,6 @@ def test_labels_are_escaped() -> None:
 
 
 def test_arms_differ_by_shape_as_well_as_colour() -> None:
-    count = len(charts.ARM_COLOURS)
-    shapes = {re.sub(r'class="[^"]*" fill="[^"]*"', "", charts.marker(index, 0, 0)) for index in range(count)}
-    assert len(shapes) == len(set(charts.ARM_COLOURS)) == count
+    count = len(drawing.ARM_COLOURS)
+    shapes = {re.sub(r'class="[^"]*" fill="[^"]*"', "", drawing.marker(index, 0, 0)) for index in range(count)}
+    assert len(shapes) == len(set(drawing.ARM_COLOURS)) == count

@@ -14,6 +14,7 @@ from report_html import Node, read_html
 
 from stepalign.errors import ConfigError
 from stepalign.report import page
+from stepalign.report.curves import equal_budgets
 from stepalign.report.page import report_html, token_html, write_report, write_token_page
 
 SHARES = {"pass@12": "Pass@12", "maj@12": "Maj@12", "avg@12": "Avg@12", "truncated_share": "Truncated"}
@@ -126,14 +127,27 @@ def test_no_winner_and_both_axes(results: dict[str, Any]) -> None:
 
 
 def test_readings_at_equal_budgets(results: dict[str, Any]) -> None:
-    """By hand: at 1,984 rollouts GRPO with 256 per step was last evaluated at step 6, so at 1,536 rollouts."""
+    """By hand: 1,984 rollouts lie between GRPO's evaluations at step 6 and step 12, with 256 rollouts a step."""
     section = read_html(report_html(results)).by_id("learning")
     rows = {row.all("th")[0].words: [cell.words for cell in row.all("td")] for row in section.all("tbody")[0].all("tr")}
     points = [curve["points"] for curve in results["curves"] if curve["arm"] == "grpo"]
-    at_six = sum(point["value"] for curve in points for point in curve if point["step"] == 6) / 2
+    at = {s: sum(p["value"] for curve in points for p in curve if p["step"] == s) / 2 for s in (6, 12)}
     at_end = sum(curve[-1]["value"] for curve in points) / 2
-    assert rows["GRPO"] == [f"{100 * at_end:.1f} %", f"{100 * at_six:.1f} % (at 1,536 rollouts)"]
+    between = at[6] + (at[12] - at[6]) * (1984 - 1536) / (3072 - 1536)
+    assert rows["GRPO"] == [f"{100 * at_end:.1f} %", f"≈ {100 * between:.1f} % (between 1,536 and 3,072 rollouts)"]
     assert rows["RefSol"][0] == rows["RefSol"][1]
+
+
+def test_a_reading_before_the_first_measurement_is_none() -> None:
+    curves = [
+        {"arm": arm, "seed": 0, "set": "test", "metric": "avg@4", "points": points}
+        for arm, points in {
+            "early": [{"step": 1, "rollouts": 10, "value": 0.2}, {"step": 2, "rollouts": 20, "value": 0.4}],
+            "late": [{"step": 1, "rollouts": 100, "value": 0.5}, {"step": 2, "rollouts": 200, "value": 0.6}],
+        }.items()
+    ]
+    _, _, readings = equal_budgets({"arms": [{"name": "early"}, {"name": "late"}], "curves": curves}, "test", "avg@4")
+    assert [reading.at_rollouts for reading in readings] == ["40.0 %", "–, first measured at 100 rollouts"]
 
 
 @pytest.mark.parametrize(("problems", "noted"), [(30, True), (200, False)])
@@ -149,7 +163,7 @@ def test_selection_on_the_test_set_is_noted(rule: str, noted: bool) -> None:
     document = read_html(report_html(fixtures.make_results(rule=rule)))
     assert ("selects on the test set" in document.all("main")[0].words) is noted
     for table in document.classed("results"):
-        assert page.summary.CHECKPOINT_RULES[rule] in table.all("caption")[0].words
+        assert page.reading.CHECKPOINT_RULES[rule] in table.all("caption")[0].words
 
 
 def test_unfinished_comparison_is_shown_as_far_as_it_goes(results: dict[str, Any]) -> None:
@@ -172,7 +186,7 @@ def test_the_untrained_solver_joins_the_table_of_the_rule_in_force(results: dict
     for row in mixed["metrics"]:
         if row["arm"] != "base":
             row["checkpoint_rule"] = "best_on_validation"
-    tables = page.summary.results_tables(mixed)
+    tables = page.results_tables(mixed)
     assert [(table.set, table.checkpoint_rule) for table in tables] == [("test", "best_on_validation")]
     assert tables[0].rows[0].arm.name == "base"
 
@@ -181,7 +195,7 @@ def test_other_rules_and_sets_get_their_own_tables(results: dict[str, Any]) -> N
     more = copy.deepcopy(results)
     more["metrics"] += [row | {"set": "validation"} for row in results["metrics"]]
     more["metrics"] += [row | {"checkpoint_rule": "best_per_metric_on_test"} for row in results["metrics"]]
-    tables = page.summary.results_tables(more)
+    tables = page.results_tables(more)
     assert [(table.set, table.checkpoint_rule) for table in tables] == [
         ("test", "last"),
         ("validation", "last"),

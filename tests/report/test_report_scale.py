@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from stepalign.report import charts, page, scale
+from stepalign.report import drawing, page, scale
 
 LEVELS = range(-scale.LEVELS, scale.LEVELS + 1)
 
@@ -65,7 +65,7 @@ def test_limit_is_the_99th_percentile() -> None:
 
 
 def test_arm_colours_are_visible_on_both_papers() -> None:
-    assert min(scale.contrast(colour, "#fcfbf8") for colour in (*charts.ARM_COLOURS, charts.BASE_COLOUR)) >= 3
+    assert min(scale.contrast(colour, "#fcfbf8") for colour in (*drawing.ARM_COLOURS, drawing.BASE_COLOUR)) >= 3
     assert min(scale.contrast(colour, "#14161a") for colour in page.DARK_ARMS) >= 3
     # Names at the ends of lines are text.
-    assert min(scale.contrast(colour, "#fcfbf8") for colour in charts.ARM_COLOURS) >= 4
+    assert min(scale.contrast(colour, "#fcfbf8") for colour in drawing.ARM_COLOURS) >= 4

@@ -9,6 +9,7 @@ import typer
 
 from stepalign.cli.options import SetOption
 from stepalign.config import Config, load_config
+from stepalign.errors import ConfigError
 
 
 def evaluate(
@@ -34,6 +35,13 @@ def _config_for_model(model: str, recipe: str, settings: list[str] | None, keys:
     from stepalign.config import changed, parse_settings
 
     folder = Path(model)
+    if (folder / "arms").is_dir():
+        runs = sorted(str(final.parent.relative_to(folder)) for final in folder.glob("arms/*/seed-*/final"))
+        raise ConfigError(
+            "a comparison holds many models; one of its runs is needed",
+            where=model,
+            hint=f"give {folder / 'arms' / 'ARM' / 'seed-N'}; finished: {', '.join(runs) or 'none yet'}",
+        )
     is_run = (folder / "config.toml").exists() and (folder / "run.lock").exists()
     default = str(folder / "config.toml") if is_run else "arithmetic" if model.startswith("embedded:") else None
     keys = {**keys, "model.path": str(folder / "final") if is_run else model, "model.lora": None, "data.max_test": None}

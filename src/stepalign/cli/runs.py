@@ -17,7 +17,7 @@ from stepalign.cli.options import (
     interrupted,
     resume_command,
 )
-from stepalign.config import Config, load_config
+from stepalign.config import Config, check_checkpoint_rule, load_config
 from stepalign.errors import BudgetSpentError
 
 
@@ -51,6 +51,7 @@ def train(
 ) -> None:
     """Train one condition; the last weights land in final/ of the folder."""
     config = load_config(recipe, settings or ())
+    check_checkpoint_rule(config)
     if dry_run:
         return _dry_run(config)
     from stepalign.progress import TrainDisplay, console

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,11 @@ class Evaluations:
             return None
         if rule == "last":
             return tested[-1]
-        validated = self.steps("validation")
-        if set(validated) - {0} != set(tested) - {0} or len(tested) < 2:
+        where, name = ("validation", f"avg@{n}") if rule == "best_on_validation" else ("test", metric)
+        candidates = [step for step in self.steps(where) if step in tested]
+        if len(tested) < 2 or set(self.steps(where)) - {0} != set(tested) - {0}:
             return None  # tested at the end only: nothing to choose from
-        chooser, name = (validated, f"avg@{n}") if rule == "best_on_validation" else (tested, metric)
-        where = "validation" if rule == "best_on_validation" else "test"
         sign = -1 if name in SMALLER_IS_BETTER else 1
-        candidates = [step for step in chooser if step in tested]
         return max(candidates, key=lambda step: (sign * self.metrics[step, where][name].value, -step))
 
 
@@ -137,42 +136,41 @@ def _row(
 
 
 def _paired_rows(found: Found, n: int, level: float, resamples: int) -> Iterable[dict[str, Any]]:
-    """Every pair of arms on the same problems and seeds, at the last step."""
+    """Every pair of arms on the same problems and seeds, under every checkpoint rule."""
     names = list(found)
-    for i, a in enumerate(names):
-        for b in names[:i]:
-            seeds = sorted(found[a].keys() & found[b].keys()) if b != "base" else sorted(found[a])
-            for metric in (f"avg@{n}", f"maj@{n}", f"pass@{n}"):
-                rows = [(_last(found[a][s], metric, n), _last(_run(found[b], s), metric, n)) for s in seeds]
-                pairs = [(x, y) for x, y in rows if x is not None and y is not None]
-                if not pairs:
-                    continue
-                first = np.stack([x.per_problem for x, _ in pairs])
-                second = np.stack([y.per_problem for _, y in pairs])
-                result = paired_difference(first, second, level=level, resamples=resamples)
-                yield {
-                    "a": a,
-                    "b": b,
-                    "set": "test",
-                    "metric": metric,
-                    "checkpoint_rule": "last",
-                    "difference": result.difference,
-                    "low": result.low,
-                    "high": result.high,
-                    "p_value": result.p_value,
-                    "seed_differences": list(result.seed_differences),
-                    "seeds": seeds,
-                    "problems": result.num_problems,
-                }
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[:i]]
+    for rule, (a, b), metric in product(RULES, pairs, (f"avg@{n}", f"maj@{n}", f"pass@{n}")):
+        shared = sorted(found[a].keys() & found[b].keys()) if b != "base" else sorted(found[a])
+        both = {s: (_picked(found[a], s, rule, metric, n), _picked(found[b], s, rule, metric, n)) for s in shared}
+        known = {s: (x, y) for s, (x, y) in both.items() if x is not None and y is not None}
+        if not known:
+            continue
+        first = np.stack([x.per_problem for x, _ in known.values()])
+        second = np.stack([y.per_problem for _, y in known.values()])
+        result = paired_difference(first, second, level=level, resamples=resamples)
+        yield {
+            "a": a,
+            "b": b,
+            "set": "test",
+            "metric": metric,
+            "checkpoint_rule": rule,
+            "difference": result.difference,
+            "low": result.low,
+            "high": result.high,
+            "p_value": result.p_value,
+            "seed_differences": list(result.seed_differences),
+            "seeds": list(known),
+            "problems": result.num_problems,
+        }
 
 
-def _run(runs: Mapping[int, Evaluations], seed: int) -> Evaluations:
-    """The run of a seed; the untrained solver stands for every seed."""
-    return runs[seed] if seed in runs else next(iter(runs.values()))
+def _picked(runs: Mapping[int, Evaluations], seed: int, rule: str, metric: str, n: int) -> Metric | None:
+    """A metric of the step that a rule picks in the run of a seed.
 
-
-def _last(run: Evaluations, metric: str, n: int) -> Metric | None:
-    step = run.step_by_rule("last", metric, n)
+    The untrained solver has one run with one step, which stands for every seed and under every rule.
+    """
+    run = runs.get(seed) or next(iter(runs.values()))
+    step = run.step_by_rule("last" if run.steps("test") == [0] else rule, metric, n)
     return None if step is None else run.metrics[step, "test"][metric]
 
 

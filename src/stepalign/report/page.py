@@ -20,8 +20,9 @@ import jinja2
 from markupsafe import Markup
 
 from stepalign.errors import ConfigError
-from stepalign.report import charts, scale, summary
+from stepalign.report import charts, costs, curves, drawing, localisation, prose, reading, scale
 from stepalign.report.payload import signal_element
+from stepalign.report.results import Difference, ResultsTable, differences, result_intervals, results_tables
 from stepalign.report.text import MISSING, decimal, megabytes, number, percent, seconds, visible
 
 FORMAT = 1
@@ -83,26 +84,26 @@ def read_json(path: Path, *, hint: str) -> dict[str, Any]:
 
 
 def _report_values(results: Mapping[str, Any]) -> dict[str, Any]:
-    arms = summary.arms_of(results)
-    tables = summary.results_tables(results)
+    arms = reading.arms_of(results)
+    tables = results_tables(results)
     return {
         "results": results,
-        "arms": summary.trained(arms),
-        "level": summary.level_text(results),
-        "headline": summary.headline(results),
-        "sentences": summary.summary_sentences(results),
-        "changes": summary.changes(results),
-        "notes": summary.notes(results),
+        "arms": reading.trained(arms),
+        "level": reading.level_text(results),
+        "headline": prose.headline(results),
+        "sentences": prose.summary_sentences(results),
+        "changes": prose.changes(results),
+        "notes": prose.notes(results),
         "tables": tables,
         "forest": _forest(tables[0], results),
-        "rules": summary.CHECKPOINT_RULES,
+        "rules": reading.CHECKPOINT_RULES,
         "differences": _differences(results),
         "learning": _learning(results),
         "health": _health(results),
-        "costs": summary.cost_rows(results),
+        "costs": costs.cost_rows(results),
         "phases": _phases(results),
-        "configuration": summary.config_table(results),
-        "warnings": summary.warnings_of(results),
+        "configuration": costs.config_table(results),
+        "warnings": prose.warnings_of(results),
         "timings": [(name, seconds(value)) for name, value in (results.get("timings") or {}).items()],
         "memory": megabytes(results.get("peak_memory_bytes")),
         "every_metric": _every_metric(results),
@@ -115,22 +116,22 @@ def _signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "signal": signal,
         "signal_data": Markup(signal_element(signal)),
-        "localisation": summary.localisation_rows(signal),
+        "localisation": localisation.localisation_rows(signal),
     }
 
 
-def _forest(table: summary.ResultsTable, results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+def _forest(table: ResultsTable, results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     return [
         (name, Markup(charts.interval_chart(rows, title=f"{name} of every arm with intervals", x_range=(0.0, 1.0))))
-        for name, rows in summary.result_intervals(table, results)
+        for name, rows in result_intervals(table, results)
         if any(row.value is not None for row in rows)
     ]
 
 
 def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Paired differences grouped by what they measure, each group with one interval chart."""
-    groups: dict[tuple[str, str, str], list[summary.Difference]] = {}
-    for row in summary.differences(results):
+    groups: dict[tuple[str, str, str], list[Difference]] = {}
+    for row in differences(results):
         groups.setdefault((row.metric, row.set, row.checkpoint_rule), []).append(row)
     return [
         {
@@ -154,18 +155,18 @@ def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _learning(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     out = []
-    for set_name, metric in summary.curve_names(results):
-        by_steps = summary.curve_series(results, set_name, metric, "steps")
-        by_rollouts = summary.curve_series(results, set_name, metric, "rollouts")
-        share = summary.is_share(metric)
-        common = summary.common_rollouts(by_rollouts)
-        label = f"{summary.metric_label(metric)}, {set_name} problems"
+    for set_name, metric in curves.curve_names(results):
+        by_steps = curves.curve_series(results, set_name, metric, "steps")
+        by_rollouts = curves.curve_series(results, set_name, metric, "rollouts")
+        share = reading.is_share(metric)
+        common = curves.common_rollouts(by_rollouts)
+        label = f"{reading.metric_label(metric)}, {set_name} problems"
         shared = {"y_label": label, "as_percent": share, "y_range": _from_zero(by_steps) if share else None}
-        steps, rollouts, readings = summary.equal_budgets(results, set_name, metric)
+        steps, rollouts, readings = curves.equal_budgets(results, set_name, metric)
         out.append(
             {
                 "label": label,
-                "metric": summary.metric_label(metric),
+                "metric": reading.metric_label(metric),
                 "charts": [
                     Markup(
                         charts.line_chart(
@@ -188,7 +189,7 @@ def _learning(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "many_seeds": any(line.faint for line in by_steps),
                 "close_up": Markup(
                     charts.line_chart(
-                        summary.until(by_rollouts, common),
+                        curves.until(by_rollouts, common),
                         title=f"{label}, up to {common:,.0f} solver rollouts",
                         x_label="solver rollouts",
                         **shared,
@@ -210,8 +211,8 @@ def _from_zero(series: list[charts.Series]) -> tuple[float, float]:
 
 def _health(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     out = []
-    for key, (name, about, share) in summary.HEALTH.items():
-        series = summary.health_series(results, key)
+    for key, (name, about, share) in curves.HEALTH.items():
+        series = curves.health_series(results, key)
         if series:
             chart = charts.line_chart(
                 series,
@@ -229,12 +230,12 @@ def _health(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _phases(results: Mapping[str, Any]) -> Markup | None:
-    rows = summary.phase_rows(results)
+    rows = costs.phase_rows(results)
     return Markup(charts.stacked_bars(rows, title="Seconds by phase, mean over the runs of an arm")) if rows else None
 
 
 def _every_metric(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    labels = {arm.name: arm.label for arm in summary.arms_of(results)}
+    labels = {arm.name: arm.label for arm in reading.arms_of(results)}
     rows = results.get("metrics")
     return [
         {
@@ -247,7 +248,7 @@ def _every_metric(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             "rule": str(row.get("checkpoint_rule", MISSING)).replace("_", " "),
             "step": MISSING if row.get("step") is None else row["step"],
             "value": row,
-            "share": summary.is_share(str(row.get("metric"))),
+            "share": reading.is_share(str(row.get("metric"))),
             "problems": MISSING if row.get("problems") is None else row["problems"],
         }
         for row in (rows if isinstance(rows, list) else [])
@@ -268,7 +269,7 @@ def _render(template: str, values: dict[str, Any]) -> str:
         "percent": percent,
         "decimal": decimal,
         "clock": seconds,
-        "arm_class": charts.arm_class,
+        "arm_class": drawing.arm_class,
         "mark": _mark,
         "exact": _exact,
     }
@@ -286,7 +287,7 @@ def _render(template: str, values: dict[str, Any]) -> str:
 
 def _mark(colour: int) -> Markup:
     """The point of an arm as a small picture, for use beside its name."""
-    point = charts.marker(colour, 7, 7, 4.4)
+    point = drawing.marker(colour, 7, 7, 4.4)
     return Markup(f'<svg class="swatch" viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">{point}</svg>')
 
 
@@ -298,8 +299,8 @@ def _exact(value: Any) -> str:
 
 def _arm_rules() -> str:
     """One colour per arm as classes, so that dark mode can lift them; SVG attributes alone could not change."""
-    light = [(f"arm-{index}", colour) for index, colour in enumerate(charts.ARM_COLOURS)] + [
-        ("arm-base", charts.BASE_COLOUR)
+    light = [(f"arm-{index}", colour) for index, colour in enumerate(drawing.ARM_COLOURS)] + [
+        ("arm-base", drawing.BASE_COLOUR)
     ]
     dark = [(f"arm-{index}", colour) for index, colour in enumerate(DARK_ARMS)] + [("arm-base", "#9aa1ab")]
     rules = ["\n".join(_arm_rule(name, colour) for name, colour in table) for table in (light, dark)]

@@ -10,7 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from stepalign.report import summary
+from stepalign.report.prose import notes
+from stepalign.report.reading import CHECKPOINT_RULES, level_text
+from stepalign.report.results import Cell, ResultsTable, results_tables
 from stepalign.report.text import visible
 
 _COLOURS = ("cyan", "yellow", "magenta", "red", "green", "blue", "white", "bright_black")
@@ -22,7 +24,7 @@ _FIRST_WORDS = ("pass@", "maj@", "avg@", "mean length", "length", "rollouts", "s
 
 def results_table(results: Mapping[str, Any]) -> Group:
     """The main results table for a terminal of 80 columns, with checkpoint rule and caveats under it."""
-    table = summary.results_tables(results)[0]
+    table = results_tables(results)[0]
     shown = [i for i, (name, _) in enumerate(table.columns) if name.lower().startswith(_FIRST_WORDS)]
     out = Table(
         title=Text(_caption(table, results)),
@@ -45,7 +47,7 @@ def results_table(results: Mapping[str, Any]) -> Group:
 
 def results_markdown(results: Mapping[str, Any]) -> str:
     """The main results table as GitHub-flavoured Markdown, with numerators and denominators spelled out below it."""
-    table = summary.results_tables(results)[0]
+    table = results_tables(results)[0]
     lines = [
         f"**{_escape(_caption(table, results))}**",
         "",
@@ -68,28 +70,28 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines).rstrip(">\n") + "\n"
 
 
-def _caption(table: summary.ResultsTable, results: Mapping[str, Any]) -> str:
-    rule = summary.CHECKPOINT_RULES.get(table.checkpoint_rule, table.checkpoint_rule)
+def _caption(table: ResultsTable, results: Mapping[str, Any]) -> str:
+    rule = CHECKPOINT_RULES.get(table.checkpoint_rule, table.checkpoint_rule)
     problems = (results.get("problems") or {}).get(table.set)
     size = f"{problems} {table.set} problems" if problems is not None else f"{table.set} problems"
     n = f", n = {results['num_samples']}" if results.get("num_samples") is not None else ""
-    return visible(f"{size}{n}, {summary.level_text(results)} intervals; checkpoint: {rule}")
+    return visible(f"{size}{n}, {level_text(results)} intervals; checkpoint: {rule}")
 
 
-def _footnotes(table: summary.ResultsTable, results: Mapping[str, Any]) -> list[str]:
+def _footnotes(table: ResultsTable, results: Mapping[str, Any]) -> list[str]:
     seeds = results.get("seeds") or []
     text = f"Seeds: {', '.join(map(str, seeds))}; costs are means over runs." if seeds else "No seed has run yet."
-    return [text, *summary.notes(results)]
+    return [text, *notes(results)]
 
 
-def _rich_cell(cell: summary.Cell) -> Text:
+def _rich_cell(cell: Cell) -> Text:
     text = Text(visible(cell.text + (f" {cell.unit}" if cell.unit else "")), style="dim" if cell.missing else "")
     if cell.interval:
         text.append("\n" + cell.interval.replace(" to ", "–"), style="dim")
     return text
 
 
-def _markdown_cell(cell: summary.Cell) -> str:
+def _markdown_cell(cell: Cell) -> str:
     text = cell.text + (f" {cell.unit}" if cell.unit else "")
     return _escape(text + (f" ({cell.interval})" if cell.interval else ""))
 

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import torch
 
-from stepalign.config import Config
+from stepalign.config import Config, check_checkpoint_rule
 from stepalign.errors import BudgetSpentError, ConfigError
 from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
 from stepalign.feedback import designs
@@ -143,6 +143,7 @@ def train(
         for reason, count in found.skipped.items():
             listener.say(f"{name}: {count} rows skipped: {reason}")
     sets = {name: found.problems for name, found in loaded.items()}
+    check_checkpoint_rule(config, {name: len(problems) for name, problems in sets.items()})
     progress = Progress()
     session = open_session(config, version=lambda: progress.step)
     try:
