@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import statistics
@@ -53,21 +54,41 @@ class Case:
     student: Tensor
     head: Tensor
     teacher: Tensor
+    teacher_head: Tensor
     weights: Tensor
     divergence: str
 
     @classmethod
-    def random(cls, tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype, gap: float, divergence: str) -> Case:
+    def random(
+        cls,
+        tokens: int,
+        hidden: int,
+        vocabulary: int,
+        dtype: torch.dtype,
+        gap: float,
+        divergence: str,
+        separate_heads: bool = False,
+    ) -> Case:
         generator = torch.Generator().manual_seed(0)
-        head = torch.randn(vocabulary, hidden, generator=generator).mul_(4 / hidden**0.5).to(dtype)
-        student = torch.randn(tokens, hidden, generator=generator)
-        teacher = (student + gap * torch.randn(tokens, hidden, generator=generator)).to(dtype)
+
+        def noise(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        head = noise(vocabulary, hidden).mul_(4 / hidden**0.5).to(dtype)
+        student = noise(tokens, hidden)
+        hidden_gap = gap / 2**0.5 if separate_heads else gap  # the other half of the variance comes from the head
+        teacher = (student + hidden_gap * noise(tokens, hidden)).to(dtype)
+        teacher_head = head
+        if separate_heads:
+            teacher_head = (head.float() + hidden_gap * noise(vocabulary, hidden).mul_(4 / hidden**0.5)).to(dtype)
         weights = torch.full((tokens,), 1 / tokens)
-        return cls(student.to(dtype).requires_grad_(), head.requires_grad_(), teacher, weights, divergence)
+        student, head = student.to(dtype).requires_grad_(), head.requires_grad_()
+        return cls(student, head, teacher, teacher_head.detach(), weights, divergence)
 
     def double(self) -> Case:
         student, head = (tensor.detach().double().requires_grad_() for tensor in (self.student, self.head))
-        return Case(student, head, self.teacher.double(), self.weights.double(), self.divergence)
+        teacher, teacher_head = self.teacher.double(), self.teacher_head.double()
+        return Case(student, head, teacher, teacher_head, self.weights.double(), self.divergence)
 
 
 Method = Callable[[Case], Tensor]
@@ -78,17 +99,10 @@ def fused(case: Case, **options: object) -> Tensor:
         case.student,
         case.head,
         case.teacher,
-        case.head,
+        case.teacher_head,
         weights=case.weights,
         divergence=case.divergence,
         **options,  # type: ignore[arg-type]
-    ).loss
-
-
-def fused_separate_heads(case: Case) -> Tensor:
-    teacher_head = case.head.detach().clone()
-    return fused_linear_divergence(
-        case.student, case.head, case.teacher, teacher_head, weights=case.weights, divergence=case.divergence
     ).loss
 
 
@@ -96,7 +110,7 @@ def naive(case: Case) -> Tensor:
     """Whole logits, softmaxes in at least float32: what one writes first."""
     wide = torch.promote_types(case.head.dtype, torch.float32)
     with torch.no_grad():
-        teacher = (case.teacher @ case.head.t()).to(wide).log_softmax(-1)
+        teacher = (case.teacher @ case.teacher_head.t()).to(wide).log_softmax(-1)
     student = (case.student @ case.head.t()).to(wide).log_softmax(-1)
     return (case.weights * DIVERGENCES[case.divergence](teacher, student)).sum()
 
@@ -109,7 +123,7 @@ def liger() -> Method:
             weight_hard_loss=0.0, weight_soft_loss=1.0, beta=BETA[case.divergence], compiled=False
         )
         labels = torch.zeros(len(case.student), dtype=torch.long)
-        return loss(case.student, case.head, case.teacher, case.head.detach(), labels)
+        return loss(case.student, case.head, case.teacher, case.teacher_head, labels)
 
     return run
 
@@ -120,7 +134,7 @@ def trl() -> Method:
     def run(case: Case) -> Tensor:
         mask = torch.ones(1, len(case.student))
         hidden = case.student.unsqueeze(0), case.teacher.unsqueeze(0)
-        return _chunked_divergence_loss(*hidden, case.head, case.head.detach(), mask, BETA[case.divergence])[0]
+        return _chunked_divergence_loss(*hidden, case.head, case.teacher_head, mask, BETA[case.divergence])[0]
 
     return run
 
@@ -151,14 +165,15 @@ def products(case: Case) -> None:
     """The floor: three products with a frozen head, else four."""
     student, head = case.student.detach(), case.head.detach()
     logits = student @ head.t()
-    _teacher_logits = case.teacher @ head.t()
+    _teacher_logits = case.teacher @ case.teacher_head.t()
     _student_gradient = logits @ head
     if case.head.requires_grad:
         _head_gradient = logits.t() @ student
 
 
 def measure_time(args: argparse.Namespace) -> None:
-    case = Case.random(args.tokens, args.hidden, args.vocabulary, getattr(torch, args.dtype), 0.3, args.divergence)
+    shape = args.tokens, args.hidden, args.vocabulary
+    case = Case.random(*shape, getattr(torch, args.dtype), 0.3, args.divergence, args.separate_heads)
     case.head.requires_grad_(not args.frozen_head)
     runs: dict[str, Callable[[], object]] = {"floor": functools.partial(products, case)}
     chosen = args.methods.split(";") if args.methods else None
@@ -182,12 +197,12 @@ def measure_time(args: argparse.Namespace) -> None:
 
 
 def measure_accuracy(args: argparse.Namespace) -> None:
-    methods = installed_methods(compiled=False) | {"stepalign, separate heads": fused_separate_heads}
-    print("| dtype | mean KL, nats | method | loss error | hidden gradient error | head gradient error |")
-    print("|---|---|---|---|---|---|")
-    for dtype in (torch.bfloat16, torch.float32):
+    methods = installed_methods(compiled=False)
+    print("| dtype | heads | mean KL, nats | method | loss error | hidden gradient error | head gradient error |")
+    print("|---|---|---|---|---|---|---|")
+    for dtype, separate in itertools.product((torch.bfloat16, torch.float32), (False, True)):
         for gap in (1.07, 0.265, 0.083, 0.0263):
-            case = Case.random(64, 256, 30_000, dtype, gap, args.divergence)
+            case = Case.random(64, 256, 30_000, dtype, gap, args.divergence, separate)
             exact = case.double()
             true_loss, truth = naive(exact).item(), gradients(naive, exact)
             for name, method in methods.items():
@@ -197,7 +212,8 @@ def measure_accuracy(args: argparse.Namespace) -> None:
                     for gradient, true in zip(gradients(method, case), truth, strict=True)
                 ]
                 row = f"{loss_error:.1e} | {errors[0]:.1e} | {errors[1]:.1e}"
-                print(f"| {str(dtype).removeprefix('torch.')} | {true_loss:.4f} | {name} | {row} |")
+                kind = f"{str(dtype).removeprefix('torch.')} | {'separate' if separate else 'shared'}"
+                print(f"| {kind} | {true_loss:.4f} | {name} | {row} |")
 
 
 def peak_memory_mib() -> float:
@@ -291,6 +307,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--divergence", choices=list(DIVERGENCES), default="forward_kl")
     parser.add_argument("--frozen-head", action="store_true")
+    parser.add_argument("--separate-heads", action="store_true", help="a self-teacher with a head of its own")
     parser.add_argument("--compiled", action="store_true", help="also measure the compiled walk over the rows")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--methods", default="", help="names separated by semicolons; default all")

@@ -28,13 +28,13 @@ from torch.autograd.function import once_differentiable
 from stepalign.objectives.divergence import DIVERGENCES, DivergenceName, check_mixture_weight, take_tokens
 from stepalign.objectives.head_products import (
     Gradients,
-    logit_blocks,
+    difference_into,
     logit_buffer,
-    product_into,
-    same_memory,
+    logit_parts,
+    row_blocks,
     slices,
 )
-from stepalign.objectives.row_walk import compiled_walk, is_narrow, log_softmax, walk_rows, wide_dtype
+from stepalign.objectives.row_walk import compiled_walk, is_far, is_narrow, log_softmax, walk_rows, wide_dtype
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +106,7 @@ def fused_linear_divergence(
         token_ids: [N], completion ids y_t; asks for log-probabilities of the taken tokens and for entropies.
         excluded: [V] bool, entries with probability 0 on both sides (such as padded rows of the head).
         fast_logits: keep z_S in the model's dtype instead of float32. In bfloat16 this product is then twice as fast,
-            and the gradient error grows from a few tenths of a per cent to one or two. For a shared head only.
+            and the gradient error grows from a few tenths of a per cent to one or two.
         chunk_tokens: memory grows with it, speed hardly.
         compiled: run the walk over the rows through ``torch.compile``.
 
@@ -145,7 +145,7 @@ def fused_linear_divergence(
     )
     with torch.no_grad():
         weights_N = weights.detach().to(wide_dtype(student_NH.dtype))
-        gradients = Gradients.zeros(student_NH, student_head_VH, needs, chunk_tokens)
+        gradients = Gradients.waiting(student_NH, student_head_VH, needs, chunk_tokens)
         sides = (student_NH, student_head_VH, teacher_NH, teacher_head_VH)
         values = _walk_chunks(*sides, weights_N, token_ids, walk, gradients, scale, fast_logits, chunk_tokens)
         per_token_N, *analysis = values.unbind(dim=1)
@@ -214,29 +214,30 @@ def _walk_chunks(
     chunk_tokens: int,
 ) -> Tensor:
     """Values [N, 1 or 5] of all tokens; adds to ``gradients``. The [C, V] buffers live no longer than this call."""
-    shared_head = same_memory(student_head_VH, teacher_head_VH)
     dtype, wide = student_NH.dtype, wide_dtype(student_NH.dtype)
-    logits_dtype = dtype if shared_head and fast_logits else wide
-    logits_PV = logit_buffer(student_NH, student_head_VH, chunk_tokens, logits_dtype)
-    chunk_shape = min(chunk_tokens, len(student_NH)), len(student_head_VH)
-    difference_CV = student_NH.new_empty(chunk_shape, dtype=dtype if shared_head else wide)
+    logits_PV = logit_buffer(student_NH, student_head_VH, chunk_tokens, dtype if fast_logits else wide)
+    exact_PV = None  # float32 for D, made when a chunk needs it
+    difference_CV = student_NH.new_empty(min(chunk_tokens, len(student_NH)), len(student_head_VH))
     values = [weights_N.new_zeros(0, 1 if token_ids_N is None else 5)]
     for chunk in slices(len(student_NH), chunk_tokens):
         student_CH, teacher_CH = student_NH[chunk], teacher_NH[chunk]
         difference_CV = difference_CV[: len(student_CH)]
-        if shared_head:
-            product_into(difference_CV, (teacher_CH.to(wide) - student_CH.to(wide)).to(dtype), student_head_VH)
-        else:  # z_T for now, in parts of the same shape as z_S: equal inputs must give equal bits
-            for part in slices(len(teacher_CH), len(logits_PV)):
-                product_into(difference_CV[part], teacher_CH[part], teacher_head_VH)
-        for rows, logits_RV in logit_blocks(student_CH, student_head_VH, logits_PV):
-            tokens = slice(chunk.start + rows.start, chunk.start + rows.stop)
-            difference_RV = difference_CV[rows]
-            if not shared_head:
-                difference_RV.sub_(logits_RV)
-            ids_R = None if token_ids_N is None else token_ids_N[tokens]
-            narrow = is_narrow(difference_RV, scale)
-            values.append(walk(logits_RV, difference_RV, weights_N[tokens], ids_R, narrow=narrow))
+        difference_into(difference_CV, student_CH, student_head_VH, teacher_CH, teacher_head_VH)
+        far = dtype != wide and not fast_logits and is_far(difference_CV, scale)
+        for part, part_logits_PV in logit_parts(student_CH, student_head_VH, logits_PV):
+            difference_PV = difference_CV[part]
+            if far:
+                exact_PV = torch.empty_like(logits_PV) if exact_PV is None else exact_PV
+                difference_PV = exact_PV[: len(part_logits_PV)]
+                difference_into(difference_PV, student_CH[part], student_head_VH, teacher_CH[part], teacher_head_VH)
+            for rows in row_blocks(part_logits_PV):
+                first = chunk.start + part.start
+                tokens = slice(first + rows.start, first + rows.stop)
+                ids_R = None if token_ids_N is None else token_ids_N[tokens]
+                narrow = is_narrow(difference_PV[rows], scale)
+                values.append(walk(part_logits_PV[rows], difference_PV[rows], weights_N[tokens], ids_R, narrow=narrow))
+            if far:
+                difference_CV[part] = difference_PV
         # D has served; its memory holds the gradient now.
         gradients.add(chunk, difference_CV, student_CH, student_head_VH)
     return torch.cat(values)
@@ -274,10 +275,11 @@ class _TokenLogProbs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         log_probs, entropies = [], []
         logits_PV = logit_buffer(hidden_NH, head_VH, chunk_tokens, wide_dtype(hidden_NH.dtype))
-        for tokens, logits_RV in logit_blocks(hidden_NH, head_VH, logits_PV):
-            log_probs_RV = log_softmax(logits_RV, scale=scale, excluded_V=excluded_V)
-            log_probs.append(take_tokens(log_probs_RV, token_ids_N[tokens]))
-            entropies.append(-torch.linalg.vecdot(log_probs_RV.exp(), log_probs_RV))
+        for part, part_logits_PV in logit_parts(hidden_NH, head_VH, logits_PV):
+            for rows in row_blocks(part_logits_PV):
+                log_probs_RV = log_softmax(part_logits_PV[rows], scale=scale, excluded_V=excluded_V)
+                log_probs.append(take_tokens(log_probs_RV, token_ids_N[part][rows]))
+                entropies.append(-torch.linalg.vecdot(log_probs_RV.exp(), log_probs_RV))
         ctx.save_for_backward(hidden_NH, head_VH, token_ids_N, excluded_V)
         ctx.scale, ctx.chunk_tokens = scale, chunk_tokens
         empty = hidden_NH.new_empty(0, dtype=wide_dtype(hidden_NH.dtype))
@@ -289,17 +291,18 @@ class _TokenLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden_NH, head_VH, token_ids_N, excluded_V = ctx.saved_tensors
-        gradients = Gradients.zeros(hidden_NH, head_VH, ctx.needs_input_grad[:2], ctx.chunk_tokens)
+        gradients = Gradients.waiting(hidden_NH, head_VH, ctx.needs_input_grad[:2], ctx.chunk_tokens)
         logits_PV = logit_buffer(hidden_NH, head_VH, ctx.chunk_tokens, wide_dtype(hidden_NH.dtype))
         gradient_CV = head_VH.new_empty(min(len(hidden_NH), ctx.chunk_tokens), len(head_VH))
         for chunk in slices(len(hidden_NH), ctx.chunk_tokens):
             hidden_CH, ids_C, upstream_C = hidden_NH[chunk], token_ids_N[chunk], upstream_N[chunk] * ctx.scale
             gradient_CV = gradient_CV[: len(hidden_CH)]
-            for rows, logits_RV in logit_blocks(hidden_CH, head_VH, logits_PV):
-                log_probs_RV = log_softmax(logits_RV, scale=ctx.scale, excluded_V=excluded_V)
-                factors_R1 = upstream_C[rows].unsqueeze(-1)
-                gradient_RV = log_probs_RV.exp_().mul_(-factors_R1)
-                gradient_CV[rows] = gradient_RV.scatter_add_(1, ids_C[rows].unsqueeze(-1), factors_R1)
+            for part, part_logits_PV in logit_parts(hidden_CH, head_VH, logits_PV):
+                for rows in row_blocks(part_logits_PV):
+                    log_probs_RV = log_softmax(part_logits_PV[rows], scale=ctx.scale, excluded_V=excluded_V)
+                    factors_R1 = upstream_C[part][rows].unsqueeze(-1)
+                    gradient_RV = log_probs_RV.exp_().mul_(-factors_R1)
+                    gradient_CV[part][rows] = gradient_RV.scatter_add_(1, ids_C[part][rows].unsqueeze(-1), factors_R1)
             gradients.add(chunk, gradient_CV, hidden_CH, head_VH)
         return *gradients.finished(head_VH.dtype), None, None, None, None
 

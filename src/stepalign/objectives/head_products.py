@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stepalign.objectives.row_walk import wide_dtype
 
-HEAD_TILE = 2048
+HEAD_TILE = {"cpu": 2048, "cuda": 2**15}
 """Rows of the head per step where a product is cut: small enough for the cache, large enough for the kernel."""
 
 LOGIT_ROWS = 128
@@ -25,20 +25,50 @@ BLOCK_ENTRIES = {"cpu": 2**19, "cuda": 2**26}
 
 
 def logit_buffer(hidden_NH: Tensor, head_VH: Tensor, chunk_tokens: int, dtype: torch.dtype) -> Tensor:
-    """Memory for ``logit_blocks``: [P, V] with P rows at a time."""
+    """Memory for ``logit_parts``: [P, V], the logits of P rows at a time."""
     _keep_scratch_memory()
     rows = min(len(hidden_NH), chunk_tokens, LOGIT_ROWS if hidden_NH.device.type == "cpu" else chunk_tokens)
     return hidden_NH.new_empty(rows, len(head_VH), dtype=dtype)
 
 
-def logit_blocks(hidden_NH: Tensor, head_VH: Tensor, buffer_PV: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yields (rows, their logits [R, V]) in blocks for row-wise work; the logits live until the next block."""
-    block_rows = max(1, BLOCK_ENTRIES.get(hidden_NH.device.type, 2**24) // len(head_VH))
+def logit_parts(hidden_NH: Tensor, head_VH: Tensor, buffer_PV: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yields (rows, their logits [P, V]); the logits live until the next part."""
     for part in slices(len(hidden_NH), max(1, len(buffer_PV))):
         logits_PV = buffer_PV[: part.stop - part.start]
         product_into(logits_PV, hidden_NH[part], head_VH)
-        for rows in slices(len(logits_PV), block_rows):
-            yield slice(part.start + rows.start, part.start + rows.stop), logits_PV[rows]
+        yield part, logits_PV
+
+
+def row_blocks(logits_PV: Tensor) -> Iterator[slice]:
+    """Rows for row-wise work, few enough for its temporaries (see ``BLOCK_ENTRIES``)."""
+    return slices(len(logits_PV), max(1, BLOCK_ENTRIES.get(logits_PV.device.type, 2**24) // logits_PV.shape[1]))
+
+
+def difference_into(
+    out_CV: Tensor, student_CH: Tensor, student_head_VH: Tensor, teacher_CH: Tensor, teacher_head_VH: Tensor
+) -> None:
+    """out = D = z_T - z_S, formed from differences, so that rounding stays relative to D however small it is.
+
+    Shared head W:          D = (h_T - h_S) W^T
+    heads of equal width:   D = (h_T - h_S) W_T^T + h_S (W_T - W_S)^T, as one product of twice the inner width
+    another width:          D = h_T W_T^T - h_S W_S^T, likewise; here nothing is near anything
+    """
+    if same_memory(student_head_VH, teacher_head_VH):
+        product_into(out_CV, _subtract(teacher_CH, student_CH, out_CV.dtype), student_head_VH)
+        return
+    near = student_CH.shape == teacher_CH.shape
+    rows = (_subtract(teacher_CH, student_CH, out_CV.dtype), student_CH) if near else (teacher_CH, -student_CH)
+    left_CK = torch.cat(rows, dim=1)
+    for tile in slices(len(student_head_VH), _tile(student_head_VH)):
+        student_tile, teacher_tile = student_head_VH[tile], teacher_head_VH[tile]
+        columns = (teacher_tile, _subtract(teacher_tile, student_tile, out_CV.dtype) if near else student_tile)
+        product_into(out_CV[:, tile], left_CK, torch.cat(columns, dim=1))
+
+
+def _subtract(first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
+    """first - second, rounded once."""
+    wide = wide_dtype(first.dtype)
+    return (first.to(wide) - second.to(wide)).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +79,13 @@ class Gradients:
     head_VH: Tensor | None
 
     @classmethod
-    def zeros(cls, hidden_NH: Tensor, head_VH: Tensor, needs: tuple[bool, bool], chunk_tokens: int) -> Gradients:
+    def waiting(cls, hidden_NH: Tensor, head_VH: Tensor, needs: tuple[bool, bool], chunk_tokens: int) -> Gradients:
         # Several chunks add up in float32, or the rounding of every sum would bias training; a single one need not.
         head_dtype = wide_dtype(head_VH.dtype) if len(hidden_NH) > chunk_tokens else head_VH.dtype
+        empty = torch.empty_like if len(hidden_NH) else torch.zeros_like  # the first chunk writes, the others add
         return cls(
-            hidden_NH=torch.zeros_like(hidden_NH) if needs[0] else None,
-            head_VH=torch.zeros_like(head_VH, dtype=head_dtype) if needs[1] else None,
+            hidden_NH=empty(hidden_NH) if needs[0] else None,
+            head_VH=empty(head_VH, dtype=head_dtype) if needs[1] else None,
         )
 
     def add(self, chunk: slice, gradient_CV: Tensor, hidden_CH: Tensor, head_VH: Tensor) -> None:
@@ -64,10 +95,13 @@ class Gradients:
         gradient_CV = gradient_CV.to(head_VH.dtype)
         if self.hidden_NH is not None:
             torch.mm(gradient_CV, head_VH, out=self.hidden_NH[chunk])
-        if self.head_VH is not None:
+        if self.head_VH is not None and chunk.start == 0 and self.head_VH.dtype == head_VH.dtype:
+            torch.mm(gradient_CV.t(), hidden_CH, out=self.head_VH)
+        elif self.head_VH is not None:
             # By tiles, so that each partial sum is still in the cache when it is added.
-            for tile in slices(len(head_VH), HEAD_TILE):
-                self.head_VH[tile].add_(torch.mm(gradient_CV[:, tile].t(), hidden_CH))
+            for tile in slices(len(head_VH), _tile(head_VH)):
+                part = torch.mm(gradient_CV[:, tile].t(), hidden_CH)
+                self.head_VH[tile].copy_(part) if chunk.start == 0 else self.head_VH[tile].add_(part)
 
     def finished(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
         return self.hidden_NH, None if self.head_VH is None else self.head_VH.to(dtype)
@@ -82,7 +116,7 @@ def product_into(out_CV: Tensor, hidden_CH: Tensor, head_VH: Tensor) -> None:
     else:
         # A CPU has no product of bfloat16 matrices with a float32 result: widen the head, one tile at a time.
         hidden_CH = hidden_CH.to(out_CV.dtype)
-        for tile in slices(len(head_VH), HEAD_TILE):
+        for tile in slices(len(head_VH), _tile(head_VH)):
             out_CV[:, tile] = _linear(hidden_CH, head_VH[tile].to(out_CV.dtype))
 
 
@@ -97,6 +131,10 @@ def _has_onednn(tensor: Tensor) -> bool:
     """The operator is what torch.compile lowers linear layers to; it is not promised to stay."""
     available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return tensor.device.type == "cpu" and available
+
+
+def _tile(head_VH: Tensor) -> int:
+    return HEAD_TILE.get(head_VH.device.type, len(head_VH))
 
 
 def slices(length: int, size: int) -> Iterator[slice]:
