@@ -128,7 +128,7 @@ loaded = set(sys.modules) & {heavy!r}
 assert not loaded, loaded
 """
 
-_COMMANDS = ("", "demo", "train", "compare", "evaluate", "signal", "report", "warmstart")
+_COMMANDS = ("", "demo", "train", "compare", "evaluate", "grade", "signal", "report", "warmstart")
 
 
 def _fresh(code: str) -> subprocess.CompletedProcess[str]:

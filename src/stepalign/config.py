@@ -58,6 +58,11 @@ class DataSection(_Section):
     """Without a validation file: set this share of the training problems aside, chosen by a hash of the question."""
     columns: str | dict[str, str] = "stepalign"
     """A preset ("stepalign", "gsm8k", "openmathreasoning", ...) or a map from our names to the file's columns."""
+    grader: str = ""
+    """Import path ``module:function`` of a grader of your own, called as ``function(completion, expected_answer)`` in a
+    limited child process; the module may lie in the current folder. "" takes the built-in one."""
+    grader_seconds: float = Field(default=1.0, gt=0)
+    """CPU time of one comparison; longer ones are undecided."""
     max_train: int | None = Field(default=None, ge=1)
     max_validation: int | None = Field(default=None, ge=1)
     max_test: int | None = Field(default=None, ge=1)
@@ -163,6 +168,9 @@ class SamplingSection(_Section):
     temperature: float = Field(default=1.0, gt=0)
     max_completion_length: int = Field(default=64, ge=1)
     """Tokens."""
+    skip_zero_std_groups: bool = False
+    """Leave out problems whose completions all got the same reward: they neither train nor count in the mean. Under
+    GRPO they have no gradient, but their tokens make the others' smaller. Needs ``num_generations`` of 2 or more."""
     max_batch_tokens: int = Field(default=65536, ge=1)
     """Prompt and completion tokens held by the sampler at once."""
 

@@ -439,6 +439,19 @@ def test_an_own_grader_that_never_ends() -> None:
         assert (grader.grade("spin", "7").verdict, grader.grade("spin", "7").reason) == ("undecided", "timed out")
 
 
+def test_a_recipe_names_its_grader_and_how_long_it_may_take() -> None:
+    from stepalign.config import load_config
+    from stepalign.training.session import make_grader
+
+    with make_grader(load_config(None, ["data.grader=user_graders:last_word", "data.grader_seconds=20"])) as grader:
+        assert grader.grade("it must be 7", "7").verdict == "correct"
+        assert grader.config.seconds == 20
+    with make_grader(load_config(None)) as grader:
+        assert grader.grade("it must be 7", "7").reason == "no answer"
+    with pytest.raises(ConfigError, match="No module named"):
+        make_grader(load_config(None, ["data.grader=nowhere:grade"]))
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [

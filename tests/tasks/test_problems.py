@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,12 @@ from stepalign.tasks.problems import (
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.is_dir(), reason=f"GSM8K is not at {GSM8K}")
+
+
+@pytest.fixture(autouse=True)
+def frozen_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STEPALIGN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "problems"
 
 
 def write(path: Path, rows: Iterable[Any]) -> Path:
@@ -229,6 +236,25 @@ def test_missing_file_names_the_one_meant(tmp_path: Path) -> None:
     assert "folder" in message(tmp_path)
 
 
+def test_a_missing_file_is_no_matter_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine.jsonl", [])
+    (tmp_path / "empty").mkdir()
+    for path, help_given in {
+        "data/train.jsonl": f"The folder {tmp_path / 'data'} does not exist either",
+        "./other": "it holds mine.jsonl",
+        "empty/other": "it holds no .jsonl, .json or .parquet file",
+        "~/no-such-folder/x.parquet": "does not exist either",
+    }.items():
+        assert help_given in message(Path(path))
+        assert "Hub" not in message(Path(path))
+    # What can only be a name on the Hub is answered as one, with the place where a file was looked for.
+    text = message(Path("openai/gsm8k"))
+    assert "hub:openai/gsm8k" in text
+    assert str(tmp_path) in text
+    assert f"hub:{tmp_path / 'empty'}" in message(Path("empty"))
+
+
 def test_wrong_column_lists_the_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", [{"problem": "1 + 1 ?", "Answer": "2"}])
     text = message(path, {"question": "problem"})
@@ -294,6 +320,55 @@ def test_missing_extra_gives_the_install_line(
     (tmp_path / "p.parquet").write_bytes(b"PAR1")
     with pytest.raises(ConfigError, match=r"stepalign\[data\]"):
         load_problems(source if source.startswith("hub:") else tmp_path / source)
+
+
+def hub_folder(folder: Path) -> Path:
+    """A data set as it lies on the Hub: Parquet shards below folders, configurations and splits in the card."""
+    arrow = pytest.importorskip("pyarrow", reason='Parquet needs the extra "data"')
+    pytest.importorskip("datasets", reason='Hub data sets need the extra "data"')
+    import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
+
+    (folder / "data").mkdir(parents=True)
+    rows = open_math_rows()
+    for split, shards in {"cot": (rows[:3], rows[3:]), "tir": (rows[:1],)}.items():
+        for index, shard in enumerate(shards):
+            name = f"{split}-{index:05d}-of-{len(shards):05d}.parquet"
+            parquet.write_table(arrow.Table.from_pylist(shard), folder / "data" / name)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: cot\n    path: data/cot-*\n"
+        "  - split: tir\n    path: data/tir-*\n- config_name: small\n  data_files:\n  - split: train\n"
+        "    path: data/tir-*\n---\n"
+    )
+    return folder
+
+
+def test_hub_data_set_through_the_real_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = hub_folder(tmp_path / "nvidia" / "OpenMathReasoning")
+    check_open_math(load_problems("hub:nvidia/OpenMathReasoning@cot", "openmathreasoning"))
+    check_open_math(load_problems(f"hub:{folder}:default@cot", "openmathreasoning"))
+    assert len(load_problems("hub:./nvidia/OpenMathReasoning:small", "openmathreasoning").problems) == 1
+    assert len(load_problems("hub:nvidia/OpenMathReasoning/small@train", "openmathreasoning").problems) == 1
+    with pytest.raises(ConfigError, match="cannot be read: ValueError: Bad split: test"):
+        load_problems("hub:nvidia/OpenMathReasoning@test", "openmathreasoning")
+    with pytest.raises(ConfigError, match="no such folder"):
+        load_problems("hub:./elsewhere")
+
+
+def test_hub_data_set_is_read_once_and_then_from_its_frozen_copy(tmp_path: Path, frozen_copies: Path) -> None:
+    folder = hub_folder(tmp_path / "set")
+    first = load_problems(f"hub:{folder}@cot", "openmathreasoning")
+    (copy,) = frozen_copies.glob("*.jsonl")
+    manifest = json.loads(copy.with_suffix(".json").read_bytes())
+    assert manifest["sha256"] == hashlib.sha256(copy.read_bytes()).hexdigest()
+    assert manifest["rows"]["num_rows"] == 7
+    shutil.rmtree(folder / "data")  # the network is gone
+    assert load_problems(f"hub:{folder}@cot", "openmathreasoning") == first
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_problems(f"hub:{folder}@cot", "openmathreasoning", limit=1)  # another question, never answered before
+    copy.write_text(copy.read_text().replace('"42"', '"41"'))
+    with pytest.raises(ConfigError, match="was changed since"):
+        load_problems(f"hub:{folder}@cot", "openmathreasoning")
 
 
 def test_hub_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepalign.errors import ConfigError
 from stepalign.feedback import designs
 from stepalign.feedback.critics import CritiqueRequest
 from stepalign.feedback.critics.arithmetic import ArithmeticCritic
@@ -278,6 +279,61 @@ def test_the_numbers_of_a_step(collect) -> None:
     assert {s.advantage for s in alone.samples} == {0.0}  # nothing to compare with
     same = collect("grpo", attempts=[[RIGHT, RIGHT], ATTEMPTS[1], ["<answer> 1"] * 2])[0].numbers
     assert same["frac_reward_zero_std"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("condition", ["grpo", "refsol"])
+def test_groups_without_signal_are_left_out_when_asked(collect, condition: str) -> None:
+    cut = "<step_1> 4 - 1 = 3 ; <step_2>"
+    attempts = [[RIGHT, RIGHT], ATTEMPTS[1], ["<answer> 1", cut]]  # all right, mixed, all wrong
+    usual, _ = collect(condition, attempts=attempts)
+    chosen, _ = collect(condition, attempts=attempts, skip_zero_std_groups=True)
+    assert (usual.numbers["skipped_groups"], chosen.numbers["skipped_groups"]) == (0, 2)
+    assert chosen.rollouts == usual.rollouts  # they are kept and counted
+    for index, (sample, before) in enumerate(zip(chosen.samples, usual.samples, strict=True)):
+        if index in (2, 3):
+            assert sample == before
+        else:
+            assert not any(sample.loss_mask)
+            assert sample.teacher_prompt_ids is None
+            assert (sample.distillation_weight, sample.policy_weight) == (0.0, 0.0)
+
+
+def test_groups_of_one_cannot_be_compared(collect) -> None:
+    with pytest.raises(ConfigError, match="every group would be skipped"):
+        collect("refsol", num_generations=1, skip_zero_std_groups=True)
+
+
+def test_an_undecided_sibling_is_no_signal(collect) -> None:
+    unknown = replace(PROBLEMS[0], answer="")
+    batch, _ = collect("grpo", problems=[unknown, *PROBLEMS[1:]], skip_zero_std_groups=True)
+    assert batch.numbers["undecided"] == 2
+    assert batch.numbers["skipped_groups"] == 1
+    assert [any(s.loss_mask) for s in batch.samples] == [False, False, True, True, True, True]
+
+
+def test_skipping_gives_the_gradient_of_the_other_groups_alone(collect, tiny_solver: Solver) -> None:
+    """What is left out neither trains nor counts in the mean: the step is that of the mixed group by itself."""
+    from stepalign.config import ObjectiveSection, TeacherSection, TrainingSection
+    from stepalign.training.learner import Learner
+    from stepalign.training.teacher import Teacher
+
+    def numbers(batch: Batch) -> dict[str, float]:
+        before = {k: v.clone() for k, v in tiny_solver.model.state_dict().items()}
+        learner = Learner(tiny_solver, ObjectiveSection(), TrainingSection(), temperature=1.1)
+        told = learner.update(batch.samples, Teacher(tiny_solver.model, TeacherSection()), 0)
+        tiny_solver.model.load_state_dict(before)
+        return told
+
+    attempts = [[RIGHT, RIGHT], ATTEMPTS[1], ["<answer> 1", "<answer> 2"]]
+    alone, _ = collect("grpo", attempts=attempts[1:2], problems=PROBLEMS[1:2])
+    skipping, _ = collect("grpo", attempts=attempts, skip_zero_std_groups=True)
+    usual, _ = collect("grpo", attempts=attempts)
+    for name in ("loss", "grad_norm", "trained_tokens"):
+        assert numbers(skipping)[name] == pytest.approx(numbers(alone)[name], rel=1e-5)
+    assert numbers(usual)["grad_norm"] < 0.7 * numbers(alone)["grad_norm"]
+    nothing, _ = collect("grpo", attempts=[[RIGHT, RIGHT]], problems=PROBLEMS[:1], skip_zero_std_groups=True)
+    told = numbers(nothing)
+    assert (told["loss"], told["grad_norm"], told["trained_tokens"], told["active_samples"]) == (0, 0, 0, 0)
 
 
 def test_progress_is_told_for_every_completion(collect, tiny_solver: Solver) -> None:

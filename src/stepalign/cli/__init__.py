@@ -25,6 +25,7 @@ COMMANDS = (
     runs.compare,
     runs.train,
     numbers.evaluate,
+    numbers.grade,
     looks.signal,
     looks.report,
     runs.warmstart,

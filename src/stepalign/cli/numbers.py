@@ -1,7 +1,8 @@
-"""Commands that measure: evaluate."""
+"""Commands that measure: evaluate, grade."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,38 @@ def evaluate(
     result = evaluate_model(config, problems, out)
     console.print(headline(result["metrics"]))
     console.print(f"{result['num_problems']} problems x {n} completions; numbers: {out}")
+
+
+def grade(
+    file: Annotated[str, typer.Argument(help="JSONL, JSON or Parquet file with completions and expected answers.")],
+    completion: Annotated[str, typer.Option("--completion", help="Column with the completion.")],
+    answer: Annotated[str, typer.Option("--answer", help="Column with the expected answer, or a worked solution.")],
+    out: Annotated[Path, typer.Option("--out", help="JSONL file for the verdicts, one line per row.")],
+    grader: Annotated[str, typer.Option("--grader", help="A grader of your own, module:function.")] = "",
+    seconds: Annotated[float, typer.Option("--seconds", help="CPU time of one comparison.", min=0.01)] = 1.0,
+    workers: Annotated[int, typer.Option("--workers", help="Child processes; 0: one per core.", min=0)] = 0,
+) -> None:
+    """Verdict, extracted answer and reason for every row of a file; goes on where it was stopped."""
+    from stepalign.progress import console, progress_bars
+    from stepalign.tasks.grade_file import grade_file
+    from stepalign.tasks.grading import Grader, GraderConfig
+
+    config = GraderConfig(function=grader or None, seconds=seconds, num_workers=workers or os.cpu_count() or 1)
+    with Grader(config) as opened, progress_bars(transient=True) as bars:
+        bar = bars.add_task("grading", total=None, note="")
+        counts = grade_file(
+            file,
+            out,
+            completion=completion,
+            answer=answer,
+            grader=opened,
+            on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
+    verdicts = counts["verdicts"]
+    console.print(", ".join(f"{verdicts[name]} {name}" for name in ("correct", "incorrect", "undecided")))
+    for reason, count in counts["reasons"].most_common():
+        console.print(f"{count:>8} {reason}", markup=False)
+    console.print(f"verdicts: {out}", markup=False, soft_wrap=True)
 
 
 def _config_for_model(model: str, recipe: str, settings: list[str] | None, keys: dict[str, Any]) -> Config:

@@ -148,7 +148,7 @@ class _Worker:
         # the order in which sympy tries its rules, and so the verdict, the same in every process.
         environment = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD.format(path=sys.path, config=asdict(self._config))],
+            [sys.executable, "-c", _CHILD.format(path=_module_path(), config=asdict(self._config))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -180,6 +180,11 @@ class _Worker:
             status = None
         self.stop()
         return "timed out" if status in (None, -signal.SIGPROF) else "grader crashed"
+
+
+def _module_path() -> list[str]:
+    """Where a child looks for modules: as this process does, and last where the user stands."""
+    return [*sys.path, os.getcwd()]
 
 
 def _stop(workers: list[_Worker]) -> None:

@@ -189,6 +189,7 @@ class _Run:
             max_completion_length=config.sampling.max_completion_length,
             scale_rewards=config.objective.scale_rewards,
             rules=make_rules(config, session.grader),
+            skip_zero_std_groups=config.sampling.skip_zero_std_groups,
             probe=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
         )
         self.learner = Learner(

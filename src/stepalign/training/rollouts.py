@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from stepalign.errors import ConfigError
 from stepalign.feedback import designs
 from stepalign.feedback.critics import Critic, CritiqueRequest
 from stepalign.feedback.findings import FINDINGS
@@ -95,7 +96,16 @@ class Collector:
     scale_rewards: str = "group"
     rules: Rules | None = None
     """How critiques are judged; without rules they are taken as they come."""
+    skip_zero_std_groups: bool = False
     probe: Probe | None = None
+
+    def __post_init__(self) -> None:
+        if self.skip_zero_std_groups and self.num_generations < 2:
+            raise ConfigError(
+                "a group of one has no two rewards, so that every group would be skipped",
+                where="sampling.skip_zero_std_groups",
+                hint="--set sampling.num_generations=8, or leave the key out",
+            )
 
     def collect(self, problems: Sequence[Problem], step: int, seed: int, on_progress: Progress | None = None) -> Batch:
         """Roll out and prepare one step. Critiques are asked for as each completion finishes, not after the batch."""
@@ -159,6 +169,7 @@ class Collector:
         samples: list[Sample] = []
         masked: Counter[str] = Counter()
         dropped_tokens = 0
+        trains_P = _have_signal(rewards_PG) if self.skip_zero_std_groups else [True] * len(groups)
         for row, (problem, prompt, group) in enumerate(zip(problems, student_prompts, groups, strict=True)):
             own = {rollout.rollout_id for rollout, _ in group}
             shown = _contexts(
@@ -178,17 +189,18 @@ class Collector:
                     dropped_tokens += teacher_prompt.dropped_tokens
                 elif context.masked:
                     masked[context.masked] += 1
+                distils = teacher_prompt is not None and trains_P[row]
                 samples.append(
                     Sample(
                         rollout_id=rollout.rollout_id,
                         student_prompt_ids=prompt,
-                        teacher_prompt_ids=teacher_prompt.ids if teacher_prompt else None,
+                        teacher_prompt_ids=teacher_prompt.ids if teacher_prompt and distils else None,
                         completion_ids=rollout.completion.ids,
                         sampler_log_probs=rollout.completion.log_probs,
-                        loss_mask=(True,) * len(rollout.completion.ids),
+                        loss_mask=(trains_P[row],) * len(rollout.completion.ids),
                         advantage=float(advantages_PG[row, index]),
-                        distillation_weight=self.condition.distillation_weight if teacher_prompt else 0.0,
-                        policy_weight=self.condition.policy_weight,
+                        distillation_weight=self.condition.distillation_weight if distils else 0.0,
+                        policy_weight=self.condition.policy_weight if trains_P[row] else 0.0,
                         probe=self.probe(problem, rollout) if self.probe else None,
                     )
                 )
@@ -198,6 +210,7 @@ class Collector:
             **_rollout_numbers(flat, rewards_PG),
             **(_critique_numbers(critiques) if self.rules else {}),
             "context_dropped_tokens": float(dropped_tokens),
+            "skipped_groups": float(len(groups) - sum(trains_P)),
         }
         return Batch(
             rollouts=flat,
@@ -233,6 +246,11 @@ def _critique_numbers(critiques: Sequence[Critique]) -> dict[str, float]:
         "critiques/fall_back": float(sum(critique.policy == "fall_back" for critique in critiques)),
         "critiques/retries": float(sum(critique.retries for critique in critiques)),
     }
+
+
+def _have_signal(rewards_PG: torch.Tensor) -> list[bool]:
+    """Which groups hold two different rewards. An undecided one (NaN) is none."""
+    return [len({reward for reward in row if reward == reward}) > 1 for row in rewards_PG.tolist()]
 
 
 def _rollout_numbers(rollouts: Sequence[Rollout], rewards_PG: torch.Tensor) -> dict[str, float]:

@@ -21,7 +21,7 @@ from stepalign.solver.sampling import Sampler
 from stepalign.solver.sampling.local import LocalSampler
 from stepalign.solver.tokens import PromptBuilder, decode
 from stepalign.tasks import arithmetic
-from stepalign.tasks.grading import Grader, canonical_answer
+from stepalign.tasks.grading import Grader, GraderConfig, canonical_answer
 from stepalign.tasks.problems import ProblemSet, find_overlaps, load_problems
 from stepalign.training.rollouts import Collector
 
@@ -65,7 +65,12 @@ def open_session(config: Config, *, version: Callable[[], int] = lambda: 0) -> S
     if model.gradient_checkpointing:
         solver.model.gradient_checkpointing_enable()
     sampler = LocalSampler(solver, max_batch_tokens=config.sampling.max_batch_tokens, version=version)
-    return Session(config, solver, sampler, make_prompts(config, solver), Grader())
+    return Session(config, solver, sampler, make_prompts(config, solver), make_grader(config))
+
+
+def make_grader(config: Config) -> Grader:
+    """The grader of the recipe. Raises ConfigError when it is the user's and cannot be imported."""
+    return Grader(GraderConfig(function=config.data.grader or None, seconds=config.data.grader_seconds))
 
 
 def with_lora(solver: Solver, config: Config) -> Solver:

@@ -1,0 +1,181 @@
+"""Rows of a file or of a Hub data set, numbered as a person counts them.
+
+JSON and JSON lines need nothing; Parquet and Hub data sets need the extra ``data``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepalign.errors import ConfigError
+
+_INSTALL_DATA = 'pip install "stepalign[data]"'
+_SUFFIXES = (".jsonl", ".json", ".parquet")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A line that is no row, and why."""
+
+    reason: str
+
+
+def is_hub(source: str) -> bool:
+    return source.startswith("hub:")
+
+
+def read_rows(source: str) -> Iterator[tuple[int, Row | Malformed]]:
+    """(number from 1, row) of every row; of JSON lines the number is that of the line.
+
+    Args:
+        source: a ``.jsonl`` or ``.json`` file, a ``.parquet`` file, or ``hub:OWNER/NAME[/CONFIG][@SPLIT]``. The
+            local copy of a data set is written ``hub:./FOLDER[:CONFIG][@SPLIT]``.
+
+    Raises:
+        ConfigError: no such file, a file that is not what its name says, a missing extra, no network.
+    """
+    if is_hub(source):
+        return _read_hub(source)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise ConfigError("There is no such file.", where=source, hint=_where_it_may_be(source, path))
+    if path.is_dir():
+        raise ConfigError(
+            "This is a folder; name a .jsonl, .json or .parquet file in it.",
+            where=source,
+            hint=f"A folder that holds a data set of the Hub is read with hub:{path.absolute()}",
+        )
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    if path.suffix == ".json":
+        return _read_json(path)
+    return _read_json_lines(path)
+
+
+def cell_text(value: Any) -> str:
+    """A cell as text; numbers as one writes them (33.0 is "33")."""
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(value).strip()
+
+
+def did_you_mean(word: str, known: Iterable[str], introduction: str) -> str:
+    """A hint with the nearest known word, if one is near, and all of them."""
+    known = list(known)
+    folded = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), folded, n=1)
+    question = f'Did you mean "{folded[close[0]]}"? ' if close else ""
+    return f"{question}{introduction[0].upper()}{introduction[1:]}: {', '.join(known)}"
+
+
+def _where_it_may_be(source: str, path: Path) -> str:
+    """What mends a path that leads nowhere: the file meant, those that are there, or how the Hub is written."""
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and path.suffix not in _SUFFIXES and not path.parent.is_dir():
+        return f"A data set on the Hub is written hub:{source}; a file is looked for in {Path.cwd()}"
+    if not path.parent.is_dir():
+        return f"The folder {path.parent.absolute()} does not exist either; relative paths start at {Path.cwd()}"
+    siblings = sorted(entry.name for entry in path.parent.iterdir())
+    close = difflib.get_close_matches(path.name, siblings, n=1)
+    if close:
+        return f'Did you mean "{path.parent / close[0]}"?'
+    readable = [name for name in siblings if name.endswith(_SUFFIXES)]
+    there = f"it holds {', '.join(readable[:8])}" if readable else "it holds no .jsonl, .json or .parquet file"
+    return f"Looked in {path.parent.absolute()}: {there}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def _read_json_lines(path: Path) -> Iterator[tuple[int, Row | Malformed]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, _object(line)
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, Row | Malformed]]:
+    """A list of objects; a file that holds JSON lines in spite of its name is read as that."""
+    try:
+        rows = json.loads(path.read_bytes())
+    except ValueError:
+        yield from _read_json_lines(path)
+        return
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
+        yield number, row if isinstance(row, dict) else Malformed("not an object with named columns")
+
+
+def _object(line: bytes) -> Row | Malformed:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:
+        return Malformed(f"not JSON: {error}")
+    except RecursionError:
+        return Malformed("nested too deeply")
+    return row if isinstance(row, dict) else Malformed("not an object with named columns")
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
+    try:
+        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ConfigError("Reading Parquet needs an extra.", where=str(path), hint=_INSTALL_DATA) from None
+    try:
+        batches = parquet.ParquetFile(path).iter_batches(batch_size=1024)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from enumerate(rows, start=1)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"This file cannot be read as Parquet: {error}.", where=str(path)) from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The Hub
+
+_HUB = re.compile(r"hub:(?P<name>[^@:\s]+)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
+_ON_THE_HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?")
+
+
+def _read_hub(source: str) -> Iterator[tuple[int, Row]]:
+    name, configuration, split = _hub_name(source)
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ConfigError("Reading a Hub data set needs an extra.", where=source, hint=_INSTALL_DATA) from None
+    try:
+        # Streamed, because a limit may need a thousandth of the 50 GB; all of it happens before a run starts.
+        rows = datasets.load_dataset(name, configuration, split=split, streaming=True)
+        yield from enumerate(rows, start=1)
+    except Exception as error:  # the library raises a dozen types for "not found" and "no network"
+        raise ConfigError(
+            f"The data set cannot be read: {type(error).__name__}: {str(error)[:300]}",
+            where=source,
+            hint="Check the name, the configuration, the split and the network",
+        ) from None
+
+
+def _hub_name(source: str) -> tuple[str, str | None, str]:
+    """Name or folder, configuration and split. Raises ConfigError."""
+    whole = _HUB.fullmatch(source)
+    name, configuration = (whole["name"], whole["config"]) if whole else ("", None)
+    if whole and name.startswith((".", "/", "~")):
+        folder = os.path.expanduser(name)
+        if not os.path.isdir(folder):
+            raise ConfigError("There is no such folder.", where=source, hint="hub:./FOLDER names a local data set")
+        return folder, configuration, whole["split"] or "train"
+    on_the_hub = _ON_THE_HUB.fullmatch(name)
+    if not whole or not on_the_hub:
+        raise ConfigError(
+            "This is no name of a Hub data set.", where=source, hint="Write hub:OWNER/NAME[/CONFIG][@SPLIT]"
+        )
+    return on_the_hub["name"], configuration or on_the_hub["config"], whole["split"] or "train"
