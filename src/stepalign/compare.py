@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from stepalign.config import Config, arm_config, changed, check_checkpoint_rule, difference
 from stepalign.errors import ConfigError, UserError
 from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
-from stepalign.feedback.designs import find_condition, find_design
+from stepalign.feedback.designs import check_condition, find_condition, find_design
 from stepalign.training.run_folder import RunFolder, finite, write_atomically
 
 BASE = "base"
@@ -82,7 +82,7 @@ def plan(config: Config, out: Path) -> list[Task]:
     for arm, seed in itertools.product(config.compare.arms, config.compare.seeds):
         name = f"{arm.name}/seed-{seed}"
         tasks.append(Task(name, arm_config(shared, arm, seed), out / "arms" / name))
-        find_condition(tasks[-1].config.condition)
+        check_condition(tasks[-1].config.condition, tasks[-1].config.sampling.num_generations)
         check_checkpoint_rule(tasks[-1].config)
     if config.signal.num_rollouts and config.signal.contexts:
         tasks.append(Task(SIGNAL, base_config(config), out))
@@ -371,11 +371,18 @@ def write_signal(config: Config, out: Path, on_progress: Callable[[int, int], No
     from stepalign.signal.analyse import analyse
     from stepalign.solver.model import EMBEDDED
     from stepalign.training.rollouts import derive_seed
-    from stepalign.training.session import arithmetic_probe, collect_for_signal, load_set, open_session
+    from stepalign.training.session import (
+        arithmetic_probe,
+        collect_for_signal,
+        load_set,
+        make_rules,
+        more_critiques,
+        open_session,
+    )
 
     session = open_session(config)
     try:
-        problems = load_set(config, "train").problems[: config.signal.num_rollouts]
+        problems = load_set(config, "train").problems
         triples = collect_for_signal(session, problems, out, seed=derive_seed(config.training.seed, SIGNAL))
         analysis = analyse(
             session.solver,
@@ -387,6 +394,9 @@ def write_signal(config: Config, out: Path, on_progress: Callable[[int, int], No
             top_k=config.signal.top_k,
             model_name=config.model.path,
             wrong_result=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
+            more_critiques=more_critiques(
+                config, out, triples, config.signal.contexts, make_rules(config, session.grader)
+            ),
             on_progress=on_progress,
         )
     finally:

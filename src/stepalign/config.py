@@ -77,6 +77,8 @@ class PromptsSection(_Section):
     student: str = "student"
     self_teacher: str = "self_teacher"
     critic: str = "scribe"
+    """What the critic reads. Designs that ask it for something else than a corrected trace bring a prompt of their own
+    (paraphrase, hint, free_critique), which a template named here replaces."""
     system: str = ""
     """System message of student and self-teacher; "" for none."""
     student_chat_options: dict[str, Any] = Field(default_factory=dict)
@@ -127,10 +129,25 @@ class PoliciesSection(_Section):
     """No reply came."""
 
 
+class QualitySection(_Section):
+    """How faulty the programmatic critic is: the probability of each fault, drawn for each rollout by itself."""
+
+    misses: float = Field(default=0.0, ge=0, le=1)
+    """A wrong step is overlooked: the attempt is reproduced as if it were right."""
+    invents: float = Field(default=0.0, ge=0, le=1)
+    """A right step is replaced by a wrong one, and the rest follows from it."""
+    quotes_wrong: float = Field(default=0.0, ge=0, le=1)
+    """The wrong step stands in front of its correction."""
+    wrong_style: float = Field(default=0.0, ge=0, le=1)
+    """Written in the words of the reference solutions' author."""
+
+
 class CriticSection(_Section):
     """Who writes the feedback."""
 
     kind: Literal["programmatic", "endpoint"] = "programmatic"
+    quality: QualitySection = QualitySection()
+    """Programmatic critic only: {misses = 0.1, invents = 0.0, quotes_wrong = 0.2, wrong_style = 0.0}."""
     base_urls: tuple[str, ...] = ("http://127.0.0.1:8000/v1",)
     """OpenAI-compatible addresses."""
     model: str = ""
@@ -291,7 +308,8 @@ class Config(_Section):
     """The whole run."""
 
     condition: str = "stepalign"
-    """"grpo", "refsol", "stepalign", or the name of any context design."""
+    """"grpo", "refsol", "stepalign", the name of any context design, or a design of your own
+    ("package.module:function", "file.py:function" or "designs/mine.jinja"; see docs/designs.md)."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     prompts: PromptsSection = PromptsSection()

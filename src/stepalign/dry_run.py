@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stepalign.config import Config, to_toml
 from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
-from stepalign.records import Completion, Critique, Problem, Rollout
+from stepalign.records import Completion, Critique, CritiqueForm, Problem, Rollout
 
 
 def describe(config: Config) -> str:
@@ -22,7 +24,7 @@ def describe(config: Config) -> str:
     solver = load_solver(model.path, dtype=model.dtype, device="cpu", trust_remote_code=model.trust_remote_code)
     prompts = make_prompts(config, solver)
     problem = sets["train"].problems[0]
-    condition = designs.find_condition(config.condition)
+    condition = designs.check_condition(config.condition, config.sampling.num_generations)
 
     student_ids = prompts.student(problem)
     parts = [
@@ -33,13 +35,13 @@ def describe(config: Config) -> str:
     design = designs.find_design(condition.design)
     if condition.distillation_weight:
         context = _example_context(condition.design, problem)
-        teacher = prompts.self_teacher(problem, context)
+        teacher = prompts.self_teacher(problem, context, introduction=design.introduction)
         note = "" if not design.needs_critic else "; the reference stands in for the critique that a run would ask for"
         parts.append(
             (f"self-teacher prompt ({len(teacher.ids)} tokens{note})", solver.tokenizer.decode(list(teacher.ids)))
         )
     if design.needs_critic:
-        parts.append(("critic prompt", _critic_prompt(config, problem)))
+        parts.append(("critic prompt", _critic_prompt(config, problem, design.form)))
     parts.append(("token budgets", _budgets(config, len(student_ids))))
     return "\n\n".join(f"== {title} ==\n{text.rstrip()}" for title, text in parts)
 
@@ -65,19 +67,25 @@ def _example_context(design: str, problem: Problem) -> str:
     )
     critique = Critique(rollout_id="example", critic="", status="ok", text=text)
     group = designs.Group(
-        problem=problem, rollouts=[rollout, rollout], critiques=[critique, critique], elsewhere=[critique]
+        problem=problem,
+        rollouts=[rollout, rollout],
+        critiques=[critique, critique],
+        elsewhere=[critique],
+        other_problems=[replace(problem, problem_id="another")],
     )
     return designs.make_contexts(design, group)[0].text or text
 
 
-def _critic_prompt(config: Config, problem: Problem) -> str:
+def _critic_prompt(config: Config, problem: Problem, form: CritiqueForm) -> str:
     if config.critic.kind == "programmatic":
         return "(none: the programmatic critic reads the attempt itself)"
+    from stepalign.training.session import critic_prompt
+
     sees = config.critic.sees
     seen = {"answer": problem.answer} if sees != "nothing" else {}
     if sees == "solution" and problem.reference:
         seen["solution"] = problem.reference
-    messages = load_template(config.prompts.critic).messages(
+    messages = load_template(critic_prompt(config, form)).messages(
         question=problem.question,
         attempt="(the solver's attempt)",
         sees=sees,

@@ -20,6 +20,9 @@ Verdict = Literal["correct", "incorrect", "undecided"]
 FinishReason = Literal["stop", "length"]
 CritiqueStatus = Literal["ok", "malformed", "failed"]
 StepStatus = Literal["right", "wrong", "after_error", "unknown"]
+CritiqueForm = Literal["trace", "paraphrase", "hint", "comment"]
+"""What a critic writes: the corrected trace in the solver's words, the same in other words, where the first error is
+without its correction, or a comment in words of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +91,8 @@ class Critique:
     """Name of the critic: "programmatic:arithmetic", or the model served at the endpoint."""
     status: CritiqueStatus
     text: str
-    """The usable critique: the step-tagged trace without any thinking part. Empty unless status is "ok"."""
+    """The usable critique without any thinking part: a step-tagged trace in the forms "trace" and "paraphrase". Empty
+    unless status is "ok"."""
     raw: str = ""
     """The reply as it came."""
     reason: str = ""
@@ -113,6 +117,8 @@ class Critique:
     """What was done about that: "use", "mask" or "fall_back"; "" where nobody looked."""
     decided_by: str = ""
     """The finding that decided it, "" where none did."""
+    form: CritiqueForm = "trace"
+    """What the critic was asked to write."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +131,8 @@ class Context:
     """None where there is nothing to show; the sample then carries no distillation term."""
     masked: str = ""
     """Why there is no text, counted in the metrics; "" when there is one, or when the design needs none."""
+    introduction: str = ""
+    """The sentence in front of the text, where the self-teacher's prompt has a place for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

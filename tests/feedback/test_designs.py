@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from stepalign.feedback.designs import (
     CONDITIONS,
     DESIGNS,
     Group,
+    check_condition,
     find_condition,
     find_design,
     make_contexts,
@@ -70,7 +73,11 @@ def group(*names: str, problem: Problem = PROBLEM, elsewhere: tuple[Critique, ..
         rollouts=[rollout(name) for name in names],
         critiques=[CRITIQUES[name] for name in names],
         elsewhere=elsewhere,
+        other_problems=(PROBLEM, OTHER),
     )
+
+
+OTHER = Problem(problem_id="o", question="4 - 3", answer="1", reference="<step_1> 4 - 3 = 1 ; <answer> 1")
 
 
 ALL = ("right", "wrong", "late", "unclear")
@@ -92,6 +99,17 @@ SHOWN = {
         "<step_1> 2 + 0 = 2 ; <step_2> 2 + 1 = 9 ; wrong <step_2> 2 + 1 = 3 ; <answer> 3",
         None,
     ],
+    "paraphrase": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
+    "hint": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
+    "free_critique": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
+    "no_repeat": ["<step_1> right <answer> right", "<step_1> wrong", "<step_1> right <step_2> wrong", None],
+    "contrast": [
+        None,
+        f"{ATTEMPTS['late'][0]} wrong\n\n{ATTEMPTS['right'][0]} right",
+        f"{ATTEMPTS['wrong'][0]} wrong\n\n{ATTEMPTS['right'][0]} right",
+        f"{ATTEMPTS['wrong'][0]} wrong\n\n{ATTEMPTS['right'][0]} right",
+    ],
+    "worked_example": ["4 - 3\n\n<step_1> 4 - 3 = 1 ; <answer> 1"] * 4,
     "peer_demonstration": [None, ATTEMPTS["right"][0], ATTEMPTS["right"][0], ATTEMPTS["right"][0]],
 }
 
@@ -126,6 +144,12 @@ def test_the_reasons_are_fit_to_be_counted() -> None:
     ]
     assert reasons("peer_demonstration", group("wrong", "late")) == ["no correct sibling"] * 2
     assert reasons("peer_demonstration", group("right")) == ["no correct sibling"]  # not its own
+    assert reasons("contrast", group("right", "wrong")) == ["no correct sibling", "no incorrect sibling"]
+    assert reasons("worked_example", replace(group("right"), other_problems=[PROBLEM])) == [
+        "no other problem with a reference solution in the batch"
+    ]
+    unlocated = replace(group("wrong"), critiques=[replace(CRITIQUES["wrong"], first_error="")])
+    assert reasons("no_repeat", unlocated) == ["the first wrong step is not known"]
     assert reasons("shuffled", group("right", elsewhere=())) == ["no other critique in the batch"]
     assert reasons("none", group(*ALL)) == [""] * 4
 
@@ -138,17 +162,17 @@ def test_the_stranger_is_always_the_same_one_and_comes_from_elsewhere() -> None:
 
 
 def test_the_designs_that_need_a_critic_are_those_that_use_critiques() -> None:
-    """Without critiques the others still work; these have a mistake to report."""
+    """Without critiques they mask every rollout, the others none; other critiques change what they show."""
     bare = replace(group("right", "wrong"), critiques=[None, None], elsewhere=())
     for name, design in DESIGNS.items():
-        if name in ("step_aligned", "marked_correction"):
-            with pytest.raises(ValueError, match="needs a critic"):
-                make_contexts(name, bare)
-        else:
-            make_contexts(name, bare)
+        masked = {c.masked for c in make_contexts(name, bare)}
+        assert (masked <= {"no critique", "no other critique in the batch"} and masked != {""}) == design.needs_critic
         with_other_words = replace(
             group(*ALL),
-            critiques=[replace(c, text="other words") if c.text else c for c in CRITIQUES.values()],
+            critiques=[
+                replace(c, text="other words", first_error="answer", case="D") if c.text else c
+                for c in CRITIQUES.values()
+            ],
             elsewhere=[critique("x", "other words")],
         )
         changes = [c.text for c in make_contexts(name, group(*ALL))] != [
@@ -170,6 +194,29 @@ def test_no_text_of_a_model_breaks_a_design(attempt: str, correction: str, label
     for design in DESIGNS:
         (context,) = make_contexts(design, made)
         assert context.text is None or isinstance(context.text, str)
+
+
+@pytest.mark.parametrize("design", [name for name, entry in DESIGNS.items() if entry.needs])
+def test_the_needs_in_the_table_are_those_of_the_functions(design: str) -> None:
+    """Whatever a design needs, taking it away leaves it nothing to show; what it does not name it can do without."""
+    missing = {
+        "critic": {"critiques": [None] * 4, "elsewhere": ()},
+        "reference": {"problem": replace(PROBLEM, reference=None)},
+        "other problems": {"other_problems": ()},
+    }
+    whole = [c.text for c in make_contexts(design, group(*ALL))]
+    for need, taken in missing.items():
+        left = [c.text for c in make_contexts(design, replace(group(*ALL), **taken))]
+        assert left == ([None] * 4 if need in DESIGNS[design].needs else whole), need
+    alone = [make_contexts(design, group(name))[0].text for name in ALL]
+    assert alone == ([None] * 4 if "siblings" in DESIGNS[design].needs else whole)
+
+
+def test_every_context_comes_with_a_sentence_that_says_what_it_is() -> None:
+    for name, design in DESIGNS.items():
+        for context in make_contexts(name, group(*ALL)):
+            assert context.introduction == (design.introduction if context.text is not None else "")
+            assert context.text is None or context.introduction
 
 
 def test_a_marked_correction_without_places_to_mark_is_the_critique() -> None:
@@ -197,9 +244,126 @@ def test_the_papers_three_conditions() -> None:
 def test_unknown_names_get_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="unknown condition stepalgn") as caught:
         find_condition("stepalgn")
-    assert caught.value.hint == "did you mean stepalign?"
+    assert (caught.value.hint or "").startswith("did you mean stepalign? known: grpo, refsol")
     with pytest.raises(ConfigError, match="unknown context design zzz") as caught:
         find_design("zzz")
     assert "step_aligned" in (caught.value.hint or "")
     with pytest.raises(ConfigError):
         make_contexts("refsol", group("right"))  # a condition, not a design
+
+
+def test_a_condition_without_siblings_to_show_is_refused_at_once() -> None:
+    for name in ("peer_demonstration", "contrast"):
+        with pytest.raises(ConfigError, match="shows siblings") as caught:
+            check_condition(name, 1)
+        assert caught.value.where == "sampling.num_generations = 1"
+        assert check_condition(name, 2).design == name
+    assert check_condition("stepalign", 1).design == "step_aligned"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Designs of one's own
+
+OWN = """
+from stepalign.feedback.designs import Design, NothingToShow
+
+def loud(group, index):
+    'The attempt, loudly.'
+    if group.rollouts[index].verdict == "undecided":
+        raise NothingToShow("unclear")
+    return group.rollouts[index].text.upper()
+
+def careless(group, index):
+    return 1 // 0
+
+def numeric(group, index):
+    return 3
+
+def silent(group, index):
+    return None
+
+def alone(group):
+    return ""
+
+def reverse(group, index):
+    return group.critiques[index].text[::-1]
+
+with_critic = Design(reverse, "backwards", needs=("critic",), form="hint")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN, encoding="utf-8")
+    return str(file)
+
+
+def test_a_function_of_ones_own(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = make_contexts(f"{own}:loud", group(*ALL))
+    assert [c.text for c in found] == [ATTEMPTS[n][0].upper() for n in ALL[:3]] + [None]
+    assert found[3].masked == "unclear"
+    assert found[0].design == f"{own}:loud"
+    assert find_design(f"{own}:loud").label == "The attempt, loudly"
+    assert find_condition(f"{own}:loud").distillation_weight == 1.0
+    assert make_contexts(f"{own}:silent", group("right"))[0].masked == "the design shows nothing"
+
+    backwards = find_design(f"{own}:with_critic")
+    assert (backwards.needs_critic, backwards.form, backwards.label) == (True, "hint", "backwards")
+    assert make_contexts(f"{own}:with_critic", group("right"))[0].text == CRITIQUES["right"].text[::-1].strip()
+
+    (tmp_path / "package_of_mine").mkdir()
+    (tmp_path / "package_of_mine" / "designs.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)  # modules are found from the working directory
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert find_design("package_of_mine.designs:loud").label == "The attempt, loudly"
+
+
+def test_a_template_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "my_own.jinja"
+    file.write_text("{{ attempt }} / {{ critique }} / {{ first_error }}", encoding="utf-8")
+    found = make_contexts(str(file), group(*ALL))
+    assert found[1].text == f"{ATTEMPTS['wrong'][0]} / {CRITIQUES['wrong'].text} / 1"
+    assert found[3].masked == "critique malformed: no steps"
+    assert (find_design(str(file)).needs, find_design(str(file)).label) == (("critic",), "my own")
+
+    file = tmp_path / "siblings.jinja"
+    file.write_text("{{ correct_sibling }}|{{ wrong_sibling }}|{{ reference }}{{ verdict }}{{ answer }}{{ question }}")
+    assert set(find_design(str(file)).needs) == {"siblings", "reference"}
+    shown = make_contexts(str(file), group(*ALL))
+    assert shown[1].text == f"{ATTEMPTS['right'][0]}|{ATTEMPTS['late'][0]}|{REFERENCE}incorrect31 + 2"
+    assert shown[0].masked == "no correct sibling"
+
+
+def test_text_in_a_template_is_data(tmp_path: Path) -> None:
+    file = tmp_path / "data.jinja"
+    file.write_text("{{ attempt }}", encoding="utf-8")
+    hostile = replace(rollout("wrong"), text="{{ 7 * 7 }}{% include 'scribe.jinja' %}")
+    made = replace(group("wrong"), rollouts=[hostile])
+    assert make_contexts(str(file), made)[0].text == hostile.text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("{own}:careless", "raises ZeroDivisionError"),
+        ("{own}:numeric", "returns int"),
+        ("{own}:alone", "does not take"),
+        ("{own}:absent", "has no function absent"),
+        ("{own}.txt.py:loud", "cannot be imported: FileNotFoundError"),
+        ("no_such_module_here:loud", "cannot be imported: ModuleNotFoundError"),
+        ("{folder}/absent.jinja", "no prompt template"),
+        ("{folder}/typo.jinja", "asks for 'atempt'"),
+        ("{folder}/broken.jinja", "does not parse"),
+        ("{folder}/escape.jinja", "the template fails"),
+    ],
+)
+def test_what_is_wrong_with_ones_own_is_said(name: str, message: str, own: str, tmp_path: Path) -> None:
+    (tmp_path / "typo.jinja").write_text("{{ atempt }}")
+    (tmp_path / "broken.jinja").write_text("{% if %}")
+    (tmp_path / "escape.jinja").write_text("{{ attempt.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_contexts(name.format(own=own, folder=tmp_path), group("wrong"))
+    assert caught.value.where
+    if "careless" in name:
+        assert caught.value.where == f"{own}:11"

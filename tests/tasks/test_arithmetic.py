@@ -388,9 +388,9 @@ def test_the_critic_fails_where_it_has_nothing_to_fall_back_to() -> None:
 def test_the_other_style_tells_the_same_steps_in_other_words() -> None:
     text = ATTEMPTS["first result wrong, carried on"][0]
     own = ArithmeticCritic().critique(request(text))
-    told = [ArithmeticCritic(style="reference").critique(request(text)) for _ in range(2)]
+    told = [ArithmeticCritic(form="paraphrase").critique(request(text)) for _ in range(2)]
     assert told[0] == told[1]
-    assert told[0].critic != own.critic
+    assert told[0].form != own.form
     trace, other = parse_trace(own.text), parse_trace(told[0].text)
     assert [(s.value, s.signed_operand, s.result) for s in other.steps] == [
         (s.value, s.signed_operand, s.result) for s in trace.steps

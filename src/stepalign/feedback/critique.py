@@ -115,6 +115,18 @@ def parse_structured_critique(reply: str | None, finish_reason: str | None = "st
     return ParsedCritique(status=parsed.status, text=parsed.text, case=named, reason=parsed.reason)
 
 
+def parse_comment(reply: str | None, finish_reason: str | None = "stop") -> ParsedCritique:
+    """A reply in words of the critic's own: a hint or a comment. Anything but thinking is usable."""
+    if reason := _stopped_early(finish_reason):
+        return ParsedCritique(status="malformed", reason=reason)
+    if reply is None or not reply.strip():
+        return ParsedCritique(status="malformed", reason=EMPTY)
+    visible = strip_thinking(reply).strip()
+    if not visible:
+        return ParsedCritique(status="malformed", reason=ONLY_THINKING)
+    return ParsedCritique(status="ok", text=visible)
+
+
 def strip_thinking(reply: str) -> str:
     """The reply without thinking blocks.
 

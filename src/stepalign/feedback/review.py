@@ -39,7 +39,7 @@ class Review:
     critique: Critique
     """Its findings, policy, case and first error filled in."""
     alignment: Alignment | None = None
-    """None without a usable text, or without rules."""
+    """None without a usable text, without rules, and for a hint or other words than the solver's."""
     details: Mapping[str, str] = field(default_factory=dict)
     """Finding -> where or what."""
 
@@ -50,7 +50,7 @@ def review(request: CritiqueRequest, critique: Critique, rules: Rules | None, *,
         return Review(request=request, critique=critique)
     problem, rollout = request.problem, request.rollout
     alignment = None
-    if critique.status == "ok":
+    if critique.status == "ok" and critique.form == "trace":
         alignment = align(
             rollout,
             critique,

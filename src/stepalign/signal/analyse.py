@@ -10,7 +10,7 @@ from stepalign.feedback import designs
 from stepalign.feedback.steps import split_steps
 from stepalign.records import Critique, Problem, Rollout, Step, TokenSignal
 from stepalign.signal.localisation import Truth, localise
-from stepalign.signal.log_ratio import Shown, alternatives, score_signals
+from stepalign.signal.log_ratio import Shown, alternatives, score_signals, teacher_ids
 from stepalign.solver.model import Solver
 from stepalign.solver.tokens import PromptBuilder, decode_with_spans, tokens_inside
 
@@ -32,26 +32,17 @@ def analyse(
     top_k: int,
     model_name: str,
     wrong_result: WrongResult | None = None,
+    more_critiques: Sequence[Critique] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score rollouts under every context; see docs/formats.md for what comes out.
 
     Rollouts that some context has nothing to say about are left out of that context and counted in ``num_rollouts``.
+    ``more_critiques`` are those in further forms, for designs that ask their critic for something else than the rest.
     """
-    usable = [c for _, _, c in rollouts if c is not None and c.status == "ok"]
-    shown: list[Shown] = []
-    for problem, rollout, critique in rollouts:
-        others = [c for c in usable if c.rollout_id != rollout.rollout_id]
-        group = designs.Group(problem=problem, rollouts=[rollout], critiques=[critique], elsewhere=others)
-        for design in contexts:
-            if designs.find_design(design).needs_critic and critique is None:
-                continue
-            context = designs.make_contexts(design, group)[0]
-            if context.text is not None:
-                shown.append(Shown(problem=problem, rollout=rollout, design=design, text=context.text))
-
+    shown = _shown(rollouts, more_critiques, contexts)
     signals: dict[tuple[str, str], TokenSignal] = {}
-    texts = {(item.rollout.rollout_id, item.design): item.text for item in shown}
+    items = {(item.rollout.rollout_id, item.design): item for item in shown}
     for done, (_, signal) in enumerate(score_signals(solver, prompts, shown, temperature=temperature), 1):
         signals[signal.rollout_id, signal.design] = signal
         if on_progress is not None:
@@ -73,8 +64,8 @@ def analyse(
                 **trace.page(problem, rollout, critique),
                 "contexts": [
                     _context_page(
-                        solver, prompts, problem, rollout, critique, signals[rollout.rollout_id, d],
-                        texts[rollout.rollout_id, d], temperature, top_k,
+                        solver, prompts, items[rollout.rollout_id, d], critique, signals[rollout.rollout_id, d],
+                        temperature, top_k,
                     )
                     for d in scored
                 ],
@@ -90,6 +81,41 @@ def analyse(
         "localisation": localisation,
         "rollouts": pages,
     }
+
+
+def _shown(
+    rollouts: Sequence[tuple[Problem, Rollout, Critique | None]],
+    more_critiques: Sequence[Critique],
+    contexts: Sequence[str],
+) -> list[Shown]:
+    """What the self-teacher sees: every rollout in its group, under every context that has something to say."""
+    critiques = {(c.form, c.rollout_id): c for c in (*more_critiques, *(c for _, _, c in rollouts if c is not None))}
+    problems = list({problem.problem_id: problem for problem, _, _ in rollouts}.values())
+    shown: list[Shown] = []
+    for members in designs.group_rollouts([rollout for _, rollout, _ in rollouts]):
+        problem, group = rollouts[members[0]][0], [rollouts[i][1] for i in members]
+        own = {rollout.rollout_id for rollout in group}
+        for name in contexts:
+            form = designs.find_design(name).form
+            made = designs.Group(
+                problem=problem,
+                rollouts=group,
+                critiques=[critiques.get((form, rollout.rollout_id)) for rollout in group],
+                elsewhere=[c for (f, i), c in critiques.items() if f == form and i not in own and c.status == "ok"],
+                other_problems=problems,
+            )
+            for rollout, context in zip(group, designs.make_contexts(name, made), strict=True):
+                if context.text is not None:
+                    shown.append(
+                        Shown(
+                            problem=problem,
+                            rollout=rollout,
+                            design=name,
+                            text=context.text,
+                            introduction=context.introduction,
+                        )
+                    )
+    return shown
 
 
 class _Trace:
@@ -109,7 +135,8 @@ class _Trace:
             self.text[a:b] or str(solver.tokenizer.convert_ids_to_tokens(i))
             for (a, b), i in zip(self.spans, rollout.completion.ids, strict=True)
         ]
-        usable = critique is not None and critique.status == "ok"
+        # A critic that is faulty on purpose says nothing true about the steps.
+        usable = critique is not None and critique.status == "ok" and not critique.critic.startswith("faulty:")
         first = critique.first_error if critique is not None else ""
         labels = [step.label for step in self.steps]
         place = labels.index(first) if usable and first in labels else None
@@ -184,17 +211,15 @@ def _choose(
 def _context_page(
     solver: Solver,
     prompts: PromptBuilder,
-    problem: Problem,
-    rollout: Rollout,
+    item: Shown,
     critique: Critique | None,
     signal: TokenSignal,
-    text: str,
     temperature: float,
     top_k: int,
 ) -> dict[str, Any]:
     page: dict[str, Any] = {
         "name": signal.design,
-        "text": text,
+        "text": item.text,
         "case": critique.case if critique else "",
         "first_error": critique.first_error if critique else "",
         "log_ratio": signal.log_ratio,
@@ -205,7 +230,7 @@ def _context_page(
         "teacher_entropy": signal.teacher_entropy,
     }
     if top_k:
-        sides = {"top_student": prompts.student(problem), "top_teacher": prompts.self_teacher(problem, text).ids}
+        sides = {"top_student": prompts.student(item.problem), "top_teacher": teacher_ids(prompts, item)}
         for name, prompt in sides.items():
-            page[name] = alternatives(solver, prompt, rollout.completion.ids, temperature=temperature, k=top_k)
+            page[name] = alternatives(solver, prompt, item.rollout.completion.ids, temperature=temperature, k=top_k)
     return page

@@ -26,6 +26,8 @@ class Shown:
     design: str
     text: str
     """What the self-teacher is shown."""
+    introduction: str = ""
+    """The sentence in front of it."""
 
 
 @torch.no_grad()
@@ -41,7 +43,7 @@ def score_signals(
 
     Both sides are divided by ``temperature``, the rule of training; use the sampling temperature.
     """
-    pairs = [(prompts.student(i.problem), prompts.self_teacher(i.problem, i.text).ids) for i in items]
+    pairs = [(prompts.student(i.problem), teacher_ids(prompts, i)) for i in items]
     lengths = [
         max(len(student), len(teacher)) + len(item.rollout.completion.ids)
         for (student, teacher), item in zip(pairs, items, strict=True)
@@ -92,6 +94,11 @@ def alternatives(
         for values, ids in zip(values_CK.tolist(), ids_CK.tolist(), strict=True):
             rows.append([(_name(solver, i), v) for i, v in zip(ids, values, strict=True)])
     return rows
+
+
+def teacher_ids(prompts: PromptBuilder, item: Shown) -> tuple[int, ...]:
+    """Prompt ids of the self-teacher under an item's context."""
+    return prompts.self_teacher(item.problem, item.text, introduction=item.introduction).ids
 
 
 def _name(solver: Solver, token_id: int) -> str:

@@ -15,7 +15,7 @@ from stepalign.report.page import write_token_page
 from stepalign.signal.analyse import analyse
 from stepalign.solver.model import EMBEDDED
 from stepalign.training.run_folder import finite, read_json_lines, write_atomically
-from stepalign.training.session import arithmetic_probe, load_set, open_session
+from stepalign.training.session import arithmetic_probe, load_set, more_critiques, open_session
 
 
 def analyse_run(
@@ -25,7 +25,7 @@ def analyse_run(
 
     Args:
         contexts: names of context designs; the recipe's ``signal.contexts`` when empty. Designs that need a critique
-            use the stored ones.
+            use the stored ones; a programmatic critic writes those that are not there.
         model: scores the rollouts; the run's untrained solver when empty.
 
     Raises:
@@ -43,10 +43,13 @@ def analyse_run(
     rollouts = stored_rollouts(run, problems, num)
     if not rollouts:
         raise ConfigError("the run holds no rollouts", where=str(run / "rollouts.jsonl"))
-    missing = [n for n in names if designs.find_design(n).needs_critic and not any(c for _, _, c in rollouts)]
+    more = more_critiques(config, None, rollouts, names) if config.critic.kind == "programmatic" else []
+    forms = {critique.form for critique in (*more, *(c for _, _, c in rollouts if c is not None))}
+    missing = [n for n in names if (design := designs.find_design(n)).needs_critic and design.form not in forms]
     if missing:
+        form = designs.find_design(missing[0]).form
         raise ConfigError(
-            f"the context {missing[0]} needs critiques, and the run has none",
+            f'the context {missing[0]} needs critiques of the form "{form}", and the run has none',
             where=str(run / "critiques.jsonl"),
             hint="analyse a run of a condition with a critic, or leave that context out with --contexts",
         )
@@ -60,6 +63,7 @@ def analyse_run(
             temperature=config.sampling.temperature,
             num_shown=config.signal.num_shown,
             top_k=config.signal.top_k,
+            more_critiques=more,
             model_name=config.model.path,
             wrong_result=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
         )

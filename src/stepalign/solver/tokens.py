@@ -68,20 +68,20 @@ class PromptBuilder:
         """Prompt ids of the student: the question alone."""
         return tuple(self._encode(self._student.render(question=problem.question), self._student_options))
 
-    def self_teacher(self, problem: Problem, context: str) -> TeacherPrompt:
-        """Prompt ids of the self-teacher: the question and the context.
+    def self_teacher(self, problem: Problem, context: str, *, introduction: str = "") -> TeacherPrompt:
+        """Prompt ids of the self-teacher: the question and the context, which the introduction says what it is.
 
         Raises:
             ConfigError: the question alone does not fit into ``max_teacher_prompt_length``.
         """
-        ids = self._teacher_ids(problem, context)
+        ids = self._teacher_ids(problem, context, introduction)
         if len(ids) <= self._max_teacher_prompt_length:
             return TeacherPrompt(tuple(ids), 0)
         # Control tokens in a context are spelled out here as they are in the prompt, so that both counts agree.
         context_ids = self._tokenizer.encode(context, add_special_tokens=False, split_special_tokens=True)
         room = len(context_ids) - (len(ids) - self._max_teacher_prompt_length)
         while room > 0:
-            ids = self._teacher_ids(problem, decode(self._tokenizer, context_ids[:room]))
+            ids = self._teacher_ids(problem, decode(self._tokenizer, context_ids[:room]), introduction)
             excess = len(ids) - self._max_teacher_prompt_length
             if excess <= 0:
                 return TeacherPrompt(tuple(ids), len(context_ids) - room)
@@ -92,8 +92,8 @@ class PromptBuilder:
             hint="raise prompts.max_teacher_prompt_length, or drop the problem",
         )
 
-    def _teacher_ids(self, problem: Problem, context: str) -> list[int]:
-        text = self._self_teacher.render(question=problem.question, feedback=context)
+    def _teacher_ids(self, problem: Problem, context: str, introduction: str) -> list[int]:
+        text = self._self_teacher.render(question=problem.question, feedback=context, introduction=introduction)
         return self._encode(text, self._teacher_options)
 
     def _encode(self, text: str, options: Mapping[str, Any], *, generation: bool = True) -> list[int]:

@@ -175,7 +175,7 @@ class _Run:
         self.config, self.folder, self.session, self.sets = config, folder, session, sets
         self.progress, self.listener, self.stop = progress, listener, stop
         self.guards = Guards(config.guards)
-        condition = designs.find_condition(config.condition)
+        condition = designs.check_condition(config.condition, config.sampling.num_generations)
         self.critic = make_critic(config, shared_folder, [condition.design], listener.say)
         self.collector = Collector(
             solver=session.solver,

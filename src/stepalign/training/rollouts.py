@@ -179,13 +179,14 @@ class Collector:
                     rollouts=[rollout for rollout, _ in group],
                     critiques=[critique for _, critique in group],
                     elsewhere=[c for c in usable if c.rollout_id not in own],
+                    other_problems=problems,
                 ),
             )
             contexts += shown
             for index, ((rollout, _), context) in enumerate(zip(group, shown, strict=True)):
                 teacher_prompt = None
                 if context.text is not None and self.condition.distillation_weight:
-                    teacher_prompt = self.prompts.self_teacher(problem, context.text)
+                    teacher_prompt = self.prompts.self_teacher(problem, context.text, introduction=context.introduction)
                     dropped_tokens += teacher_prompt.dropped_tokens
                 elif context.masked:
                     masked[context.masked] += 1

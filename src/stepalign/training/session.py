@@ -11,11 +11,11 @@ from pathlib import Path
 from stepalign.config import Config, changed
 from stepalign.errors import ConfigError
 from stepalign.feedback import designs, findings
-from stepalign.feedback.critics import Critic
-from stepalign.feedback.critics.arithmetic import ArithmeticCritic
+from stepalign.feedback.critics import CRITIC_PROMPTS, Critic, CritiqueRequest
+from stepalign.feedback.critics.arithmetic import ArithmeticCritic, Faults
 from stepalign.feedback.prompts import load_template
-from stepalign.feedback.review import Rules
-from stepalign.records import Completion, Critique, Problem, Rollout, Verdict
+from stepalign.feedback.review import Rules, follow
+from stepalign.records import Completion, Critique, CritiqueForm, Problem, Rollout, Verdict
 from stepalign.solver.model import EMBEDDED, Solver, embedded_folder, load_solver
 from stepalign.solver.sampling import Sampler
 from stepalign.solver.sampling.local import LocalSampler
@@ -181,6 +181,8 @@ def make_critic(
 ) -> Critic | None:
     """The critic that the designs need, or None when none of them does.
 
+    A critic writes one form of critique: that of the first design which needs one.
+
     Args:
         folder: where the cache of an endpoint's replies lies unless ``critic.cache`` names a file.
         announce: told in one line when the endpoint pauses.
@@ -189,9 +191,10 @@ def make_critic(
         ConfigError: a programmatic critic for problems it does not know.
         EndpointError: the endpoint does not answer.
     """
-    if not any(designs.find_design(name).needs_critic for name in design_names):
+    forms = designs.critique_forms(design_names)
+    if not forms:
         return None
-    section = config.critic
+    form, section = forms[0], config.critic
     if section.kind == "programmatic":
         if config.data.train != EMBEDDED:
             raise ConfigError(
@@ -200,8 +203,9 @@ def make_critic(
                 hint="give a served critic: --set critic.kind=endpoint --set critic.base_urls='[\"http://...\"]' "
                 "--set critic.model=NAME, or drop what needs one from condition and signal.contexts",
             )
-        return ArithmeticCritic()
-    return make_endpoint_critic(config, folder, announce)
+        faults = Faults(**section.quality.model_dump())
+        return ArithmeticCritic(form=form, faults=faults, seed=config.training.seed)
+    return make_endpoint_critic(config, folder, announce, form=form)
 
 
 def make_rules(config: Config, grader: Grader) -> Rules | None:
@@ -225,7 +229,13 @@ def check_critic(config: Config, design_names: Sequence[str]) -> None:
         critic.close()
 
 
-def make_endpoint_critic(config: Config, folder: Path | None, announce: Callable[[str], None] | None = None) -> Critic:
+def make_endpoint_critic(
+    config: Config,
+    folder: Path | None,
+    announce: Callable[[str], None] | None = None,
+    *,
+    form: CritiqueForm = "trace",
+) -> Critic:
     """A critic behind an OpenAI-compatible address, without a cache where there is no folder for it.
 
     Raises:
@@ -240,7 +250,8 @@ def make_endpoint_critic(config: Config, folder: Path | None, announce: Callable
         section.base_urls,
         section.model,
         api_key_env=section.api_key_env or None,
-        prompt_template=config.prompts.critic,
+        prompt_template=critic_prompt(config, form),
+        form=form,
         sees=section.sees,
         structured=section.structured,
         temperature=section.temperature,
@@ -261,6 +272,11 @@ def make_endpoint_critic(config: Config, folder: Path | None, announce: Callable
             critic.close()
             raise
     return critic
+
+
+def critic_prompt(config: Config, form: CritiqueForm) -> str:
+    """The critic's prompt template: the recipe's, or the packaged one that asks for another form than a trace."""
+    return config.prompts.critic if config.prompts.critic != CRITIC_PROMPTS["trace"] else CRITIC_PROMPTS[form]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -296,9 +312,16 @@ def arithmetic_probe(solver: Solver) -> Callable[[Problem, Rollout], tuple[int, 
 def collect_for_signal(
     session: Session, problems: Sequence[Problem], folder: Path, seed: int
 ) -> list[tuple[Problem, Rollout, Critique | None]]:
-    """One graded rollout per problem at the sampling temperature, with the critique that the contexts need."""
+    """``signal.num_rollouts`` graded rollouts at the sampling temperature, with the critiques that the contexts need.
+
+    One rollout per problem; groups of eight where a context shows siblings.
+    """
     config = session.config
-    critic = make_critic(config, folder, config.signal.contexts)
+    contexts = config.signal.contexts
+    with_siblings = any("siblings" in designs.find_design(name).needs for name in contexts)
+    num_generations = max(8, config.sampling.num_generations) if with_siblings else 1
+    forms = designs.critique_forms(contexts)
+    critic = make_critic(config, folder, _of_form(contexts, forms[0])) if forms else None
     collector = Collector(
         solver=session.solver,
         sampler=session.sampler,
@@ -306,15 +329,46 @@ def collect_for_signal(
         grader=session.grader,
         critic=critic,
         condition=designs.find_condition("none"),
-        num_generations=1,
+        num_generations=num_generations,
         temperature=config.sampling.temperature,
         max_completion_length=config.sampling.max_completion_length,
         rules=make_rules(config, session.grader),
     )
+    chosen = problems[: -(-config.signal.num_rollouts // num_generations)]
     try:
-        batch = collector.collect(problems, 0, seed)
+        batch = collector.collect(chosen, 0, seed)
     finally:
         if critic is not None:
             critic.close()
     critiques = {critique.rollout_id: critique for critique in batch.critiques}
-    return [(p, r, critiques.get(r.rollout_id)) for p, r in zip(problems, batch.rollouts, strict=True)]
+    by_id = {problem.problem_id: problem for problem in chosen}
+    return [(by_id[r.problem_id], r, critiques.get(r.rollout_id)) for r in batch.rollouts]
+
+
+def more_critiques(
+    config: Config,
+    folder: Path | None,
+    rollouts: Sequence[tuple[Problem, Rollout, Critique | None]],
+    contexts: Sequence[str],
+    rules: Rules | None = None,
+) -> list[Critique]:
+    """Critiques in the forms that some context asks for and the rollouts do not come with."""
+    there = {critique.form for _, _, critique in rollouts if critique is not None}
+    found: list[Critique] = []
+    for form in designs.critique_forms(contexts):
+        critic = make_critic(config, folder, _of_form(contexts, form)) if form not in there else None
+        if critic is None:
+            continue
+        try:
+            requests = [CritiqueRequest(problem=problem, rollout=rollout) for problem, rollout, _ in rollouts]
+            pending = {critic.submit(request): request for request in requests}
+            found += [review.critique for review in follow(critic, pending, rules)]
+        finally:
+            critic.close()
+    return found
+
+
+def _of_form(contexts: Sequence[str], form: str) -> list[str]:
+    return [
+        name for name in contexts if designs.find_design(name).needs_critic and designs.find_design(name).form == form
+    ]

@@ -6,7 +6,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from stepalign.records import Critique, Problem, Rollout
+from stepalign.records import Critique, CritiqueForm, Problem, Rollout
+
+CRITIC_PROMPTS: dict[CritiqueForm, str] = {
+    "trace": "scribe",
+    "paraphrase": "paraphrase",
+    "hint": "hint",
+    "comment": "free_critique",
+}
+"""The packaged prompt that asks for each form."""
 
 BUDGET_SPENT = "the budget is spent"
 """How the reason of a critique begins that was not asked for any more."""

@@ -42,11 +42,12 @@ from stepalign.feedback.critique import (
     CRITIQUE_SCHEMA,
     CUT,
     ParsedCritique,
+    parse_comment,
     parse_critique,
     parse_structured_critique,
 )
 from stepalign.feedback.prompts import load_template
-from stepalign.records import Critique, CritiqueStatus, Problem, Rollout
+from stepalign.records import Critique, CritiqueForm, CritiqueStatus, Problem, Rollout
 
 logger = logging.getLogger("stepalign.critic")
 
@@ -202,6 +203,7 @@ class EndpointCritic:
         api_key_env: NAME of the environment variable that holds the key; None for servers without one. The key itself
             is never stored, logged, cached or written.
         prompt_template: packaged template, file or inline Jinja text (see ``stepalign.feedback.prompts``).
+        form: what the template asks for; a hint or a comment is any text, the other two are step-tagged traces.
         sees: what the critic is shown beyond question and attempt: "nothing", "answer" or "solution" (with the answer).
         structured: ask for JSON by the server's guided decoding (``response_format`` json_schema) instead of tags.
         temperature, top_p, seed, max_tokens: sampling; max_tokens bounds the critic's thinking and reply together.
@@ -230,6 +232,7 @@ class EndpointCritic:
         *,
         api_key_env: str | None = None,
         prompt_template: str | Path = "scribe",
+        form: CritiqueForm = "trace",
         sees: Sees = "nothing",
         structured: bool = False,
         temperature: float = 0.6,
@@ -269,14 +272,15 @@ class EndpointCritic:
         self.token_budget = token_budget
         self.cache = ReplyCache(cache_path) if cache_path is not None else None
         self._cache_only = cache_only
-        self._structured = structured
+        self._form: CritiqueForm = form
+        self._structured = structured and form in ("trace", "paraphrase")
         self._sampling = {
             "temperature": temperature,
             "top_p": top_p,
             "seed": seed,
             "max_tokens": max_tokens,
             "extra_body": dict(extra_body or {}),
-            "structured": structured,
+            "structured": self._structured,
         }
         self._timeout, self._attempt_timeout, self._connect_timeout = timeout, attempt_timeout, connect_timeout
         self._malformed_retries = malformed_retries
@@ -622,6 +626,8 @@ class EndpointCritic:
     # --- records ---
 
     def _parse(self, reply: _Reply) -> ParsedCritique:
+        if self._form in ("hint", "comment"):
+            return parse_comment(reply.content, reply.finish_reason)
         parse = parse_structured_critique if self._structured else parse_critique
         return parse(reply.content, reply.finish_reason)
 
@@ -648,6 +654,7 @@ class EndpointCritic:
             attempts=outcome.attempts,
             cached=outcome.cached,
             prompt_hash=self.template.hash,
+            form=self._form,
         )
 
     def _enter(self, critique: Critique) -> None:

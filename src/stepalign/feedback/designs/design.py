@@ -1,0 +1,77 @@
+"""What a context design is: a small function, and as data what it needs and how its text is introduced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stepalign.records import Critique, CritiqueForm, Problem, Rollout
+
+Need = Literal["critic", "reference", "siblings", "other problems", "tests"]
+"""What a design cannot do without; a rollout that lacks it is masked, and counted."""
+
+FEEDBACK = "You have attempted this problem before. Here is feedback on that attempt."
+
+
+class NothingToShow(Exception):  # noqa: N818 - a design says it, nothing is wrong
+    """Raised by a design that has no text for a rollout; the reason is what the run counts ("" is not counted)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """The rollouts of one problem, with what is known about them."""
+
+    problem: Problem
+    rollouts: Sequence[Rollout]
+    critiques: Sequence[Critique | None]
+    """One per rollout, in the form that the design asks for; None where there is none."""
+    elsewhere: Sequence[Critique] = ()
+    """Usable critiques of other problems' rollouts, for the control that shows the wrong one."""
+    other_problems: Sequence[Problem] = ()
+    """Problems that may serve as worked examples; this group's own among them does no harm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """An entry of the table, or one of a user's own."""
+
+    show: Callable[[Group, int], str | None]
+    """(group, index of the rollout) -> the text that the self-teacher is shown; raises NothingToShow with a reason."""
+    label: str
+    """A few words, for tables and pages."""
+    introduction: str = FEEDBACK
+    """The sentence in front of the text in the packaged self-teacher prompt."""
+    needs: tuple[Need, ...] = ()
+    form: CritiqueForm = "trace"
+    """What the critic is asked to write, where the design needs one."""
+
+    @property
+    def needs_critic(self) -> bool:
+        return "critic" in self.needs
+
+
+def usable_critique(group: Group, index: int) -> Critique:
+    """The critique of a rollout. Raises NothingToShow where there is none, or none that can be used."""
+    critique = group.critiques[index]
+    if critique is None:
+        raise NothingToShow("no critique")
+    if critique.status != "ok":
+        raise NothingToShow(f"critique {critique.status}: {critique.reason}")
+    return critique
+
+
+def verdict_word(rollout: Rollout) -> str:
+    """ "right" or "wrong". Raises NothingToShow for an undecided verdict."""
+    words = {"correct": "right", "incorrect": "wrong"}
+    if rollout.verdict not in words:
+        raise NothingToShow("the verdict is undecided")
+    return words[rollout.verdict]
+
+
+def sibling(group: Group, index: int, verdict: str) -> Rollout:
+    """The first other rollout of the group with a verdict. Raises NothingToShow where there is none."""
+    for other, rollout in enumerate(group.rollouts):
+        if other != index and rollout.verdict == verdict:
+            return rollout
+    raise NothingToShow(f"no {verdict} sibling")

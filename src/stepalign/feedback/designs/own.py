@@ -1,0 +1,175 @@
+"""Designs of a user's own: a function or a ``Design`` by import path, or a template file.
+
+The contract stands in docs/designs.md. Naming a function in a recipe runs its module: a recipe that does so is code and
+is to be trusted like code. Templates are sandboxed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jinja2
+from jinja2 import meta
+
+from stepalign.errors import ConfigError
+from stepalign.feedback.designs.design import FEEDBACK, Design, Group, Need, NothingToShow, sibling, usable_critique
+from stepalign.feedback.prompts import load_template
+
+TEMPLATE_NEEDS: dict[str, tuple[Need, ...]] = {
+    "question": (),
+    "answer": (),
+    "attempt": (),
+    "verdict": (),
+    "reference": ("reference",),
+    "critique": ("critic",),
+    "first_error": ("critic",),
+    "correct_sibling": ("siblings",),
+    "wrong_sibling": ("siblings",),
+}
+"""The variables of a template design, and what each of them needs."""
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is a path to a design of the user's: ``module:function``, ``file.py:function``, ``file.jinja``."""
+    return ":" in name or name.endswith(".jinja")
+
+
+@cache
+def load_own(name: str) -> Design:
+    """The design behind a path.
+
+    Raises:
+        ConfigError: it cannot be found or imported, or does not keep to the contract.
+    """
+    return _from_template(name) if name.endswith(".jinja") else _from_code(name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Functions
+
+
+def _from_code(name: str) -> Design:
+    where, _, attribute = name.rpartition(":")
+    try:
+        module = _from_file(Path(where)) if where.endswith(".py") else _from_module(where)
+    except Exception as error:  # a module of the user's may raise anything
+        raise ConfigError(
+            f"the module cannot be imported: {type(error).__name__}: {error}",
+            where=f"context design {name}",
+            hint='name it "package.module:function" or "path/to/file.py:function", as seen from the working directory',
+        ) from error
+    found = getattr(module, attribute, None)
+    if isinstance(found, Design):
+        return Design(_checked(found.show, name), found.label, found.introduction, found.needs, found.form)
+    if not callable(found):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(
+            f"{where} has no function {attribute}",
+            where=f"context design {name}",
+            hint=f"it has {', '.join(public)}" if public else "a design is a function of (group, index)",
+        )
+    label = (inspect.getdoc(found) or attribute).splitlines()[0].rstrip(".")
+    return Design(_checked(found, name), label)
+
+
+def _from_module(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:  # an installed command does not look into the working directory
+        sys.path.append(here)
+    return importlib.import_module(name)
+
+
+def _from_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"stepalign_design_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _checked(show: Callable[..., Any], name: str) -> Callable[[Group, int], str | None]:
+    """The user's function with its faults told as faults of the recipe, with file and line."""
+    try:
+        inspect.signature(show).bind(None, 0)
+    except TypeError as error:
+        raise ConfigError(
+            f"the function does not take (group, index): {error}",
+            where=f"context design {name}",
+            hint="def my_design(group: Group, index: int) -> str | None",
+        ) from error
+
+    def call(group: Group, index: int) -> str | None:
+        try:
+            text = show(group, index)
+        except NothingToShow:
+            raise
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise ConfigError(
+                f"the design raises {type(error).__name__}: {error}",
+                where=f"{frame.filename}:{frame.lineno}",
+                hint="raise NothingToShow(reason) for a rollout that has nothing to show",
+            ) from error
+        if text is not None and not isinstance(text, str):
+            raise ConfigError(
+                f"the design returns {type(text).__name__}, not text or None", where=f"context design {name}"
+            )
+        return text
+
+    return call
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Templates
+
+
+def _from_template(name: str) -> Design:
+    template = load_template(Path(name))
+    used = meta.find_undeclared_variables(jinja2.Environment().parse(template.source))
+    unknown = sorted(used - TEMPLATE_NEEDS.keys())
+    if unknown:
+        raise ConfigError(
+            f"the template asks for {unknown[0]!r}, which a context design does not have",
+            where=f"context design {name}",
+            hint=f"known: {', '.join(TEMPLATE_NEEDS)}",
+        )
+
+    def show(group: Group, index: int) -> str:
+        return template.render(**{variable: _value(variable, group, index) for variable in used})
+
+    needs: tuple[Need, ...] = tuple(
+        dict.fromkeys(need for variable in sorted(used) for need in TEMPLATE_NEEDS[variable])
+    )
+    return Design(show, Path(name).stem.replace("_", " "), FEEDBACK, needs)
+
+
+def _value(variable: str, group: Group, index: int) -> str:
+    """A variable of a template. Raises NothingToShow where the rollout lacks it."""
+    problem, rollout = group.problem, group.rollouts[index]
+    match variable:
+        case "reference":
+            if not problem.reference:
+                raise NothingToShow("the problem has no reference solution")
+            return problem.reference
+        case "critique":
+            return usable_critique(group, index).text
+        case "first_error":
+            return usable_critique(group, index).first_error
+        case "correct_sibling":
+            return sibling(group, index, "correct").text
+        case "wrong_sibling":
+            return sibling(group, index, "incorrect").text
+    return {
+        "question": problem.question, "answer": problem.answer, "attempt": rollout.text, "verdict": rollout.verdict
+    }[variable]  # fmt: skip
