@@ -207,6 +207,35 @@ def test_an_out_that_cannot_be_a_folder(
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
+def test_an_out_that_cannot_be_a_file(call: Callable[..., Told], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for out, told in ((tmp_path, "must be a file"), (tmp_path / "file" / "numbers.json", "is a file")):
+        words = ("evaluate", "./no/model", "--problems", "embedded:arithmetic", "--out", out)
+        assert_one_message(call(*words), 2, told)
+
+
+def test_a_device_that_is_not_here(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path
+) -> None:
+    for device in ("cuda:63", "gpu"):
+        assert_one_message(call("train", write_recipe(model__device=device), "--out", no_trace), 2, device, "hint")
+
+
+def test_a_chat_template_that_does_not_work(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path, model_folder: Path
+) -> None:
+    (model_folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content", encoding="utf-8")
+    assert_one_message(call("train", write_recipe(), "--out", no_trace), 2, "chat template", str(model_folder))
+
+
+def test_an_error_of_the_file_system_has_no_traceback(call: Callable[..., Told], tmp_path: Path) -> None:
+    folder = tmp_path / "recipe.toml"
+    folder.write_text("", encoding="utf-8")
+    (tmp_path / "x" / "problems.jsonl").mkdir(parents=True)
+    told = call("train", folder, "--out", tmp_path / "run", "--set", f"data.train={tmp_path / 'x' / 'problems.jsonl'}")
+    assert_one_message(told, 2, "problems.jsonl")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Folders that belong to somebody else
 
@@ -299,13 +328,29 @@ def test_a_dry_run_prints_and_writes_nothing(
     assert "arm grpo: condition = 'grpo'" in told.out
 
 
+def test_no_command_prints_the_help(call: Callable[..., Told]) -> None:
+    told = call()
+    assert (told.code, told.err) == (0, "")
+    assert "Commands:" in told.out
+
+
+def test_a_dry_run_makes_control_characters_visible(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path
+) -> None:
+    recipe = write_recipe(condition="stepalign", critic__kind="endpoint", prompts__critic="{{ question }} \x1b[31m")
+    told = call("train", recipe, "--out", no_trace, "--dry-run")
+    assert told.code == 0, told.err
+    assert "\x1b" not in told.out
+    assert "␛[31m" in told.out
+
+
 def test_train_then_evaluate_the_run(
     call: Callable[..., Told], write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    out, numbers = tmp_path / "run", tmp_path / "numbers.json"
+    out, numbers = tmp_path / "a [bold]run[/] of mine", tmp_path / "numbers.json"  # no markup, and never wrapped
     told = call("train", write_recipe(), "--out", out)
     assert told.code == 0, told.err
-    assert f"weights: {out / 'final'}" in told.out.replace("\n", "")
+    assert f"weights: {out / 'final'}" in told.out
     assert "\x1b" not in told.out  # quiet and plain where there is no terminal
     told = call("evaluate", out, "--problems", tmp_path / "problems.jsonl", "--n", "3", "--out", numbers)
     assert told.code == 0, told.err
@@ -313,6 +358,13 @@ def test_train_then_evaluate_the_run(
     assert (result["num_problems"], result["num_samples"], result["model"]) == (3, 3, str(out / "final"))
     lines = numbers.with_suffix(".samples.jsonl").read_text(encoding="utf-8").splitlines()
     assert [len(json.loads(line)["texts"]) for line in lines] == [3, 3, 3]
+    # its weights by their own path still come with the run's prompts and lengths
+    told = call(
+        "evaluate", out / "final", "--problems", tmp_path / "problems.jsonl", "--n", "1", "--out", tmp_path / "f.json"
+    )
+    assert told.code == 0, told.err
+    assert f"from {out / 'config.toml'}" in told.out
+    assert json.loads((tmp_path / "f.json").read_text())["max_completion_length"] == result["max_completion_length"]
     # the same output again, with other settings: the completions beside it are not those that were asked for
     for other in (["--n", "2"], ["--n", "3", "--set", "sampling.max_completion_length=2"]):
         told = call("evaluate", out, "--problems", tmp_path / "problems.jsonl", *other, "--out", numbers)

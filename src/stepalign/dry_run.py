@@ -8,10 +8,11 @@ from stepalign.config import Config, to_toml
 from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
 from stepalign.records import Completion, Critique, CritiqueForm, Problem, Rollout
+from stepalign.report.text import visible
 
 
 def describe(config: Config) -> str:
-    """Everything that a run would do first, without doing it. Loads the tokenizer and, to check it, the model.
+    """Everything that a run would do first, without doing it. Loads the tokenizer; of the model its shapes only.
 
     Raises:
         ConfigError: anything the recipe got wrong.
@@ -21,7 +22,7 @@ def describe(config: Config) -> str:
 
     sets = load_sets(config)
     model = config.model
-    solver = load_solver(model.path, dtype=model.dtype, device="cpu", trust_remote_code=model.trust_remote_code)
+    solver = load_solver(model.path, dtype=model.dtype, trust_remote_code=model.trust_remote_code, weights=False)
     prompts = make_prompts(config, solver)
     problem = sets["train"].problems[0]
     condition = designs.check_condition(config.condition, config.sampling.num_generations)
@@ -43,7 +44,8 @@ def describe(config: Config) -> str:
     if design.needs_critic:
         parts.append(("critic prompt", _critic_prompt(config, problem, design.form)))
     parts.append(("token budgets", _budgets(config, len(student_ids))))
-    return "\n\n".join(f"== {title} ==\n{text.rstrip()}" for title, text in parts)
+    # Problems and templates are foreign text: what a terminal would obey is made visible.
+    return "\n\n".join(f"== {title} ==\n{visible(text.rstrip())}" for title, text in parts)
 
 
 def _count(problems: tuple[Problem, ...], skipped: object) -> str:

@@ -9,17 +9,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, markup=False, soft_wrap=True)
+"""Plain lines: brackets in a path or a name stay brackets, and a long path stays one line."""
 
 
 def progress_bars(*, transient: bool = False) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
-        TextColumn("[dim]{task.fields[note]}", markup=True),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
         console=console,
         transient=transient,
     )

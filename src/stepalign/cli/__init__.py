@@ -12,7 +12,6 @@ from stepalign.cli import looks, numbers, runs
 from stepalign.errors import ConfigError, UserError
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -38,6 +37,7 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 
 @app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     debug: DebugOption = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
@@ -45,7 +45,8 @@ def _root(
         from stepalign import __version__
 
         print(__version__)
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def main() -> None:
@@ -62,9 +63,15 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except OSError as error:  # a full disk, a file without permission: what, where, no traceback
+        if error.filename is None:
+            raise
+        _fail(ConfigError(error.strerror or str(error), where=str(error.filename)), debug)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the option parser
-            _fail(ConfigError(error.format_message(), hint="stepalign --help"), debug)  # type: ignore[attr-defined]
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "stepalign"
+            _fail(ConfigError(error.format_message(), hint=f"{command} --help"), debug)  # type: ignore[attr-defined]
         raise
 
 

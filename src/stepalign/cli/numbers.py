@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stepalign.cli.options import SetOption
+from stepalign.cli.options import OutFileOption, SetOption
 from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
 
@@ -16,16 +16,21 @@ from stepalign.errors import ConfigError
 def evaluate(
     model: Annotated[str, typer.Argument(help="embedded:arithmetic, a model folder, a Hub name, or a run folder.")],
     problems: Annotated[str, typer.Option("--problems", help="JSONL file, or embedded:arithmetic for its test set.")],
-    out: Annotated[Path, typer.Option("--out", help="JSON file for the numbers; completions lie beside it.")],
+    out: OutFileOption,
     n: Annotated[int, typer.Option("--n", help="Completions per problem.", min=1)] = 12,
     recipe: Annotated[str, typer.Option("--recipe", help="Prompts and sampling come from this recipe.")] = "",
     settings: SetOption = None,
 ) -> None:
-    """Pass@k, Maj@k and Avg@k with intervals, completion length and truncation."""
+    """Pass@k, Maj@k and Avg@k with intervals, completion length and truncation; completions lie beside the numbers."""
     from stepalign.progress import console, headline
     from stepalign.training.evaluation import evaluate_model
 
-    config = _config_for_model(model, recipe, settings, {"evaluation.num_samples": n})
+    config, source = _config_for_model(model, recipe, settings, {"evaluation.num_samples": n})
+    student = config.prompts.student.strip().splitlines()[0]
+    console.print(
+        f"student prompt {student!r}, at most {config.evaluation_length} tokens, "
+        f"temperature {config.evaluation.temperature:g} (from {source}; --recipe or --set change it)"
+    )
     result = evaluate_model(config, problems, out)
     console.print(headline(result["metrics"]))
     console.print(f"{result['num_problems']} problems x {n} completions; numbers: {out}")
@@ -35,7 +40,7 @@ def grade(
     file: Annotated[str, typer.Argument(help="JSONL, JSON or Parquet file with completions and expected answers.")],
     completion: Annotated[str, typer.Option("--completion", help="Column with the completion.")],
     answer: Annotated[str, typer.Option("--answer", help="Column with the expected answer, or a worked solution.")],
-    out: Annotated[Path, typer.Option("--out", help="JSONL file for the verdicts, one line per row.")],
+    out: OutFileOption,
     grader: Annotated[str, typer.Option("--grader", help="A grader of your own, module:function.")] = "",
     seconds: Annotated[float, typer.Option("--seconds", help="CPU time of one comparison.", min=0.01)] = 1.0,
     workers: Annotated[int, typer.Option("--workers", help="Child processes; 0: one per core.", min=0)] = 0,
@@ -59,12 +64,12 @@ def grade(
     verdicts = counts["verdicts"]
     console.print(", ".join(f"{verdicts[name]} {name}" for name in ("correct", "incorrect", "undecided")))
     for reason, count in counts["reasons"].most_common():
-        console.print(f"{count:>8} {reason}", markup=False)
-    console.print(f"verdicts: {out}", markup=False, soft_wrap=True)
+        console.print(f"{count:>8} {reason}")
+    console.print(f"verdicts: {out}")
 
 
-def _config_for_model(model: str, recipe: str, settings: list[str] | None, keys: dict[str, Any]) -> Config:
-    """The configuration that goes with a model: that of its run, of the embedded recipe, or the one named."""
+def _config_for_model(model: str, recipe: str, settings: list[str] | None, keys: dict[str, Any]) -> tuple[Config, str]:
+    """The configuration that goes with a model, and its source: its run, the embedded recipe, or the one named."""
     from stepalign.config import changed, parse_settings
 
     folder = Path(model)
@@ -75,7 +80,14 @@ def _config_for_model(model: str, recipe: str, settings: list[str] | None, keys:
             where=model,
             hint=f"give {folder / 'arms' / 'ARM' / 'seed-N'}; finished: {', '.join(runs) or 'none yet'}",
         )
-    is_run = (folder / "config.toml").exists() and (folder / "run.lock").exists()
-    default = str(folder / "config.toml") if is_run else "arithmetic" if model.startswith("embedded:") else None
-    keys = {**keys, "model.path": str(folder / "final") if is_run else model, "model.lora": None, "data.max_test": None}
-    return changed(load_config(recipe or default), {**keys, **parse_settings(settings or ())}, "--set")
+    # RUN, RUN/final and RUN/checkpoints/step-N all belong to RUN.
+    run = next((f for f in (folder, *folder.absolute().parents[:2]) if _is_run(f)), None)
+    default = str(run / "config.toml") if run else "arithmetic" if model.startswith("embedded:") else None
+    path = str(folder / "final") if run == folder else model
+    keys = {**keys, "model.path": path, "model.lora": None, "data.max_test": None}
+    config = changed(load_config(recipe or default), {**keys, **parse_settings(settings or ())}, "--set")
+    return config, recipe or default or "the defaults"
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.toml").exists() and (folder / "run.lock").exists()

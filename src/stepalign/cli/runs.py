@@ -119,7 +119,7 @@ def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool
             raise interrupted(resume_command("compare", recipe, out, settings)) from None
         except BudgetSpentError as error:
             raise budget_spent(error, resume_command("compare", recipe, out, settings)) from None
-    console.print(results_table(results))
+    console.print(results_table(results), soft_wrap=False)
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["timings"].items() if name != "total")
     console.print(f"time: {results['timings']['total']:.0f} s on the clock; in the runs: {spent}")
     console.print(f"memory: at most {results['peak_memory_bytes'] / 2**20:.0f} MiB a process")

@@ -66,21 +66,31 @@ def embedded_folder() -> Path:
     return Path(str(importlib.resources.files("stepalign"))) / "embedded"
 
 
-def load_solver(path: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False) -> Solver:
+def load_solver(
+    path: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    weights: bool = True,
+) -> Solver:
     """Load a solver.
 
     Args:
         path: ``embedded:arithmetic``, a folder in Hugging Face layout, or a Hub name.
         dtype: "float32", "bfloat16" or "float16".
         device: a torch device.
+        weights: False leaves them out, for whoever needs tokenizer and shapes only.
 
     Raises:
-        ConfigError: nothing there, no tokenizer, no chat template, or weights that are not safetensors.
+        ConfigError: nothing there, no tokenizer, no usable chat template, weights that are not safetensors, or a
+            device that this machine lacks.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    place = _device(device)
     folder = _resolve(path)
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
@@ -101,9 +111,21 @@ def load_solver(path: str, *, dtype: str = "float32", device: str = "cpu", trust
             hint="add a chat_template.jinja to the model folder; base models have none, chat models do",
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation="sdpa", **common
-        )
+        tokenizer.apply_chat_template([{"role": "user", "content": "1 a"}], add_generation_prompt=True, tokenize=False)
+    except Exception as error:
+        raise ConfigError(
+            f"the chat template of {path} does not work: {_first_line(error)}",
+            where=str(folder),
+            hint="mend chat_template.jinja (or chat_template in tokenizer_config.json)",
+        ) from error
+    try:
+        if weights:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation="sdpa", **common
+            )
+        else:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **common), **common)
     except Exception as error:
         raise ConfigError(
             f"cannot load the model {path}",
@@ -120,10 +142,22 @@ def load_solver(path: str, *, dtype: str = "float32", device: str = "cpu", trust
             where=str(folder),
             hint="tokenizer and weights belong to different models",
         )
-    model.eval().to(torch.device(device))  # type: ignore[arg-type]
     solver = Solver(model, tokenizer)
-    _check_head(solver, path)
+    if weights:
+        model.eval().to(place)  # type: ignore[arg-type]
+        _check_head(solver, path)
     return solver
+
+
+def _device(name: str) -> torch.device:
+    """The device. Raises ConfigError where this machine has none of that name."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        hint = f"use cpu, cuda, cuda:0, mps; torch said: {_first_line(error)}"
+        raise ConfigError(f"no device {name} here", where="model.device", hint=hint) from error
+    return device
 
 
 @torch.inference_mode()
