@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import report_fixtures as fixtures
+from hostile import HOSTILE
+from rich.console import Console
 
 from stepalign.report import scale
 from stepalign.report.page import write_report, write_token_page
+from stepalign.report.terminal import print_rollout
+from stepalign.report.text import visible
 
 pytestmark = pytest.mark.browser
 
@@ -282,18 +288,46 @@ def test_filter_fold_and_scale_switches(visit: Callable[..., Visit], report: Pat
     assert seen.page.locator(".ticks span").all_inner_texts()[2] == "0"
 
 
-@pytest.mark.parametrize("payload", fixtures.HOSTILE)
-def test_hostile_text_is_inert(visit: Callable[..., Visit], tmp_path: Path, payload: str) -> None:
-    (tmp_path / "results.json").write_text(json.dumps(fixtures.make_hostile_results(payload)))
-    (tmp_path / "signal.json").write_text(json.dumps(fixtures.make_hostile_signal(payload)))
-    seen = visit(write_report(tmp_path))
-    seen.press("d", "g", "]")
+WALK = """async () => {
+  const shown = [];
+  for (let place = 1; ; place += 1) {
+    const at = () => document.querySelector('.place').textContent;
+    while (!at().startsWith(place + ' / ')) await new Promise((tick) => setTimeout(tick, 2));
+    shown.push([document.querySelector('.question .raw').textContent, document.querySelector('.panels').textContent]);
+    if (place === document.querySelectorAll('.rollouts li').length) return shown;
+    document.querySelector('[aria-label="Next rollout"]').click();
+  }
+}"""
+
+
+def hostile_signal() -> dict[str, Any]:
+    """One rollout per hostile text, in every field that holds text; some in the fields of the whole page too."""
+    signals = [fixtures.make_hostile_signal(payload) for payload in HOSTILE]
+    whole = signals[0]
+    for place, context in enumerate(whole["contexts"]):
+        context["label"] = "".join(HOSTILE[place::40])
+    whole["unit"] = whole["definition"] = "".join(HOSTILE[5::40])
+    whole["rollouts"] = [signal["rollouts"][0] for signal in signals]
+    return whole
+
+
+def test_two_hundred_hostile_texts_are_inert(visit: Callable[..., Visit], tmp_path: Path) -> None:
+    assert len(HOSTILE) >= 200
+    seen = visit(write_token_page(hostile_signal(), tmp_path / "hostile.html"), "#rollout=1")
+    shown = seen.page.evaluate(WALK)
+    assert [text for text, _ in shown] == [visible(payload) for payload in HOSTILE]
+    invisible = set("\x00\x1b\x7f\x9b\u202e\u2028\u200b")
+    assert not set("".join(text for pair in shown for text in pair)) & invisible
     seen.page.locator(".t").first.hover()
+    seen.press("d", "c", "g")
     assert seen.page.evaluate("window.hit") is None
+    assert seen.page.title() != "hit"
     assert len(seen.requests) == 1
     assert seen.complaints == []
-    assert seen.page.locator("main img, main iframe, main a[href^=javascript]").count() == 0
-    assert not set(seen.page.locator("body").inner_text()) & set("\x00\x1b\x7f\x9b\u202e\u2028\u200b")
+    own = "script, style, iframe, a, img, object, embed, base, form:not([method=dialog])"
+    found = f"[...document.querySelector('main').querySelectorAll('{own}')].map((node) => node.type || node.tagName)"
+    kinds = seen.page.evaluate(found)
+    assert set(kinds) == {"application/json"}
 
 
 def test_special_and_whitespace_tokens_are_visible(visit: Callable[..., Visit], report: Path) -> None:
@@ -322,18 +356,184 @@ def test_everything_has_a_name(visit: Callable[..., Visit], report: Path) -> Non
     assert orphans == 0
 
 
-def test_a_page_of_fifty_long_rollouts_opens_quickly(visit: Callable[..., Visit], tmp_path: Path) -> None:
+def test_a_long_page_draws_what_is_asked_for_first_and_the_rest_later(
+    visit: Callable[..., Visit], tmp_path: Path
+) -> None:
     from test_report_payload import long_signal
 
-    signal = long_signal(4, 4096, 2, 0)
-    signal["rollouts"] = [
-        rollout | {"rollout_id": f"r{index}"} for index, rollout in enumerate(signal["rollouts"] * 12)
-    ]
-    page = write_token_page(signal, tmp_path / "long.html")
-    seen = visit(page)
-    assert seen.page.locator(".t").count() == 2 * 4096
-    assert seen.page.locator(".rollouts li").count() == 48
+    seen = visit(write_token_page(long_signal(3, 4096, 2, 0), tmp_path / "long.html"), "#rollout=2&t=4000")
+    assert seen.text(".place") == "2 / 3"
+    assert seen.cursor() == [4000, 4000]
+    assert seen.page.locator(".t").count() == 2 * 4096, "a link to the end of a rollout draws all of it"
     seen.page.locator('.t[data-t="0"]').first.focus()
     seen.press("]")
-    assert seen.text(".place") == "2 / 48"
+    seen.page.locator(".place", has_text="3 / 3").wait_for()
+    seen.page.locator('.t[data-panel="1"][data-t="4095"]').wait_for(state="attached")
+    assert seen.page.locator(".t").count() == 2 * 4096
+    seen.press("End")
+    assert seen.cursor() == [4095, 4095]
     assert seen.complaints == []
+
+
+def test_pins_hold_the_card_and_are_copied_together(
+    visit: Callable[..., Visit], report: Path, signal: dict[str, Any]
+) -> None:
+    seen = visit(report)
+    seen.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    for token in (22, 30):
+        seen.page.locator(f'.t[data-panel="0"][data-t="{token}"]').click()
+    seen.page.locator('.t[data-panel="0"][data-t="7"]').hover()
+    assert "token 30 of 44" in seen.text(".dock"), "a pinned card does not follow the pointer"
+    values = [context["log_ratio"][7] for context in first_wrong(signal)["contexts"][:2]]
+    assert seen.shown(".peek p b") == [round(value, 6) for value in values]
+    assert seen.page.locator(".pins li").count() == 2
+    seen.page.locator(".copy").click()
+    seen.page.locator(".copy", has_text="copied").wait_for()
+    cards = json.loads(seen.page.evaluate("navigator.clipboard.readText()"))
+    assert [card["token"] for card in cards] == [22, 30]
+    for card in cards:
+        for context in first_wrong(signal)["contexts"]:
+            assert card["contexts"][context["name"]]["ratio"] == round(context["log_ratio"][card["token"]], 6)
+    seen.page.locator(".unpin").first.click()
+    assert "pins=30" in seen.page.url
+    seen.press("Escape")
+    assert seen.page.locator(".pins").count() == 0
+
+
+def test_the_feedback_stands_beside_the_attempt_step_by_step(
+    visit: Callable[..., Visit], report: Path, signal: dict[str, Any]
+) -> None:
+    seen = visit(report)
+    seen.page.locator(".panel-head").first.click()
+    seen.press("c")
+    rollout = first_wrong(signal)
+    lines = rollout["reference"].split("\n")
+    for at, line in enumerate(lines[:-1]):  # the last step of the attempt goes on into its answer
+        row = seen.page.locator(f'.cell[data-step="{at}"]').first
+        assert " ".join(row.locator(".feedback-step").inner_text().split()) == line
+        own = rollout["text"].split("\n")[at]
+        kept = " ".join(own.split()) == line
+        assert row.locator(".fate").inner_text() == ("kept" if kept else "rewritten")
+        fresh = row.locator("ins").all_inner_texts()
+        assert all(word in line.split() for word in fresh)
+        assert bool(fresh) == (not kept)
+    boxes = [
+        seen.page.locator(f'.cell[data-step="2"] {part}').first.bounding_box() for part in (".run", ".feedback-step")
+    ]
+    assert boxes[1]["y"] > boxes[0]["y"], "two contexts: the feedback stands below the tokens"
+    seen.press("2")
+    box, beside = [
+        seen.page.locator(f'.cell[data-step="2"] {part}').first.bounding_box() for part in (".run", ".feedback-step")
+    ]
+    assert seen.page.locator(".panel-head").count() == 1
+    assert beside["x"] > box["x"] + box["width"] - 1
+    assert abs(beside["y"] - box["y"]) < 12, "one context: side by side, on the same row"
+
+
+def test_search_and_filters(visit: Callable[..., Visit], report: Path, signal: dict[str, Any]) -> None:
+    seen = visit(report)
+    seen.page.locator(".chip", has_text=re.compile("^correct")).click()
+    right = [rollout for rollout in signal["rollouts"] if rollout["verdict"] == "correct"]
+    assert seen.page.locator(".rollouts li").count() == len(right)
+    seen.page.locator(".chip", has_text=re.compile("^correct")).click()
+    seen.page.locator('.t[data-t="0"]').first.focus()
+    seen.press("/")
+    assert seen.page.evaluate("document.activeElement.type") == "search"
+    words = first_wrong(signal)["text"].split("\n")[1][4:]
+    seen.page.keyboard.type(words.upper())
+    expected = [rollout for rollout in signal["rollouts"] if words in rollout["text"] or words in rollout["question"]]
+    seen.page.locator(".found", has_text=re.compile(f"^{len(expected)} rollout")).wait_for()
+    assert seen.page.locator(".rollouts li").count() == len(expected)
+    hit = "[...document.querySelectorAll('.t.hit[data-panel=\"0\"]')].map((cell) => cell.textContent).join('')"
+    assert seen.page.evaluate(hit).replace("·", " ") == first_wrong(signal)["text"].split("\n")[1]
+    seen.press("Enter", "Escape")
+    assert seen.page.locator(".rollouts li").count() == len(signal["rollouts"])
+    assert seen.page.locator(".t.hit").count() == 0
+    assert seen.page.evaluate("document.activeElement.className.split(' ')[0]") == "t"
+
+
+def test_dragging_across_a_strip_looks_closer_in_all_of_them(visit: Callable[..., Visit], report: Path) -> None:
+    seen = visit(report)
+    strip = seen.page.locator(".strip").first
+    strip.scroll_into_view_if_needed()
+    box = strip.bounding_box()
+    seen.page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 70)
+    seen.page.mouse.down()
+    seen.page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + 70, steps=3)
+    seen.page.mouse.up()
+    names = (
+        "[...document.querySelectorAll('.strip')].map((node) => node.getAttribute('aria-label').split(', tokens ')[1])"
+    )
+    ranges = seen.page.evaluate(names)
+    assert len(ranges) == 2
+    assert len(set(ranges)) == 1
+    start, end = (int(part) for part in ranges[0].split(" to "))
+    assert 8 <= start <= 14
+    assert 22 <= end <= 28
+    assert f"range={start}-{end + 1}" in seen.page.url
+    bars = "document.querySelector('.strip .bars.plus').getAttribute('d').split('M').length - 1"
+    bars += "+ document.querySelector('.strip .bars.minus').getAttribute('d').split('M').length - 1"
+    assert seen.page.evaluate(bars) == end + 1 - start
+    seen.page.locator('.t[data-t="40"]').first.focus()
+    start, end = (int(part) for part in seen.page.evaluate(names)[0].split(" to "))
+    assert start <= 40 <= end, "the strips follow the cursor"
+    seen.press("0")
+    assert seen.page.evaluate(names)[0] == "0 to 43"
+    seen.press("+")
+    assert seen.page.evaluate(names)[0] == "22 to 43"
+    assert seen.complaints == []
+
+
+def test_a_fixed_limit_is_the_same_for_every_rollout(visit: Callable[..., Visit], report: Path) -> None:
+    seen = visit(report)
+    seen.page.select_option('select[aria-label="Limit of the colour scale"]', "fixed")
+    seen.page.locator(".fixed").fill("2.5")
+    seen.page.locator(".fixed").press("Enter")
+    assert seen.all(".ticks span")[-1] == "+2.50"
+    assert "limit=2.5" in seen.page.url
+    again = visit(report, "#" + seen.page.url.split("#")[1])
+    assert again.all(".ticks span")[-1] == "+2.50"
+
+
+def test_the_numbers_file_holds_the_stored_numbers(
+    visit: Callable[..., Visit], report: Path, signal: dict[str, Any], tmp_path: Path
+) -> None:
+    seen = visit(report)
+    with seen.page.expect_download() as waiting:
+        seen.page.locator(".export-csv").click()
+    waiting.value.save_as(tmp_path / "numbers.csv")
+    with (tmp_path / "numbers.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rollout = first_wrong(signal)
+    assert [json.loads(row["text"]) for row in rows] == [token["text"] for token in rollout["tokens"]]
+    for context in rollout["contexts"]:
+        for key in ("log_ratio", "teacher_log_prob"):
+            column = [float(row[f"{context['name']}.{key}"]) for row in rows]
+            assert column == pytest.approx([round(value, 6) for value in context[key]], abs=1.1e-6)
+
+
+def test_page_and_terminal_state_the_same_sums(
+    visit: Callable[..., Visit], report: Path, signal: dict[str, Any]
+) -> None:
+    seen = visit(report, "#rollout=r000&c=1")
+    out = StringIO()
+    print_rollout(signal, "r000", contexts=["step_aligned"], console=Console(file=out, width=200, color_system=None))
+    printed = re.findall(r"sum ([+−]?[\d.]+)\n|sum ([+−]?[\d.]+)  ", out.getvalue().replace(" nats", ""))
+    sums = [text.split()[1] for text in seen.all(".step-sum")]
+    assert sums == [first or second for first, second in printed][1:]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_an_accessibility_audit_finds_nothing(visit: Callable[..., Visit], report: Path, scheme: str) -> None:
+    """axe-core: roles, names, focus order, and contrast of at least 4.5:1 as Chromium computed it."""
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    source = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    seen = visit(report, "#rollout=r000&t=22&pins=22,30&f=1", color_scheme=scheme)
+    for options in ("", "d"):
+        seen.press(*options)
+        seen.page.evaluate(source)
+        found = seen.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        assert [
+            (problem["id"], [(node["html"][:160], node["failureSummary"][:300]) for node in problem["nodes"][:3]])
+            for problem in found["violations"]
+        ] == []

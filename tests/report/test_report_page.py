@@ -266,7 +266,8 @@ def test_nothing_in_the_page_points_outside(results: dict[str, Any], signal: dic
             assert name not in {"src", "srcset", "action", "style"}
             assert not name.startswith("on")
             assert name != "href" or value.startswith("#")
-    for asset in ("viewer.js", "page.css"):
+    viewer_parts = [f"viewer/{name}.js" for name in page.VIEWER_PARTS]
+    for asset in (*viewer_parts, "page.css", "viewer.css"):
         text = page._asset(asset)
         for word in (
             "innerHTML",
@@ -280,6 +281,11 @@ def test_nothing_in_the_page_points_outside(results: dict[str, Any], signal: dic
             "@import",
         ):
             assert word not in text, f"{word} in {asset}"
+
+
+def test_every_source_file_of_the_viewer_is_in_the_page() -> None:
+    folder = Path(page.__file__).parent / "assets" / "viewer"
+    assert {path.stem for path in folder.iterdir()} == set(page.VIEWER_PARTS)
 
 
 def test_internal_links_lead_somewhere(results: dict[str, Any], signal: dict[str, Any]) -> None:
@@ -297,9 +303,9 @@ def test_hostile_text_stays_text(payload: str) -> None:
     # Same elements with and without the payload: it opened none and closed none.
     assert [node.tag for node in document.everything()] == [node.tag for node in harmless.everything()]
     assert not set(html) & set("\x00\x07\x08\x1b\x7f\x9b\u202e\u202c\u2028\u2029\u200b\ufeff")
-    (data,) = [node for node in document.all("script") if node.attributes.get("type") == "application/json"]
-    assert not set(data.text) & set("<>&\u2028\u2029")
-    assert json.loads(data.text)["rollouts"][0]["question"] == payload
+    data = [node.text for node in document.all("script") if node.attributes.get("type") == "application/json"]
+    assert not set("".join(data)) & set("<>&\u2028\u2029")
+    assert json.loads(data[0])["rollouts"][0]["question"] == json.loads(data[1])["question"] == payload
     html.encode("utf-8")
 
 

@@ -11,17 +11,20 @@ import pytest
 import report_fixtures as fixtures
 
 from stepalign.report.page import token_html
-from stepalign.report.payload import signal_element, viewer_data
+from stepalign.report.payload import index_of, page_elements, viewer_data
 
 
 def stored(signal: dict[str, Any]) -> dict[str, Any]:
-    data = json.loads(signal_element(signal))
-    return json.loads(zlib.decompress(base64.b64decode(data["deflate"]))) if "deflate" in data else data
+    """The data as a page holds them: index and rollouts, unpacked."""
+    index, rollouts = page_elements(signal)
+    opened = [json.loads(text) for text in rollouts]
+    opened = [json.loads(zlib.decompress(base64.b64decode(r))) if isinstance(r, str) else r for r in opened]
+    return json.loads(index) | {"opened": opened}
 
 
 def test_six_digits_survive_the_packing(signal: dict[str, Any]) -> None:
     data = stored(signal)
-    for rollout, shown in zip(signal["rollouts"], data["rollouts"], strict=True):
+    for rollout, shown in zip(signal["rollouts"], data["opened"], strict=True):
         for context, packed in zip(rollout["contexts"], shown["contexts"], strict=True):
             student = packed.get("student") or shown["student"]
             for token, value in enumerate(context["log_ratio"]):
@@ -29,6 +32,62 @@ def test_six_digits_survive_the_packing(signal: dict[str, Any]) -> None:
                 assert student[token] == round(context["student_log_prob"][token], 6)
                 teacher = (student[token] + packed["a"][token]) * 1e6 + packed["rest"][token]
                 assert round(teacher) == round(context["teacher_log_prob"][token] * 1e6)
+
+
+def test_the_index_says_what_the_list_shows(signal: dict[str, Any]) -> None:
+    lines = stored(signal)["rollouts"]
+    for line, rollout in zip(lines, signal["rollouts"], strict=True):
+        series = [context["log_ratio"] for context in rollout["contexts"]]
+        assert line["tokens"] == len(rollout["tokens"])
+        assert line["strongest"] == pytest.approx(max(abs(value) for values in series for value in values), abs=1e-6)
+        for bars, values in zip(line["bars"], series, strict=True):
+            assert len(bars) == len(values)  # fewer tokens than bars: one each
+            assert bars == pytest.approx(values, abs=5.1e-4)
+
+
+def test_long_rollouts_show_the_strongest_of_each_stretch() -> None:
+    signal = long_signal(1, 1000, 1, 0)
+    values = signal["rollouts"][0]["contexts"][0]["log_ratio"]
+    (bars,) = index_of(viewer_data(signal))["rollouts"][0]["bars"]
+    assert len(bars) == 48
+    assert max(map(abs, bars)) == pytest.approx(max(map(abs, values)), abs=5.1e-4)
+    assert bars[0] == pytest.approx(max(values[:20], key=abs), abs=5.1e-4)
+
+
+ATTEMPT = "<step_1> 1 + 1 = 2 <step_2> 2 + 2 = 5 <step_3> 5 + 1 = 6 <answer> 6"
+FEEDBACK = "<step_1> 1 + 1 = 2 <step_2> 2 + 2 = 4 <step_3> 4 + 1 = 5 <step_4> so 5 <answer> 5"
+
+
+def _words_signal(attempt: str, feedback: str) -> dict[str, Any]:
+    tokens, at = [], 0
+    for word in attempt.split(" "):
+        tokens.append({"text": word, "start": at, "end": at + len(word), "id": 1})
+        at += len(word) + 1
+    starts = [at for at in range(len(attempt)) if attempt[at] == "<"] or [0]
+    steps = [{"label": str(i + 1), "start": start} for i, start in enumerate(starts)]
+    context = {"name": "c", "text": feedback, "log_ratio": [0.0] * len(tokens)}
+    return {"rollouts": [{"text": attempt, "tokens": tokens, "steps": steps, "contexts": [context]}]}
+
+
+def test_feedback_stands_beside_the_steps_it_is_about() -> None:
+    (context,) = viewer_data(_words_signal(ATTEMPT, FEEDBACK))["rollouts"][0]["contexts"]
+    shown = [(step, fate, FEEDBACK[start:end].strip()) for step, fate, _, start, end in context["rows"]]
+    assert shown == [
+        (0, "copied", "<step_1> 1 + 1 = 2"),
+        (1, "edited", "<step_2> 2 + 2 = 4"),
+        (2, "edited", "<step_3> 4 + 1 = 5"),
+        (2, "added", "<step_4> so 5"),
+        (3, "edited", "<answer> 5"),
+    ]
+    assert context["alignment"]["copied"] == 1
+    assert context["alignment"]["verbatim_share"] == 1.0
+
+
+@pytest.mark.parametrize("feedback", ["", "wrong", "The second sum is off by one.\n\nLook again."])
+def test_feedback_without_steps_has_no_rows(feedback: str) -> None:
+    (context,) = viewer_data(_words_signal(ATTEMPT, feedback))["rollouts"][0]["contexts"]
+    assert context["rows"] == []
+    assert context["alignment"] is None
 
 
 def test_the_students_side_is_stored_once_when_all_contexts_agree(signal: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from stepalign.errors import ConfigError
 from stepalign.report import charts, costs, curves, drawing, localisation, prose, reading, scale
-from stepalign.report.payload import signal_element
+from stepalign.report.payload import page_elements
 from stepalign.report.results import Difference, ResultsTable, differences, result_intervals, results_tables
 from stepalign.report.text import MISSING, decimal, megabytes, number, percent, seconds, visible
 
@@ -113,9 +113,11 @@ def _report_values(results: Mapping[str, Any]) -> dict[str, Any]:
 def _signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
     if signal is None:
         return {"signal": None, "levels": Markup(), "localisation": ([], [])}
+    index, rollouts = page_elements(signal)
     return {
         "signal": signal,
-        "signal_data": Markup(signal_element(signal)),
+        "signal_index": Markup(index),
+        "signal_rollouts": [Markup(text) for text in rollouts],
         "localisation": localisation.localisation_rows(signal),
     }
 
@@ -273,8 +275,9 @@ def _render(template: str, values: dict[str, Any]) -> str:
         "mark": _mark,
         "exact": _exact,
     }
-    style = "\n".join([_asset("page.css"), _arm_rules(), scale.stylesheet() if values.get("signal") else ""])
-    script = _asset("viewer.js") if values.get("signal") else ""
+    with_viewer = bool(values.get("signal"))
+    style = "\n".join([_asset("page.css"), _arm_rules(), *([viewer_style()] if with_viewer else [])])
+    script = viewer_script() if with_viewer else ""
     return environment.get_template(template).render(
         **values,
         style=Markup(style),
@@ -283,6 +286,24 @@ def _render(template: str, values: dict[str, Any]) -> str:
         "form-action 'none'",
         version=_version(),
     )
+
+
+VIEWER_PARTS = (
+    *("dom", "text", "scale", "data", "list", "head", "panels", "beside", "strip", "numbers", "card", "moves", "links"),
+    *("export", "main"),
+)
+"""Source files of the viewer, in the order in which they are joined."""
+
+
+def viewer_script(*more: str) -> str:
+    """The viewer's parts in one closure, with further files of the assets folder after them."""
+    files = [*(f"viewer/{name}.js" for name in VIEWER_PARTS), *more]
+    return "(() => {\n" + "\n".join(_asset(name) for name in files) + "\n})();"
+
+
+def viewer_style() -> str:
+    """The viewer's rules and the colours of every level of the scale."""
+    return _asset("viewer.css") + "\n" + scale.stylesheet()
 
 
 def _mark(colour: int) -> Markup:
@@ -320,7 +341,7 @@ def _source(block: str) -> str:
 
 
 def _asset(name: str) -> str:
-    return resources.files("stepalign.report").joinpath("assets", name).read_text(encoding="utf-8")
+    return resources.files("stepalign.report").joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
 
 
 def _version() -> str:

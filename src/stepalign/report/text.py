@@ -41,7 +41,11 @@ def safe_json(value: Any) -> str:
 
     NaN and infinities become null: JSON has no such numbers, and a browser would refuse the whole page for one of them.
     """
-    text = json.dumps(_finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return escape_json(json.dumps(_finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False))
+
+
+def escape_json(text: str) -> str:
+    """JSON text without ``<``, ``>`` and ``&``, which it can only hold inside strings."""
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

@@ -1,0 +1,83 @@
+// What the page holds, and what of it is shown. The index is read at once, a rollout when it is opened.
+
+const CASES = {
+  correct: "Fully correct", one_wrong_step: "One wrong step", incomplete: "Incomplete", wrong_approach: "Wrong approach",
+};
+const VERDICTS = { correct: "correct", incorrect: "wrong", undecided: "undecided" };
+const STATUS = { right: "right", wrong: "first wrong step", after_error: "after the error", unknown: "not judged" };
+const FATE = { copied: "kept", edited: "rewritten", missing: "dropped", added: "added" };
+
+let data; // the index: contexts, scale, one summary per rollout
+let stored = []; // one per rollout: its data, still packed or open
+const state = {
+  rollout: 0, token: 0, panel: 0, shown: [0, 1], diff: false, beside: false, log: false, limit: "all", fixed: 1,
+  spaces: false, pins: [], range: null, verdict: "", case: "", sort: "file", search: "", collapsed: new Set(),
+};
+
+async function unpack(text) {
+  const bytes = Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+function readPage() {
+  data = JSON.parse(document.getElementById("signal-data").textContent);
+  stored = [...document.querySelectorAll(".rollout-data")].map((element) => ({ element }));
+}
+
+// Opens a rollout's data; at once where they are open already.
+function fetchRollout(at) {
+  const entry = stored[at];
+  if (entry.rollout) return entry.rollout;
+  const found = JSON.parse(entry.element.textContent);
+  if (typeof found !== "string") return (entry.rollout = found);
+  entry.coming = entry.coming || unpack(found).then((rollout) => (entry.rollout = rollout));
+  return entry.coming;
+}
+
+const current = () => stored[state.rollout].rollout;
+const label = (context) => visible(data.contexts[context].label);
+const contextOf = (rollout, context) => rollout.contexts.find((entry) => entry.context === context);
+const available = (rollout) => rollout.contexts.map((entry) => entry.context);
+const side = (rollout, entry, key) => entry[key] || rollout[key] || [];
+const caseName = (name) => CASES[name] || (name ? visible(name).replace(/_/g, " ") : "no case");
+const statusOf = (step) => (step && STATUS[step[1]] ? step[1] : "unknown");
+const stepOf = (rollout, token) => rollout.steps.findIndex((step) => token >= step[2] && token < step[3]);
+
+function stepName(step) {
+  if (!step || step[0] === "") return step && step[1] !== "unknown" ? "Attempt" : "Text";
+  return step[0] === "answer" ? "Answer" : "Step " + visible(step[0]);
+}
+
+// All that is stored about one token under one context.
+function reading(rollout, context, token) {
+  const entry = contextOf(rollout, context);
+  if (!entry) return {};
+  const student = side(rollout, entry, "student")[token];
+  const ratio = entry.a[token];
+  const rest = entry.rest[token];
+  return {
+    ratio,
+    student,
+    teacher: known(rest) ? Math.round((student + ratio) * 1e6 + rest) / 1e6 : null,
+    kl: entry.kl[token],
+    studentEntropy: side(rollout, entry, "student_entropy")[token],
+    teacherEntropy: entry.entropy[token],
+    topStudent: side(rollout, entry, "top_student")[token] || [],
+    topTeacher: (entry.top || [])[token] || [],
+  };
+}
+
+// A view is what one panel shows: a context, or the difference of two.
+function views() {
+  const rollout = current();
+  const shown = state.shown.filter((context) => contextOf(rollout, context));
+  if (state.diff && shown.length > 1) return [{ title: label(shown[0]) + " \u2212 " + label(shown[1]), pair: shown.slice(0, 2) }];
+  return (shown.length ? shown : available(rollout).slice(0, 1)).map((context) => ({ title: label(context), context }));
+}
+
+function valuesOf(rollout, view) {
+  if (!view.pair) return contextOf(rollout, view.context).a;
+  const [first, second] = view.pair.map((context) => contextOf(rollout, context).a);
+  return first.map((value, at) => (known(value) && known(second[at]) ? value - second[at] : null));
+}

@@ -1,0 +1,100 @@
+// Above the panels: what was asked, the switches, and the legend with the distribution of A.
+
+function drawHead() {
+  const rollout = current();
+  const facts = [caseName(rollout.case), VERDICTS[rollout.verdict] || visible(rollout.verdict), plural(rollout.pieces.length, "token"), "rollout " + visible(rollout.id)];
+  const line = (name, text) => h("p", { class: "question" }, h("span", { class: "tag", text: name }), h("span", { class: "raw", text: visible(text) }));
+  part.head.replaceChildren(...[
+    h("p", { class: "facts" },
+      h("button", { type: "button", class: "step-button", "aria-label": "Previous rollout", text: "\u2190", onclick: () => neighbour(-1) }),
+      h("span", { class: "place", text: state.rollout + 1 + " / " + data.rollouts.length }),
+      h("button", { type: "button", class: "step-button", "aria-label": "Next rollout", text: "\u2192", onclick: () => neighbour(1) }),
+      h("span", { text: facts.filter(Boolean).join(" \u00b7 ") })),
+    line("Question", rollout.question),
+    known(rollout.expected) ? line("Expected", rollout.expected) : null,
+    rollout.reference ? h("details", { class: "reference" }, h("summary", { text: "Reference solution" }), h("pre", { class: "raw", tabindex: "0", text: visible(rollout.reference) })) : null,
+  ].filter(known));
+}
+
+function drawTools() {
+  const rollout = current();
+  const group = (...children) => h("span", { class: "group" }, ...children);
+  const contexts = available(rollout).slice(0, 9).map((context, at) =>
+    chip(label(context), () => toggleContext(at), { key: String(at + 1), pressed: state.shown.includes(context), kind: "context" }));
+  const flip = (name) => () => { state[name] = !state[name]; redraw(); writeHash(); };
+  const limits = h("select", { "aria-label": "Limit of the colour scale", onchange: (event) => {
+    state.fixed = Math.max(Number(limit().toFixed(2)), 0.01);
+    state.limit = event.target.value;
+    redraw();
+    writeHash();
+  } }, ...Object.entries(LIMITS).map(([value, [text]]) => option(value, text, state.limit === value)));
+  const fixed = h("input", { type: "number", class: "fixed", min: "0.01", step: "any", value: state.fixed, "aria-label": "Fixed limit, " + visible(data.unit), onchange: (event) => {
+    if (Number(event.target.value) > 0) { state.fixed = Number(event.target.value); redraw(); writeHash(); }
+  } });
+  part.tools.replaceChildren(
+    group(...contexts),
+    group(
+      chip("difference", toggleDifference, { key: "d", pressed: state.diff, off: rollout.contexts.length < 2 }),
+      state.diff ? pairPicker() : null,
+      chip("feedback beside", toggleBeside, { key: "c", pressed: state.beside, off: !rollout.contexts.some((entry) => entry.rows.length) })),
+    group(limits, state.limit === "fixed" ? fixed : null, chip("log scale", flip("log"), { pressed: state.log }), chip("blanks", flip("spaces"), { pressed: state.spaces })),
+    group(
+      chip("strongest", jumpStrongest, { key: "g" }),
+      chip(state.collapsed.size ? "open all" : "fold all", foldAll, { key: "f" }),
+      chip("SVG", exportSvg, { key: "e", kind: "export-svg" }), chip("PNG", exportPng, { kind: "export-png" }), chip("CSV", exportCsv, { kind: "export-csv" }),
+      chip("", () => part.help.showModal(), { key: "?", name: "Keyboard help" })));
+}
+
+// Which two contexts are subtracted, and in which order.
+function pairPicker() {
+  const pick = (place, name) => h("select", {
+    "aria-label": name,
+    onchange: (event) => {
+      const chosen = Number(event.target.value);
+      const other = state.shown[1 - place] === chosen ? state.shown[place] : state.shown[1 - place];
+      const pair = place ? [other, chosen] : [chosen, other];
+      state.shown = [...pair, ...state.shown.filter((context) => !pair.includes(context))];
+      redraw();
+      writeHash();
+    },
+  }, ...available(current()).map((context) => option(context, label(context), state.shown[place] === context)));
+  return h("span", { class: "pair-picker" }, pick(0, "Minuend"), h("span", { text: "\u2212" }), pick(1, "Subtrahend"));
+}
+
+function drawLegend() {
+  const top = limit();
+  const rollout = current();
+  const ticks = [-1, -0.5, 0, 0.5, 1].map((share) => (share ? signed(Math.sign(share) * valueAt(Math.abs(share), top), 2) : "0"));
+  const ramp = h("div", { class: "ramp", role: "img", "aria-label": "Colour scale from " + ticks[0] + " to " + ticks[4] + " " + visible(data.unit) });
+  for (let at = -LEVELS; at <= LEVELS; at += 1) ramp.append(h("i", { class: levelClass(at) }));
+  const unscored = rollout.contexts.map((entry) => entry.a.filter((value) => !known(value)).length);
+  part.legend.replaceChildren(
+    h("div", { class: "scale" }, ramp,
+      h("div", { class: "ticks" }, ...ticks.map((text) => h("span", { text }))),
+      h("div", { class: "poles" }, h("span", { class: "less", text: "less likely with the feedback" }), h("span", { class: "more", text: "more likely" }))),
+    h("div", { class: "histograms" }, ...views().map((view) => histogram(rollout, view, top))),
+    h("p", { class: "definition" },
+      data.definition ? h("span", { class: "formula", text: visible(data.definition) }) : null,
+      h("b", { text: state.diff ? "Difference of A" : "A" }), h("span", { text: ", " + visible(data.unit) + ". " }),
+      h("span", { text: "Limit \u00b1" + plain(top, 2) + ": " + LIMITS[state.limit][1] + ", one scale for every panel" + (state.log ? ", logarithmic. " : ". ") }),
+      h("span", { class: "key-up", text: "Line above" }), h("span", { text: ": reinforced. " }),
+      h("span", { class: "key-down", text: "Line below" }), h("span", { text: ": suppressed. " }),
+      h("span", { class: "key-clip", text: "Double line" }), h("span", { text: ": beyond the limit. " }),
+      h("span", { text: known(data.temperature) ? "Both sides at temperature " + data.temperature + ". " : "" }),
+      h("span", { text: unscored.some(Boolean) ? "Not scored, hatched: " + Math.max(...unscored) + " of " + plural(rollout.pieces.length, "token") + "." : "" })));
+}
+
+function histogram(rollout, view, top) {
+  const counts = new Array(2 * LEVELS + 1).fill(0);
+  const values = valuesOf(rollout, view).filter(known);
+  for (const value of values) counts[level(value, top) + LEVELS] += 1;
+  const highest = Math.sqrt(Math.max(...counts, 1));
+  const drawing = s("svg", { viewBox: "0 0 132 34", width: "132", height: "34", role: "img", class: "histogram",
+    "aria-label": "Distribution of A under " + view.title + ": " + values.filter((value) => value < 0).length + " of " + plural(values.length, "token") + " negative" });
+  counts.forEach((count, at) => {
+    const size = (Math.sqrt(count) / highest) * 30;
+    drawing.append(s("rect", { class: "bin " + levelClass(at - LEVELS), x: at * 4, y: 32 - size, width: 3.4, height: Math.max(size, count ? 1 : 0) }));
+  });
+  drawing.append(s("line", { class: "rule", x1: 0, x2: 132, y1: 32.5, y2: 32.5 }));
+  return h("div", { class: "histogram-box" }, drawing, h("span", { text: view.title }));
+}
