@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from stepalign.errors import ConfigError
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
-TeacherWeights = Literal["initial", "ema", "live"]
+TeacherWeights = Literal["initial", "ema", "live", "trust_region"]
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+Hybrid = Literal["none", "weighted_sum", "rlsd", "srpo", "rosd"]
 CheckpointRule = Literal["last", "best_on_validation", "best_per_metric_on_test"]
 
 
@@ -196,8 +198,11 @@ class TeacherSection(_Section):
     """The weights of the self-teacher."""
 
     weights: TeacherWeights = "initial"
+    """initial = as at the start, ema = a moving average, live = the student's own, trust_region = initial and live."""
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
-    """teacher <- decay * teacher + (1 - decay) * student, after each optimizer step."""
+    """ema: teacher <- decay * teacher + (1 - decay) * student, after each optimizer step."""
+    live_share: float = Field(default=0.05, ge=0, le=1)
+    """trust_region: logits = (1 - share) * those of the initial weights + share * those of the live ones."""
 
 
 class ObjectiveSection(_Section):
@@ -209,10 +214,33 @@ class ObjectiveSection(_Section):
     teacher: TeacherSection = TeacherSection()
     entry_clip: float | None = Field(default=None, gt=0)
     """Upper bound of each vocabulary entry's contribution, nats."""
+    token_clip: float | None = Field(default=None, gt=0)
+    """Upper bound of each token's divergence, nats; clipped tokens have no gradient."""
+    loss_type: LossType = "dapo"
+    """Weight of a token in both terms of the loss: dapo = 1 / tokens of the step, grpo = 1 / (tokens of its completion
+    * completions), dr_grpo = 1 / (completions * ``sampling.max_completion_length``), bnpo = a token mean per
+    micro-batch."""
+    beta: float = Field(default=0.0, ge=0)
+    """Weight of the KL to the reference, the initial weights, at every trained token; its estimate is metric ``kl``."""
     epsilon: float = Field(default=0.2, ge=0)
     epsilon_high: float | None = Field(default=None, ge=0)
     """Clip range of the importance ratio; ``epsilon_high`` defaults to ``epsilon``."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Rewards less their group's mean are divided by a standard deviation: of the group, of the batch, or not."""
+    hybrid: Hybrid = "none"
+    """How verdict and self-teacher work together (docs/objective.md): none = as the condition says, weighted_sum = both
+    terms, rlsd = the verdict's direction with the self-teacher's magnitude, srpo = correct completions by the verdict
+    and wrong ones by the self-teacher, rosd = the self-teacher from the first error on."""
+    distillation_weight: float = Field(default=0.5, ge=0, le=1)
+    """weighted_sum: weight of the self-teacher's term; the policy term gets the rest."""
+    rlsd_mixing: float = Field(default=0.5, ge=0, le=1)
+    """rlsd: the self-teacher's share in the magnitude at the first step."""
+    rlsd_decay_steps: int = Field(default=50, ge=0)
+    """rlsd: optimizer steps over which this share falls to 0, linearly; 0 keeps it."""
+    rlsd_clip: float = Field(default=0.2, ge=0, le=1)
+    """rlsd: half-width of the allowed magnitudes around 1."""
+    srpo_entropy_damping: float = Field(default=1.0, ge=0)
+    """srpo: a token's distillation weight is multiplied by exp(-damping * the self-teacher's entropy in nats)."""
 
 
 class TrainingSection(_Section):

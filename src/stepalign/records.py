@@ -154,6 +154,10 @@ class Sample:
     """Group-normalised reward, used by the policy-gradient term only."""
     distillation_weight: float
     policy_weight: float
+    magnitude_mixing: float = 0.0
+    """The self-teacher's share in the size of each token's advantage, in [0, 1]; its sign stays the verdict's."""
+    entropy_damping: float = 0.0
+    """Each token's distillation weight is multiplied by exp(-damping * entropy of the self-teacher)."""
     probe: tuple[int, int] | None = None
     """(position of the first wrong token, id of the right one there), where the truth is known. Only watched."""
 
@@ -161,8 +165,8 @@ class Sample:
         lengths = {len(self.completion_ids), len(self.sampler_log_probs), len(self.loss_mask)}
         if len(lengths) != 1:
             raise ValueError(f"misaligned sample {self.rollout_id}: lengths {sorted(lengths)}")
-        if self.distillation_weight and self.teacher_prompt_ids is None:
-            raise ValueError(f"sample {self.rollout_id} has a distillation weight but no self-teacher prompt")
+        if (self.distillation_weight or self.magnitude_mixing) and self.teacher_prompt_ids is None:
+            raise ValueError(f"sample {self.rollout_id} needs a self-teacher but has no prompt for it")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

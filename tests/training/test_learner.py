@@ -20,6 +20,8 @@ from stepalign.training.teacher import Teacher
 
 TEMPERATURE = 1.3
 VOCABULARY = 48
+LONGEST = 11
+"""The sampling budget, tokens."""
 
 
 def make_sample(rng: random.Random, name: str, **changes: Any) -> Sample:
@@ -54,6 +56,8 @@ def samples() -> list[Sample]:
             rng, "punished", teacher_prompt_ids=None, distillation_weight=0.0, policy_weight=0.5, advantage=-1.1
         ),
         make_sample(rng, "both", policy_weight=0.7, advantage=0.6),
+        make_sample(rng, "magnified", distillation_weight=0.0, policy_weight=0.8, advantage=-0.8, magnitude_mixing=0.6),
+        make_sample(rng, "damped", distillation_weight=0.9, entropy_damping=1.7),
         make_sample(rng, "idle", teacher_prompt_ids=None, distillation_weight=0.0, policy_weight=1.0, advantage=0.0),
         make_sample(rng, "masked", teacher_prompt_ids=None, distillation_weight=0.0),
     ]
@@ -68,38 +72,69 @@ class Setting:
         self.twin = copy.deepcopy(self.solver.model)
         self.objective = ObjectiveSection(**objective)
         self.training = TrainingSection(**{"max_grad_norm": 1e9, "warmup_steps": 0, "learning_rate": 1e-3, **training})
-        self.learner = Learner(self.solver, self.objective, self.training, temperature=TEMPERATURE)
-        self.teacher = Teacher(self.solver.model, self.objective.teacher)
-        # A teacher that differs from the student in its weights too, not only in its prompt.
-        self.teacher_twin = copy.deepcopy(self.twin)
-        if self.objective.teacher.weights != "live":
-            generator = torch.Generator().manual_seed(1)
-            with torch.no_grad():
-                for name, parameter in self.teacher_twin.named_parameters():
-                    parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-                    self.teacher.values[name].copy_(parameter)
+        self.learner = Learner(
+            self.solver, self.objective, self.training, temperature=TEMPERATURE, max_completion_length=LONGEST
+        )
+        self.teacher = Teacher(self.solver.model, self.objective.teacher, keeps_reference=self.objective.beta > 0)
+        # Teacher and reference that differ from the student in their weights too, not only in their prompts.
+        self.teacher_twin = self._moved(self.teacher.values, seed=1)
+        moves = self.teacher.reference is not self.teacher.values
+        self.reference_twin = self._moved(self.teacher.reference, seed=2) if moves else self.teacher_twin
+
+    def _moved(self, values: dict[str, torch.Tensor], seed: int) -> torch.nn.Module:
+        """A twin with noise on its weights, and ``values`` set to the same."""
+        twin = copy.deepcopy(self.twin)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in twin.named_parameters() if values else ():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+                values[name].copy_(parameter)
+        return twin
+
+    def reference_loss(self, samples: Sequence[Sample]) -> torch.Tensor:
+        return reference_loss(self.twin, self.teacher_twin, self.reference_twin, samples, self.objective)
 
     def gradients(self) -> dict[str, torch.Tensor]:
         return {n: p.grad.clone() for n, p in self.solver.model.named_parameters() if p.grad is not None}
 
 
-def log_probs(model: torch.nn.Module, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
+def logits(model: torch.nn.Module, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
     """[T, V] from the whole model on one sequence."""
-    logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
-    return (logits / TEMPERATURE).log_softmax(-1)
+    return model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
+
+
+def log_probs(model: torch.nn.Module, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
+    return logits(model, prompt, completion).log_softmax(-1)
+
+
+@torch.no_grad()
+def taught_log_probs(
+    model: torch.nn.Module, teacher: torch.nn.Module, sample: Sample, objective: ObjectiveSection
+) -> torch.Tensor:
+    sequence = sample.teacher_prompt_ids or (), sample.completion_ids
+    taught = logits(teacher, *sequence)
+    if objective.teacher.weights == "trust_region":
+        share = objective.teacher.live_share
+        taught = (1 - share) * taught + share * logits(model, *sequence)
+    return taught.log_softmax(-1)
 
 
 def reference_loss(
-    model: torch.nn.Module, teacher: torch.nn.Module, samples: Sequence[Sample], objective: ObjectiveSection
+    model: torch.nn.Module,
+    teacher: torch.nn.Module,
+    reference: torch.nn.Module,
+    samples: Sequence[Sample],
+    objective: ObjectiveSection,
 ) -> torch.Tensor:
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    sums, lengths = [], []
     for s in samples:
         mask = torch.tensor(s.loss_mask)
-        count += int(mask.sum())
         student = log_probs(model, s.student_prompt_ids, s.completion_ids)
-        if s.distillation_weight:
-            with torch.no_grad():
-                taught = log_probs(teacher, s.teacher_prompt_ids or (), s.completion_ids)
+        taken = student.gather(1, torch.tensor(s.completion_ids)[:, None])[:, 0]
+        row = torch.zeros(len(mask), dtype=torch.float64)
+        advantage = torch.full_like(row, s.advantage)
+        if s.teacher_prompt_ids is not None:
+            taught = taught_log_probs(model, teacher, s, objective)
             p, q = taught.exp(), student.exp()
             if objective.divergence == "forward_kl":
                 terms = p * (taught - student)
@@ -111,14 +146,32 @@ def reference_loss(
                 terms = w * p * (taught - middle) + (1 - w) * q * (student - middle)
             if objective.entry_clip is not None:
                 terms = terms.clamp(max=objective.entry_clip)
-            total = total + s.distillation_weight * (terms.sum(-1) * mask).sum()
+            divergence = terms.sum(-1)
+            if objective.token_clip is not None:
+                divergence = divergence.clamp(max=objective.token_clip)
+            damped = (-s.entropy_damping * -(p * taught).sum(-1)).exp()
+            row = row + s.distillation_weight * damped * divergence
+            gap = (taught.gather(1, torch.tensor(s.completion_ids)[:, None])[:, 0] - taken).detach()
+            magnitude = (math.copysign(1, s.advantage) * gap).exp()
+            magnitude = magnitude.clamp(1 - objective.rlsd_clip, 1 + objective.rlsd_clip)
+            advantage = advantage * (1 - s.magnitude_mixing + s.magnitude_mixing * magnitude)
         if s.policy_weight:
-            taken = student.gather(1, torch.tensor(s.completion_ids)[:, None])[:, 0]
             ratio = (taken - torch.tensor(s.sampler_log_probs, dtype=torch.float64)).exp()
             high = objective.epsilon if objective.epsilon_high is None else objective.epsilon_high
-            surrogate = torch.minimum(ratio * s.advantage, ratio.clamp(1 - objective.epsilon, 1 + high) * s.advantage)
-            total = total - s.policy_weight * (surrogate * mask).sum()
-    return total / count
+            surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - objective.epsilon, 1 + high) * advantage)
+            row = row - s.policy_weight * surrogate
+        if objective.beta:
+            with torch.no_grad():
+                other = log_probs(reference, s.student_prompt_ids, s.completion_ids)
+                other = other.gather(1, torch.tensor(s.completion_ids)[:, None])[:, 0]
+            row = row + objective.beta * ((other - taken).exp() - (other - taken) - 1)
+        sums.append((row * mask).sum())
+        lengths.append(int(mask.sum()))
+    if objective.loss_type == "grpo":
+        return sum(total / length for total, length in zip(sums, lengths, strict=True)) / len(samples)
+    if objective.loss_type == "dr_grpo":
+        return sum(sums) / (len(samples) * LONGEST)
+    return sum(sums) / sum(lengths)  # dapo; bnpo as well while there is one micro-batch
 
 
 OBJECTIVES = {
@@ -129,6 +182,15 @@ OBJECTIVES = {
     "ema teacher": {"divergence": "reverse_kl", "teacher": {"weights": "ema", "ema_decay": 0.9}},
     "live teacher": {"divergence": "forward_kl", "teacher": {"weights": "live"}},
     "higher clip": {"divergence": "forward_kl", "epsilon": 0.1, "epsilon_high": 3.0},
+    "clipped tokens": {"divergence": "forward_kl", "token_clip": 4.0},
+    "trust region": {"divergence": "reverse_kl", "teacher": {"weights": "trust_region", "live_share": 0.3}},
+    "grpo": {"loss_type": "grpo"},
+    "bnpo": {"loss_type": "bnpo"},
+    "dr_grpo": {"loss_type": "dr_grpo", "epsilon_high": 0.28},
+    "reference": {"beta": 0.3},
+    "reference beside ema": {"beta": 0.3, "loss_type": "grpo", "teacher": {"weights": "ema"}},
+    "reference beside live": {"beta": 0.3, "loss_type": "bnpo", "teacher": {"weights": "live"}},
+    "reference and trust region": {"beta": 0.3, "loss_type": "dr_grpo", "teacher": {"weights": "trust_region"}},
 }
 
 
@@ -136,8 +198,7 @@ OBJECTIVES = {
 def test_loss_and_gradient_are_those_of_plain_autograd(name: str, make_solver, samples: list[Sample]) -> None:
     setting = Setting(make_solver, OBJECTIVES[name])
     numbers = setting.learner.update(samples, setting.teacher, 0)
-    teacher = setting.twin if name == "live teacher" else setting.teacher_twin
-    loss = reference_loss(setting.twin, teacher, samples, setting.objective)
+    loss = setting.reference_loss(samples)
     loss.backward()
     assert numbers["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
     found = setting.gradients()
@@ -172,11 +233,13 @@ def test_the_step_is_that_of_adamw_on_the_clipped_gradient(make_solver, samples:
     for step, batch in enumerate((samples, samples[2:], samples[:3])):
         setting.learner.update(batch, setting.teacher, step)
         optimizer.zero_grad()
-        reference_loss(setting.twin, setting.teacher_twin, batch, setting.objective).backward()
+        setting.reference_loss(batch).backward()
         assert torch.nn.utils.clip_grad_norm_(setting.twin.parameters(), 0.05) > 0.05
         optimizer.step()
     for mine, other in zip(setting.solver.model.parameters(), setting.twin.parameters(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+        # Adam's first steps have the size of the rate however small the gradient: a float32 rounding of the weights
+        # of the loss shows where the gradient nearly vanishes.
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=2e-5)
 
 
 def test_several_updates_on_a_batch_are_several_steps(make_solver, samples: list[Sample]) -> None:
@@ -261,7 +324,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_solver, samples: list[S
 
 def test_a_batch_without_any_signal_changes_nothing(make_solver, samples: list[Sample]) -> None:
     setting = Setting(make_solver, {}, weight_decay=0.5)
-    numbers = setting.learner.update(samples[5:], setting.teacher, 0)
+    numbers = setting.learner.update(samples[7:], setting.teacher, 0)
     assert (numbers["loss"], numbers["grad_norm"], numbers["active_samples"]) == (0.0, 0.0, 0.0)
     assert math.isnan(numbers["divergence"])
     for mine, other in zip(setting.solver.model.parameters(), setting.twin.parameters(), strict=True):
@@ -282,8 +345,8 @@ def test_masked_tokens_carry_no_gradient_and_idle_samples_still_count(make_solve
     """Loss = sum over unmasked tokens / unmasked tokens of the whole batch: check both halves of the fraction."""
     one, other = Setting(make_solver, {}), Setting(make_solver, {})
     alone = one.learner.update(samples[:1], one.teacher, 0)
-    with_idle = other.learner.update([samples[0], samples[5], samples[6]], other.teacher, 0)
-    counts = [sum(samples[i].loss_mask) for i in (0, 5, 6)]
+    with_idle = other.learner.update([samples[0], samples[7], samples[8]], other.teacher, 0)
+    counts = [sum(samples[i].loss_mask) for i in (0, 7, 8)]
     assert alone["trained_tokens"] == counts[0]
     assert with_idle["trained_tokens"] == sum(counts)
     assert with_idle["loss"] == pytest.approx(alone["loss"] * counts[0] / sum(counts), rel=1e-6)
@@ -307,8 +370,8 @@ def test_the_watched_numbers_are_means_over_unmasked_scored_tokens(make_solver, 
             student = log_probs(setting.twin, s.student_prompt_ids, s.completion_ids)
             if s.distillation_weight or s.policy_weight * s.advantage:
                 rows["student_entropy"] += (-(student.exp() * student).sum(-1))[kept].tolist()
-            if s.distillation_weight:
-                taught = log_probs(setting.teacher_twin, s.teacher_prompt_ids or (), s.completion_ids)
+            if s.teacher_prompt_ids is not None:
+                taught = log_probs(setting.teacher_twin, s.teacher_prompt_ids, s.completion_ids)
                 ids = torch.tensor(s.completion_ids)[:, None]
                 rows["divergence"] += (student.exp() * (student - taught)).sum(-1)[kept].tolist()
                 rows["log_ratio"] += (taught - student).gather(1, ids)[:, 0][kept].tolist()

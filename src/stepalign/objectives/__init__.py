@@ -25,6 +25,7 @@ from stepalign.objectives.fused_linear import (
 )
 from stepalign.objectives.policy_gradient import (
     LOSS_TYPES,
+    LossType,
     StepCounts,
     clipped_policy_loss,
     group_advantages,
@@ -40,6 +41,7 @@ __all__ = [
     "LOSS_TYPES",
     "DivergenceName",
     "FusedDivergence",
+    "LossType",
     "StepCounts",
     "TokenLogProbs",
     "clip_tokens",

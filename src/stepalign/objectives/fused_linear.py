@@ -32,6 +32,7 @@ from stepalign.objectives.head_products import (
     logit_buffer,
     logit_parts,
     row_blocks,
+    same_memory,
     slices,
 )
 from stepalign.objectives.row_walk import compiled_walk, is_far, is_narrow, log_softmax, walk_rows, wide_dtype
@@ -80,6 +81,8 @@ def fused_linear_divergence(
     token_clip: float | None = None,
     token_ids: Tensor | None = None,
     excluded: Tensor | None = None,
+    live_hidden: Tensor | None = None,
+    live_share: float = 0.0,
     fast_logits: bool = False,
     chunk_tokens: int = 512,
     compiled: bool = False,
@@ -89,8 +92,10 @@ def fused_linear_divergence(
     No gradient reaches the self-teacher or the weights. Where nothing of the student requires a gradient (or under
     ``torch.no_grad``) none is formed, and a frozen head costs no product. Under FSDP pass the gathered head.
 
-    A trust-region self-teacher (logits interpolated between reference and student, SDPO, arXiv 2601.20802) needs no
-    code of its own where the head is shared: interpolate the hidden states.
+    A trust-region self-teacher (SDPO, arXiv 2601.20802) is a mixture of logits, the student's own weights behind the
+    self-teacher's prompt being the second part: (1 - live_share) * teacher_hidden teacher_head^T + live_share *
+    live_hidden student_head^T. Where the head is shared, that is the head on the mixture of hidden states, at the cost
+    of no product; with separate heads it is a mixture of the two differences from the student's logits.
 
     Args:
         student_hidden: [N, H], the hidden states that predict the completion tokens; bfloat16, float32 or float64.
@@ -105,6 +110,8 @@ def fused_linear_divergence(
         token_clip: upper bound on each token's divergence, nats; clipped tokens have no gradient.
         token_ids: [N], completion ids y_t; asks for log-probabilities of the taken tokens and for entropies.
         excluded: [V] bool, entries with probability 0 on both sides (such as padded rows of the head).
+        live_hidden: [N, H], trust region only: of the student's weights behind the self-teacher's prompt.
+        live_share: trust region only: the part of these logits in the self-teacher's, in [0, 1].
         fast_logits: keep z_S in the model's dtype instead of float32. In bfloat16 this product is then twice as fast,
             and the gradient error grows from a few tenths of a per cent to one or two.
         chunk_tokens: memory grows with it, speed hardly.
@@ -121,6 +128,7 @@ def fused_linear_divergence(
     _check_tensors(teacher_hidden, teacher_head, weights)
     _check_positive(temperature=temperature, chunk_tokens=chunk_tokens, entry_clip=entry_clip, token_clip=token_clip)
     check_mixture_weight(mixture_weight)
+    _check_live(live_hidden, live_share, student_hidden)
     if divergence not in DIVERGENCES:
         raise ValueError(f"unknown divergence {divergence!r}: choose one of {', '.join(DIVERGENCES)}")
     if student_head.shape[0] != teacher_head.shape[0]:
@@ -128,6 +136,10 @@ def fused_linear_divergence(
 
     student_NH, student_head_VH = student_hidden.detach(), student_head.detach()
     teacher_NH, teacher_head_VH = teacher_hidden.detach(), teacher_head.detach()
+    if live_hidden is not None and same_memory(student_head_VH, teacher_head_VH):
+        wide = wide_dtype(teacher_NH.dtype)
+        teacher_NH = torch.lerp(teacher_NH.to(wide), live_hidden.detach().to(wide), live_share)
+        live_hidden = None
     needs = (
         torch.is_grad_enabled() and student_hidden.requires_grad,
         torch.is_grad_enabled() and student_head.requires_grad,
@@ -147,7 +159,8 @@ def fused_linear_divergence(
         weights_N = weights.detach().to(wide_dtype(student_NH.dtype))
         gradients = Gradients.waiting(student_NH, student_head_VH, needs, chunk_tokens)
         sides = (student_NH, student_head_VH, teacher_NH, teacher_head_VH)
-        values = _walk_chunks(*sides, weights_N, token_ids, walk, gradients, scale, fast_logits, chunk_tokens)
+        live = None if live_hidden is None else (live_hidden.detach(), live_share)
+        values = _walk_chunks(*sides, live, weights_N, token_ids, walk, gradients, scale, fast_logits, chunk_tokens)
         per_token_N, *analysis = values.unbind(dim=1)
         loss = (weights_N * per_token_N).sum()
     loss = _GradientKnown.apply(loss, student_hidden, student_head, *gradients.finished(student_head.dtype))
@@ -205,6 +218,7 @@ def _walk_chunks(
     student_head_VH: Tensor,
     teacher_NH: Tensor,
     teacher_head_VH: Tensor,
+    live: tuple[Tensor, float] | None,
     weights_N: Tensor,
     token_ids_N: Tensor | None,
     walk: Callable[..., Tensor],
@@ -219,17 +233,28 @@ def _walk_chunks(
     exact_PV = None  # float32 for D, made when a chunk needs it
     difference_CV = student_NH.new_empty(min(chunk_tokens, len(student_NH)), len(student_head_VH))
     values = [weights_N.new_zeros(0, 1 if token_ids_N is None else 5)]
+
+    def form(out_CV: Tensor, tokens: slice) -> None:
+        """D of these tokens."""
+        student_CH = student_NH[tokens]
+        difference_into(out_CV, student_CH, student_head_VH, teacher_NH[tokens], teacher_head_VH)
+        if live is not None:  # z_T is a mixture of logits, so D is one of differences
+            live_NH, share = live
+            live_difference_CV = torch.empty_like(out_CV)
+            difference_into(live_difference_CV, student_CH, student_head_VH, live_NH[tokens], student_head_VH)
+            out_CV.lerp_(live_difference_CV, share)
+
     for chunk in slices(len(student_NH), chunk_tokens):
-        student_CH, teacher_CH = student_NH[chunk], teacher_NH[chunk]
+        student_CH = student_NH[chunk]
         difference_CV = difference_CV[: len(student_CH)]
-        difference_into(difference_CV, student_CH, student_head_VH, teacher_CH, teacher_head_VH)
+        form(difference_CV, chunk)
         far = dtype != wide and not fast_logits and is_far(difference_CV, scale)
         for part, part_logits_PV in logit_parts(student_CH, student_head_VH, logits_PV):
             difference_PV = difference_CV[part]
             if far:
                 exact_PV = torch.empty_like(logits_PV) if exact_PV is None else exact_PV
                 difference_PV = exact_PV[: len(part_logits_PV)]
-                difference_into(difference_PV, student_CH[part], student_head_VH, teacher_CH[part], teacher_head_VH)
+                form(difference_PV, slice(chunk.start + part.start, chunk.start + part.stop))
             for rows in row_blocks(part_logits_PV):
                 first = chunk.start + part.start
                 tokens = slice(first + rows.start, first + rows.stop)
@@ -317,6 +342,18 @@ def _check_tensors(hidden: Tensor, head: Tensor, per_token: Tensor) -> None:
         raise TypeError(
             f"hidden states ({hidden.dtype}) and head ({head.dtype}) must share one of bfloat16, float32, float64"
         )
+
+
+def _check_live(live_hidden: Tensor | None, live_share: float, student_hidden: Tensor) -> None:
+    if not 0.0 <= live_share <= 1.0:
+        raise ValueError(f"live_share must be between 0 and 1, not {live_share}")
+    if live_hidden is not None and live_hidden.shape != student_hidden.shape:
+        raise ValueError(
+            f"expected live hidden states {tuple(student_hidden.shape)}, not {tuple(live_hidden.shape)}: they meet the "
+            "student's head"
+        )
+    if live_share and live_hidden is None:
+        raise ValueError("live_share needs live_hidden")
 
 
 def _check_positive(**options: float | None) -> None:

@@ -1,13 +1,15 @@
-"""One optimizer step on a list of Samples: the two terms of the loss, whatever condition made the Samples.
+"""One optimizer step on a list of Samples: the terms of the loss, whatever condition made the Samples.
 
-    loss = 1/N  sum over tokens of  w_d * D(self-teacher, student)  +  w_p * clipped policy loss
+    loss = sum over tokens of  w * (w_d * D(self-teacher, student) + w_p * clipped policy loss + beta * KL to reference)
 
-w_d and w_p come with each Sample. N is the number of trained tokens of the whole batch: sums first, one division by a
-global count, so the cut into micro-batches changes nothing. Both sides' logits are divided by the sampling temperature.
+w_d and w_p come with each Sample, w from ``objective.loss_type``; by default it is one over the trained tokens of the
+whole batch: sums first, one division by a global count, so the cut into micro-batches changes nothing. All logits are
+divided by the sampling temperature.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,11 +17,19 @@ from dataclasses import dataclass, field
 import torch
 
 from stepalign.config import ObjectiveSection, TrainingSection
-from stepalign.objectives import clipped_policy_loss
-from stepalign.objectives.fused_linear import fused_linear_divergence, fused_linear_log_probs
+from stepalign.objectives import (
+    FusedDivergence,
+    StepCounts,
+    clipped_policy_loss,
+    fused_linear_divergence,
+    fused_linear_log_probs,
+    kl_to_reference,
+    rlsd_advantages,
+)
 from stepalign.records import Sample
 from stepalign.solver.model import Solver
-from stepalign.solver.scoring import completion_hidden, micro_batches
+from stepalign.solver.scoring import Scored, completion_hidden, micro_batches
+from stepalign.training.micro_batch import MicroBatch
 from stepalign.training.teacher import Teacher
 
 
@@ -38,16 +48,40 @@ class _Sums:
         return self.sums[name] / self.counts[name] if self.counts.get(name) else math.nan
 
 
+@dataclass(frozen=True, slots=True)
+class _TeacherSide:
+    """What the self-teacher makes of its prompts: logits from its own weights, and a part from the live ones."""
+
+    hidden_NH: torch.Tensor
+    head_VH: torch.Tensor
+    live_NH: torch.Tensor | None
+    live_share: float
+
+    def logits(self, rows: Sequence[int], live_head_VH: torch.Tensor) -> torch.Tensor:
+        logits_RV = (self.hidden_NH[rows] @ self.head_VH.T).float()
+        if self.live_NH is None:
+            return logits_RV
+        return torch.lerp(logits_RV, (self.live_NH[rows] @ live_head_VH.T).float(), self.live_share)
+
+
 class Learner:
     """Holds the optimizer. ``update`` is the only thing that changes the solver's weights."""
 
     def __init__(
-        self, solver: Solver, objective: ObjectiveSection, training: TrainingSection, *, temperature: float
+        self,
+        solver: Solver,
+        objective: ObjectiveSection,
+        training: TrainingSection,
+        *,
+        temperature: float,
+        max_completion_length: int = 0,
     ) -> None:
+        """``max_completion_length``, the sampling budget in tokens, is what ``loss_type = "dr_grpo"`` divides by."""
         self._solver = solver
         self._objective = objective
         self._training = training
         self._temperature = temperature
+        self._max_completion_length = max_completion_length
         parameters = [p for p in solver.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             parameters, lr=training.learning_rate, weight_decay=training.weight_decay, betas=(0.9, 0.999)
@@ -83,102 +117,156 @@ class Learner:
 
     def _update_once(self, samples: Sequence[Sample], teacher: Teacher) -> dict[str, float]:
         num_tokens = sum(sum(sample.loss_mask) for sample in samples)
-        # A sample without a signal needs no forward pass; its tokens still count in the mean.
-        active = [s for s in samples if s.distillation_weight or (s.policy_weight and s.advantage)]
+        batches = self._cut(samples)
+        counts = StepCounts(
+            completions=max(1, len(samples)),
+            tokens=max(1, num_tokens),
+            micro_batches=max(1, len(batches)),
+            max_completion_length=self._max_completion_length,
+        )
         sums = _Sums()
         _score_without_dropout(self._solver.model)
         self.optimizer.zero_grad(set_to_none=True)
         loss = 0.0
-        for batch in micro_batches([_length(s) for s in active], self._training.max_micro_batch_tokens):
-            part = self._loss([active[i] for i in batch], teacher, max(1, num_tokens), sums)
-            part.backward()
+        for batch in batches:
+            part = self._loss(
+                MicroBatch.of(batch, self._objective.loss_type, counts, self._solver.device), teacher, sums
+            )
+            if part.requires_grad:  # not where every token is masked
+                part.backward()
             loss += float(part.detach())
         norm = torch.nn.utils.clip_grad_norm_(self._solver.model.parameters(), self._training.max_grad_norm)
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)  # a broken step must not break the weights; it is reported
-        elif active:
+        elif batches:
             self.optimizer.step()
-        names = ("divergence", "student_entropy", "teacher_entropy", "log_ratio", "abs_log_ratio", "clip_ratio")
+        names = ("divergence", "student_entropy", "teacher_entropy", "log_ratio", "abs_log_ratio", "clip_ratio", "kl")
         return {
             "loss": loss,
-            "grad_norm": float(norm) if active else 0.0,
+            "grad_norm": float(norm) if batches else 0.0,
             **{name: sums.mean(name) for name in names},
             "right_value_probability": sums.mean("right_value_probability"),
             "student_right_value_probability": sums.mean("student_right_value_probability"),
             "trained_tokens": float(num_tokens),
-            "active_samples": float(len(active)),
+            "active_samples": float(sum(map(len, batches))),
         }
 
-    def _loss(self, samples: Sequence[Sample], teacher: Teacher, num_tokens: int, sums: _Sums) -> torch.Tensor:
-        """The micro-batch's share of the loss, already divided by the global count of tokens."""
-        device = self._solver.device
-        student_NH = completion_hidden(self._solver, [(s.student_prompt_ids, s.completion_ids) for s in samples])
-        head_VH = self._solver.head_VH
-        ids_N = torch.tensor([i for s in samples for i in s.completion_ids], device=device)
-        mask_N = torch.tensor([m for s in samples for m in s.loss_mask], device=device)
+    def _cut(self, samples: Sequence[Sample]) -> list[list[Sample]]:
+        """Micro-batches of the samples that need a forward pass; the others' tokens still count in every mean."""
+        every = bool(self._objective.beta) or self._objective.loss_type == "bnpo"  # bnpo: means over what a cut holds
+        active = [s for s in samples if every or s.distillation_weight or _is_rewarded(s)]
+        budget = self._training.max_micro_batch_tokens
+        return [[active[i] for i in batch] for batch in micro_batches([_length(s) for s in active], budget)]
+
+    def _loss(self, batch: MicroBatch, teacher: Teacher, sums: _Sums) -> torch.Tensor:
+        """The micro-batch's share of the loss, weights of the whole step included."""
+        student_sequences = [(s.student_prompt_ids, s.completion_ids) for s in batch.samples]
+        student_NH, head_VH = completion_hidden(self._solver, student_sequences), self._solver.head_VH
         total = student_NH.new_zeros(())
+        advantages_N = batch.per_token(lambda s: s.advantage)
 
-        distilled = [s for s in samples if s.distillation_weight]
-        if distilled:
-            rows_N = _rows(samples, [bool(s.distillation_weight) for s in samples]).to(device)
-            weights = _per_token(distilled, [s.distillation_weight for s in distilled]).to(device)
-            with torch.no_grad(), teacher.in_place(self._solver.model):
-                teacher_NH = completion_hidden(
-                    self._solver, [(s.teacher_prompt_ids or (), s.completion_ids) for s in distilled]
-                )
-                teacher_head_VH = self._solver.head_VH.data
-            result = fused_linear_divergence(
-                student_NH[rows_N],
-                head_VH,
-                teacher_NH,
-                teacher_head_VH,
-                weights=weights * mask_N[rows_N] / num_tokens,
-                divergence=self._objective.divergence,
-                temperature=self._temperature,
-                token_ids=ids_N[rows_N],
-                mixture_weight=self._objective.jensen_shannon_weight,
-                entry_clip=self._objective.entry_clip,
+        taught_N = batch.rows(_is_taught)
+        if taught_N.any():
+            compared = self._compare(batch, taught_N, student_NH, head_VH, teacher, sums)
+            total = total + compared.loss
+            mixing_N = batch.per_token(lambda s: s.magnitude_mixing)[taught_N]
+            assert compared.log_ratio is not None  # token ids were given
+            advantages_N[taught_N] = rlsd_advantages(
+                advantages_N[taught_N], compared.log_ratio.float(), mixing=mixing_N, clip=self._objective.rlsd_clip
             )
-            total = total + result.loss
-            kept = mask_N[rows_N]
-            watched = {"divergence": result.per_token, "log_ratio": result.log_ratio}
-            watched |= {"student_entropy": result.student_entropy, "teacher_entropy": result.teacher_entropy}
-            for name, values_N in watched.items():
-                assert values_N is not None  # token ids were given
-                sums.add(name, values_N[kept])
-                if name == "log_ratio":
-                    sums.add("abs_log_ratio", values_N[kept].abs())
-            self._probe(distilled, student_NH[rows_N], head_VH, teacher_NH, teacher_head_VH, sums)
 
-        rewarded = [bool(s.policy_weight and s.advantage) for s in samples]
-        if any(rewarded):
-            rows_N = _rows(samples, rewarded).to(device)
-            kept = [s for s, yes in zip(samples, rewarded, strict=True) if yes]
-            scored = fused_linear_log_probs(
-                student_NH[rows_N], head_VH, token_ids=ids_N[rows_N], temperature=self._temperature
-            )
+        anchored = bool(self._objective.beta)
+        rewarded_N = batch.rows(_is_rewarded)
+        scored_N = torch.ones_like(rewarded_N) if anchored else rewarded_N
+        if not scored_N.any():
+            return total
+        token_ids, temperature = batch.token_ids_N[scored_N], self._temperature
+        scored = fused_linear_log_probs(student_NH[scored_N], head_VH, token_ids=token_ids, temperature=temperature)
+        sums.add("student_entropy", scored.entropy[(batch.mask_N & ~taught_N)[scored_N]])  # the others are in already
+        if rewarded_N.any():
+            sampler_N = torch.tensor([p for s in batch.samples for p in s.sampler_log_probs], device=student_NH.device)
             loss_N, clipped_N = clipped_policy_loss(
-                scored.log_probs,
-                torch.tensor([p for s in kept for p in s.sampler_log_probs], device=device),
-                _per_token(kept, [s.advantage for s in kept]).to(device),
+                scored.log_probs[rewarded_N[scored_N]],
+                sampler_N[rewarded_N],
+                advantages_N[rewarded_N],
                 epsilon=self._objective.epsilon,
                 epsilon_high=self._objective.epsilon_high,
             )
-            weights = _per_token(kept, [s.policy_weight for s in kept]).to(device)
-            total = total + (weights * mask_N[rows_N] * loss_N).sum() / num_tokens
-            sums.add("clip_ratio", clipped_N[mask_N[rows_N]].float())
-            not_distilled = _rows(kept, [not s.distillation_weight for s in kept]).to(device)
-            sums.add("student_entropy", scored.entropy[mask_N[rows_N] & not_distilled])  # the others are in already
+            weights_N = (batch.weights_N * batch.per_token(lambda s: s.policy_weight))[rewarded_N]
+            total = total + (weights_N * loss_N).sum()
+            sums.add("clip_ratio", clipped_N[batch.mask_N[rewarded_N]].float())
+        if anchored:
+            with torch.no_grad(), teacher.reference_in_place(self._solver.model):
+                reference_NH = completion_hidden(self._solver, student_sequences)
+                reference = fused_linear_log_probs(
+                    reference_NH, self._solver.head_VH.data, token_ids=token_ids, temperature=temperature
+                )
+            kl_N = kl_to_reference(reference.log_probs, scored.log_probs)
+            total = total + self._objective.beta * (batch.weights_N * kl_N).sum()
+            sums.add("kl", kl_N.detach()[batch.mask_N])
         return total
+
+    def _compare(
+        self,
+        batch: MicroBatch,
+        taught_N: torch.Tensor,
+        student_NH: torch.Tensor,
+        head_VH: torch.Tensor,
+        teacher: Teacher,
+        sums: _Sums,
+    ) -> FusedDivergence:
+        """The distillation term of the samples that have a self-teacher, and what is watched of both sides."""
+        taught = [s for s in batch.samples if _is_taught(s)]
+        side = self._score_teacher([(s.teacher_prompt_ids or (), s.completion_ids) for s in taught], teacher)
+        compare = functools.partial(
+            fused_linear_divergence,
+            student_NH[taught_N],
+            head_VH,
+            side.hidden_NH,
+            side.head_VH,
+            live_hidden=side.live_NH,
+            live_share=side.live_share,
+            divergence=self._objective.divergence,
+            temperature=self._temperature,
+            token_ids=batch.token_ids_N[taught_N],
+            mixture_weight=self._objective.jensen_shannon_weight,
+            entry_clip=self._objective.entry_clip,
+            token_clip=self._objective.token_clip,
+        )
+        weights_N = (batch.weights_N * batch.per_token(lambda s: s.distillation_weight))[taught_N]
+        damping_N = batch.per_token(lambda s: s.entropy_damping)[taught_N]
+        if damping_N.any():
+            with torch.no_grad():
+                entropy_N = compare(weights=weights_N).teacher_entropy
+            assert entropy_N is not None  # token ids were given
+            weights_N = weights_N * torch.exp(-damping_N * entropy_N)
+        with torch.set_grad_enabled(bool(weights_N.any())):  # RLSD only looks
+            compared = compare(weights=weights_N)
+        kept = batch.mask_N[taught_N]
+        watched = {"divergence": compared.per_token, "log_ratio": compared.log_ratio}
+        watched |= {"student_entropy": compared.student_entropy, "teacher_entropy": compared.teacher_entropy}
+        for name, values_N in watched.items():
+            assert values_N is not None  # token ids were given
+            sums.add(name, values_N[kept])
+            if name == "log_ratio":
+                sums.add("abs_log_ratio", values_N[kept].abs())
+        self._probe(taught, student_NH[taught_N], head_VH, side, sums)
+        return compared
+
+    @torch.no_grad()
+    def _score_teacher(self, sequences: Sequence[Scored], teacher: Teacher) -> _TeacherSide:
+        live_NH = completion_hidden(self._solver, sequences) if teacher.live_share else None
+        with teacher.in_place(self._solver.model):
+            hidden_NH = completion_hidden(self._solver, sequences)
+            return _TeacherSide(hidden_NH, self._solver.head_VH.data, live_NH, teacher.live_share)
 
     @torch.no_grad()
     def _probe(
         self,
         samples: Sequence[Sample],
         student_NH: torch.Tensor,
-        student_head_VH: torch.Tensor,
-        teacher_NH: torch.Tensor,
-        teacher_head_VH: torch.Tensor,
+        head_VH: torch.Tensor,
+        side: _TeacherSide,
         sums: _Sums,
     ) -> None:
         """How much of each side's probability lies on the right token where the completion has its first wrong one."""
@@ -190,13 +278,21 @@ class Learner:
             start += len(sample.completion_ids)
         if not rows:
             return
-        ids = torch.tensor(tokens, device=student_NH.device)[:, None]
-        for name, hidden, head in (
-            ("right_value_probability", teacher_NH, teacher_head_VH),
-            ("student_right_value_probability", student_NH, student_head_VH),
+        ids_R1 = torch.tensor(tokens, device=student_NH.device)[:, None]
+        for name, logits_RV in (
+            ("right_value_probability", side.logits(rows, head_VH)),
+            ("student_right_value_probability", (student_NH[rows] @ head_VH.T).float()),
         ):
-            logits_RV = (hidden[rows] @ head.T).float() / self._temperature
-            sums.add(name, logits_RV.softmax(-1).gather(1, ids))
+            sums.add(name, (logits_RV / self._temperature).softmax(-1).gather(1, ids_R1))
+
+
+def _is_rewarded(sample: Sample) -> bool:
+    return bool(sample.policy_weight and sample.advantage)
+
+
+def _is_taught(sample: Sample) -> bool:
+    """Whether a self-teacher is scored: for its divergence, or for the size of the advantage."""
+    return bool(sample.distillation_weight or (sample.magnitude_mixing and _is_rewarded(sample)))
 
 
 def _score_without_dropout(model: torch.nn.Module) -> None:
@@ -210,15 +306,3 @@ def _length(sample: Sample) -> int:
     """Tokens of the longer of the two sequences."""
     prompt = max(len(sample.student_prompt_ids), len(sample.teacher_prompt_ids or ()))
     return prompt + len(sample.completion_ids)
-
-
-def _rows(samples: Sequence[Sample], chosen: Sequence[bool]) -> torch.Tensor:
-    """Which packed rows belong to the chosen samples."""
-    lengths = torch.tensor([len(s.completion_ids) for s in samples])
-    return torch.repeat_interleave(torch.tensor(chosen), lengths)
-
-
-def _per_token(samples: Sequence[Sample], values: Sequence[float]) -> torch.Tensor:
-    """One value per sample, repeated over its tokens."""
-    lengths = torch.tensor([len(s.completion_ids) for s in samples])
-    return torch.repeat_interleave(torch.tensor(values, dtype=torch.float32), lengths)

@@ -193,9 +193,15 @@ class _Run:
             probe=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
         )
         self.learner = Learner(
-            session.solver, config.objective, config.training, temperature=config.sampling.temperature
+            session.solver,
+            config.objective,
+            config.training,
+            temperature=config.sampling.temperature,
+            max_completion_length=config.sampling.max_completion_length,
         )
-        self.teacher = Teacher(session.solver.model, config.objective.teacher)
+        self.teacher = Teacher(
+            session.solver.model, config.objective.teacher, keeps_reference=config.objective.beta > 0
+        )
         self._resume()
 
     def go(self) -> None:
@@ -298,7 +304,7 @@ class _Run:
                 progress.step,
                 solver=self.session.solver,
                 optimizer=self.learner.optimizer,
-                teacher=self.teacher.values,
+                teacher=self.teacher.state(),
                 state=json.loads(json.dumps(state)),
             )
             limit = self.config.training.save_total_limit
