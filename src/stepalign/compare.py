@@ -25,7 +25,8 @@ from typing import Any, Protocol
 from stepalign.config import Config, arm_config, changed, check_checkpoint_rule, difference
 from stepalign.errors import ConfigError, UserError
 from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
-from stepalign.feedback.designs import check_condition, find_condition, find_design
+from stepalign.feedback.designs import find_condition, find_design
+from stepalign.training.hybrids import check_terms
 from stepalign.training.run_folder import RunFolder, finite, write_atomically
 
 BASE = "base"
@@ -82,7 +83,7 @@ def plan(config: Config, out: Path) -> list[Task]:
     for arm, seed in itertools.product(config.compare.arms, config.compare.seeds):
         name = f"{arm.name}/seed-{seed}"
         tasks.append(Task(name, arm_config(shared, arm, seed), out / "arms" / name))
-        check_condition(tasks[-1].config.condition, tasks[-1].config.sampling.num_generations)
+        check_terms(tasks[-1].config)
         check_checkpoint_rule(tasks[-1].config)
     if config.signal.num_rollouts and config.signal.contexts:
         tasks.append(Task(SIGNAL, base_config(config), out))

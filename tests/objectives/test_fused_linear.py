@@ -332,3 +332,55 @@ def test_wrong_inputs_say_what_is_wrong():
     case.teacher_head = torch.zeros(30, 6, dtype=torch.float64)
     with pytest.raises(ValueError, match="vocabularies differ"):
         case.fused()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A trust region: the self-teacher's logits are a mixture
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_trust_region_mixes_logits(shared, divergence):
+    generator = torch.Generator().manual_seed(7)
+    student, teacher, live = (torch.randn(9, 5, generator=generator, dtype=torch.float64) for _ in range(3))
+    head = torch.randn(13, 5, generator=generator, dtype=torch.float64)
+    other = head if shared else head + torch.randn(13, 5, generator=generator, dtype=torch.float64)
+    weights = torch.rand(9, generator=generator, dtype=torch.float64)
+    student.requires_grad_()
+    head.requires_grad_()
+    mixture = 0.7 * teacher @ other.detach().t() + 0.3 * live @ head.detach().t()
+    rows = DIVERGENCES[divergence]((mixture / 1.3).log_softmax(-1), (student @ head.t() / 1.3).log_softmax(-1))
+    expected = torch.autograd.grad((weights * rows).sum(), (student, head))
+    result = fused_linear_divergence(
+        student, head, teacher, other.detach(), weights=weights, divergence=divergence, temperature=1.3,
+        live_hidden=live, live_share=0.3, chunk_tokens=4,
+    )  # fmt: skip
+    torch.testing.assert_close(result.per_token, rows.detach())
+    for mine, true in zip(torch.autograd.grad(result.loss, (student, head)), expected, strict=True):
+        torch.testing.assert_close(mine, true)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trust_region_around_the_student_itself_is_the_student(shared, dtype):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(6, 8, generator=generator).to(dtype).requires_grad_()
+    head = torch.randn(50, 8, generator=generator).to(dtype)
+    other = head if shared else head.clone()
+    result = fused_linear_divergence(
+        hidden, head, hidden, other, weights=torch.ones(6), live_hidden=hidden, live_share=0.05
+    )
+    assert result.loss == 0
+    assert not torch.autograd.grad(result.loss, hidden)[0].any()
+
+
+def test_a_trust_region_needs_a_share_and_something_live():
+    hidden, head = torch.randn(3, 4), torch.randn(5, 4)
+    with pytest.raises(ValueError, match="live_hidden"):
+        fused_linear_divergence(hidden, head, hidden, head, weights=torch.ones(3), live_share=0.5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        fused_linear_divergence(hidden, head, hidden, head, weights=torch.ones(3), live_hidden=hidden, live_share=1.5)
+    with pytest.raises(ValueError, match="meet the student's head"):
+        fused_linear_divergence(
+            hidden, head, hidden, head, weights=torch.ones(3), live_hidden=hidden[:2], live_share=0.5
+        )

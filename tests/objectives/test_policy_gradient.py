@@ -16,8 +16,6 @@ from stepalign.objectives import (
     group_advantages,
     kl_to_reference,
     rlsd_advantages,
-    rosd_mask,
-    srpo_routing,
     truncated_importance_weights,
 )
 
@@ -190,14 +188,3 @@ def test_rlsd_keeps_the_verifiers_direction():
     # magnitudes clipped to 1.2, 0.8, 0.8, 1.2 and mixed half and half with 1
     torch.testing.assert_close(rlsd_advantages(advantages, ratio), torch.tensor([2.2, 1.8, -1.8, -2.2, 0.0]))
     torch.testing.assert_close(rlsd_advantages(advantages, ratio, mixing=0.0), advantages)
-
-
-def test_srpo_routes_each_decided_completion_once():
-    policy, distillation = srpo_routing(torch.tensor([1.0, 0.0, NAN]))
-    assert policy.tolist() == [1.0, 0.0, 0.0]
-    assert distillation.tolist() == [0.0, 1.0, 0.0]
-
-
-def test_rosd_masks_what_precedes_the_first_error():
-    assert rosd_mask(4, 2).tolist() == [False, False, True, True]
-    assert rosd_mask(3, None).tolist() == [True, True, True]

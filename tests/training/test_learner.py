@@ -268,7 +268,7 @@ def test_the_cut_into_micro_batches_changes_nothing(make_solver, samples: list[S
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
-@pytest.mark.parametrize("weights", ["initial", "ema", "live"])
+@pytest.mark.parametrize("weights", ["initial", "ema", "live", "trust_region"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_identical_context_teaches_exactly_nothing(make_solver, divergence: str, weights: str, dtype) -> None:
     solver = make_solver(1)

@@ -31,8 +31,6 @@ from stepalign.objectives.policy_gradient import (
     group_advantages,
     kl_to_reference,
     rlsd_advantages,
-    rosd_mask,
-    srpo_routing,
     truncated_importance_weights,
 )
 
@@ -58,9 +56,7 @@ __all__ = [
     "restrict_to_top_k",
     "reverse_kl",
     "rlsd_advantages",
-    "rosd_mask",
     "sampled_token_loss",
-    "srpo_routing",
     "take_tokens",
     "truncated_importance_weights",
     "with_tail_bucket",

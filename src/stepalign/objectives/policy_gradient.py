@@ -161,33 +161,6 @@ def rlsd_advantages(
     return advantages * ((1.0 - mixing) + mixing * magnitude)
 
 
-def srpo_routing(rewards_B: Tensor, *, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
-    """SRPO (arXiv 2604.02288): correct completions train by policy gradient, wrong ones by distillation.
-
-    Args:
-        rewards_B: NaN where undecided; such completions get neither.
-        threshold: a completion counts as correct from this reward on.
-
-    Returns:
-        (policy_weight [B], distillation_weight [B]), zeros and ones.
-    """
-    return (rewards_B >= threshold).float(), (rewards_B < threshold).float()
-
-
-def rosd_mask(length: int, first_error: int | None) -> Tensor:
-    """ROSD (arXiv 2605.28014): distil from the first error on.
-
-    Args:
-        length: completion tokens.
-        first_error: index of the first token of the first wrong step; None where there is none or it was not found,
-            and the whole completion is kept.
-
-    Returns:
-        [length] bool.
-    """
-    return torch.arange(length) >= (first_error or 0)
-
-
 def _unbiased_deviation(values: Tensor, *, dim: int) -> Tensor:
     """Standard deviation (n - 1) over the entries that are not NaN; 0 where there are fewer than two."""
     count = (~values.isnan()).sum(dim=dim, keepdim=True)

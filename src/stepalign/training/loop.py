@@ -27,11 +27,11 @@ import torch
 from stepalign.config import Config, check_checkpoint_rule
 from stepalign.errors import BudgetSpentError, ConfigError
 from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
-from stepalign.feedback import designs
 from stepalign.records import Problem, to_json
 from stepalign.solver.model import EMBEDDED, Solver, save_solver
 from stepalign.training import checkpoint as checkpoints
 from stepalign.training.guards import Guards
+from stepalign.training.hybrids import check_terms
 from stepalign.training.learner import Learner
 from stepalign.training.rollouts import Batch, Collector, derive_seed, problems_of_step
 from stepalign.training.run_folder import RunFolder
@@ -175,7 +175,7 @@ class _Run:
         self.config, self.folder, self.session, self.sets = config, folder, session, sets
         self.progress, self.listener, self.stop = progress, listener, stop
         self.guards = Guards(config.guards)
-        condition = designs.check_condition(config.condition, config.sampling.num_generations)
+        condition = check_terms(config)
         self.critic = make_critic(config, shared_folder, [condition.design], listener.say)
         self.collector = Collector(
             solver=session.solver,
@@ -187,7 +187,7 @@ class _Run:
             num_generations=config.sampling.num_generations,
             temperature=config.sampling.temperature,
             max_completion_length=config.sampling.max_completion_length,
-            scale_rewards=config.objective.scale_rewards,
+            objective=config.objective,
             rules=make_rules(config, session.grader),
             skip_zero_std_groups=config.sampling.skip_zero_std_groups,
             probe=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,

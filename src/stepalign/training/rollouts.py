@@ -8,11 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 
+from stepalign.config import ObjectiveSection
 from stepalign.errors import ConfigError
 from stepalign.feedback import designs
 from stepalign.feedback.critics import Critic, CritiqueRequest
@@ -24,6 +25,7 @@ from stepalign.solver.model import Solver
 from stepalign.solver.sampling import Sampler
 from stepalign.solver.tokens import PromptBuilder, decode
 from stepalign.tasks.grading import Grader
+from stepalign.training.hybrids import HYBRIDS, Attempt, Terms, first_wrong_token
 
 Probe = Callable[[Problem, Rollout], tuple[int, int] | None]
 """Where the truth about steps is known: (position of the first wrong token, id of the right one there)."""
@@ -93,7 +95,8 @@ class Collector:
     num_generations: int
     temperature: float
     max_completion_length: int
-    scale_rewards: str = "group"
+    objective: ObjectiveSection = field(default_factory=ObjectiveSection)
+    """Says how rewards are scaled and how verdict and self-teacher work together."""
     rules: Rules | None = None
     """How critiques are judged; without rules they are taken as they come."""
     skip_zero_std_groups: bool = False
@@ -137,7 +140,7 @@ class Collector:
         critiques = {review.critique.rollout_id: review.critique for review in reviews}
         groups = [[rollouts[row, index] for index in range(self.num_generations)] for row in range(len(problems))]
         judged = [[(rollout, critiques.get(rollout.rollout_id)) for rollout in group] for group in groups]
-        return self._prepare(problems, student_prompts, judged, time.perf_counter() - sampled)
+        return self._prepare(step, problems, student_prompts, judged, time.perf_counter() - sampled)
 
     def _grade(self, problem: Problem, completion: Completion, name: str, step: int, index: int) -> Rollout:
         text = decode(self.solver.tokenizer, completion.ids)
@@ -157,6 +160,7 @@ class Collector:
 
     def _prepare(
         self,
+        step: int,
         problems: Sequence[Problem],
         student_prompts: Sequence[tuple[int, ...]],
         groups: Sequence[Sequence[tuple[Rollout, Critique | None]]],
@@ -164,11 +168,11 @@ class Collector:
     ) -> Batch:
         usable = [c for group in groups for _, c in group if c is not None and c.status == "ok" and c.policy != "mask"]
         rewards_PG = torch.tensor([[rollout.reward for rollout, _ in group] for group in groups])
-        advantages_PG = group_advantages(rewards_PG, scale=self.scale_rewards)  # type: ignore[arg-type]
+        advantages_PG = group_advantages(rewards_PG, scale=self.objective.scale_rewards)
         contexts: list[Context] = []
         samples: list[Sample] = []
         masked: Counter[str] = Counter()
-        dropped_tokens = 0
+        dropped_tokens, unlocated = 0, 0
         trains_P = _have_signal(rewards_PG) if self.skip_zero_std_groups else [True] * len(groups)
         for row, (problem, prompt, group) in enumerate(zip(problems, student_prompts, groups, strict=True)):
             own = {rollout.rollout_id for rollout, _ in group}
@@ -183,25 +187,32 @@ class Collector:
                 ),
             )
             contexts += shown
-            for index, ((rollout, _), context) in enumerate(zip(group, shown, strict=True)):
+            for index, ((rollout, critique), context) in enumerate(zip(group, shown, strict=True)):
+                length = len(rollout.completion.ids)
+                attempt = self._attempt(rollout, critique, context, step)
+                unlocated += attempt.reward == 0 and attempt.first_error is None
+                terms = HYBRIDS[self.objective.hybrid](self.condition, attempt, self.objective)
+                if not trains_P[row]:
+                    terms = Terms(first_token=length)
                 teacher_prompt = None
-                if context.text is not None and self.condition.distillation_weight:
+                if context.text is not None and (terms.distillation_weight or terms.magnitude_mixing):
                     teacher_prompt = self.prompts.self_teacher(problem, context.text, introduction=context.introduction)
                     dropped_tokens += teacher_prompt.dropped_tokens
                 elif context.masked:
                     masked[context.masked] += 1
-                distils = teacher_prompt is not None and trains_P[row]
                 samples.append(
                     Sample(
                         rollout_id=rollout.rollout_id,
                         student_prompt_ids=prompt,
-                        teacher_prompt_ids=teacher_prompt.ids if teacher_prompt and distils else None,
+                        teacher_prompt_ids=teacher_prompt.ids if teacher_prompt else None,
                         completion_ids=rollout.completion.ids,
                         sampler_log_probs=rollout.completion.log_probs,
-                        loss_mask=(trains_P[row],) * len(rollout.completion.ids),
+                        loss_mask=tuple(place >= terms.first_token for place in range(length)),
                         advantage=float(advantages_PG[row, index]),
-                        distillation_weight=self.condition.distillation_weight if distils else 0.0,
-                        policy_weight=self.condition.policy_weight if trains_P[row] else 0.0,
+                        distillation_weight=terms.distillation_weight,
+                        policy_weight=terms.policy_weight,
+                        magnitude_mixing=terms.magnitude_mixing,
+                        entropy_damping=terms.entropy_damping,
                         probe=self.probe(problem, rollout) if self.probe else None,
                     )
                 )
@@ -211,6 +222,7 @@ class Collector:
             **_rollout_numbers(flat, rewards_PG),
             **(_critique_numbers(critiques) if self.rules else {}),
             "context_dropped_tokens": float(dropped_tokens),
+            **({"unlocated_errors": float(unlocated)} if self.objective.hybrid == "rosd" else {}),
             "skipped_groups": float(len(groups) - sum(trains_P)),
         }
         return Batch(
@@ -221,6 +233,15 @@ class Collector:
             numbers=numbers,
             masked=masked,
             feedback_seconds=feedback_seconds,
+        )
+
+    def _attempt(self, rollout: Rollout, critique: Critique | None, context: Context, step: int) -> Attempt:
+        seeks_error = self.objective.hybrid == "rosd"
+        return Attempt(
+            reward=rollout.reward,
+            has_context=context.text is not None,
+            first_error=first_wrong_token(rollout, critique, self.solver.tokenizer) if seeks_error else None,
+            step=step,
         )
 
 
