@@ -222,6 +222,10 @@ class ObjectiveSection(_Section):
     micro-batch."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL to the reference, the initial weights, at every trained token; its estimate is metric ``kl``."""
+    fast_logits: bool = False
+    """Keep the student's logits in the model's dtype: faster in bfloat16, with 2 % instead of 0.5 % gradient error."""
+    compiled: bool | None = None
+    """Compile the walk over the logits (10 s, once); None where the vocabulary is large and a compiler is there."""
     epsilon: float = Field(default=0.2, ge=0)
     epsilon_high: float | None = Field(default=None, ge=0)
     """Clip range of the importance ratio; ``epsilon_high`` defaults to ``epsilon``."""

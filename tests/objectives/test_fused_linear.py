@@ -144,6 +144,11 @@ def test_compiled_walk_equals_the_plain_one():
         for field in ("loss", "per_token", "log_ratio", "student_log_probs", "student_entropy", "teacher_entropy"):
             torch.testing.assert_close(getattr(compiled, field), getattr(plain, field))
         torch.testing.assert_close(case.gradients(compiled.loss), case.gradients(plain.loss))
+        case.teacher_hidden, kept = case.student_hidden.detach().clone(), case.teacher_hidden
+        same = case.fused(divergence=name, compiled=True, **options)
+        assert not any(same.per_token)
+        assert not any(gradient.any() for gradient in case.gradients(same.loss))
+        case.teacher_hidden = kept
 
 
 def test_masked_tokens_equal_the_subset():

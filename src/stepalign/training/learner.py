@@ -27,6 +27,7 @@ from stepalign.objectives import (
     rlsd_advantages,
 )
 from stepalign.records import Sample
+from stepalign.solver.compiling import pays_to_compile
 from stepalign.solver.model import Solver
 from stepalign.solver.scoring import Scored, completion_hidden, micro_batches
 from stepalign.training.micro_batch import MicroBatch
@@ -82,6 +83,8 @@ class Learner:
         self._training = training
         self._temperature = temperature
         self._max_completion_length = max_completion_length
+        wanted = objective.compiled
+        self._compiled = pays_to_compile(solver.head_VH) if wanted is None else wanted
         parameters = [p for p in solver.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             parameters, lr=training.learning_rate, weight_decay=training.weight_decay, betas=(0.9, 0.999)
@@ -232,6 +235,8 @@ class Learner:
             mixture_weight=self._objective.jensen_shannon_weight,
             entry_clip=self._objective.entry_clip,
             token_clip=self._objective.token_clip,
+            fast_logits=self._objective.fast_logits,
+            compiled=self._compiled,
         )
         weights_N = (batch.weights_N * batch.per_token(lambda s: s.distillation_weight))[taught_N]
         damping_N = batch.per_token(lambda s: s.entropy_damping)[taught_N]
