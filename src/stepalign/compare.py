@@ -369,6 +369,7 @@ class _Sender:
 
 def write_signal(config: Config, out: Path, on_progress: Callable[[int, int], None]) -> Path:
     """Roll out the untrained solver on training problems and analyse what each context would teach."""
+    from stepalign.feedback.critics.build import make_rules
     from stepalign.signal.analyse import analyse
     from stepalign.solver.model import EMBEDDED
     from stepalign.training.rollouts import derive_seed
@@ -376,7 +377,6 @@ def write_signal(config: Config, out: Path, on_progress: Callable[[int, int], No
         arithmetic_probe,
         collect_for_signal,
         load_set,
-        make_rules,
         more_critiques,
         open_session,
     )

@@ -171,7 +171,10 @@ class CriticSection(_Section):
     structured: bool = False
     """Ask for JSON through the server's guided decoding instead of tagged text."""
     token_budget: int | None = Field(default=None, ge=1)
-    """Prompt and completion tokens after which no more critiques are asked for."""
+    """Prompt and completion tokens, paid for in this run, after which no more critiques are asked for: the run saves
+    itself, stops, and says how to go on."""
+    cost_budget: float | None = Field(default=None, gt=0)
+    """The same for their cost, in the currency of ``prices``."""
     prices: dict[str, float] = Field(default_factory=dict)
     """Cost per million tokens, {prompt = ..., completion = ...}; enters the ledger."""
     policies: PoliciesSection = PoliciesSection()

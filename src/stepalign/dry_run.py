@@ -81,7 +81,7 @@ def _example_context(design: str, problem: Problem) -> str:
 def _critic_prompt(config: Config, problem: Problem, form: CritiqueForm) -> str:
     if config.critic.kind == "programmatic":
         return "(none: the programmatic critic reads the attempt itself)"
-    from stepalign.training.session import critic_prompt
+    from stepalign.feedback.critics.build import critic_prompt
 
     sees = config.critic.sees
     seen = {"answer": problem.answer} if sees != "nothing" else {}

@@ -269,8 +269,8 @@ def policies(chosen: Mapping[str, Policy | None], *, served: bool) -> dict[str, 
         served: whether a model writes the critiques. Those of a program are as faulty as the recipe asks, so they are
             used unless the recipe says otherwise.
     """
-    unasked = {name: f.default if served or not f.usable else "use" for name, f in FINDINGS.items()}
-    return {name: chosen.get(name) or default for name, default in unasked.items()}
+    unasked: dict[str, Policy] = {name: f.default if served or not f.usable else "use" for name, f in FINDINGS.items()}
+    return {name: chosen.get(name) or unasked[name] for name in FINDINGS}
 
 
 def decide(

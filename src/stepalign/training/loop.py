@@ -27,6 +27,8 @@ import torch
 from stepalign.config import Config, check_checkpoint_rule
 from stepalign.errors import BudgetSpentError, ConfigError
 from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
+from stepalign.feedback.critics.build import make_rules
+from stepalign.feedback.critics.ledger import cost
 from stepalign.records import Problem, to_json
 from stepalign.solver.model import EMBEDDED, Solver, save_solver
 from stepalign.training import checkpoint as checkpoints
@@ -40,7 +42,6 @@ from stepalign.training.session import (
     arithmetic_probe,
     load_sets,
     make_critic,
-    make_rules,
     open_session,
 )
 from stepalign.training.teacher import Teacher
@@ -176,7 +177,7 @@ class _Run:
         self.progress, self.listener, self.stop = progress, listener, stop
         self.guards = Guards(config.guards)
         condition = check_terms(config)
-        self.critic = make_critic(config, shared_folder, [condition.design], listener.say)
+        self.critic = make_critic(config, shared_folder, [condition.design], listener.say, folder.path)
         self.collector = Collector(
             solver=session.solver,
             sampler=session.sampler,
@@ -237,11 +238,11 @@ class _Run:
             progress.critic["calls"] += 1
             progress.critic[critique.status] += 1
             progress.critic["cached"] += critique.cached
-            progress.critic["attempts"] += critique.attempts
-            progress.critic["prompt_tokens"] += critique.prompt_tokens
-            progress.critic["completion_tokens"] += critique.completion_tokens
             progress.critic["retries"] += critique.retries
             progress.findings.update(critique.findings)
+        if (ledger := getattr(self.critic, "ledger", None)) is not None:  # a served critic costs something
+            for name in ("attempts", "prompt_tokens", "completion_tokens"):
+                progress.critic[name] = getattr(ledger, name)
         step_numbers = {
             **batch.numbers,
             **numbers,
@@ -385,8 +386,12 @@ def save_final(solver: Solver, folder: Path) -> None:
 
 def run_summary(config: Config, progress: Progress) -> dict[str, Any]:
     """What a comparison says about one run; see docs/formats.md."""
-    critic = {name: progress.critic.get(name, 0) for name in ("calls", "malformed", "failed", "cached", "attempts")}
-    critic |= {name: progress.critic.get(name, 0) for name in ("prompt_tokens", "completion_tokens")}
+    critic: dict[str, Any] = {
+        name: progress.critic.get(name, 0) for name in ("calls", "malformed", "failed", "cached", "attempts")
+    }
+    critic |= {name: progress.critic.get(name, 0) for name in ("retries", "prompt_tokens", "completion_tokens")}
+    critic["cost"] = cost(config.critic.prices, critic["prompt_tokens"], critic["completion_tokens"])
+    critic["findings"] = dict(progress.findings)
     return {
         "seed": config.training.seed,
         "steps": progress.step,

@@ -22,11 +22,10 @@ from typing import Any, TextIO
 import stepalign
 from stepalign.config import Config, difference, load_config, to_toml
 from stepalign.errors import ConfigError, LockedError, UserError
+from stepalign.feedback.critics.build import CACHE, LEDGER
 from stepalign.feedback.critics.cache import holds_replies
 
 RECORDS = ("rollouts", "critiques", "contexts", "metrics", "evaluations")
-CACHE = "critiques.sqlite"
-"""Replies of an endpoint critic, where the recipe names no other file."""
 
 
 _REACHING = ("base_urls", "api_key_env", "concurrency", "timeout", "attempt_timeout", "cache", "cache_only")
@@ -124,9 +123,9 @@ class RunFolder:
             return
         found = sorted(p.name for p in self.path.iterdir())
         own = (
-            (CACHE, "run.lock", "versions.json", ".versions.json.", ".config.toml.")
+            (CACHE, LEDGER, "run.lock", "versions.json", ".versions.json.", ".config.toml.")
             if "run.lock" in found
-            else (CACHE,)
+            else (CACHE, LEDGER)
         )
         strangers = [name for name in found if not name.startswith(own)]
         if strangers:
@@ -216,10 +215,10 @@ class RunFolder:
         """Remove a folder in which nothing was recorded yet. Replies that a critic was paid for stay."""
         cache = self.path / CACHE
         own = {self.path / name for name in ("config.toml", "versions.json", "run.lock")}
-        own |= {cache.with_name(cache.name + suffix) for suffix in ("", "-wal", "-shm")}
+        own |= {cache.with_name(cache.name + suffix) for suffix in ("", "-wal", "-shm")} | {self.path / LEDGER}
         if any(p not in own and not p.is_dir() for p in self.path.rglob("*")):
             return
-        kept = {p for p in own if p.name.startswith(CACHE) and holds_replies(cache)}
+        kept = {p for p in own if p.name.startswith(CACHE) and holds_replies(cache)} | {self.path / LEDGER}
         for path in self.path.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)  # holds no file

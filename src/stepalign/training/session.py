@@ -10,12 +10,12 @@ from pathlib import Path
 
 from stepalign.config import Config, changed
 from stepalign.errors import ConfigError
-from stepalign.feedback import designs, findings
-from stepalign.feedback.critics import CRITIC_PROMPTS, Critic, CritiqueRequest
-from stepalign.feedback.critics.arithmetic import ArithmeticCritic, Faults
+from stepalign.feedback import designs
+from stepalign.feedback.critics import Critic, CritiqueRequest
+from stepalign.feedback.critics.build import make_endpoint_critic, make_programmatic_critic, make_rules
 from stepalign.feedback.prompts import load_template
 from stepalign.feedback.review import Rules, follow
-from stepalign.records import Completion, Critique, CritiqueForm, Problem, Rollout, Verdict
+from stepalign.records import Completion, Critique, Problem, Rollout, Verdict
 from stepalign.solver.model import EMBEDDED, Solver, embedded_folder, load_solver
 from stepalign.solver.sampling import Sampler
 from stepalign.solver.sampling.local import LocalSampler
@@ -177,7 +177,11 @@ def embedded_problems(name: str, rho: float) -> list[Problem]:
 
 
 def make_critic(
-    config: Config, folder: Path | None, design_names: Sequence[str], announce: Callable[[str], None] | None = None
+    config: Config,
+    folder: Path | None,
+    design_names: Sequence[str],
+    announce: Callable[[str], None] | None = None,
+    ledger_folder: Path | None = None,
 ) -> Critic | None:
     """The critic that the designs need, or None when none of them does.
 
@@ -186,6 +190,7 @@ def make_critic(
     Args:
         folder: where the cache of an endpoint's replies lies unless ``critic.cache`` names a file.
         announce: told in one line when the endpoint pauses.
+        ledger_folder: the run folder, where every attempt of the endpoint is written down.
 
     Raises:
         ConfigError: a programmatic critic for problems it does not know.
@@ -203,22 +208,8 @@ def make_critic(
                 hint="give a served critic: --set critic.kind=endpoint --set critic.base_urls='[\"http://...\"]' "
                 "--set critic.model=NAME, or drop what needs one from condition and signal.contexts",
             )
-        faults = Faults(**section.quality.model_dump())
-        return ArithmeticCritic(form=form, faults=faults, seed=config.training.seed)
-    return make_endpoint_critic(config, folder, announce, form=form)
-
-
-def make_rules(config: Config, grader: Grader) -> Rules | None:
-    """How the recipe has critiques judged; None where every one is used whatever is found in it."""
-    section = config.critic
-    chosen = section.policies.model_dump()
-    if section.kind == "programmatic" and not any(chosen.values()):
-        return None  # a program says itself where the error is
-    return Rules(
-        policies=findings.policies(chosen, served=section.kind == "endpoint"),
-        retries=section.retries,
-        same_answer=lambda answer, expected: grader.compare(answer, expected).verdict != "incorrect",
-    )
+        return make_programmatic_critic(config, form)
+    return make_endpoint_critic(config, form=form, cache_folder=folder, ledger_folder=ledger_folder, announce=announce)
 
 
 def check_critic(config: Config, design_names: Sequence[str]) -> None:
@@ -227,56 +218,6 @@ def check_critic(config: Config, design_names: Sequence[str]) -> None:
     critic = make_critic(without_cache, None, design_names)
     if critic is not None:
         critic.close()
-
-
-def make_endpoint_critic(
-    config: Config,
-    folder: Path | None,
-    announce: Callable[[str], None] | None = None,
-    *,
-    form: CritiqueForm = "trace",
-) -> Critic:
-    """A critic behind an OpenAI-compatible address, without a cache where there is no folder for it.
-
-    Raises:
-        EndpointError: no address answers.
-    """
-    from stepalign.feedback.critics.endpoint import EndpointCritic
-
-    section = config.critic
-    if not section.model:
-        raise ConfigError("critic.model is empty", hint="--set critic.model=NAME-ON-THE-SERVER")
-    critic = EndpointCritic(
-        section.base_urls,
-        section.model,
-        api_key_env=section.api_key_env or None,
-        prompt_template=critic_prompt(config, form),
-        form=form,
-        sees=section.sees,
-        structured=section.structured,
-        temperature=section.temperature,
-        max_tokens=section.max_tokens,
-        concurrency=section.concurrency,
-        timeout=section.timeout,
-        attempt_timeout=section.attempt_timeout,
-        cache_path=Path(section.cache) if section.cache else folder and folder / "critiques.sqlite",
-        cache_only=section.cache_only and folder is not None,
-        token_budget=section.token_budget,
-        prices=section.prices or None,
-        announce=announce,
-    )
-    if not section.cache_only:
-        try:
-            critic.check()
-        except BaseException:
-            critic.close()
-            raise
-    return critic
-
-
-def critic_prompt(config: Config, form: CritiqueForm) -> str:
-    """The critic's prompt template: the recipe's, or the packaged one that asks for another form than a trace."""
-    return config.prompts.critic if config.prompts.critic != CRITIC_PROMPTS["trace"] else CRITIC_PROMPTS[form]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

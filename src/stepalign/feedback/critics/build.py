@@ -1,0 +1,105 @@
+"""The critic that a recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from stepalign.config import Config
+from stepalign.errors import ConfigError
+from stepalign.feedback import findings
+from stepalign.feedback.critics import CRITIC_PROMPTS, Critic
+from stepalign.feedback.critics.arithmetic import ArithmeticCritic, Faults
+from stepalign.feedback.review import Rules
+from stepalign.records import CritiqueForm
+from stepalign.tasks.grading import Grader
+
+CACHE = "critiques.sqlite"
+"""Replies of an endpoint critic, where the recipe names no other file."""
+LEDGER = "critic-ledger.jsonl"
+"""Every HTTP attempt of one run."""
+
+
+def make_programmatic_critic(config: Config, form: CritiqueForm = "trace") -> Critic:
+    """The critic of the embedded task, as faulty as the recipe asks."""
+    faults = Faults(**config.critic.quality.model_dump())
+    return ArithmeticCritic(form=form, faults=faults, seed=config.training.seed)
+
+
+def make_endpoint_critic(
+    config: Config,
+    *,
+    form: CritiqueForm = "trace",
+    cache_folder: Path | None = None,
+    ledger_folder: Path | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> Critic:
+    """A critic behind an OpenAI-compatible address.
+
+    Args:
+        form: what it is asked to write.
+        cache_folder: where the replies lie unless ``critic.cache`` names a file; without both nothing is kept.
+        ledger_folder: where the attempts are written down; a budget then holds for all processes of a run.
+        announce: told in one line when the servers pause.
+
+    Raises:
+        ConfigError: no model, or a replay without a cache.
+        EndpointError: no address answers.
+    """
+    from stepalign.feedback.critics.endpoint import EndpointCritic
+
+    section = config.critic
+    if not section.model:
+        raise ConfigError("critic.model is empty", hint="--set critic.model=NAME-ON-THE-SERVER")
+    critic = EndpointCritic(
+        section.base_urls,
+        section.model,
+        api_key_env=section.api_key_env or None,
+        prompt_template=critic_prompt(config, form),
+        form=form,
+        sees=section.sees,
+        structured=section.structured,
+        temperature=section.temperature,
+        max_tokens=section.max_tokens,
+        concurrency=section.concurrency,
+        timeout=section.timeout,
+        attempt_timeout=section.attempt_timeout,
+        cache_path=Path(section.cache) if section.cache else cache_folder and cache_folder / CACHE,
+        cache_only=section.cache_only and cache_folder is not None,
+        token_budget=section.token_budget,
+        cost_budget=section.cost_budget,
+        prices=section.prices or None,
+        ledger_path=ledger_folder and ledger_folder / LEDGER,
+        announce=announce,
+    )
+    if not section.cache_only:
+        try:
+            critic.check()
+        except BaseException:
+            critic.close()
+            raise
+    return critic
+
+
+def critic_prompt(config: Config, form: CritiqueForm) -> str:
+    """The critic's prompt template: the recipe's, or the packaged one that asks for another form than a trace."""
+    return config.prompts.critic if config.prompts.critic != CRITIC_PROMPTS["trace"] else CRITIC_PROMPTS[form]
+
+
+def make_rules(config: Config, grader: Grader) -> Rules | None:
+    """How the recipe has critiques judged; None where every one is used whatever is found in it."""
+    section = config.critic
+    chosen = section.policies.model_dump()
+    if section.kind == "programmatic" and not any(chosen.values()):
+        return None  # a program says itself where the error is
+    return rules_of(config, grader)
+
+
+def rules_of(config: Config, grader: Grader) -> Rules:
+    """The recipe's policies, with the grader to compare answers."""
+    section = config.critic
+    return Rules(
+        policies=findings.policies(section.policies.model_dump(), served=section.kind == "endpoint"),
+        retries=section.retries,
+        same_answer=lambda answer, expected: grader.compare(answer, expected).verdict != "incorrect",
+    )
