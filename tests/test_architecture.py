@@ -24,7 +24,7 @@ FLOORS = (
     ("solver", "feedback", "tasks"),
     ("evaluation",),
     ("training",),
-    ("report", "signal"),
+    ("report", "signal", "workers"),
     ("compare", "dry_run"),
     ("cli", "__main__"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,10 +36,9 @@ SMALL = {
 ARMS = ("grpo", "refsol", "stepalign", "grpo-equal-rollouts", "refsol-forward-kl", "stepalign-forward-kl")
 
 
-def words(out: Path, **changes: object) -> list[str]:
-    values = {**SMALL, **changes}
-    settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    return [sys.executable, "-m", "stepalign", "compare", "arithmetic", "--out", str(out), *settings]
+def words(out: Path, *more: str) -> list[str]:
+    settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    return [sys.executable, "-m", "stepalign", "compare", "arithmetic", "--out", str(out), *settings, *more]
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -177,34 +178,104 @@ def test_a_finished_comparison_is_refused_and_with_resume_does_nothing(compared:
     refused = run(*words(compared))
     assert refused.returncode == 4
     assert "--resume" in refused.stderr
-    again = run(*words(compared), "--resume")
+    again = run(*words(compared, "--resume"))
     assert again.returncode == 0, again.stderr
     assert {f: f.stat().st_mtime_ns for f in before} == before
 
 
-@pytest.mark.slow
-def test_an_interrupted_comparison_continues(compared: Path, results: dict, tmp_path: Path) -> None:
-    """Ctrl-C in the middle, then --resume: the same numbers as without."""
-    out = tmp_path / "out"
+def start(command: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        words(out), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
     deadline = time.monotonic() + 120
-    while not list(out.glob("arms/*/seed-*/metrics.jsonl")):
-        assert process.poll() is None, process.communicate()
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.05)
+
+
+def recorded(out: Path) -> int:
+    return sum(file.read_bytes().count(b"\n") for file in out.glob("arms/*/seed-*/metrics.jsonl"))
+
+
+def run_processes(group: int) -> list[int]:
+    """Living processes of a session that hold the lock of a run."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = status.read_text().rpartition(")")[2].split()[:4]
+            if (
+                int(session) == group
+                and state != "Z"
+                and any(os.readlink(link).endswith("run.lock") for link in (status.parent / "fd").iterdir())
+            ):
+                found.append(int(status.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for processes in /proc")
+def test_a_comparison_stopped_in_every_way_ends_in_the_same_numbers(
+    compared: Path, results: dict, tmp_path: Path
+) -> None:
+    """Ctrl-C, kill -9 of the parent, SIGTERM of the parent, a worker that is killed; then to the end."""
+    out, one_seed = tmp_path / "out", ("--set", "compare.seeds=[0]")
+
+    process = start(words(out, *one_seed))
+    wait_until(lambda: recorded(out) > 1, process)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     _, told = process.communicate(timeout=120)
     assert process.returncode == 130, told
+    assert "stopping: every run saves itself" in told
     assert "--resume" in told
+    assert "Traceback" not in told
+    assert not run_processes(process.pid)
     assert not (out / "results.json").exists()
-    done = run(*words(out), "--resume")
+
+    before = recorded(out)
+    process = start(words(out, *one_seed, "--resume"))
+    wait_until(lambda: recorded(out) > before + 2, process)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not run_processes(process.pid))
+
+    before = recorded(out)
+    process = start(words(out, *one_seed, "--resume"))
+    wait_until(lambda: recorded(out) > before + 2, process)
+    process.terminate()
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert "stopping: every run saves itself" in told
+    assert not run_processes(process.pid)
+
+    before = recorded(out)
+    process = start(words(out, *one_seed, "--resume"))
+    wait_until(lambda: recorded(out) > before + 2 and len(run_processes(process.pid)) == 3, process)
+    workers = [p for p in run_processes(process.pid) if p != process.pid]
+    os.kill(workers[0], signal.SIGKILL)
+    _, told = process.communicate(timeout=280)
+    assert process.returncode == 1, told
+    assert "one run failed; " in told
+    assert "its process was killed (SIGKILL)" in told
+    name = told.split("one run failed; ")[1].split(":")[0]
+    assert (out / "arms" / name).is_dir()
+    assert "stepalign compare arithmetic" in told
+    assert "--resume" in told
+    unfinished = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert list(unfinished["failures"]) == [name]
+    assert sum(len(arm["runs"]) for arm in unfinished["arms"]) == len(ARMS) - 1  # the others went on
+
+    done = run(*words(out, *one_seed, "--resume"))
     assert done.returncode == 0, done.stderr
     again = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert again["metrics"] == results["metrics"]
-    assert again["paired"] == results["paired"]
+    of_seed = [row for row in again["metrics"] if row["seed"] == 0]
+    assert of_seed == [row for row in results["metrics"] if row["seed"] == 0]
+    assert of_seed
+    assert again["failures"] == {}
 
 
 def test_arms_differ_in_the_named_keys_only() -> None:

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
-import queue
 import resource
-import signal
-import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from stepalign.config import Config, arm_config, changed, check_checkpoint_rule, difference
-from stepalign.errors import ConfigError, UserError
+from stepalign.errors import BudgetSpentError, ConfigError, UserError
 from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
 from stepalign.feedback.designs import find_condition, find_design
 from stepalign.training.hybrids import check_terms
 from stepalign.training.run_folder import RunFolder, finite, write_atomically
+from stepalign.training.stopping import StopRequest
+from stepalign.workers import Send, work_off
 
 BASE = "base"
 SIGNAL = "signal"
@@ -41,6 +38,8 @@ class Task:
     """"ARM/seed-N", "base", or "signal"."""
     config: Config
     folder: Path
+    comparison: Path
+    """The folder of the whole comparison, where runs share the critic's replies."""
 
     @property
     def finished(self) -> bool:
@@ -54,6 +53,22 @@ class Task:
             return 8.0 * config.signal.num_rollouts
         per_step = config.sampling.num_generations * config.training.problems_per_step
         return per_step * config.training.max_steps + 1000.0
+
+
+class RunsFailedError(UserError):
+    """Some runs of a comparison failed. Its exit code is theirs where they agree."""
+
+    def __init__(self, failures: Mapping[str, UserError], out: Path) -> None:
+        first = next(iter(failures.values()))
+        each = "; ".join(f"{name}: {error.what}" for name, error in failures.items())
+        runs = "one run" if len(failures) == 1 else f"{len(failures)} runs"
+        super().__init__(f"{runs} failed; {each}", where=first.where or str(out), hint=first.hint)
+        self.failures = dict(failures)
+        codes = {error.exit_code for error in failures.values()}
+        self.exit_code = codes.pop() if len(codes) == 1 else UserError.exit_code
+        for error in failures.values():
+            for note in getattr(error, "__notes__", ()):
+                self.add_note(note)
 
 
 class Watcher(Protocol):
@@ -79,14 +94,14 @@ def plan(config: Config, out: Path) -> list[Task]:
     for name in config.signal.contexts:
         find_design(name)
     shared = changed(config, {"evaluation.at_start": False}, "comparison")  # the base is evaluated once for all
-    tasks = [Task(BASE, base_config(config), out / "arms" / BASE)]
+    tasks = [Task(BASE, base_config(config), out / "arms" / BASE, out)]
     for arm, seed in itertools.product(config.compare.arms, config.compare.seeds):
         name = f"{arm.name}/seed-{seed}"
-        tasks.append(Task(name, arm_config(shared, arm, seed), out / "arms" / name))
+        tasks.append(Task(name, arm_config(shared, arm, seed), out / "arms" / name, out))
         check_terms(tasks[-1].config)
         check_checkpoint_rule(tasks[-1].config)
     if config.signal.num_rollouts and config.signal.contexts:
-        tasks.append(Task(SIGNAL, base_config(config), out))
+        tasks.append(Task(SIGNAL, base_config(config), out, out))
     return tasks
 
 
@@ -110,29 +125,39 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, watcher: Wa
 
     Raises:
         ConfigError, EndpointError, LockedError: as the runs do.
+        RunsFailedError: some runs failed; the others are finished, and results and page show them.
         KeyboardInterrupt: asked to stop; every run has saved itself.
     """
     start = time.perf_counter()
     tasks = plan(config, out)
-    with RunFolder(out, config, resume=resume, kind="comparison"):
+    stop = StopRequest("stopping: every run saves itself after its step; Ctrl-C once more stops at once")
+    with RunFolder(out, config, resume=resume, kind="comparison"), stop.listening():
         _check_critics(tasks)
         open_tasks = sorted((t for t in tasks if not t.finished), key=lambda t: -t.cost)
         watcher.tasks([t.name for t in tasks])
         for task in tasks:
             if task.finished:
                 watcher.event(task.name, "finished", {})
+        failures: dict[str, UserError] = {}
         if open_tasks:
-            _work_off(open_tasks, min(config.compare.processes, len(open_tasks)), out, watcher)
+            num_workers = min(config.compare.processes, len(open_tasks))
+            failures = work_off(open_tasks, run_task, num_workers, stop=stop, listen=watcher.event)
+            if stop.asked:
+                raise KeyboardInterrupt
         elif (out / "results.json").exists():
             rewrite_results(out)  # nothing left to run: the times of the first time stand
             return _read(out / "results.json")
         worked = time.perf_counter() - start
         results = collect_results(config, recipe, out)
+        results["failures"] = {name: error.what for name, error in failures.items()}
         reporting = time.perf_counter()
         _publish(results, out)
         results["timings"] |= {"report": time.perf_counter() - reporting, "total": time.perf_counter() - start}
         results["timings"]["workers"] = worked
         _publish(results, out)  # once more, with its own time in it
+    if failures:
+        spent = [error for error in failures.values() if isinstance(error, BudgetSpentError)]
+        raise spent[0] if len(spent) == len(failures) else RunsFailedError(failures, out)
     return results
 
 
@@ -217,122 +242,27 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Workers
+# In a worker
 
 
-def _work_off(tasks: list[Task], num_workers: int, out: Path, watcher: Watcher) -> None:
-    """Let workers take the tasks one after the other, and pass on what they say.
-
-    Raises the first error that a worker met; KeyboardInterrupt when asked to stop.
-    """
-    context = multiprocessing.get_context("spawn")  # forking a process that has loaded torch is not safe
-    todo, events = context.Queue(), context.Queue()
-    for task in [*tasks, *[None] * num_workers]:
-        todo.put(task)
-    workers = [
-        context.Process(target=_worker, args=(todo, events, out), name=f"worker-{i}", daemon=False)
-        for i in range(num_workers)
-    ]
-    for worker in workers:
-        worker.start()
-    try:
-        _listen(workers, events, len(tasks), watcher)
-    finally:
-        for worker in workers:
-            if worker.is_alive() and worker.pid:
-                os.kill(worker.pid, signal.SIGTERM)  # a worker saves its run and leaves
-        for worker in workers:
-            worker.join(timeout=600)  # a long step may have to end before a run can save itself
-            if worker.is_alive():
-                worker.kill()
-
-
-def _listen(workers: list[Any], events: Any, num_tasks: int, watcher: Watcher) -> None:
-    finished = 0
-    while finished < num_tasks:
-        try:
-            task, kind, payload = events.get(timeout=0.5)
-        except queue.Empty:
-            broken = [w for w in workers if w.exitcode not in (None, 0)]
-            if broken:
-                raise UserError(
-                    f"a worker process died (exit code {broken[0].exitcode})",
-                    hint="continue with --resume; if memory ran out, use --set compare.processes=1",
-                ) from None
-            continue
-        if kind == "error":
-            raise payload["error"]
-        if kind == "interrupted":
-            raise KeyboardInterrupt
-        finished += kind == "finished"
-        watcher.event(task, kind, payload)
-
-
-def _worker(todo: Any, events: Any, out: Path) -> None:
-    """Take tasks until there are none. Everything a watcher may want goes into ``events``."""
+def run_task(task: Task, send: Send, stop: StopRequest) -> None:
+    """Do one piece of the comparison; its last file tells that it is finished."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
-    from stepalign.training.loop import StopRequest
-
     torch.set_num_threads(1)
-    stop = StopRequest()
-    _leave_with_parent()
-    with stop.listening():
-        try:
-            _take_tasks(todo, events, out, stop)
-        finally:  # what was said must be out before a signal can end this process half-way through it
-            events.close()
-            events.join_thread()
-
-
-def _leave_with_parent() -> None:
-    """Stop like on a SIGTERM when the comparison's own process is gone, however it went."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _take_tasks(todo: Any, events: Any, out: Path, stop: Any) -> None:
-    from stepalign.training.loop import Interrupted
-
-    while not stop.asked and (task := todo.get()) is not None:
-        try:
-            _run(task, out, events, stop)
-        except (Interrupted, KeyboardInterrupt):
-            events.put((task.name, "interrupted", {}))
-            return
-        except UserError as error:
-            events.put((task.name, "error", {"error": error}))
-            return
-        except Exception as error:
-            told = f"{task.name} failed: {type(error).__name__}: {error}"
-            failure = UserError(told, where=str(task.folder), hint="continue with --resume after mending it")
-            failure.add_note(traceback.format_exc())
-            events.put((task.name, "error", {"error": failure}))
-            return
-        events.put((task.name, "finished", {}))
-
-
-def _run(task: Task, out: Path, events: Any, stop: Any) -> None:
-    from stepalign.training import loop
-
-    def send(kind: str, payload: Mapping[str, Any]) -> None:
-        events.put((task.name, kind, payload))
-
     if task.name == SIGNAL:
         write_signal(
-            task.config, out, lambda done, total: send("phase", {"name": "signal", "done": done, "total": total})
+            task.config,
+            task.folder,
+            lambda done, total: send("phase", {"name": "signal", "done": done, "total": total}),
         )
         return
-    listener = _Sender(send)
-    progress = loop.train(task.config, task.folder, resume=True, listener=listener, stop=stop, shared_folder=out)
+    from stepalign.training import loop
+
+    progress = loop.train(
+        task.config, task.folder, resume=True, listener=_Sender(send), stop=stop, shared_folder=task.comparison
+    )
     if task.name == BASE:
         from stepalign.training.session import load_sets
 
@@ -346,7 +276,7 @@ def _run(task: Task, out: Path, events: Any, stop: Any) -> None:
 class _Sender:
     """A Listener whose words go to the parent process, at most a few a second."""
 
-    def __init__(self, send: Callable[[str, Mapping[str, Any]], None]) -> None:
+    def __init__(self, send: Send) -> None:
         self._send = send
         self._last = 0.0
 

@@ -119,6 +119,9 @@ class CompareDisplay:
         elif kind == "finished":
             total = self._bars.tasks[row].total or 1
             self._bars.update(row, completed=total, total=total, note="done")
+        elif kind == "failed":
+            self._bars.update(row, note="failed")
+            console.print(f"{task} failed: {payload['error'].what}", style="red")
 
     def say(self, text: str) -> None:
         console.print(text, style="yellow" if "warning" in text else "")

@@ -55,11 +55,12 @@ def train(
     if dry_run:
         return _dry_run(config)
     from stepalign.progress import TrainDisplay, console
-    from stepalign.training.loop import Interrupted, StopRequest
     from stepalign.training.loop import train as run
+    from stepalign.training.stopping import Interrupted, StopRequest
 
     command = resume_command("train", recipe, out, settings)
-    with StopRequest().listening() as stop, TrainDisplay(config.condition, config.training.max_steps) as display:
+    notice = "stopping: the run saves itself after this step; Ctrl-C once more stops at once"
+    with StopRequest(notice).listening() as stop, TrainDisplay(config.condition, config.training.max_steps) as display:
         try:
             progress = run(config, out, resume=resume, listener=display, stop=stop)
         except Interrupted:
@@ -96,7 +97,7 @@ def warmstart(
 
 def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool, dry_run: bool) -> None:
     config = load_config(recipe, settings or ())
-    from stepalign.compare import arm_differences, compare, plan
+    from stepalign.compare import RunsFailedError, arm_differences, compare, plan
 
     plan(config, out)  # every arm must be valid before the first one runs
     if dry_run:
@@ -112,16 +113,21 @@ def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool
     num_test = len(load_set(config, "test").problems)
     if num_test > 1:
         console.print(detectable_difference(num_test, config.evaluation.num_samples, len(config.compare.seeds)))
+    command = resume_command("compare", recipe, out, settings)
     with CompareDisplay() as display:
         try:
             results = compare(config, recipe, out, resume=resume, watcher=display)
         except KeyboardInterrupt:
-            raise interrupted(resume_command("compare", recipe, out, settings)) from None
+            raise interrupted(command) from None
         except BudgetSpentError as error:
-            raise budget_spent(error, resume_command("compare", recipe, out, settings)) from None
+            raise budget_spent(error, command) from None
+        except RunsFailedError as error:
+            error.hint = f"{error.hint}; then {command}" if error.hint else f"do the failed runs again: {command}"
+            raise
     console.print(results_table(results), soft_wrap=False)
-    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["timings"].items() if name != "total")
-    console.print(f"time: {results['timings']['total']:.0f} s on the clock; in the runs: {spent}")
+    clock, whole = results["timings"], ("workers", "report", "total")
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in clock.items() if name not in whole)
+    console.print(f"time: {clock['total']:.0f} s on the clock; summed over the runs: {spent}")
     console.print(f"memory: at most {results['peak_memory_bytes'] / 2**20:.0f} MiB a process")
     console.print(f"report: {out / 'report.html'}")
     return None

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -36,7 +34,7 @@ from stepalign.training.guards import Guards
 from stepalign.training.hybrids import check_terms
 from stepalign.training.learner import Learner
 from stepalign.training.rollouts import Batch, Collector, derive_seed, problems_of_step
-from stepalign.training.run_folder import RunFolder
+from stepalign.training.run_folder import RunFolder, read_json_lines
 from stepalign.training.session import (
     Session,
     arithmetic_probe,
@@ -44,6 +42,7 @@ from stepalign.training.session import (
     make_critic,
     open_session,
 )
+from stepalign.training.stopping import Interrupted, StopRequest
 from stepalign.training.teacher import Teacher
 
 PHASES = ("sampling", "feedback", "learning", "evaluation", "saving")
@@ -56,37 +55,6 @@ class Listener(Protocol):
     def step(self, step: int, max_steps: int, numbers: dict[str, float]) -> None: ...
     def evaluated(self, step: int, name: str, rows: list[dict[str, Any]]) -> None: ...
     def say(self, text: str) -> None: ...
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved
-    """The run was asked to stop and has saved itself."""
-
-
-class StopRequest:
-    """A flag that Ctrl-C and SIGTERM raise; a second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._interrupts = 0
-
-    def ask(self, number: int = signal.SIGTERM, *_: object) -> None:
-        self._interrupts += number == signal.SIGINT
-        if self._interrupts > 1:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    @contextmanager
-    def listening(self) -> Iterator[StopRequest]:
-        """Listen while the block runs (main thread only; elsewhere nothing can send signals)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @dataclass(slots=True)
@@ -207,8 +175,8 @@ class _Run:
 
     def go(self) -> None:
         section = self.config.training
-        if self.progress.step == 0 and self.config.evaluation.at_start:
-            self.evaluate()
+        if self.config.evaluation.at_start if self.progress.step == 0 else self._due(self.config.evaluation.eval_steps):
+            self.evaluate()  # before the first step, or where an evaluation was interrupted
         while self.progress.step < section.max_steps:
             problems = problems_of_step(self.sets["train"], self.progress.step, section.problems_per_step, section.seed)
             with self.timed("sampling"), self._saved_if_the_budget_ends():
@@ -255,12 +223,13 @@ class _Run:
         self.folder.append("rollouts", ({"record_step": step, **to_json(r)} for r in batch.rollouts))
         self.folder.append("critiques", ({"record_step": step, **to_json(c)} for c in batch.critiques))
         self.folder.append("contexts", ({"record_step": step, **to_json(c)} for c in batch.contexts))
-        for warning in self.guards.look(step_numbers):
+        warnings = self.guards.look(step_numbers)
+        for warning in warnings:
             progress.warnings.append(f"step {step}: {warning}")
             self.listener.say(f"warning, step {step}: {warning}")
         self.folder.append("metrics", [{"step": step, **step_numbers}])
         self.listener.step(step, self.config.training.max_steps, step_numbers)
-        if progress.warnings and self.config.guards.stop:
+        if warnings and self.config.guards.stop:
             self.save()
             raise ConfigError(
                 f"the run was stopped by a guard: {progress.warnings[-1]}",
@@ -275,7 +244,7 @@ class _Run:
         names = ["validation", "test"] if last or section.checkpoint_rule != "last" else ["validation"]
         with self.timed("evaluation"):
             for name in names:
-                if not self.sets[name]:
+                if not self.sets[name] or (step, name) in self.evaluated:
                     continue
                 done = sample_and_grade(
                     self.sets[name],
@@ -284,12 +253,13 @@ class _Run:
                     sample=self.session.sample,
                     grade=self.session.grade,
                     file=self.folder.path / "samples" / f"step-{step:05d}-{name}.jsonl",
-                    on_progress=lambda done, total: self.listener.phase("evaluation", done, total),
+                    on_progress=self._evaluating,
                 )
                 rows = metric_rows(
                     metrics_of(done, self.config.ks), level=section.confidence, resamples=section.bootstrap_samples
                 )
                 totals = {"rollouts": self.progress.num_rollouts, "seconds": self.progress.seconds}
+                self.evaluated.add((step, name))
                 self.folder.append("evaluations", [{"step": step, "set": name, **totals, "metrics": rows}])
                 self.listener.evaluated(step, name, rows)
 
@@ -317,6 +287,8 @@ class _Run:
     def _resume(self) -> None:
         found = checkpoints.load_latest(self.folder.path / "checkpoints")
         self.folder.rewind(found.state["sizes"] if found else {})
+        rows = read_json_lines(self.folder.path / "evaluations.jsonl")
+        self.evaluated = {(row["step"], row["set"]) for row in rows}
         if found is None:
             return
         checkpoints.restore_weights(self.session.solver, found.weights)
@@ -350,6 +322,11 @@ class _Run:
 
     def _collecting(self, done: int, total: int) -> None:
         self.listener.phase("sampling", done, total)
+
+    def _evaluating(self, done: int, total: int) -> None:
+        self.listener.phase("evaluation", done, total)
+        if done < total:  # what is evaluated is kept: a long evaluation goes on where it stopped
+            self._stop_if_asked()
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
