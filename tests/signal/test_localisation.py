@@ -75,7 +75,7 @@ def signal(name: str, log_ratio: Sequence[float], kl: Sequence[float] | None = N
 
 
 # Two right tokens, a wrong step of three (its result in the middle), one token after it; and a right rollout of four.
-WRONG = Truth(right=frozenset({0, 1}), wrong_step=frozenset({2, 3, 4}), wrong_result=3, results=frozenset({1, 3}))
+WRONG = Truth(right=frozenset({0, 1}), wrong_step=frozenset({2, 3, 4}), wrong_result=frozenset({3}), results=frozenset({1, 3}))
 RIGHT = Truth(right=frozenset(range(4)), wrong_step=frozenset(), results=frozenset({1, 3}))
 SIGNALS = [
     signal("wrong", [0.5, -1.0, 0.25, -4.0, 0.25, 2.0], [0.1, 0.2, 0.3, 0.8, 0.1, 0.5]),

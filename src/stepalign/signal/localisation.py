@@ -1,16 +1,21 @@
 """Is the signal where the mistake is? Numbers over rollouts, each with a bootstrap interval.
 
 A token belongs to one of four places: a *right* token (steps before the first error, and all of a correct trace), a
-token of the *first wrong step*, in it the one token that *states the wrong result*, or a token *after* it.
+token of the *first wrong step*, in it the tokens that *state the wrong result*, or a token *after* it. Where nothing is
+known of a rollout its tokens have no place; they count for the numbers that need none (concentration, style).
 
 Six of the seven tokens of a wrong step are usually unobjectionable, so a detector of the whole step cannot be good and
 should not be; the wrong result is what a context must point at. Both are reported.
+
+Every number is a ratio of two sums over rollouts, or a ranking of tokens or steps. Both take how often each rollout was
+drawn, so a resample costs one pass over numbers that are sorted already.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,126 +29,250 @@ from stepalign.records import TokenSignal
 class Truth:
     """What is known about the tokens of one rollout. Indices are positions in the completion."""
 
-    right: frozenset[int]
-    wrong_step: frozenset[int]
+    right: frozenset[int] = frozenset()
+    wrong_step: frozenset[int] = frozenset()
     """Tokens of the first wrong step; empty when there is none."""
-    wrong_result: int | None = None
-    """The token that states the first wrong result, where it is known."""
+    wrong_result: frozenset[int] = frozenset()
+    """The tokens that state the first wrong result, where they are known."""
     results: frozenset[int] = frozenset()
     """Tokens that state a result, right ones and the first wrong one."""
+    right_steps: tuple[frozenset[int], ...] = ()
+    """The tokens of each right step."""
+    style: frozenset[int] = frozenset()
+    """Tokens of manner, not of matter (``signal.style``)."""
+
+    @property
+    def is_known(self) -> bool:
+        return bool(self.right or self.wrong_step)
+
+
+Counts = np.ndarray
+"""[R], how often each rollout was drawn in a resample; all ones for the value itself."""
+
+Number = Callable[[Counts], float]
+
+
+def ratio(numerators_R: np.ndarray, denominators_R: np.ndarray) -> Number:
+    """A ratio of sums over rollouts; NaN where the denominators sum to 0."""
+
+    def value(counts_R: Counts) -> float:
+        total = float(counts_R @ denominators_R)
+        return float(counts_R @ numerators_R) / total if total else math.nan
+
+    return value
+
+
+def mean_of(*numbers: Number) -> Number:
+    return lambda counts_R: sum(number(counts_R) for number in numbers) / len(numbers)
+
+
+class Ranking:
+    """Things with a score, some of them positive, sorted once; owners say which rollout each belongs to."""
+
+    def __init__(self, scores: np.ndarray, positive: np.ndarray, owners: np.ndarray) -> None:
+        order = np.argsort(-scores, kind="stable")
+        scores = scores[order]
+        self._positive = positive[order].astype(np.float64)
+        self._owners = owners[order]
+        # Equal scores form one group: no threshold lies between them.
+        self._starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]]) if len(scores) else np.zeros(0, int)
+
+    def _groups(self, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of the positives and of the negatives in every group of equal scores, highest first."""
+        if not len(self._starts):
+            return np.zeros(0), np.zeros(0)
+        weights = np.asarray(counts, dtype=np.float64)[self._owners]
+        ups = np.add.reduceat(weights * self._positive, self._starts)
+        return ups, np.add.reduceat(weights, self._starts) - ups
+
+    def auroc(self, counts: Counts) -> float:
+        """Probability that a positive scores above a negative, ties counted half (Mann-Whitney); NaN without both."""
+        ups, downs = self._groups(counts)
+        below = downs.sum() - np.cumsum(downs)
+        pairs = float(ups.sum() * downs.sum())
+        return float((ups * (below + 0.5 * downs)).sum()) / pairs if pairs else math.nan
+
+    def average_precision(self, counts: Counts) -> float:
+        """Mean over the positives of the precision at their score (no interpolation); NaN without positives."""
+        ups, downs = self._groups(counts)
+        total = float(ups.sum())
+        if not total:
+            return math.nan
+        found = np.cumsum(ups)
+        taken = found + np.cumsum(downs)
+        return float((ups * found / np.where(taken > 0, taken, 1.0)).sum()) / total
+
+    def prevalence(self, counts: Counts) -> float:
+        """Share of positives: the average precision of scores that know nothing."""
+        ups, downs = self._groups(counts)
+        total = float(ups.sum() + downs.sum())
+        return float(ups.sum()) / total if total else math.nan
+
+
+def weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
+    """The area of weighted things, each its own owner."""
+    return Ranking(scores, positive, np.arange(len(scores))).auroc(weights)
+
+
+def weighted_average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
+    return Ranking(scores, positive, np.arange(len(scores))).average_precision(weights)
+
+
+def gini(sizes: np.ndarray) -> float:
+    """Gini coefficient of non-negative sizes: 0 when all are equal, 1 - 1/n when one has everything; NaN when all are 0.
+
+    G = 2 sum_i i x_(i) / (n sum x) - (n + 1) / n over the sorted x_(1) <= ... <= x_(n).
+    """
+    total = float(sizes.sum())
+    count = len(sizes)
+    if not total:
+        return math.nan
+    ranks = np.arange(1, count + 1)
+    return float(2 * (ranks * np.sort(sizes)).sum() / (count * total) - (count + 1) / count)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From signals to numbers
 
 
 @dataclass(frozen=True, slots=True)
-class _Tokens:
-    """All tokens of all rollouts, flat: value, KL, owner and place of each."""
+class _Table:
+    """Per rollout the sums that the ratios need [R]; flat the tokens and steps that are ranked."""
 
-    log_ratio: np.ndarray
-    kl: np.ndarray
-    owner: np.ndarray
-    right: np.ndarray
-    wrong_step: np.ndarray
-    wrong_result: np.ndarray
-    result: np.ndarray
-    has_error: np.ndarray
-    """Whether the token's rollout has a wrong step at all."""
+    sums: dict[str, np.ndarray]
+    tokens: dict[str, np.ndarray]
+    """Right tokens and those of first wrong steps: log_ratio, wrong_step, wrong_result, right, result, owner."""
+    steps: dict[str, np.ndarray]
+    """Right steps and first wrong ones: log_ratio (sum over the step), wrong, owner."""
 
 
-Weights = np.ndarray
-"""How often each token's rollout was drawn in a resample; all ones for the value itself."""
-
-Number = Callable[[_Tokens, Weights], float]
-
-
-def _share(values: np.ndarray, tokens: _Tokens, weights: Weights) -> float:
-    total = float((values * weights)[tokens.has_error].sum())
-    return float((values * weights)[tokens.wrong_step].sum()) / total if total else math.nan
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: str
+    description: str
+    number: Number
+    baseline: Number | None = None
 
 
-def _mean(values: np.ndarray, chosen: np.ndarray, weights: Weights) -> float:
-    count = float(weights[chosen].sum())
-    return float((values * weights)[chosen].sum()) / count if count else math.nan
+def _chance(_: Counts) -> float:
+    return 0.5
 
 
-def weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: Weights) -> float:
-    """Probability that a positive scores above a negative, ties counted half (Mann-Whitney); NaN without both."""
-    order = np.argsort(scores, kind="stable")
-    scores, positive, weights = scores[order], positive[order], weights[order]
-    ups, downs = weights * positive, weights * ~positive
-    _, group = np.unique(scores, return_inverse=True)
-    up_by_score, down_by_score = np.bincount(group, ups), np.bincount(group, downs)
-    below = np.cumsum(down_by_score) - down_by_score
-    pairs = float(ups.sum() * downs.sum())
-    return float((up_by_score * (below + 0.5 * down_by_score)).sum()) / pairs if pairs else math.nan
+def _entries(table: _Table) -> list[_Entry]:
+    """Every number, in the order of the page."""
+    sums, tokens, steps = table.sums, table.tokens, table.steps
 
+    def mean(name: str) -> Number:
+        return ratio(sums[name], sums[f"count_{name.split('/')[0]}"])
 
-def _auroc(tokens: _Tokens, weights: Weights, chosen: np.ndarray) -> float:
-    kept = chosen & (tokens.right | tokens.wrong_result)
-    return weighted_auroc(-tokens.log_ratio[kept], tokens.wrong_result[kept], weights[kept])
-
-
-_NUMBERS: tuple[tuple[str, str, Number, Callable[[_Tokens], float] | None], ...] = (
-    (
-        "share_of_abs_signal_in_wrong_step",
-        "share of the sum of |A| of wrong rollouts that lies in the first wrong step; baseline: its share of tokens",
-        lambda t, w: _share(np.abs(t.log_ratio), t, w),
-        lambda t: _share(np.ones_like(t.log_ratio), t, np.ones_like(t.log_ratio)),
-    ),
-    (
-        "share_of_kl_in_wrong_step",
-        "the same for KL(self-teacher || student) at each token",
-        lambda t, w: _share(t.kl, t, w),
-        lambda t: _share(np.ones_like(t.log_ratio), t, np.ones_like(t.log_ratio)),
-    ),
-    ("mean_log_ratio_right_tokens", "mean A on right tokens, nats", lambda t, w: _mean(t.log_ratio, t.right, w), None),
-    (
-        "mean_log_ratio_wrong_result",
-        "mean A on the token that states the first wrong result, nats",
-        lambda t, w: _mean(t.log_ratio, t.wrong_result, w),
-        None,
-    ),
-    (
-        "mean_abs_log_ratio_right_tokens",
-        "mean |A| on right tokens, nats: what the context disturbs without need",
-        lambda t, w: _mean(np.abs(t.log_ratio), t.right, w),
-        None,
-    ),
-    (
-        "share_of_right_tokens_suppressed",
-        "share of right tokens with A < 0",
-        lambda t, w: _mean((t.log_ratio < 0).astype(float), t.right, w),
-        None,
-    ),
-    (
-        "auroc_wrong_result",
-        "AUROC of -A for telling the wrong result from right tokens; 0.5 is chance",
-        lambda t, w: _auroc(t, w, np.ones_like(t.right)),
-        lambda t: 0.5,
-    ),
-    (
-        "auroc_wrong_result_among_results",
-        "the same among tokens that state a result",
-        lambda t, w: _auroc(t, w, t.result),
-        lambda t: 0.5,
-    ),
-    (
-        "auroc_wrong_step",
-        "AUROC of -A for telling every token of the first wrong step from right tokens",
-        lambda t, w: weighted_auroc(
-            -t.log_ratio[t.right | t.wrong_step], t.wrong_step[t.right | t.wrong_step], w[t.right | t.wrong_step]
+    known = tokens["right"] | tokens["wrong_result"]
+    among = known & tokens["result"]
+    whole = _ranking(tokens, "wrong_step", tokens["right"] | tokens["wrong_step"])
+    result, result_among = _ranking(tokens, "wrong_result", known), _ranking(tokens, "wrong_result", among)
+    first = Ranking(-steps["log_ratio"], steps["wrong"], steps["owner"])
+    share_of_tokens = ratio(sums["count_wrong_step"], sums["count_in_wrong_rollout"])
+    return [
+        _Entry(
+            "share_of_abs_signal_in_wrong_step",
+            "share of the sum of |A| of wrong rollouts that lies in the first wrong step; baseline: its share of tokens",
+            ratio(sums["wrong_step/abs"], sums["in_wrong_rollout/abs"]),
+            share_of_tokens,
         ),
-        lambda t: 0.5,
-    ),
-)
+        _Entry(
+            "share_of_kl_in_wrong_step",
+            "the same for KL(self-teacher || student) at each token",
+            ratio(sums["wrong_step/kl"], sums["in_wrong_rollout/kl"]),
+            share_of_tokens,
+        ),
+        _Entry("mean_log_ratio_right_tokens", "mean A on right tokens, nats", mean("right/log_ratio")),
+        _Entry("mean_log_ratio_wrong_step", "mean A on the tokens of the first wrong step, nats", mean("wrong_step/log_ratio")),
+        _Entry(
+            "mean_log_ratio_wrong_result",
+            "mean A on the token that states the first wrong result, nats",
+            mean("wrong_result/log_ratio"),
+        ),
+        _Entry(
+            "mean_abs_log_ratio_right_tokens",
+            "mean |A| on right tokens, nats: what the context disturbs without need",
+            mean("right/abs"),
+        ),
+        _Entry("share_of_right_tokens_suppressed", "share of right tokens with A < 0", mean("right/suppressed")),
+        _Entry(
+            "sign_agreement",
+            "mean of two shares: right tokens with A > 0, tokens of the first wrong step with A < 0 (A = 0 counts half)",
+            mean_of(mean("right/agrees"), mean("wrong_step/agrees")),
+            _chance,
+        ),
+        _Entry(
+            "auroc_wrong_result",
+            "AUROC of -A for telling the wrong result from right tokens; 0.5 is chance",
+            result.auroc,
+            _chance,
+        ),
+        _Entry("auroc_wrong_result_among_results", "the same among tokens that state a result", result_among.auroc, _chance),
+        _Entry(
+            "auroc_wrong_step",
+            "AUROC of -A for telling every token of the first wrong step from right tokens",
+            whole.auroc,
+            _chance,
+        ),
+        _Entry(
+            "average_precision_wrong_step",
+            "average precision of the same; baseline: the share of such tokens",
+            whole.average_precision,
+            whole.prevalence,
+        ),
+        _Entry(
+            "auroc_first_wrong_step",
+            "AUROC of -(sum of A over a step) for telling first wrong steps from right steps",
+            first.auroc,
+            _chance,
+        ),
+        _Entry(
+            "average_precision_first_wrong_step",
+            "average precision of the same; baseline: the share of such steps",
+            first.average_precision,
+            first.prevalence,
+        ),
+        _Entry(
+            "share_of_first_wrong_steps_found",
+            "share of wrong rollouts whose first wrong step has the lowest sum of A among it and the steps before it;"
+            " baseline: drawn blindly",
+            ratio(sums["found"], sums["count_wrong"]),
+            ratio(sums["found_blindly"], sums["count_wrong"]),
+        ),
+        _Entry(
+            "gini_abs_log_ratio",
+            "Gini coefficient of |A| over the tokens of a rollout, mean over rollouts: 0 spread evenly, 1 on one token",
+            ratio(sums["gini"], sums["count_gini"]),
+        ),
+        _Entry(
+            "share_of_abs_signal_on_style",
+            "share of the sum of |A| on tokens of manner (punctuation, layout, connectives); baseline: their share of"
+            " tokens",
+            ratio(sums["style/abs"], sums["all/abs"]),
+            ratio(sums["count_style"], sums["count_all"]),
+        ),
+    ]  # fmt: skip
+
+
+def _ranking(tokens: dict[str, np.ndarray], positive: str, chosen: np.ndarray) -> Ranking:
+    return Ranking(-tokens["log_ratio"][chosen], tokens[positive][chosen], tokens["owner"][chosen])
 
 
 def localise(
-    signals: Sequence[TokenSignal], truths: Sequence[Truth], *, level: float = 0.95, resamples: int = 500, seed: int = 0
+    signals: Iterable[TokenSignal],
+    truths: Iterable[Truth],
+    *,
+    level: float = 0.95,
+    resamples: int = 500,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Localisation numbers of one context.
 
     Args:
-        signals: one per rollout, all of the same context.
-        truths: what is known about the same rollouts.
+        signals: one per rollout, all of the same context; taken one by one, so they may come from a file.
+        truths: what is known about the same rollouts; ``Truth()`` where nothing is.
 
     Returns:
         The entry of ``localisation`` in signal.json (docs/formats.md) without the context's name. NaN where undefined.
@@ -151,54 +280,108 @@ def localise(
     Raises:
         ValueError: different numbers of signals and truths.
     """
-    tokens = _flatten(signals, truths)
-
-    def interval(number: Number) -> tuple[float, float, float]:
-        def statistic(drawn: np.ndarray) -> float:
-            counts = np.bincount(drawn.astype(int), minlength=len(signals)).astype(float)
-            return number(tokens, counts[tokens.owner])
-
-        if not signals:
-            return math.nan, math.nan, math.nan
-        found = bootstrap(statistic, np.arange(len(signals)), level=level, resamples=resamples, seed=seed)
-        return found.value, found.low, found.high
-
+    rollouts = [_summarise(signal, truth) for signal, truth in zip(signals, truths, strict=True)]
+    table = _join(rollouts)
     numbers = []
-    for name, description, number, baseline in _NUMBERS:
-        value, low, high = interval(number)
+    for entry in _entries(table):
+
+        def statistic(drawn: np.ndarray, number: Number = entry.number) -> float:
+            return number(np.bincount(drawn.astype(int), minlength=len(rollouts)).astype(float))
+
+        found = bootstrap(statistic, np.arange(len(rollouts)), level=level, resamples=resamples, seed=seed)
         numbers.append(
             {
-                "name": name,
-                "value": value,
-                "low": low,
-                "high": high,
-                "baseline": baseline(tokens) if baseline and signals else None,
-                "description": description,
+                "name": entry.name,
+                "value": found.value,
+                "low": found.low,
+                "high": found.high,
+                "baseline": entry.baseline(np.ones(len(rollouts))) if entry.baseline and rollouts else None,
+                "description": entry.description,
             }
         )
-    num_wrong = sum(bool(truth.wrong_step) for truth in truths)
-    return {"num_rollouts": len(signals), "num_wrong": num_wrong, "numbers": numbers}
+    return {
+        "num_rollouts": len(rollouts),
+        "num_known": sum(bool(sums["is_known"]) for sums, _, _ in rollouts),
+        "num_wrong": sum(bool(sums["count_wrong"]) for sums, _, _ in rollouts),
+        "numbers": numbers,
+    }
 
 
-def _flatten(signals: Sequence[TokenSignal], truths: Sequence[Truth]) -> _Tokens:
-    lengths = [len(signal.log_ratio) for signal in signals]
+_Summary = tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]
 
-    def marks(pick: Callable[[Truth], frozenset[int]]) -> np.ndarray:
-        rows = [
-            [position in chosen for position in range(length)]
-            for length, chosen in zip(lengths, map(pick, truths), strict=True)
-        ]
-        return np.array([mark for row in rows for mark in row], dtype=bool)
 
-    owner = np.repeat(np.arange(len(signals)), lengths)
-    wrong = np.array([bool(truth.wrong_step) for truth in truths], dtype=bool)
-    return _Tokens(
-        log_ratio=np.array([a for s in signals for a in s.log_ratio], dtype=float),
-        kl=np.array([k for s in signals for k in s.forward_kl], dtype=float),
-        owner=owner,
-        right=marks(lambda t: t.right),
-        wrong_step=marks(lambda t: t.wrong_step),
-        wrong_result=marks(lambda t: frozenset() if t.wrong_result is None else frozenset({t.wrong_result})),
-        result=marks(lambda t: t.results),
-        has_error=wrong[owner] if len(owner) else np.zeros(0, dtype=bool),
+def _summarise(signal: TokenSignal, truth: Truth) -> _Summary:
+    """(sums, ranked tokens, ranked steps) of one rollout, small enough to keep a thousand."""
+    log_ratio = np.asarray(signal.log_ratio, dtype=np.float64)
+    kl = np.asarray(signal.forward_kl, dtype=np.float64)
+    size = np.abs(log_ratio)
+    everything = np.ones(len(log_ratio), dtype=bool)
+    places = {
+        name: _mask(chosen, len(log_ratio))
+        for name, chosen in (
+            ("right", truth.right),
+            ("wrong_step", truth.wrong_step),
+            ("wrong_result", truth.wrong_result),
+            ("style", truth.style),
+        )
+    }
+    places["in_wrong_rollout"] = everything & bool(truth.wrong_step)
+    places["all"] = everything
+    signs = {"right": np.sign(log_ratio), "wrong_step": -np.sign(log_ratio)}
+    sums: dict[str, float] = {"is_known": float(truth.is_known)}
+    for name, mask in places.items():
+        sums[f"count_{name}"] = float(mask.sum())
+        sums[f"{name}/log_ratio"] = float(log_ratio[mask].sum())
+        sums[f"{name}/abs"] = float(size[mask].sum())
+        sums[f"{name}/kl"] = float(kl[mask].sum())
+    sums["right/suppressed"] = float((log_ratio[places["right"]] < 0).sum())
+    for name, sign in signs.items():
+        sums[f"{name}/agrees"] = float((0.5 + 0.5 * sign[places[name]]).sum())
+
+    steps = [*truth.right_steps, *([truth.wrong_step] if truth.wrong_step else [])]
+    step_sums = np.array([log_ratio[sorted(step)].sum() for step in steps])
+    has_wrong = bool(truth.wrong_step)
+    sums["count_wrong"] = float(has_wrong)
+    sums["found"] = _share_lowest(step_sums) if has_wrong else 0.0
+    sums["found_blindly"] = 1 / len(steps) if has_wrong else 0.0
+    concentration = gini(size)
+    sums["count_gini"] = float(not math.isnan(concentration))
+    sums["gini"] = 0.0 if math.isnan(concentration) else concentration
+
+    ranked = places["right"] | places["wrong_step"] | places["wrong_result"]
+    tokens = {name: places[name][ranked] for name in ("right", "wrong_step", "wrong_result")}
+    tokens["result"] = _mask(truth.results, len(log_ratio))[ranked]
+    tokens["log_ratio"] = log_ratio[ranked]
+    wrong = np.zeros(len(steps), dtype=bool)
+    wrong[len(truth.right_steps) :] = True
+    return sums, tokens, {"log_ratio": step_sums, "wrong": wrong}
+
+
+def _mask(positions: frozenset[int], length: int) -> np.ndarray:
+    mask = np.zeros(length, dtype=bool)
+    mask[sorted(positions)] = True
+    return mask
+
+
+def _share_lowest(sums: np.ndarray) -> float:
+    """1 when the last value is the lowest, a fair share where several are equally low, else 0."""
+    lowest = sums == sums.min()
+    return float(lowest[-1]) / float(lowest.sum())
+
+
+def _join(rollouts: Sequence[_Summary]) -> _Table:
+    def flat(which: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        parts = [(rollout[1], rollout[2])[which] for rollout in rollouts]
+        lengths = [len(part["log_ratio"]) for part in parts]
+        columns = {name: np.concatenate([np.zeros(0, bool), *(part[name] for part in parts)]) for name in names}
+        columns["log_ratio"] = np.concatenate([np.zeros(0), *(part["log_ratio"] for part in parts)])
+        return {**columns, "owner": np.repeat(np.arange(len(rollouts)), lengths)}
+
+    names = rollouts[0][0] if rollouts else ()
+    return _Table(
+        sums=defaultdict(
+            lambda: np.zeros(0), {name: np.array([sums[name] for sums, _, _ in rollouts]) for name in names}
+        ),
+        tokens=flat(0, ("right", "wrong_step", "wrong_result", "result")),
+        steps=flat(1, ("wrong",)),
     )

@@ -1,106 +1,169 @@
-"""A_t: stored rollouts scored with and without a context. No training involved."""
+"""A_t: a completion scored with and without each context. No training involved.
+
+The student is scored once per completion, however many contexts there are, and prompts that read the same are scored
+once; so a context that changes nothing gives exactly 0.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from stepalign.objectives.fused_linear import fused_linear_divergence
-from stepalign.records import Problem, Rollout, TokenSignal
+from stepalign.objectives.head_products import logit_blocks, logit_buffer, slices
+from stepalign.objectives.row_walk import log_softmax, wide_dtype
 from stepalign.solver.model import Solver
 from stepalign.solver.scoring import completion_hidden, micro_batches
-from stepalign.solver.tokens import PromptBuilder, decode
 
-Alternatives = list[list[tuple[str, float]]]
-"""Per token: the likeliest tokens with their log-probabilities, strongest first."""
+CHUNK_TOKENS = 512
+"""Completion tokens whose logits are formed together; memory grows with it and with the number of contexts."""
+
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shown:
-    """One rollout under one context."""
+class ScoringJob:
+    """One completion behind the student's prompt and behind the self-teacher's prompt of every context."""
 
-    problem: Problem
-    rollout: Rollout
-    design: str
-    text: str
-    """What the self-teacher is shown."""
-    introduction: str = ""
-    """The sentence in front of it."""
+    completion_ids: Ids
+    student_prompt_ids: Ids
+    teacher_prompt_ids: Mapping[str, Ids]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SideScores:
+    """What one side says at every completion token; float32, nats."""
+
+    log_probs: np.ndarray
+    """[T], log p(y_t)."""
+    entropy: np.ndarray
+    """[T]."""
+    top_ids: np.ndarray
+    """[T, K], the likeliest tokens, strongest first."""
+    top_log_probs: np.ndarray
+    """[T, K]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContextScores:
+    """The self-teacher under one context beside the student; float32, nats."""
+
+    log_ratio: np.ndarray
+    """[T], A_t = log p(y_t | question, context, y_<t) - log p(y_t | question, y_<t)."""
+    forward_kl: np.ndarray
+    """[T], KL(self-teacher || student) over the full vocabulary."""
+    teacher: SideScores
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """One completion, scored."""
+
+    student: SideScores
+    contexts: Mapping[str, ContextScores]
 
 
 @torch.no_grad()
-def score_signals(
+def score(
     solver: Solver,
-    prompts: PromptBuilder,
-    items: Sequence[Shown],
+    jobs: Iterable[ScoringJob],
     *,
     temperature: float,
+    top_k: int = 0,
     max_micro_batch_tokens: int = 16384,
-) -> Iterator[tuple[int, TokenSignal]]:
-    """Score every item; yields (index into items, signal) batch by batch, so memory does not grow with the items.
+) -> Iterator[Scores]:
+    """Score every job, in order. Jobs are taken as they are needed, so memory does not grow with their number.
 
-    Both sides are divided by ``temperature``, the rule of training; use the sampling temperature.
+    Args:
+        temperature: divides the logits of both sides, the rule of training; use the sampling temperature.
+        top_k: alternatives per token and side.
+        max_micro_batch_tokens: tokens of one forward pass, and of the hidden states held at a time.
     """
-    pairs = [(prompts.student(i.problem), teacher_ids(prompts, i)) for i in items]
-    lengths = [
-        max(len(student), len(teacher)) + len(item.rollout.completion.ids)
-        for (student, teacher), item in zip(pairs, items, strict=True)
-    ]
-    head_VH = solver.head_VH
-    for batch in micro_batches(lengths, max_micro_batch_tokens):
-        completions = [items[i].rollout.completion.ids for i in batch]
-        student_NH, teacher_NH = (
-            completion_hidden(solver, [(pairs[i][side], ids) for i, ids in zip(batch, completions, strict=True)])
-            for side in (0, 1)
-        )
-        result = fused_linear_divergence(
-            student_NH,
-            head_VH,
-            teacher_NH,
-            head_VH,
-            weights=torch.ones(len(student_NH), device=student_NH.device),
-            temperature=temperature,
-            token_ids=torch.tensor([t for ids in completions for t in ids], device=student_NH.device),
-        )
-        columns = {
-            "log_ratio": result.log_ratio,
-            "student_log_probs": result.student_log_probs,
-            "teacher_log_probs": result.teacher_log_probs,
-            "forward_kl": result.per_token,
-            "student_entropy": result.student_entropy,
-            "teacher_entropy": result.teacher_entropy,
-        }
-        start = 0
-        for index, ids in zip(batch, completions, strict=True):
-            span = slice(start, start + len(ids))
-            start += len(ids)
-            values = {name: tuple(column[span].tolist()) for name, column in columns.items() if column is not None}
-            item = items[index]
-            yield index, TokenSignal(rollout_id=item.rollout.rollout_id, design=item.design, **values)
+    for window in _windows(jobs, max_micro_batch_tokens):
+        hidden = _hidden_states(solver, window, max_micro_batch_tokens)
+        for job in window:
+            ids = job.completion_ids
+            sides = [hidden[prompt, ids] for prompt in (job.student_prompt_ids, *job.teacher_prompt_ids.values())]
+            yield _compare(solver.head_VH, sides, list(job.teacher_prompt_ids), ids, temperature, top_k)
 
 
-@torch.no_grad()
-def alternatives(
-    solver: Solver, prompt_ids: Sequence[int], completion_ids: Sequence[int], *, temperature: float, k: int
-) -> Alternatives:
-    """The k likeliest tokens at each position of a completion."""
-    hidden_NH = completion_hidden(solver, [(prompt_ids, completion_ids)])
-    rows: Alternatives = []
-    for chunk_CH in hidden_NH.split(256):
-        log_probs_CV = (solver.logits(chunk_CH) / temperature).log_softmax(-1)
-        values_CK, ids_CK = log_probs_CV.topk(min(k, log_probs_CV.shape[-1]))
-        for values, ids in zip(values_CK.tolist(), ids_CK.tolist(), strict=True):
-            rows.append([(_name(solver, i), v) for i, v in zip(ids, values, strict=True)])
-    return rows
+def _sequences(job: ScoringJob) -> list[tuple[Ids, Ids]]:
+    """(prompt, completion) of every different prompt, the student's first."""
+    prompts = dict.fromkeys((job.student_prompt_ids, *job.teacher_prompt_ids.values()))
+    return [(prompt, job.completion_ids) for prompt in prompts]
 
 
-def teacher_ids(prompts: PromptBuilder, item: Shown) -> tuple[int, ...]:
-    """Prompt ids of the self-teacher under an item's context."""
-    return prompts.self_teacher(item.problem, item.text, introduction=item.introduction).ids
+def _windows(jobs: Iterable[ScoringJob], max_tokens: int) -> Iterator[list[ScoringJob]]:
+    """Consecutive jobs of at most so many tokens together; a longer one stands alone."""
+    window: list[ScoringJob] = []
+    held = 0
+    for job in jobs:
+        tokens = sum(len(prompt) + len(completion) for prompt, completion in _sequences(job))
+        if window and held + tokens > max_tokens:
+            yield window
+            window, held = [], 0
+        window.append(job)
+        held += tokens
+    if window:
+        yield window
 
 
-def _name(solver: Solver, token_id: int) -> str:
-    """A token as text; special tokens by their own name."""
-    return decode(solver.tokenizer, [token_id]) or str(solver.tokenizer.convert_ids_to_tokens(token_id))
+def _hidden_states(
+    solver: Solver, jobs: Sequence[ScoringJob], max_tokens: int
+) -> dict[tuple[Ids, Ids], Tensor]:
+    """The hidden states [T, H] that predict each completion, by (prompt, completion)."""
+    sequences = list(dict.fromkeys(pair for job in jobs for pair in _sequences(job)))
+    found = {}
+    for batch in micro_batches([len(prompt) + len(ids) for prompt, ids in sequences], max_tokens):
+        chosen = [sequences[i] for i in batch]
+        hidden_NH = completion_hidden(solver, chosen)
+        found.update(zip(chosen, hidden_NH.split([len(ids) for _, ids in chosen]), strict=True))
+    return found
+
+
+def _compare(
+    head_VH: Tensor, sides: Sequence[Tensor], names: Sequence[str], ids: Ids, temperature: float, top_k: int
+) -> Scores:
+    """The student ``sides[0]`` beside the self-teacher under every context, block of rows by block of rows."""
+    ids_T = torch.tensor(ids, device=head_VH.device)
+    kept = min(top_k, len(head_VH))
+    student: list[tuple[Tensor, ...]] = []
+    teachers: list[list[tuple[Tensor, ...]]] = [[] for _ in names]
+    buffers = [logit_buffer(side, head_VH, CHUNK_TOKENS, wide_dtype(side.dtype)) for side in sides]
+    for chunk in slices(len(ids), CHUNK_TOKENS):
+        blocks = (logit_blocks(side[chunk], head_VH, buffer) for side, buffer in zip(sides, buffers, strict=True))
+        for (rows, student_RV), *others in zip(*blocks, strict=True):
+            ids_R1 = ids_T[chunk][rows].unsqueeze(-1)
+            student_RV = log_softmax(student_RV, scale=1 / temperature, excluded_V=None)
+            student.append(_side(student_RV, student_RV.exp(), ids_R1, kept))
+            for found, (_, teacher_RV) in zip(teachers, others, strict=True):
+                teacher_RV = log_softmax(teacher_RV, scale=1 / temperature, excluded_V=None)
+                p_RV = teacher_RV.exp()
+                side = _side(teacher_RV, p_RV, ids_R1, kept)
+                # Rounding may leave a negative hair where both sides agree.
+                kl_R = torch.linalg.vecdot(p_RV, teacher_RV.sub_(student_RV)).clamp_(min=0)
+                log_ratio_R = teacher_RV.gather(-1, ids_R1).squeeze(-1)
+                found.append((*side, log_ratio_R, kl_R))
+    contexts = {}
+    for name, found in zip(names, teachers, strict=True):
+        *side, log_ratio, kl = _joined(found)
+        contexts[name] = ContextScores(log_ratio=log_ratio, forward_kl=kl, teacher=_side_scores(side))
+    return Scores(student=_side_scores(_joined(student)), contexts=contexts)
+
+
+def _side(log_probs_RV: Tensor, p_RV: Tensor, ids_R1: Tensor, k: int) -> tuple[Tensor, ...]:
+    entropy_R = -torch.linalg.vecdot(p_RV, log_probs_RV)
+    top_RK = log_probs_RV.topk(k)
+    return log_probs_RV.gather(-1, ids_R1).squeeze(-1), entropy_R, top_RK.indices, top_RK.values
+
+
+def _joined(blocks: Sequence[tuple[Tensor, ...]]) -> list[np.ndarray]:
+    return [torch.cat(column).cpu().numpy() for column in zip(*blocks, strict=True)]
+
+
+def _side_scores(columns: Sequence[np.ndarray]) -> SideScores:
+    log_probs, entropy, top_ids, top_log_probs = columns
+    return SideScores(log_probs=log_probs, entropy=entropy, top_ids=top_ids, top_log_probs=top_log_probs)

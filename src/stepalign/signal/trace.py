@@ -1,0 +1,174 @@
+"""A rollout cut into tokens and steps, with what is known about each: right, wrong, after the error, or unknown.
+
+What is known comes from the first of these that says anything: labels that somebody gave, the truth of a program
+(embedded task), a critic that located the first error, or the alignment of a critique with the attempt.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from stepalign.errors import ConfigError
+from stepalign.feedback.alignment import align
+from stepalign.feedback.steps import split_steps
+from stepalign.records import Critique, Problem, Rollout, Step, StepStatus
+from stepalign.solver.model import Solver
+from stepalign.solver.tokens import decode_with_spans, tokens_inside
+
+WrongResult = Callable[[Problem, Rollout], tuple[int, int] | None]
+"""Where the truth is known: (position of the token with the first wrong result, id of the right one)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labels:
+    """What somebody says about an attempt. Only what is given counts."""
+
+    wrong_step: str | None = None
+    """Label of the first wrong step as ``split_steps`` names it ("3", "answer"); "" for none: every step is right."""
+    wrong_text: str | None = None
+    """The wrong passage itself; its first occurrence counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Tokens and steps of one rollout."""
+
+    text: str
+    tokens: list[str]
+    """What each token shows; special tokens by their name."""
+    spans: list[tuple[int, int]]
+    """Half-open span of characters per token; empty for special tokens."""
+    steps: list[Step]
+    statuses: list[StepStatus]
+    step_of: list[int]
+    """Index of each token's step, -1 before the first; special tokens go with the token before them."""
+    wrong_tokens: list[int] = field(default_factory=list)
+    """The tokens that state the first wrong result, where they are known."""
+    result_tokens: list[int] = field(default_factory=list)
+    """Tokens that state a result, the right ones and the first wrong one; embedded task only."""
+
+
+def trace(
+    solver: Solver,
+    problem: Problem,
+    rollout: Rollout,
+    critique: Critique | None = None,
+    *,
+    labels: Labels | None = None,
+    wrong_result: WrongResult | None = None,
+) -> Trace:
+    """Cut a rollout and mark its steps.
+
+    Raises:
+        ConfigError: a label names a step or a passage that the attempt does not have.
+    """
+    ids = rollout.completion.ids
+    text, spans = decode_with_spans(solver.tokenizer, ids)
+    tokens = [
+        text[a:b] or str(solver.tokenizer.convert_ids_to_tokens(i)) for (a, b), i in zip(spans, ids, strict=True)
+    ]
+    steps = split_steps(text)
+    labels = labels or Labels()
+    passage = _passage(text, labels, rollout)
+    first_wrong = _first_wrong(steps, labels, passage, problem, rollout, critique)
+    inside = [tokens_inside(text, spans, step.start, step.end) for step in steps]
+    known = first_wrong is not None
+    place = first_wrong if first_wrong != NONE_WRONG else None
+    found = wrong_result(problem, rollout) if wrong_result and known else None
+    wrong_tokens = [i for i, (a, b) in enumerate(spans) if passage and a < passage[1] and b > max(a, passage[0])]
+    if not wrong_tokens and found is not None and place is not None and found[0] in inside[place]:
+        wrong_tokens = [found[0]]
+    return Trace(
+        text=text,
+        tokens=tokens,
+        spans=spans,
+        steps=steps,
+        statuses=[_status(index, place) if known else "unknown" for index in range(len(steps))],
+        step_of=_step_of(steps, spans, text),
+        wrong_tokens=wrong_tokens,
+        result_tokens=_results(inside, place, wrong_tokens) if wrong_result else [],
+    )
+
+
+NONE_WRONG = -1
+"""No step is wrong, as far as is known."""
+
+
+def _first_wrong(
+    steps: list[Step],
+    labels: Labels,
+    passage: tuple[int, int] | None,
+    problem: Problem,
+    rollout: Rollout,
+    critique: Critique | None,
+) -> int | None:
+    """Index of the first wrong step, ``NONE_WRONG``, or None where nothing is known."""
+    names = [step.label for step in steps]
+    if labels.wrong_step is not None:
+        if labels.wrong_step and labels.wrong_step not in names:
+            raise ConfigError(
+                f"the attempt has no step {labels.wrong_step!r}",
+                where=f"wrong_step of rollout {rollout.rollout_id}",
+                hint=f"its steps are {', '.join(map(repr, names))}",
+            )
+        return names.index(labels.wrong_step) if labels.wrong_step else NONE_WRONG
+    if passage is not None:
+        return max(0, bisect_right([step.start for step in steps], passage[0]) - 1)
+    if critique is None or critique.status != "ok":
+        return None
+    first_error = critique.first_error
+    if not first_error and _says_nothing(rollout, critique):
+        alignment = align(rollout, critique, expected_answer=problem.answer or None)
+        first_error = "" if alignment.full_solution else alignment.first_error_label
+        if not first_error:  # a wrong attempt kept word for word, or a solution that follows none of its steps
+            return None
+    if first_error:
+        return names.index(first_error) if first_error in names else None
+    return NONE_WRONG
+
+
+def _says_nothing(rollout: Rollout, critique: Critique) -> bool:
+    """Whether "no error located" leaves the steps open: a wrong answer whose error was not found says nothing."""
+    programmatic = critique.critic.startswith("programmatic:")
+    return rollout.verdict != "correct" and critique.case != "C" and not programmatic
+
+
+def _status(index: int, place: int | None) -> StepStatus:
+    if place is None or index < place:
+        return "right"
+    return "wrong" if index == place else "after_error"
+
+
+def _passage(text: str, labels: Labels, rollout: Rollout) -> tuple[int, int] | None:
+    """The span of the passage that is said to be wrong."""
+    if not labels.wrong_text:
+        return None
+    start = text.find(labels.wrong_text)
+    if start < 0:
+        raise ConfigError(
+            f"the completion does not contain {labels.wrong_text!r}",
+            where=f"wrong_text of rollout {rollout.rollout_id}",
+            hint="quote the wrong passage exactly as the solver's tokens spell it",
+        )
+    return start, start + len(labels.wrong_text)
+
+
+def _step_of(steps: list[Step], spans: list[tuple[int, int]], text: str) -> list[int]:
+    """A token belongs where its first visible character stands, so each belongs to one step."""
+    starts = [step.start for step in steps]
+    owners: list[int] = []
+    for start, end in spans:
+        piece = text[start:end]
+        visible = start + len(piece) - len(piece.lstrip()) if piece.strip() else start
+        owner = bisect_right(starts, visible) - 1
+        before = owners[-1] if owners else -1
+        owners.append(before if end == start and owners else max(owner, before))
+    return owners
+
+
+def _results(inside: list[list[int]], place: int | None, wrong_tokens: list[int]) -> list[int]:
+    """In the embedded task every step is seven words and the sixth is its result."""
+    right = {t for tokens in (inside if place is None else inside[:place]) for t in tokens}
+    return sorted({tokens[5] for tokens in inside if len(tokens) == 7} & (right | set(wrong_tokens)))
