@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from stepalign.config import load_config
-from stepalign.signal.analyse import _Trace, analyse
+from stepalign.signal.analyse import analyse, attempts_under
+from stepalign.signal.rows import analyse_attempts, truth_of
 from stepalign.tasks import arithmetic
 from stepalign.training.session import arithmetic_probe, collect_for_signal, load_sets, open_session
 
@@ -24,10 +25,14 @@ def test_every_token_has_one_place(collected) -> None:
     session, rollouts = collected
     probe = arithmetic_probe(session.solver)
     wrong = 0
-    for problem, rollout, critique in rollouts:
-        trace = _Trace(session.solver, problem, rollout, critique, probe)
-        truth = trace.truth
-        assert truth is not None
+    attempts, _ = attempts_under(rollouts, ["step_aligned"])
+    assert len(attempts) == len(rollouts)
+    for one in analyse_attempts(
+        session.solver, session.prompts, attempts, temperature=1.0, top_k=0, wrong_result=probe
+    ):
+        problem, rollout = one.attempt.problem, one.attempt.rollout
+        truth = truth_of(one.rows[0])
+        assert truth.is_known
         found = arithmetic.diagnose(problem.question, rollout.text)
         if found.correction is None:
             continue
@@ -36,8 +41,8 @@ def test_every_token_has_one_place(collected) -> None:
             first = 7 * found.num_right  # one id a word, seven words a step
             assert truth.right == frozenset(range(first))
             assert truth.wrong_step == frozenset(range(first, first + 7))
-            if truth.wrong_result is not None:
-                assert truth.wrong_result == first + 5
+            if truth.wrong_result:
+                assert truth.wrong_result == {first + 5}
                 assert truth.results == frozenset(range(5, first, 7)) | {first + 5}
                 wrong += 1
     assert wrong > 15

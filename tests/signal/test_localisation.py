@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 from stepalign.records import TokenSignal
-from stepalign.signal.localisation import Truth, localise, weighted_auroc
+from stepalign.signal.localisation import Truth, gini, localise, weighted_auroc, weighted_average_precision
 
 
 def brute_force(scores: Sequence[float], positive: Sequence[bool], weights: Sequence[float]) -> float:
@@ -56,6 +56,45 @@ def test_whole_weights_are_repetitions(tokens: list[tuple[float, bool, int]]) ->
     assert one == pytest.approx(other, nan_ok=True, abs=1e-12)
 
 
+@given(tokens=st.lists(token, min_size=2, max_size=25))
+def test_area_and_precision_are_those_of_scikit_learn(tokens: list[tuple[float, bool, int]]) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    scores, positive, weights = (np.array([t[i] for t in tokens], dtype=float) for i in range(3))
+    positive = positive.astype(bool)
+    assume(weights[positive].sum() and weights[~positive].sum())
+    area = weighted_auroc(scores, positive, weights)
+    assert area == pytest.approx(metrics.roc_auc_score(positive, scores, sample_weight=weights), abs=1e-9)
+    precision = weighted_average_precision(scores, positive, weights)
+    assert precision == pytest.approx(
+        metrics.average_precision_score(positive, scores, sample_weight=weights), abs=1e-9
+    )
+
+
+def test_precision_without_positives_is_undefined() -> None:
+    assert math.isnan(weighted_average_precision(np.zeros(3), np.zeros(3, dtype=bool), np.ones(3)))
+
+
+def pairwise_gini(sizes: Sequence[float]) -> float:
+    """Half the relative mean difference of all pairs: the definition, without sorting."""
+    total = sum(abs(one - other) for one in sizes for other in sizes)
+    return total / (2 * len(sizes) * sum(sizes))
+
+
+@given(sizes=st.lists(st.integers(0, 50).map(float), min_size=1, max_size=30))
+def test_concentration_is_half_the_mean_difference_of_all_pairs(sizes: list[float]) -> None:
+    assume(sum(sizes))
+    assert gini(np.array(sizes)) == pytest.approx(pairwise_gini(sizes), abs=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_concentration_in_closed_form(count: int) -> None:
+    assert gini(np.full(count, 3.0)) == pytest.approx(0.0, abs=1e-12)
+    assert gini(np.eye(count)[0]) == pytest.approx(1 - 1 / count)
+    # 1, 2, ..., n: G = (n - 1) / (3 n)
+    assert gini(np.arange(1.0, count + 1)) == pytest.approx((count - 1) / (3 * count))
+    assert math.isnan(gini(np.zeros(count)))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Signals made by hand
 
@@ -75,8 +114,20 @@ def signal(name: str, log_ratio: Sequence[float], kl: Sequence[float] | None = N
 
 
 # Two right tokens, a wrong step of three (its result in the middle), one token after it; and a right rollout of four.
-WRONG = Truth(right=frozenset({0, 1}), wrong_step=frozenset({2, 3, 4}), wrong_result=frozenset({3}), results=frozenset({1, 3}))
-RIGHT = Truth(right=frozenset(range(4)), wrong_step=frozenset(), results=frozenset({1, 3}))
+WRONG = Truth(
+    right=frozenset({0, 1}),
+    wrong_step=frozenset({2, 3, 4}),
+    wrong_result=frozenset({3}),
+    results=frozenset({1, 3}),
+    right_steps=(frozenset({0, 1}),),
+    style=frozenset({0}),
+)
+RIGHT = Truth(
+    right=frozenset(range(4)),
+    results=frozenset({1, 3}),
+    right_steps=(frozenset({0, 1}), frozenset({2, 3})),
+    style=frozenset({0, 2}),
+)
 SIGNALS = [
     signal("wrong", [0.5, -1.0, 0.25, -4.0, 0.25, 2.0], [0.1, 0.2, 0.3, 0.8, 0.1, 0.5]),
     signal("right", [0.5, 0.5, -0.5, 1.5], [1.0, 1.0, 1.0, 1.0]),
@@ -92,6 +143,19 @@ EXPECTED = {
     "auroc_wrong_result_among_results": (1.0, 0.5),
     # -A of the wrong step {-0.25, 4, -0.25} against right {-0.5, 1, -0.5, -0.5, 0.5, -1.5}
     "auroc_wrong_step": ((4 + 6 + 4) / 18, 0.5),
+    "mean_log_ratio_wrong_step": (-3.5 / 3, None),
+    "sign_agreement": ((4 / 6 + 1 / 3) / 2, 0.5),
+    # by falling -A: 4 is found first of 1, both -0.25 as second and third of 5
+    "average_precision_wrong_step": ((1 + 3 / 5 + 3 / 5) / 3, 3 / 9),
+    # sums over steps: -0.5 right, -3.5 wrong; 1 and 1 right
+    "auroc_first_wrong_step": (1.0, 0.5),
+    "average_precision_first_wrong_step": (1.0, 1 / 4),
+    "share_of_first_wrong_steps_found": (1.0, 1 / 2),
+    "gini_abs_log_ratio": (
+        (pairwise_gini([0.5, 1.0, 0.25, 4.0, 0.25, 2.0]) + pairwise_gini([0.5] * 3 + [1.5])) / 2,
+        None,
+    ),
+    "share_of_abs_signal_on_style": (1.5 / 11, 3 / 10),
 }
 
 
@@ -131,6 +195,8 @@ def test_what_is_undefined_is_nan_and_never_zero() -> None:
             "mean_log_ratio_right_tokens",
             "mean_abs_log_ratio_right_tokens",
             "share_of_right_tokens_suppressed",
+            "gini_abs_log_ratio",
+            "share_of_abs_signal_on_style",
         )
         assert math.isnan(numbers[name]["value"]) != defined, name
     nothing = localise([], [])
@@ -145,7 +211,7 @@ def test_what_is_undefined_is_nan_and_never_zero() -> None:
 def test_rollouts_are_resampled_whole() -> None:
     """Tokens of one rollout hang together: an interval from two rollouts reaches from one to the other."""
     two = [signal("a", [-1.0] * 50), signal("b", [2.0] * 50)]
-    truth = Truth(right=frozenset(range(50)), wrong_step=frozenset())
+    truth = Truth(right=frozenset(range(50)))
     number = by_name(localise(two, [truth] * 2, resamples=400))["mean_log_ratio_right_tokens"]
     assert number["value"] == pytest.approx(0.5)
     assert (number["low"], number["high"]) == (pytest.approx(-1.0), pytest.approx(2.0))

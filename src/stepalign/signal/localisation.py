@@ -119,9 +119,9 @@ def weighted_average_precision(scores: np.ndarray, positive: np.ndarray, weights
 
 
 def gini(sizes: np.ndarray) -> float:
-    """Gini coefficient of non-negative sizes: 0 when all are equal, 1 - 1/n when one has everything; NaN when all are 0.
+    """Gini coefficient of non-negative sizes: 0 when all are equal, 1 - 1/n when one has all.
 
-    G = 2 sum_i i x_(i) / (n sum x) - (n + 1) / n over the sorted x_(1) <= ... <= x_(n).
+    G = 2 sum_i i x_(i) / (n sum x) - (n + 1) / n over the sorted x_(1) <= ... <= x_(n); NaN when all are 0.
     """
     total = float(sizes.sum())
     count = len(sizes)
@@ -174,7 +174,8 @@ def _entries(table: _Table) -> list[_Entry]:
     return [
         _Entry(
             "share_of_abs_signal_in_wrong_step",
-            "share of the sum of |A| of wrong rollouts that lies in the first wrong step; baseline: its share of tokens",
+            "share of the sum of |A| of wrong rollouts that lies in the first wrong step;"
+            " baseline: its share of tokens",
             ratio(sums["wrong_step/abs"], sums["in_wrong_rollout/abs"]),
             share_of_tokens,
         ),
@@ -185,7 +186,11 @@ def _entries(table: _Table) -> list[_Entry]:
             share_of_tokens,
         ),
         _Entry("mean_log_ratio_right_tokens", "mean A on right tokens, nats", mean("right/log_ratio")),
-        _Entry("mean_log_ratio_wrong_step", "mean A on the tokens of the first wrong step, nats", mean("wrong_step/log_ratio")),
+        _Entry(
+            "mean_log_ratio_wrong_step",
+            "mean A on the tokens of the first wrong step, nats",
+            mean("wrong_step/log_ratio"),
+        ),
         _Entry(
             "mean_log_ratio_wrong_result",
             "mean A on the token that states the first wrong result, nats",
@@ -199,7 +204,8 @@ def _entries(table: _Table) -> list[_Entry]:
         _Entry("share_of_right_tokens_suppressed", "share of right tokens with A < 0", mean("right/suppressed")),
         _Entry(
             "sign_agreement",
-            "mean of two shares: right tokens with A > 0, tokens of the first wrong step with A < 0 (A = 0 counts half)",
+            "mean of two shares: right tokens with A > 0, tokens of the first wrong step with A < 0;"
+            " A = 0 counts half",
             mean_of(mean("right/agrees"), mean("wrong_step/agrees")),
             _chance,
         ),
@@ -209,7 +215,12 @@ def _entries(table: _Table) -> list[_Entry]:
             result.auroc,
             _chance,
         ),
-        _Entry("auroc_wrong_result_among_results", "the same among tokens that state a result", result_among.auroc, _chance),
+        _Entry(
+            "auroc_wrong_result_among_results",
+            "the same among tokens that state a result",
+            result_among.auroc,
+            _chance,
+        ),
         _Entry(
             "auroc_wrong_step",
             "AUROC of -A for telling every token of the first wrong step from right tokens",

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stepalign.objectives.head_products import logit_blocks, logit_buffer, slices
+from stepalign.objectives.head_products import logit_buffer, logit_parts, row_blocks
 from stepalign.objectives.row_walk import log_softmax, wide_dtype
 from stepalign.solver.model import Solver
 from stepalign.solver.scoring import completion_hidden, micro_batches
 
 CHUNK_TOKENS = 512
-"""Completion tokens whose logits are formed together; memory grows with it and with the number of contexts."""
+"""Completion tokens whose logits are formed together (fewer on a CPU); memory grows with it and with the contexts."""
 
 Ids = tuple[int, ...]
 
@@ -111,9 +111,7 @@ def _windows(jobs: Iterable[ScoringJob], max_tokens: int) -> Iterator[list[Scori
         yield window
 
 
-def _hidden_states(
-    solver: Solver, jobs: Sequence[ScoringJob], max_tokens: int
-) -> dict[tuple[Ids, Ids], Tensor]:
+def _hidden_states(solver: Solver, jobs: Sequence[ScoringJob], max_tokens: int) -> dict[tuple[Ids, Ids], Tensor]:
     """The hidden states [T, H] that predict each completion, by (prompt, completion)."""
     sequences = list(dict.fromkeys(pair for job in jobs for pair in _sequences(job)))
     found = {}
@@ -128,25 +126,25 @@ def _compare(
     head_VH: Tensor, sides: Sequence[Tensor], names: Sequence[str], ids: Ids, temperature: float, top_k: int
 ) -> Scores:
     """The student ``sides[0]`` beside the self-teacher under every context, block of rows by block of rows."""
-    ids_T = torch.tensor(ids, device=head_VH.device)
+    ids_T1 = torch.tensor(ids, device=head_VH.device).unsqueeze(-1)
     kept = min(top_k, len(head_VH))
     student: list[tuple[Tensor, ...]] = []
     teachers: list[list[tuple[Tensor, ...]]] = [[] for _ in names]
     buffers = [logit_buffer(side, head_VH, CHUNK_TOKENS, wide_dtype(side.dtype)) for side in sides]
-    for chunk in slices(len(ids), CHUNK_TOKENS):
-        blocks = (logit_blocks(side[chunk], head_VH, buffer) for side, buffer in zip(sides, buffers, strict=True))
-        for (rows, student_RV), *others in zip(*blocks, strict=True):
-            ids_R1 = ids_T[chunk][rows].unsqueeze(-1)
-            student_RV = log_softmax(student_RV, scale=1 / temperature, excluded_V=None)
+    parts = (logit_parts(side, head_VH, buffer) for side, buffer in zip(sides, buffers, strict=True))
+    for (part, student_PV), *others in zip(*parts, strict=True):
+        for rows in row_blocks(student_PV):
+            ids_R1 = ids_T1[part][rows]
+            student_RV = log_softmax(student_PV[rows], scale=1 / temperature, excluded_V=None)
             student.append(_side(student_RV, student_RV.exp(), ids_R1, kept))
-            for found, (_, teacher_RV) in zip(teachers, others, strict=True):
-                teacher_RV = log_softmax(teacher_RV, scale=1 / temperature, excluded_V=None)
+            for found, (_, teacher_PV) in zip(teachers, others, strict=True):
+                teacher_RV = log_softmax(teacher_PV[rows], scale=1 / temperature, excluded_V=None)
                 p_RV = teacher_RV.exp()
                 side = _side(teacher_RV, p_RV, ids_R1, kept)
+                difference_RV = teacher_RV.sub_(student_RV)
                 # Rounding may leave a negative hair where both sides agree.
-                kl_R = torch.linalg.vecdot(p_RV, teacher_RV.sub_(student_RV)).clamp_(min=0)
-                log_ratio_R = teacher_RV.gather(-1, ids_R1).squeeze(-1)
-                found.append((*side, log_ratio_R, kl_R))
+                kl_R = torch.linalg.vecdot(p_RV, difference_RV).clamp_(min=0)
+                found.append((*side, difference_RV.gather(-1, ids_R1).squeeze(-1), kl_R))
     contexts = {}
     for name, found in zip(names, teachers, strict=True):
         *side, log_ratio, kl = _joined(found)

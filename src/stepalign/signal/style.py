@@ -4,8 +4,8 @@ Self-distillation on rich contexts tends to spend its signal on manner (OPSD rep
 tokens against 0.14 on mathematics). The rule, on whole words and signs of the text rather than on pieces of them:
 
 - *style* is white space, punctuation and brackets, quotes, the tags and numbers that name a step or an item of a list,
-  Markdown marks (headings, bullets, emphasis, code fences), LaTeX that only lays out (``\\left``, ``\\text``, ``$``), and
-  the words of a closed list: articles, pronouns, prepositions, conjunctions, auxiliaries, connectives, hedges;
+  Markdown marks (headings, bullets, emphasis, code fences), LaTeX that only lays out (``\\left``, ``\\text``, ``$``)
+  and the words of a closed list: articles, pronouns, prepositions, conjunctions, auxiliaries, connectives, hedges;
 - *content* is everything else: numbers, operators and relations, names (single letters but "a" and "I" included), other
   LaTeX commands, and every word that is not in the list.
 
@@ -19,8 +19,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 
-STYLE_WORDS = frozenset(
-    """
+_WORDS = """
     a an the this that these those it its itself they them their there here we us our you your i me my he she his her
     of in on at to from by for with without into onto over under between among about as per via than like up down out
     and or but nor so yet if then else when while where whereas because since until unless although though whether both
@@ -33,8 +32,8 @@ STYLE_WORDS = frozenset(
     likely possibly seems seem looks look think guess check verify correct right wrong sorry
     what which who whose how why all any each every some such same other another more most less very much many few
     step steps answer final solution problem result results following above below
-    """.split()
-)
+    """
+STYLE_WORDS = frozenset(_WORDS.split())
 
 _WORD = r"[^\W\d_]+(?:['’][^\W\d_]+)?"
 _PIECES = re.compile(

@@ -66,9 +66,7 @@ def trace(
     """
     ids = rollout.completion.ids
     text, spans = decode_with_spans(solver.tokenizer, ids)
-    tokens = [
-        text[a:b] or str(solver.tokenizer.convert_ids_to_tokens(i)) for (a, b), i in zip(spans, ids, strict=True)
-    ]
+    tokens = [text[a:b] or str(solver.tokenizer.convert_ids_to_tokens(i)) for (a, b), i in zip(spans, ids, strict=True)]
     steps = split_steps(text)
     labels = labels or Labels()
     passage = _passage(text, labels, rollout)
