@@ -265,7 +265,7 @@ class TrainingSection(_Section):
     updates_per_batch: int = Field(default=1, ge=1)
     """Optimizer updates on one batch of rollouts, each over the whole batch."""
     max_micro_batch_tokens: int = Field(default=16384, ge=1)
-    """Tokens, padding included, of one forward pass."""
+    """Tokens of one forward pass, of the longer context; a prompt that several completions share counts once."""
     save_steps: int = Field(default=0, ge=0)
     """Checkpoint every so many steps; 0 only at the end."""
     save_total_limit: int | None = Field(default=None, ge=1)

@@ -305,7 +305,7 @@ def test_dropout_does_not_come_between_student_and_self_teacher(word_tokenizer) 
     sample = replace(sample, teacher_prompt_ids=sample.student_prompt_ids)
     for checkpointing in (False, True):
         if checkpointing:
-            solver.model.gradient_checkpointing_enable()
+            solver.model.activation_checkpointing_enable()
         learner = Learner(solver, ObjectiveSection(), TrainingSection(), temperature=1.0)
         numbers = learner.update([sample], Teacher(solver.model, TeacherSection()), 0)
         assert numbers["loss"] == 0.0
@@ -314,7 +314,7 @@ def test_dropout_does_not_come_between_student_and_self_teacher(word_tokenizer) 
 
 def test_gradient_checkpointing_changes_no_gradient(make_solver, samples: list[Sample]) -> None:
     plain, saving = Setting(make_solver, {}), Setting(make_solver, {})
-    saving.solver.model.gradient_checkpointing_enable()
+    saving.solver.model.activation_checkpointing_enable()
     one, other = (s.learner.update(samples, s.teacher, 0) for s in (plain, saving))
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-9)
     gradients = saving.gradients()

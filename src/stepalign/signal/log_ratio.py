@@ -16,7 +16,8 @@ from torch import Tensor
 from stepalign.objectives.head_products import logit_buffer, logit_parts, row_blocks
 from stepalign.objectives.row_walk import log_softmax, wide_dtype
 from stepalign.solver.model import Solver
-from stepalign.solver.scoring import completion_hidden, micro_batches
+from stepalign.solver.packing import micro_batches
+from stepalign.solver.scoring import completion_hidden
 
 CHUNK_TOKENS = 512
 """Completion tokens whose logits are formed together (fewer on a CPU); memory grows with it and with the contexts."""
@@ -115,7 +116,7 @@ def _hidden_states(solver: Solver, jobs: Sequence[ScoringJob], max_tokens: int) 
     """The hidden states [T, H] that predict each completion, by (prompt, completion)."""
     sequences = list(dict.fromkeys(pair for job in jobs for pair in _sequences(job)))
     found = {}
-    for batch in micro_batches([len(prompt) + len(ids) for prompt, ids in sequences], max_tokens):
+    for batch in micro_batches(sequences, max_tokens=max_tokens):
         chosen = [sequences[i] for i in batch]
         hidden_NH = completion_hidden(solver, chosen)
         found.update(zip(chosen, hidden_NH.split([len(ids) for _, ids in chosen]), strict=True))

@@ -29,7 +29,8 @@ from stepalign.objectives import (
 from stepalign.records import Sample
 from stepalign.solver.compiling import pays_to_compile
 from stepalign.solver.model import Solver
-from stepalign.solver.scoring import Scored, completion_hidden, micro_batches
+from stepalign.solver.packing import Scored, micro_batches
+from stepalign.solver.scoring import completion_hidden
 from stepalign.training.micro_batch import MicroBatch
 from stepalign.training.teacher import Teacher
 
@@ -158,12 +159,13 @@ class Learner:
         """Micro-batches of the samples that need a forward pass; the others' tokens still count in every mean."""
         every = bool(self._objective.beta) or self._objective.loss_type == "bnpo"  # bnpo: means over what a cut holds
         active = [s for s in samples if every or s.distillation_weight or _is_rewarded(s)]
-        budget = self._training.max_micro_batch_tokens
-        return [[active[i] for i in batch] for batch in micro_batches([_length(s) for s in active], budget)]
+        sides = _student_side(active), _teacher_side(active)
+        cut = micro_batches(*sides, max_tokens=self._training.max_micro_batch_tokens)
+        return [[active[i] for i in batch] for batch in cut]
 
     def _loss(self, batch: MicroBatch, teacher: Teacher, sums: _Sums) -> torch.Tensor:
         """The micro-batch's share of the loss, weights of the whole step included."""
-        student_sequences = [(s.student_prompt_ids, s.completion_ids) for s in batch.samples]
+        student_sequences = _student_side(batch.samples)
         student_NH, head_VH = completion_hidden(self._solver, student_sequences), self._solver.head_VH
         total = student_NH.new_zeros(())
         advantages_N = batch.per_token(lambda s: s.advantage)
@@ -220,7 +222,7 @@ class Learner:
     ) -> FusedDivergence:
         """The distillation term of the samples that have a self-teacher, and what is watched of both sides."""
         taught = [s for s in batch.samples if _is_taught(s)]
-        side = self._score_teacher([(s.teacher_prompt_ids or (), s.completion_ids) for s in taught], teacher)
+        side = self._score_teacher(_teacher_side(taught), teacher)
         compare = functools.partial(
             fused_linear_divergence,
             student_NH[taught_N],
@@ -307,7 +309,10 @@ def _score_without_dropout(model: torch.nn.Module) -> None:
         module.training = bool(getattr(module, "gradient_checkpointing", False))
 
 
-def _length(sample: Sample) -> int:
-    """Tokens of the longer of the two sequences."""
-    prompt = max(len(sample.student_prompt_ids), len(sample.teacher_prompt_ids or ()))
-    return prompt + len(sample.completion_ids)
+def _student_side(samples: Sequence[Sample]) -> list[Scored]:
+    return [(s.student_prompt_ids, s.completion_ids) for s in samples]
+
+
+def _teacher_side(samples: Sequence[Sample]) -> list[Scored]:
+    """A sample without a self-teacher has an empty prompt here."""
+    return [(s.teacher_prompt_ids or (), s.completion_ids) for s in samples]

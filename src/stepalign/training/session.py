@@ -63,7 +63,7 @@ def open_session(config: Config, *, version: Callable[[], int] = lambda: 0) -> S
     if model.lora is not None:
         solver = with_lora(solver, config)
     if model.gradient_checkpointing:
-        solver.model.gradient_checkpointing_enable()
+        solver.model.activation_checkpointing_enable()
     sampler = LocalSampler(solver, max_batch_tokens=config.sampling.max_batch_tokens, version=version)
     return Session(config, solver, sampler, make_prompts(config, solver), make_grader(config))
 
