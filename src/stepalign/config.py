@@ -268,8 +268,20 @@ class TrainingSection(_Section):
     """Tokens of one forward pass, of the longer context; a prompt that several completions share counts once."""
     save_steps: int = Field(default=0, ge=0)
     """Checkpoint every so many steps; 0 only at the end."""
+    report_to: tuple[Literal["none", "trackio", "wandb", "tensorboard"], ...] = ("none",)
+    """Trackers that are told every number while the run goes on (extra ``track``). The JSON lines of the run folder
+    hold them all in any case."""
+    project: str = "stepalign"
+    """Project of the trackers."""
+    run_name: str = ""
+    """Name of the run there; "" takes that of the run folder."""
     save_total_limit: int | None = Field(default=None, ge=1)
     """Keep only so many of the latest checkpoints."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class GuardsSection(_Section):

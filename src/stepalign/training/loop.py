@@ -44,6 +44,7 @@ from stepalign.training.session import (
 )
 from stepalign.training.stopping import Interrupted, StopRequest
 from stepalign.training.teacher import Teacher
+from stepalign.training.trackers import check_trackers, open_trackers
 
 PHASES = ("sampling", "feedback", "learning", "evaluation", "saving")
 
@@ -107,6 +108,7 @@ def train(
     torch.set_num_threads(
         1 if config.model.device == "cpu" and config.model.path == EMBEDDED else torch.get_num_threads()
     )
+    check_trackers(config)
     loaded = load_sets(config)
     for name, found in loaded.items():
         for reason, count in found.skipped.items():
@@ -172,6 +174,7 @@ class _Run:
             session.solver.model, config.objective.teacher, keeps_reference=config.objective.beta > 0
         )
         self._resume()
+        self.trackers = open_trackers(config, folder.path, self.progress.step, listener.say)
 
     def go(self) -> None:
         section = self.config.training
@@ -229,6 +232,7 @@ class _Run:
             self.listener.say(f"warning, step {step}: {warning}")
         self.folder.append("metrics", [{"step": step, **step_numbers}])
         self.listener.step(step, self.config.training.max_steps, step_numbers)
+        self.trackers.step(step, step_numbers)
         if warnings and self.config.guards.stop:
             self.save()
             raise ConfigError(
@@ -262,6 +266,7 @@ class _Run:
                 self.evaluated.add((step, name))
                 self.folder.append("evaluations", [{"step": step, "set": name, **totals, "metrics": rows}])
                 self.listener.evaluated(step, name, rows)
+                self.trackers.evaluated(step, name, rows)
 
     def save(self) -> None:
         """Write a checkpoint and let old ones go."""
@@ -345,6 +350,7 @@ class _Run:
         self.progress.seconds_by_phase["feedback"] += seconds
 
     def close(self) -> None:
+        self.trackers.close()
         if self.critic is not None:
             self.critic.close()
 

@@ -275,6 +275,13 @@ def _have_signal(rewards_PG: torch.Tensor) -> list[bool]:
     return [len({reward for reward in row if reward == reward}) > 1 for row in rewards_PG.tolist()]
 
 
+def _mean_spread(rewards_PG: torch.Tensor) -> float:
+    """Mean over groups of the rewards' standard deviation, NaN where no group has two decided rewards."""
+    decided = [row[~row.isnan()] for row in rewards_PG]
+    spreads = [float(row.std()) for row in decided if len(row) > 1]
+    return sum(spreads) / len(spreads) if spreads else float("nan")
+
+
 def _rollout_numbers(rollouts: Sequence[Rollout], rewards_PG: torch.Tensor) -> dict[str, float]:
     """Metrics of a step's rollouts under TRL's names where they mean the same."""
     lengths = [len(r.completion.ids) for r in rollouts]
@@ -282,6 +289,7 @@ def _rollout_numbers(rollouts: Sequence[Rollout], rewards_PG: torch.Tensor) -> d
     same = ((rewards_PG == rewards_PG[:, :1]).all(1)).float().mean() if rewards_PG.shape[1] > 1 else torch.nan
     return {
         "reward": sum(decided) / len(decided) if decided else float("nan"),
+        "reward_std": _mean_spread(rewards_PG),
         "frac_reward_zero_std": float(same),
         "undecided": float(len(rollouts) - len(decided)),
         "completions/mean_length": sum(lengths) / len(lengths),
