@@ -32,7 +32,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.core
 	@echo "installing what the tests need"
-	@$(PIP) --editable ".[dev,lora,serve]"
+	@$(PIP) --editable ".[dev,lora,serve,data,track,paper]"
 	@touch $@
 
 clean:
