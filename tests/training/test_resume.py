@@ -176,6 +176,43 @@ def test_a_run_asked_to_stop_saves_itself_and_goes_on(config: Config, tmp_path: 
     assert files[0] == files[1]
 
 
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "initial": {"objective.teacher.weights": "initial"},
+    "live": {"objective.teacher.weights": "live"},
+    "trust region": {"objective.teacher.weights": "trust_region", "objective.teacher.live_share": 0.3},
+    "a reference beside ema": {"objective.beta": 0.1, "objective.loss_type": "grpo"},
+    "a reference beside live": {"objective.beta": 0.1, "objective.teacher.weights": "live"},
+    "a mixing that decays": {"objective.hybrid": "rlsd", "sampling.num_generations": 2},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_teacher_is_saved_and_taken_up_again(config: Config, tmp_path: Path, name: str) -> None:
+    config = changed(config, {**OBJECTIVES[name], "training.learning_rate": 0.01, "evaluation.eval_steps": 0})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(config, whole, resume=False, listener=Watch(), stop=StopRequest())
+    stop = StopRequest()
+    with pytest.raises(Interrupted):
+        train(config, broken, resume=False, listener=Watch(stop, MOMENTS["after the first step"]), stop=stop)
+    train(config, broken, resume=True, listener=Watch(), stop=StopRequest())
+    rows = [without_times(list(read_json_lines(run / "metrics.jsonl"))) for run in (whole, broken)]
+    assert rows[0] == rows[1]
+    for file in ("final/model.safetensors", "checkpoints/step-00004/teacher.safetensors"):
+        assert (whole / file).read_bytes() == (broken / file).read_bytes(), file
+
+
+def test_every_objective_trains_something_else(config: Config, tmp_path: Path) -> None:
+    found = {}
+    for name, settings in OBJECTIVES.items():
+        run = tmp_path / name
+        changes = {**settings, "training.learning_rate": 0.01, "evaluation.at_start": False, "evaluation.eval_steps": 0}
+        train(changed(config, changes), run, resume=False, listener=Watch(), stop=StopRequest())
+        found[(run / "final" / "model.safetensors").read_bytes()] = name
+        kl = [row["kl"] for row in read_json_lines(run / "metrics.jsonl")]
+        assert all(value is None for value in kl) == ("reference" not in name)
+    assert sorted(found.values()) == sorted(OBJECTIVES)
+
+
 def test_a_run_killed_at_a_dozen_instants_ends_in_the_same_bits(config: Config, tmp_path: Path) -> None:
     """Children of this process, so that a kill costs no start: in samples, records, evaluations, half-written saves."""
     config = changed(config, {"training.max_steps": 20, "training.save_steps": 1, "training.save_total_limit": 3})

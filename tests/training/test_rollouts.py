@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepalign.config import Config, ObjectiveSection, changed
 from stepalign.errors import ConfigError
 from stepalign.feedback import designs
 from stepalign.feedback.critics import CritiqueRequest
@@ -24,6 +25,7 @@ from stepalign.solver.model import Solver
 from stepalign.solver.tokens import PromptBuilder
 from stepalign.tasks.arithmetic import make_problem, parse_question
 from stepalign.tasks.grading import Grader
+from stepalign.training.hybrids import check_terms
 from stepalign.training.rollouts import Batch, Collector, derive_seed, problems_of_step
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -365,3 +367,97 @@ def test_the_probe_points_at_the_first_wrong_result(collect, tiny_solver: Solver
     place, right = samples[1].probe or (0, 0)
     name = tiny_solver.tokenizer.convert_ids_to_tokens
     assert (name(samples[1].completion_ids[place]), name(right)) == ("4", "3")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Verdict and self-teacher together
+
+
+def hybrid(name: str, **options: float) -> dict[str, ObjectiveSection]:
+    return {"objective": ObjectiveSection.model_validate({"hybrid": name, **options})}
+
+
+def test_a_weighted_sum_trains_every_rollout_on_both(collect) -> None:
+    batch, _ = collect("stepalign", critic=Moody(), **hybrid("weighted_sum", distillation_weight=0.3))
+    for sample, context in zip(batch.samples, batch.contexts, strict=True):
+        assert sample.policy_weight == pytest.approx(0.7)
+        assert sample.distillation_weight == (0.3 if context.text else 0.0)
+        assert sample.advantage != 0
+    assert batch.masked == {"critique failed: bad day": 2, "critique malformed: bad day": 2}
+
+
+@pytest.mark.parametrize(("decay_steps", "mixing"), [(50, 0.8 * 45 / 50), (0, 0.8), (5, 0.0)])
+def test_rlsd_keeps_the_advantage_and_lets_the_teacher_size_it_ever_less(collect, decay_steps, mixing) -> None:
+    options = hybrid("rlsd", rlsd_mixing=0.8, rlsd_decay_steps=decay_steps)
+    batch, _ = collect("refsol", **options)  # at step 5
+    plain, _ = collect("grpo")
+    for sample, before in zip(batch.samples, plain.samples, strict=True):
+        assert (sample.distillation_weight, sample.policy_weight) == (0.0, 1.0)
+        assert sample.magnitude_mixing == pytest.approx(mixing)
+        assert sample.advantage == before.advantage
+        assert (sample.teacher_prompt_ids is not None) == (mixing > 0)
+
+
+def test_srpo_sends_wrong_rollouts_to_the_teacher_and_the_others_to_the_verdict(collect) -> None:
+    missing = replace(PROBLEMS[2], reference=None)
+    batch, _ = collect("refsol", problems=[*PROBLEMS[:2], missing], **hybrid("srpo", srpo_entropy_damping=0.6))
+    rewards = [r.reward for r in batch.rollouts]
+    assert rewards == [1, 0, 0, 1, 1, 0]
+    assert [s.distillation_weight for s in batch.samples] == [0, 1, 1, 0, 0, 0]  # nothing to read for the last two
+    assert [s.policy_weight for s in batch.samples] == [1, 0, 0, 1, 1, 1]
+    assert [s.entropy_damping for s in batch.samples] == [0, 0.6, 0.6, 0, 0, 0]
+
+
+def test_rosd_trains_from_the_first_wrong_step_on(collect, tiny_solver: Solver) -> None:
+    second = "<step_1> 1 + 2 = 3 ; <step_2> 3 + 3 = 7 ; <answer> 7"
+    attempts = [[RIGHT, second], [WRONG.replace("1 + 2 = 4", "4 - 1 = 4"), OTHER_RIGHT], ["<answer> 9", "<answer> 8"]]
+    batch, _ = collect("stepalign", critic=ArithmeticCritic(), attempts=attempts, **hybrid("rosd"))
+    plain, _ = collect("stepalign", critic=ArithmeticCritic(), attempts=attempts)
+    assert batch.samples[0].loss_mask == plain.samples[0].loss_mask  # all right: all of it
+    trained = [i for i, m in zip(batch.samples[1].completion_ids, batch.samples[1].loss_mask, strict=True) if m]
+    assert words(tiny_solver, trained) == "<step_2> 3 + 3 = 7 ; <answer> 7 <|end|>"
+    assert all(batch.samples[2].loss_mask)  # wrong from the first token on
+    labels = {c.rollout_id: c.first_error for c in batch.critiques}
+    wrong = [r for r in batch.rollouts if r.reward == 0]
+    assert batch.numbers["unlocated_errors"] == sum(not labels[r.rollout_id] for r in wrong)
+    reference, _ = collect("refsol", attempts=attempts, **hybrid("rosd"))
+    assert reference.numbers["unlocated_errors"] == len(wrong)  # nobody said where
+    assert all(all(s.loss_mask) for s in reference.samples)
+    assert "unlocated_errors" not in plain.numbers
+
+
+@pytest.mark.parametrize("name", ["weighted_sum", "rlsd", "srpo", "rosd"])
+def test_skipped_groups_carry_no_term_of_any_hybrid(collect, name: str) -> None:
+    attempts = [[RIGHT, RIGHT], ATTEMPTS[1], ["<answer> 1", "<answer> 2"]]
+    batch, _ = collect("refsol", attempts=attempts, skip_zero_std_groups=True, **hybrid(name))
+    for sample in (*batch.samples[:2], *batch.samples[4:]):
+        assert not any(sample.loss_mask)
+        assert (sample.distillation_weight, sample.policy_weight, sample.magnitude_mixing) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"condition": "grpo", "objective.hybrid": "rlsd", "sampling.num_generations": 4}, "objective.hybrid"),
+        ({"condition": "grpo"}, "sampling.num_generations = 1"),
+        ({"condition": "refsol", "objective.hybrid": "srpo"}, "sampling.num_generations = 1"),
+        ({"condition": "refsol", "objective.hybrid": "weighted_sum"}, "sampling.num_generations = 1"),
+    ],
+)
+def test_a_loss_that_cannot_have_a_signal_is_refused(settings, where: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check_terms(changed(Config(), settings))
+    assert raised.value.where == where
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"condition": "refsol", "objective.hybrid": "rosd"},
+        {"condition": "refsol", "objective.hybrid": "weighted_sum", "objective.distillation_weight": 1.0},
+        {"condition": "grpo", "training.max_steps": 0},
+    ],
+)
+def test_a_group_of_one_is_enough_without_a_policy_term(settings) -> None:
+    assert check_terms(changed(Config(), settings)) == designs.find_condition(settings["condition"])

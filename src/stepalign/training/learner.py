@@ -123,7 +123,7 @@ class Learner:
         num_tokens = sum(sum(sample.loss_mask) for sample in samples)
         batches = self._cut(samples)
         counts = StepCounts(
-            completions=max(1, len(samples)),
+            completions=max(1, sum(any(sample.loss_mask) for sample in samples)),
             tokens=max(1, num_tokens),
             micro_batches=max(1, len(batches)),
             max_completion_length=self._max_completion_length,
