@@ -243,8 +243,12 @@ def measure_memory(args: argparse.Namespace) -> None:
             print(f"| {tokens} | {name} | {peak:.0f} | {output:.0f} | {peak - output:.0f} |", flush=True)
 
 
-def compare_grpo(_: argparse.Namespace) -> None:
-    """Loss and gradient of the packed policy-gradient side against TRL's own GRPO loss on the same padded numbers."""
+def compare_grpo(args: argparse.Namespace) -> None:
+    """Loss and gradient of the packed policy-gradient side against TRL's own GRPO loss on the same padded numbers.
+
+    ``--freeze FILE`` also writes TRL's numbers down, for the test that compares with them where TRL is not installed.
+    """
+    import trl
     from trl import GRPOTrainer
 
     generator = torch.Generator().manual_seed(0)
@@ -256,6 +260,16 @@ def compare_grpo(_: argparse.Namespace) -> None:
     advantages_B = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0]])).flatten().double()
     counts = StepCounts(completions=4, tokens=int(lengths_B.sum()), max_completion_length=9)
 
+    frozen: dict[str, object] = {
+        "made by": "python benchmarks/objective.py grpo --freeze tests/objectives/trl_grpo.json",
+        "with": {"trl": trl.__version__, "torch": torch.__version__},
+        "lengths": lengths_B.tolist(),
+        "log_probs": log_probs_BT.tolist(),
+        "old_log_probs": old_BT.tolist(),
+        "reference_log_probs": reference_BT.tolist(),
+        "advantages": advantages_B.tolist(),
+        "settings": {"epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.04, "max_completion_length": 9},
+    }
     print("| loss_type | loss | relative loss difference | relative gradient difference |\n|---|---|---|---|")
     for loss_type, weigh in LOSS_TYPES.items():
         stand_in = mock.MagicMock(
@@ -294,8 +308,11 @@ def compare_grpo(_: argparse.Namespace) -> None:
         loss_N = loss_N + 0.04 * kl_to_reference(reference_BT[mask_BT], log_probs_N)
         ours = (weigh(lengths_B[rows_N], counts) * loss_N).sum()
         (gradient,), (peer_gradient,) = (torch.autograd.grad(loss, log_probs_BT) for loss in (ours, peer))
+        frozen[loss_type] = {"loss": peer.item(), "gradient": peer_gradient.tolist()}
         apart = (gradient - peer_gradient).norm() / peer_gradient.norm()
         print(f"| {loss_type} | {ours.item():.6f} | {abs(ours - peer) / abs(peer):.1e} | {apart:.1e} |")
+    if args.freeze:
+        Path(args.freeze).write_text(json.dumps(frozen) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -311,6 +328,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="also measure the compiled walk over the rows")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--methods", default="", help="names separated by semicolons; default all")
+    parser.add_argument("--freeze", default="", help="grpo: write TRL's numbers to this file")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,6 +160,38 @@ def test_packed_loss_and_gradient_equal_padded_grpo(loss_type):
         rtol=1e-6,
         atol=1e-8,
     )
+
+
+TRL = json.loads((Path(__file__).parent / "trl_grpo.json").read_text(encoding="utf-8"))
+"""What TRL's GRPOTrainer computes on four padded completions; the file says how it was made."""
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_packed_loss_and_gradient_are_those_of_trl(loss_type):
+    def padded(name: str) -> Tensor:
+        return torch.tensor(TRL[name], dtype=torch.float64)
+
+    lengths_B, settings = torch.tensor(TRL["lengths"]), TRL["settings"]
+    log_probs_BT = padded("log_probs").requires_grad_()
+    mask_BT = torch.arange(log_probs_BT.shape[1])[None] < lengths_B[:, None]
+    rows_N = torch.arange(len(lengths_B))[:, None].expand_as(mask_BT)[mask_BT]
+    log_probs_N = log_probs_BT[mask_BT]
+    loss_N, _ = clipped_policy_loss(
+        log_probs_N,
+        padded("old_log_probs")[mask_BT],
+        padded("advantages")[rows_N],
+        epsilon=settings["epsilon"],
+        epsilon_high=settings["epsilon_high"],
+    )
+    loss_N = loss_N + settings["beta"] * kl_to_reference(padded("reference_log_probs")[mask_BT], log_probs_N)
+    counts = StepCounts(
+        completions=4, tokens=int(lengths_B.sum()), max_completion_length=settings["max_completion_length"]
+    )
+    loss = (LOSS_TYPES[loss_type](lengths_B[rows_N], counts) * loss_N).sum()
+    (gradient,) = torch.autograd.grad(loss, log_probs_BT)
+    peer = TRL[loss_type]
+    assert loss.item() == pytest.approx(peer["loss"], rel=2e-7)  # the weights are float32
+    torch.testing.assert_close(gradient, torch.tensor(peer["gradient"], dtype=torch.float64), rtol=2e-7, atol=1e-12)
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
