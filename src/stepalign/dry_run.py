@@ -18,15 +18,17 @@ def describe(config: Config) -> str:
         ConfigError: anything the recipe got wrong.
     """
     from stepalign.solver.model import load_solver
+    from stepalign.training.hybrids import check_terms
+    from stepalign.training.preflight import check_prompts
     from stepalign.training.session import load_sets, make_prompts
 
     sets = load_sets(config)
     model = config.model
     solver = load_solver(model.path, dtype=model.dtype, trust_remote_code=model.trust_remote_code, weights=False)
     prompts = make_prompts(config, solver)
+    condition = check_terms(config)
+    check_prompts(config, solver, prompts, {name: found.problems for name, found in sets.items()})
     problem = sets["train"].problems[0]
-    condition = designs.check_condition(config.condition, config.sampling.num_generations)
-
     student_ids = prompts.student(problem)
     parts = [
         ("configuration", to_toml(config)),

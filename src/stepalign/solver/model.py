@@ -45,6 +45,11 @@ class Solver:
         return self.model.device
 
     @property
+    def context_length(self) -> int | None:
+        """Tokens of prompt and completion that the model was made for; None where it does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
     def decoder(self) -> torch.nn.Module:
         """Everything below the head: ids in, hidden states out."""
         return self.model.get_decoder()

@@ -54,7 +54,7 @@ class PromptBuilder:
         self._system = system
         self._student_options = dict(student_chat_options or {})
         self._teacher_options = dict(teacher_chat_options or {})
-        self._max_teacher_prompt_length = max_teacher_prompt_length
+        self.max_teacher_prompt_length = max_teacher_prompt_length
         suffixes = [self._suffix(options) for options in (self._student_options, self._teacher_options)]
         if suffixes[0] != suffixes[1] and not allow_different_suffix:
             raise ConfigError(
@@ -75,22 +75,26 @@ class PromptBuilder:
             ConfigError: the question alone does not fit into ``max_teacher_prompt_length``.
         """
         ids = self._teacher_ids(problem, context, introduction)
-        if len(ids) <= self._max_teacher_prompt_length:
+        if len(ids) <= self.max_teacher_prompt_length:
             return TeacherPrompt(tuple(ids), 0)
         # Control tokens in a context are spelled out here as they are in the prompt, so that both counts agree.
         context_ids = self._tokenizer.encode(context, add_special_tokens=False, split_special_tokens=True)
-        room = len(context_ids) - (len(ids) - self._max_teacher_prompt_length)
+        room = len(context_ids) - (len(ids) - self.max_teacher_prompt_length)
         while room > 0:
             ids = self._teacher_ids(problem, decode(self._tokenizer, context_ids[:room]), introduction)
-            excess = len(ids) - self._max_teacher_prompt_length
+            excess = len(ids) - self.max_teacher_prompt_length
             if excess <= 0:
                 return TeacherPrompt(tuple(ids), len(context_ids) - room)
             room -= excess
         raise ConfigError(
             f"the question of problem {problem.problem_id} leaves no room for a context in the self-teacher's prompt",
-            where=f"prompts.max_teacher_prompt_length = {self._max_teacher_prompt_length}",
+            where=f"prompts.max_teacher_prompt_length = {self.max_teacher_prompt_length}",
             hint="raise prompts.max_teacher_prompt_length, or drop the problem",
         )
+
+    def has_room(self, problem: Problem, introduction: str = "") -> bool:
+        """Whether the self-teacher's prompt has room for a context, however short, besides the question."""
+        return len(self._teacher_ids(problem, "x", introduction)) <= self.max_teacher_prompt_length
 
     def _teacher_ids(self, problem: Problem, context: str, introduction: str) -> list[int]:
         text = self._self_teacher.render(question=problem.question, feedback=context, introduction=introduction)

@@ -33,6 +33,7 @@ from stepalign.training import checkpoint as checkpoints
 from stepalign.training.guards import Guards
 from stepalign.training.hybrids import check_terms
 from stepalign.training.learner import Learner
+from stepalign.training.preflight import check_dtype, check_prompts
 from stepalign.training.rollouts import Batch, Collector, derive_seed, problems_of_step
 from stepalign.training.run_folder import RunFolder, read_json_lines
 from stepalign.training.session import (
@@ -116,8 +117,10 @@ def train(
     sets = {name: found.problems for name, found in loaded.items()}
     check_checkpoint_rule(config, {name: len(problems) for name, problems in sets.items()})
     progress = Progress()
+    check_dtype(config, listener.say)
     session = open_session(config, version=lambda: progress.step)
     try:
+        check_prompts(config, session.solver, session.prompts, sets)
         with RunFolder(out, config, resume=resume) as folder:
             run = _Run(config, folder, session, sets, progress, listener, stop, shared_folder or out)
             try:

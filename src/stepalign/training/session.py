@@ -95,8 +95,9 @@ def with_lora(solver: Solver, config: Config) -> Solver:
 
 
 def make_prompts(config: Config, solver: Solver) -> PromptBuilder:
-    """The prompts of student and self-teacher."""
+    """The prompts of student and self-teacher; the latter leaves room for a completion in the model's context."""
     section = config.prompts
+    room = (solver.context_length or 10**9) - config.sampling.max_completion_length
     return PromptBuilder(
         solver.tokenizer,
         student=load_template(section.student),
@@ -104,7 +105,7 @@ def make_prompts(config: Config, solver: Solver) -> PromptBuilder:
         system=section.system,
         student_chat_options=section.student_chat_options,
         teacher_chat_options=section.teacher_chat_options,
-        max_teacher_prompt_length=section.max_teacher_prompt_length,
+        max_teacher_prompt_length=max(1, min(section.max_teacher_prompt_length, room)),
         allow_different_suffix=section.allow_different_suffix,
     )
 

@@ -1,0 +1,82 @@
+"""What is found out before the first step, so that no run stops midway over a prompt or trains in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from stepalign.config import Config
+from stepalign.errors import ConfigError
+from stepalign.feedback.designs import find_condition, find_design
+from stepalign.records import Problem
+from stepalign.solver.model import Solver
+from stepalign.solver.tokens import PromptBuilder
+from stepalign.training.rollouts import problems_of_step
+
+SHOWN = 5
+"""Problems that an error names; the others are counted."""
+
+
+def check_dtype(config: Config, warn: Callable[[str], None]) -> None:
+    """Raises ConfigError for float16, where small gradients vanish; warns where bfloat16 would swallow the updates."""
+    model, training = config.model, config.training
+    if not training.max_steps:
+        return
+    if model.dtype == "float16":
+        raise ConfigError(
+            "float16 cannot be trained: small gradients vanish in it",
+            where="model.dtype",
+            hint="--set model.dtype=bfloat16, or float32",
+        )
+    if model.dtype == "bfloat16" and model.lora is None:
+        warn(
+            "all weights train in bfloat16, which rounds away updates below 1/512 of a weight: at a learning rate of "
+            f"{training.learning_rate:g} most of them may never move; float32 or model.lora keep them"
+        )
+
+
+def check_prompts(
+    config: Config, solver: Solver, prompts: PromptBuilder, sets: Mapping[str, Sequence[Problem]]
+) -> None:
+    """Build every prompt that the run is going to need.
+
+    Raises:
+        ConfigError: a template fails, or questions are too long; the first of them are named, the others counted.
+    """
+    condition = find_condition(config.condition)
+    introduction = find_design(condition.design).introduction
+    for name, problems in sets.items():
+        trains = name == "train"
+        used = _trained_on(config, problems) if trains else problems
+        length = config.sampling.max_completion_length if trains else config.evaluation_length
+        limit = solver.context_length
+        sizes = [(problem.problem_id, len(prompts.student(problem))) for problem in used]
+        too_long = [f"{who} ({size} tokens)" for who, size in sizes if limit is not None and size + length > limit]
+        if too_long:
+            raise ConfigError(
+                f"{_some(too_long)} of {len(used)} {name} problems leave no room for a completion of {length} tokens "
+                f"in the model's {limit}",
+                where=f"data.{name}",
+                hint=f"drop them, or shorten {'sampling' if trains else 'evaluation'}.max_completion_length",
+            )
+        if trains and condition.design != "none":
+            no_room = [p.problem_id for p in used if not prompts.has_room(p, introduction)]
+            if no_room:
+                raise ConfigError(
+                    f"{_some(no_room)} of {len(used)} {name} problems leave no room for a context in the "
+                    f"self-teacher's prompt of {prompts.max_teacher_prompt_length} tokens",
+                    where="prompts.max_teacher_prompt_length",
+                    hint="raise it where the model's context allows, or drop these problems",
+                )
+
+
+def _trained_on(config: Config, problems: Sequence[Problem]) -> Sequence[Problem]:
+    section = config.training
+    if section.max_steps * section.problems_per_step >= len(problems):
+        return problems if section.max_steps else ()
+    steps = range(section.max_steps)
+    return [p for step in steps for p in problems_of_step(problems, step, section.problems_per_step, section.seed)]
+
+
+def _some(names: Sequence[str]) -> str:
+    """How many there are, and the first of them: "7 (a, b, c, d, e, ...)"."""
+    return f"{len(names)} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"

@@ -1,0 +1,124 @@
+"""What a run refuses before its first step: prompts that cannot be built or do not fit, numbers that cannot train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stepalign.config import Config, changed, load_config
+from stepalign.dry_run import describe
+from stepalign.errors import ConfigError
+from stepalign.training.loop import StopRequest, train
+from stepalign.training.preflight import check_dtype
+from stepalign.training.session import load_sets, open_session
+
+
+class Told:
+    """A Listener that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.steps = 0
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+    def step(self, step: int, max_steps: int, numbers: dict[str, float]) -> None:
+        self.steps += 1
+
+    def evaluated(self, step: int, name: str, rows: list) -> None: ...
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def config(write_recipe: Callable[..., Path]) -> Config:
+    return load_config(str(write_recipe()))
+
+
+def refused(config: Config, out: Path) -> ConfigError:
+    told = Told()
+    with pytest.raises(ConfigError) as raised:
+        train(config, out, resume=False, listener=told, stop=StopRequest())
+    assert told.steps == 0
+    assert not out.exists()
+    with pytest.raises(ConfigError, match=r".") as dry:
+        describe(config)
+    assert dry.value.what == raised.value.what
+    return raised.value
+
+
+def lengthen(config: Config, *, words: int, rows: int) -> list[str]:
+    """Make the first training questions that long; returns their ids."""
+    path = Path(config.data.train)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines[:rows]:
+        line["question"] = " ".join([line["question"], *["+ 1"] * (words // 2)])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [p.problem_id for p in load_sets(config)["train"].problems[:rows]]
+
+
+def test_questions_beyond_the_models_context_are_listed_before_the_first_step(config: Config, tmp_path: Path) -> None:
+    long = lengthen(config, words=520, rows=2)
+    error = refused(config, tmp_path / "run")
+    assert error.what.startswith("2 (")
+    assert all(name in error.what for name in long)
+    assert "of 3 train problems" in error.what
+    assert "the model's 512" in error.what
+    assert error.where == "data.train"
+    assert "sampling.max_completion_length" in str(error.hint)
+
+
+def test_a_question_that_fits_by_itself_needs_room_for_a_completion(config: Config, tmp_path: Path) -> None:
+    config = changed(config, {"sampling.max_completion_length": 100, "evaluation.max_completion_length": 6})
+    lengthen(config, words=420, rows=1)
+    assert "a completion of 100 tokens" in refused(config, tmp_path / "run").what
+    changed_back = changed(config, {"sampling.max_completion_length": 6, "training.max_steps": 1})
+    train(changed_back, tmp_path / "run", resume=False, listener=Told(), stop=StopRequest())
+
+
+def test_questions_that_leave_the_self_teacher_no_room_are_listed(config: Config, tmp_path: Path) -> None:
+    long = lengthen(config, words=60, rows=3)
+    error = refused(changed(config, {"prompts.max_teacher_prompt_length": 50}), tmp_path / "run")
+    assert all(name in error.what for name in long)
+    assert error.where == "prompts.max_teacher_prompt_length"
+    grpo = {"condition": "grpo", "sampling.num_generations": 2, "prompts.max_teacher_prompt_length": 50}
+    train(changed(config, grpo), tmp_path / "run", resume=False, listener=Told(), stop=StopRequest())
+
+
+def test_only_problems_that_will_be_trained_on_count(config: Config, tmp_path: Path) -> None:
+    lengthen(config, words=520, rows=3)
+    train(changed(config, {"training.max_steps": 0}), tmp_path / "a", resume=False, listener=Told(), stop=StopRequest())
+    one = changed(config, {"training.max_steps": 1, "training.problems_per_step": 1})
+    assert "1 (" in refused(one, tmp_path / "b").what
+
+
+@pytest.mark.parametrize("template", ["{{ question }} {{ feedbck }}", "{% if introduction %}{{ qustion }}{% endif %}"])
+def test_a_misspelt_variable_of_the_self_teachers_template_is_found(config: Config, tmp_path: Path, template) -> None:
+    error = refused(changed(config, {"prompts.self_teacher": template}), tmp_path / "run")
+    assert "feedbck" in error.what or "qustion" in error.what
+
+
+def test_a_self_teachers_prompt_leaves_room_for_the_completion_in_the_models_context(config: Config) -> None:
+    with_long = changed(config, {"sampling.max_completion_length": 500})
+    session = open_session(with_long)
+    try:
+        assert session.solver.context_length == 512
+        assert session.prompts.max_teacher_prompt_length == 12
+    finally:
+        session.close()
+
+
+def test_numbers_that_cannot_train_are_refused_or_told(config: Config, tmp_path: Path) -> None:
+    told = Told()
+    half = changed(config, {"model.dtype": "float16"})
+    with pytest.raises(ConfigError, match="float16"):
+        train(half, tmp_path / "run", resume=False, listener=told, stop=StopRequest())
+    assert not (tmp_path / "run").exists()
+    check_dtype(changed(half, {"training.max_steps": 0}), told.say)  # it may still be evaluated
+    assert told.said == []
+    check_dtype(changed(config, {"model.dtype": "bfloat16"}), told.say)
+    assert "bfloat16" in told.said[0]
+    check_dtype(changed(config, {"model.dtype": "bfloat16", "model.lora.r": 4}), told.say)
+    assert len(told.said) == 1
