@@ -1,0 +1,145 @@
+"""Run Python that a model wrote against tests, where it can do no harm and cannot talk its way to a pass.
+
+Two processes, both confined alike (``confinement``): one runs the solution and is never told the tests, the other runs
+the tests. A test's call goes over a pipe; what comes back is plain data (``values``), compared in the tests' process.
+The solution can therefore not reach the assertions, the comparison or the verdict. Both processes are ended together
+when the tests are through, when their time is up, or when the caller dies.
+
+What this is not: a security boundary against holes in the kernel. See ``confinement``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from stepalign.records import Verdict
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one run may take. Files, network and further processes it may not have at all."""
+
+    cpu_seconds: int = 2
+    """Of each of the two processes."""
+    wall_seconds: float = 10.0
+    """Of both together; several times the CPU time, since the machine may be busy."""
+    memory_bytes: int = 512 << 20
+    """Address space of each process."""
+    max_bytes: int = 1 << 20
+    """Of one call's arguments, or of one returned value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How the tests went."""
+
+    verdict: Verdict
+    reason: str
+    """Few words, made to be counted."""
+    detail: str = ""
+    """The failed statement and what the call gave, or the end of the traceback. Model-written text."""
+    passed: int = 0
+    """Statements of the tests that called the solution and went through."""
+
+
+def run_tests(code: str, tests: str, limits: Limits | None = None) -> Outcome:
+    """Run tests - statements with ``assert``, ``test_`` functions - against a solution's code.
+
+    Names that the tests use, that are neither Python's own nor theirs, are the solution's. Its functions are called
+    with plain values (numbers, text, lists, tuples, dictionaries, sets, ranges) and with objects that came from it;
+    lists, dictionaries and sets that it changes in place are changed. No test can give it a function. Only the standard
+    library can be imported, on both sides.
+
+    "correct" takes every test; time, memory and an early end are "incorrect"; "undecided" means that the tests are
+    faulty or that there is no sandbox.
+    """
+    limits = limits or Limits()
+    to_solution, from_tests = os.pipe()
+    to_tests, from_solution = os.pipe()
+    shared = {
+        "library": str(_HERE),
+        "cpu_seconds": limits.cpu_seconds,
+        "memory_bytes": limits.memory_bytes,
+        "max_bytes": limits.max_bytes,
+    }
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        try:
+            ends = [
+                ("solution.py", to_solution, from_solution, {"code": code}),
+                ("tests.py", to_tests, from_tests, {"tests": tests}),
+            ]
+            for script, reads, writes, job in ends:
+                children.append(_start(script, {**shared, "reads": reads, "writes": writes, **job}, (reads, writes)))
+        finally:
+            for end in (to_solution, from_tests, to_tests, from_solution):
+                os.close(end)
+        output, timed_out = _wait(children[1], limits.wall_seconds)
+    except OSError as error:
+        return Outcome(verdict="undecided", reason="sandbox unavailable", detail=str(error))
+    finally:
+        for child in children:
+            _end(child)
+    solution, judge = children
+    if timed_out or _out_of_time(solution):
+        return Outcome(verdict="incorrect", reason="timed out")
+    if not output:
+        return Outcome(
+            verdict="undecided", reason="the tests ran out of time" if _out_of_time(judge) else "the tests ended early"
+        )
+    return Outcome(**json.loads(output))
+
+
+@cache
+def why_unavailable() -> str:
+    """Why this machine has no sandbox, "" where it has one."""
+    outcome = run_tests("def one():\n    return 1", "assert one() == 1")
+    return "" if outcome.verdict == "correct" else f"{outcome.reason} {outcome.detail}".strip()
+
+
+def _start(script: str, job: dict[str, Any], ends: tuple[int, int]) -> subprocess.Popen[bytes]:
+    with tempfile.TemporaryFile() as file:  # has no name; a pipe might be too small to take it all at once
+        file.write(json.dumps(job).encode())
+        file.seek(0)
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(_HERE / script)],
+            stdin=file,
+            stdout=subprocess.PIPE if script == "tests.py" else subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=ends,
+            env={},
+            cwd="/",
+            start_new_session=True,
+        )
+
+
+def _wait(judge: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bool]:
+    try:
+        return judge.communicate(timeout=seconds)[0], False
+    except subprocess.TimeoutExpired:
+        return b"", True
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    if child.stdout is not None:
+        child.stdout.close()
+
+
+def _out_of_time(child: subprocess.Popen[bytes]) -> bool:
+    return child.returncode == -signal.SIGXCPU

@@ -1,0 +1,286 @@
+"""The process that runs the tests: they call the solution in the other process and compare plain values here.
+
+Since assertions, comparisons and the verdict live here and only plain values come across, no trick of the solution's -
+its own ``__eq__``, another ``assert``, a look at the caller's frame, a file or an exit code - can make a test pass.
+Run as a script by ``run_tests``; standard library only.
+"""
+
+import ast
+import builtins
+import json
+import os
+import sys
+import traceback
+
+_MAX_TEXT = 400
+
+
+class _Lost(BaseException):
+    """The solution's process has ended or sends what cannot be read. No test may catch it."""
+
+
+class SolutionError(Exception):
+    """An exception of a class that is the solution's own."""
+
+
+class _Solution:
+    """The other end: calls go out, plain values come back."""
+
+    def __init__(self, channel, values):
+        self.channel, self.values = channel, values
+        self.num_calls = 0
+        self.last_call = ""
+        self.last_fault = None
+        """The exception that the solution raised last, and where it did."""
+        self.last_traceback = ""
+        self.refused = False
+        """Whether a test tried to hand over what cannot cross."""
+
+    def receive(self):
+        try:
+            answer = self.channel.receive()
+            if "value" in answer:
+                return answer, self.values.decode(answer["value"], self.remote)
+        except EOFError:
+            raise _Lost("the code ended its process") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
+            what = str(error) if str(error) == "too large a value" else "an unreadable value"
+            raise _Lost(f"the code returned {what}") from None
+        self.last_traceback = str(answer.get("traceback", ""))
+        self.last_fault = self.exception(answer.get("fault"), str(answer.get("message", "")))
+        raise self.last_fault
+
+    def exception(self, kinds, message):
+        """The same kind of exception, where it is a built-in one."""
+        for kind in kinds if isinstance(kinds, list) else ():
+            known = getattr(builtins, kind, None) if isinstance(kind, str) else None
+            if isinstance(known, type) and issubclass(known, Exception):
+                try:
+                    return known(message)
+                except Exception:  # UnicodeDecodeError wants more arguments
+                    break
+        return SolutionError(f"{kinds[0] if kinds else 'an exception'}: {message}")
+
+    def fetch(self, name):
+        self.channel.send({"name": name})
+        return self.receive()[1]
+
+    def call(self, handle, method, arguments, keywords, shown):
+        request = {
+            "handle": handle,
+            "method": method,
+            "arguments": self.values.encode(list(arguments), self.identify),
+            "keywords": self.values.encode(dict(keywords), self.identify),
+        }
+        self.num_calls += 1
+        self.last_call = shown
+        try:
+            self.channel.send(request)
+        except BrokenPipeError:
+            raise _Lost("the code ended its process") from None
+        answer, value = self.receive()
+        self.last_call = f"{shown} gave {_shown(value)}"
+        self.update(arguments, answer.get("arguments"))
+        return value
+
+    def identify(self, value):
+        """The handle of an object that came from the solution; nothing else can go there."""
+        if type(value) is _Remote:
+            return value._handle
+        self.refused = True
+        raise TypeError(f"a value of type {type(value).__name__} cannot be given to the solution")
+
+    def update(self, arguments, data):
+        """Lists, dictionaries and sets that the solution has changed in place."""
+        try:
+            changed = self.values.decode(data, self.remote)
+            pairs = list(zip(arguments, changed, strict=True))
+        except (ValueError, TypeError, KeyError):
+            raise _Lost("the code returned an unreadable value") from None
+        for mine, theirs in pairs:
+            if type(mine) is type(theirs) is list:
+                mine[:] = theirs
+            elif type(mine) is type(theirs) and type(mine) in (dict, set):
+                mine.clear()
+                mine.update(theirs)
+
+    def remote(self, handle):
+        return _Remote(self, handle)
+
+
+class _Remote:
+    """An object that stays with the solution: it can be called, asked for attributes, iterated and indexed.
+
+    Equality is identity: the solution has no say in what equals what.
+    """
+
+    def __init__(self, solution, handle, name="object"):
+        self._solution, self._handle, self._name = solution, handle, name
+
+    def _ask(self, method, *arguments, shown):
+        return self._solution.call(self._handle, method, arguments, {}, shown)
+
+    def __call__(self, *arguments, **keywords):
+        words = [*map(_shown, arguments), *(f"{key}={_shown(value)}" for key, value in keywords.items())]
+        return self._solution.call(self._handle, None, arguments, keywords, f"{self._name}({_short(', '.join(words))})")
+
+    def __getattr__(self, name):
+        found = self._ask("__getattr__", name, shown=f"{self._name}.{name}")
+        if type(found) is _Remote:
+            found._name = f"{self._name}.{name}"
+        return found
+
+    def __iter__(self):
+        return self._ask("__iter__", shown=f"iter({self._name})")
+
+    def __next__(self):
+        return self._ask("__next__", shown=f"next({self._name})")
+
+    def __len__(self):
+        return self._ask("__len__", shown=f"len({self._name})")
+
+    def __bool__(self):
+        return self._ask("__bool__", shown=f"bool({self._name})")
+
+    def __str__(self):
+        return self._ask("__str__", shown=f"str({self._name})")
+
+    def __getitem__(self, key):
+        return self._ask("__getitem__", key, shown=f"{self._name}[{_shown(key)}]")
+
+    def __contains__(self, key):
+        return self._ask("__contains__", key, shown=f"{_shown(key)} in {self._name}")
+
+    def __repr__(self):
+        return f"<{self._name}>"
+
+
+def main():
+    job = json.load(sys.stdin)
+    sys.path.insert(0, job["library"])
+    import confinement  # pyright: ignore[reportMissingImports]
+    import values  # pyright: ignore[reportMissingImports]
+
+    sys.path.pop(0)
+    channel = values.Channel(job["reads"], job["writes"], job["max_bytes"])
+    verdicts = os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    try:
+        confinement.confine(cpu_seconds=job["cpu_seconds"], memory_bytes=job["memory_bytes"])
+        result = _run(job["tests"], _Solution(channel, values))
+    except confinement.Unavailable as reason:
+        result = {"verdict": "undecided", "reason": "sandbox unavailable", "detail": str(reason)}
+    result = {"passed": 0, **result}
+    os.write(verdicts, json.dumps(result).encode())
+    os._exit(0)
+
+
+def _run(tests, solution):
+    try:
+        tree = ast.parse(tests)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return {"verdict": "undecided", "reason": "the tests do not compile", "detail": str(error)}
+    space = {"__name__": "tests"}
+    passed = 0
+    where = ""
+    try:
+        _load(solution)
+        for name in _asked_of_the_solution(tree):
+            try:
+                found = solution.fetch(name)
+            except NameError:
+                continue  # the test that uses it fails
+            if type(found) is _Remote:
+                found._name = name
+            space[name] = found
+        for node in tree.body:
+            where = ast.get_source_segment(tests, node) or ""
+            calls = solution.num_calls
+            exec(compile(ast.Module([node], []), "<tests>", "exec", dont_inherit=True, optimize=0), space)
+            passed += solution.num_calls > calls
+        for name, function in list(space.items()):
+            if name.startswith("test_") and callable(function) and type(function) is not _Remote:
+                where = name
+                function()
+                passed += 1
+    except _Unavailable as reason:
+        return {"verdict": "undecided", "reason": "sandbox unavailable", "detail": str(reason)}
+    except _DoesNotLoad as fault:
+        return {"verdict": "incorrect", "reason": "the code raises when it is loaded", "detail": str(fault)}
+    except _Lost as loss:
+        return _failed(str(loss), _failing(tests, loss, where), passed)
+    except BaseException as error:
+        if solution.refused:
+            return {"verdict": "undecided", "reason": "the tests hand over what cannot cross", "detail": str(error)}
+        source = _failing(tests, error, where)
+        if isinstance(error, AssertionError) and error is not solution.last_fault:
+            message = f"{source}\n{solution.last_call}" + (f"\n{_short(str(error))}" if str(error) else "")
+            return _failed("a test fails", message, passed)
+        own = f"{type(error).__name__}: {_short(str(error))}"
+        told = solution.last_traceback if error is solution.last_fault else own
+        return _failed("a test raises", f"{source}\n{told}", passed)
+    if not solution.num_calls:
+        return {"verdict": "undecided", "reason": "the tests never call the code", "detail": ""}
+    return {"verdict": "correct", "reason": "all tests pass", "detail": "", "passed": passed}
+
+
+class _Unavailable(Exception):  # noqa: N818
+    pass
+
+
+class _DoesNotLoad(Exception):  # noqa: N818
+    pass
+
+
+def _load(solution):
+    """Wait until the solution's code has run once."""
+    try:
+        answer = solution.channel.receive()
+    except (EOFError, ValueError, RecursionError):
+        raise _Lost("the code ended its process") from None
+    if "unavailable" in answer:
+        raise _Unavailable(answer["unavailable"])
+    if "fault" in answer:
+        raise _DoesNotLoad(str(answer.get("traceback", ""))[-2000:])
+
+
+def _asked_of_the_solution(tree):
+    """Names that the tests read and that are not Python's own: those that a solution has to bring.
+
+    The tests' own definitions come later and stand; a solution cannot replace ``all`` or ``len``.
+    """
+    read = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
+    return [name for name in dict.fromkeys(read) if not hasattr(builtins, name)]
+
+
+def _failing(tests, error, where):
+    """The statement of the tests in which an exception came up."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<tests>"]
+    if not lines or lines[-1] is None:
+        return where[:_MAX_TEXT]
+    best = None
+    for node in ast.walk(ast.parse(tests)):
+        if isinstance(node, ast.stmt) and node.lineno <= lines[-1] <= (node.end_lineno or node.lineno):
+            best = node if best is None or node.lineno >= best.lineno else best
+    return (ast.get_source_segment(tests, best) or where)[:_MAX_TEXT] if best is not None else where[:_MAX_TEXT]
+
+
+def _failed(reason, detail, passed):
+    return {"verdict": "incorrect", "reason": reason, "detail": detail.strip(), "passed": passed}
+
+
+def _shown(value):
+    try:
+        return _short(repr(value))
+    except ValueError:  # thousands of digits
+        return f"a long {type(value).__name__}"
+
+
+def _short(text):
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+
+
+if __name__ == "__main__":
+    main()
