@@ -59,7 +59,8 @@ class DataSection(_Section):
     validation_share: float = Field(default=0.0, ge=0, lt=1)
     """Without a validation file: set this share of the training problems aside, chosen by a hash of the question."""
     columns: str | dict[str, str] = "stepalign"
-    """A preset ("stepalign", "gsm8k", "openmathreasoning", ...) or a map from our names to the file's columns."""
+    """A preset ("stepalign", "gsm8k", "openmathreasoning", ...) or a map from our names to the file's columns. Problems
+    of the preset "python" have tests for an answer, and completions are run against them in a sandbox."""
     grader: str = ""
     """Import path ``module:function`` of a grader of your own, called as ``function(completion, expected_answer)`` in a
     limited child process; the module may lie in the current folder. "" takes the built-in one."""

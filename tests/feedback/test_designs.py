@@ -21,6 +21,7 @@ from stepalign.feedback.designs import (
     make_contexts,
 )
 from stepalign.records import Completion, Critique, Problem, Rollout
+from stepalign.tasks.sandbox import why_unavailable
 
 REFERENCE = "<step_1> 1 + 2 = 3 ; <answer> 3"
 PROBLEM = Problem(problem_id="p", question="1 + 2", answer="3", reference=REFERENCE)
@@ -120,7 +121,7 @@ def test_what_each_design_shows(design: str) -> None:
 
 
 def test_every_design_is_tested_here() -> None:
-    assert SHOWN.keys() | {"shuffled"} == DESIGNS.keys()
+    assert SHOWN.keys() | {"shuffled", "execution_trace"} == DESIGNS.keys()
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -152,6 +153,34 @@ def test_the_reasons_are_fit_to_be_counted() -> None:
     assert reasons("no_repeat", unlocated) == ["the first wrong step is not known"]
     assert reasons("shuffled", group("right", elsewhere=())) == ["no other critique in the batch"]
     assert reasons("none", group(*ALL)) == [""] * 4
+
+
+@pytest.mark.skipif(bool(why_unavailable()), reason=f"no sandbox here: {why_unavailable()}")
+def test_the_execution_trace_shows_what_the_code_did() -> None:
+    tests = "assert double(2) == 4\nassert double(3) == 6"
+    python = Problem(problem_id="py", question="Double a number.", answer=tests)
+
+    def shown(code: str) -> tuple[str | None, str]:
+        attempt = replace(rollout("wrong"), text=f"So:\n```python\n{code}\n```")
+        (context,) = make_contexts("execution_trace", Group(problem=python, rollouts=[attempt], critiques=[None]))
+        return context.text, context.masked
+
+    assert shown("def double(x):\n    return x * 2") == ("All tests pass.", "")
+    assert shown("def double(x):\n    return x * x") == (
+        "A test fails.\nassert double(3) == 6\ndouble(3) gave 9",
+        "",
+    )
+    text, _ = shown("def double(x):\n    return x.double")
+    assert text is not None
+    assert text.endswith("AttributeError: 'int' object has no attribute 'double'")
+    assert shown("")[0] == "No code block.\nThe attempt has no complete code block."
+    assert make_contexts("execution_trace", group("wrong"))[0].masked == "the problem has no Python tests"
+    broken = replace(python, answer="import missing_module\nassert double(2) == 4\nassert double(lambda: 1)")
+    assert shown("def double(x): return 4")[0] != ""
+    made = Group(
+        problem=broken, rollouts=[replace(rollout("wrong"), text="```\ndef double(x): pass\n```")], critiques=[None]
+    )
+    assert "No module named" in (make_contexts("execution_trace", made)[0].text or "")
 
 
 def test_the_stranger_is_always_the_same_one_and_comes_from_elsewhere() -> None:
@@ -204,6 +233,9 @@ def test_the_needs_in_the_table_are_those_of_the_functions(design: str) -> None:
         "reference": {"problem": replace(PROBLEM, reference=None)},
         "other problems": {"other_problems": ()},
     }
+    if design == "execution_trace":
+        assert {c.masked for c in make_contexts(design, group(*ALL))} == {"the problem has no Python tests"}
+        return
     whole = [c.text for c in make_contexts(design, group(*ALL))]
     for need, taken in missing.items():
         left = [c.text for c in make_contexts(design, replace(group(*ALL), **taken))]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from stepalign.errors import ConfigError
+from stepalign.tasks import python_problems
 from stepalign.tasks.rows import Row, did_you_mean
 
 
@@ -24,6 +25,8 @@ class ColumnMap:
     """Columns to keep as they are."""
     marked: bool = False
     """The answer column must mark its answer: a row without a mark is skipped, not taken for a bare answer."""
+    verbatim: bool = False
+    """Answer and reference are taken as they stand, however long: programs, not answers to be found in a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,10 @@ PRESETS: dict[str, Preset] = {
             ColumnMap(answer=None, reference="solution"),
         ),
         prepare=_from_messages,
+    ),
+    "python": Preset(
+        maps=(ColumnMap(answer="tests", reference="reference", verbatim=True),),
+        prepare=python_problems.read_row,
     ),
 }
 

@@ -64,7 +64,8 @@ def load_problems(
         path: a ``.jsonl`` or ``.json`` file, a ``.parquet`` file, or ``hub:OWNER/NAME[/CONFIG][@SPLIT]`` (split "train"
             unless given). The last two need the extra ``data``. A Hub data set is read once and then taken from a
             frozen copy on this machine, so that a run neither depends on the network nor changes when it is resumed.
-        columns: the name of a preset ("stepalign", "gsm8k", "math", "openmathreasoning", "aime", "messages"), a
+        columns: the name of a preset ("stepalign", "gsm8k", "math", "openmathreasoning", "aime", "messages",
+            "python"), a
             :class:`ColumnMap`, or its fields as a dictionary.
         limit: stop after so many problems.
 
@@ -237,13 +238,13 @@ def _add(row: Row, columns: ColumnMap, problems: dict[str, Problem]) -> str:
     given = cell_text(row.get(columns.answer)) if columns.answer else ""
     reference = cell_text(row.get(columns.reference)) if columns.reference else ""
     source = given or ("" if columns.answer else reference)
-    marked = extract_answer(source)
+    marked = None if columns.verbatim else extract_answer(source)
     if not source:
         return "no answer"
     if marked is None and (columns.marked or columns.answer is None):
         return "no marked answer"
     answer = (marked or source).strip()
-    if len(answer) > MAX_LENGTH:
+    if len(answer) > MAX_LENGTH and not columns.verbatim:
         return "answer too long to be one"
     if not reference and marked is not None and source != marked:
         reference = source
@@ -254,7 +255,7 @@ def _add(row: Row, columns: ColumnMap, problems: dict[str, Problem]) -> str:
         problem_id=problem_id(question),
         question=question,
         answer=answer,
-        reference=_CALCULATOR_NOTE.sub("", reference) or None,
+        reference=(reference if columns.verbatim else _CALCULATOR_NOTE.sub("", reference)) or None,
         metadata=metadata,
     )
     known = problems.setdefault(problem.problem_id, problem)

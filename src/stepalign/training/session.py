@@ -20,7 +20,7 @@ from stepalign.solver.model import EMBEDDED, Solver, embedded_folder, load_solve
 from stepalign.solver.sampling import Sampler
 from stepalign.solver.sampling.local import LocalSampler
 from stepalign.solver.tokens import PromptBuilder, decode
-from stepalign.tasks import arithmetic
+from stepalign.tasks import arithmetic, python_problems, sandbox
 from stepalign.tasks.grading import Grader, GraderConfig, canonical_answer
 from stepalign.tasks.problems import ProblemSet, find_overlaps, load_problems
 from stepalign.training.rollouts import Collector
@@ -69,8 +69,17 @@ def open_session(config: Config, *, version: Callable[[], int] = lambda: 0) -> S
 
 
 def make_grader(config: Config) -> Grader:
-    """The grader of the recipe. Raises ConfigError when it is the user's and cannot be imported."""
-    return Grader(GraderConfig(function=config.data.grader or None, seconds=config.data.grader_seconds))
+    """The grader of the recipe. Raises ConfigError when it cannot be started here."""
+    data = config.data
+    if data.columns == python_problems.PRESET and not data.grader:
+        if reason := sandbox.why_unavailable():
+            raise ConfigError(
+                f"this machine has no sandbox for Python problems: {reason}",
+                where="data.columns = python",
+                hint="run on Linux 5.13 or newer, or name a grader of your own with data.grader",
+            )
+        return Grader(GraderConfig(function=python_problems.GRADER, seconds=python_problems.GRADER_SECONDS))
+    return Grader(GraderConfig(function=data.grader or None, seconds=data.grader_seconds))
 
 
 def with_lora(solver: Solver, config: Config) -> Solver:

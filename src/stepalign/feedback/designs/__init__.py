@@ -86,6 +86,12 @@ DESIGNS: dict[str, Design] = {
         needs=("critic",),
         form="comment",
     ),
+    "execution_trace": Design(
+        outcomes.execution_trace,
+        "what the code did",
+        f"{_ATTEMPTED} Here is what came out when the code of that attempt was run against the tests.",
+        needs=("tests",),
+    ),
     "shuffled": Design(
         critiques.shuffled,
         "another rollout's critique",

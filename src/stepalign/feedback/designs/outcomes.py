@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stepalign.feedback.designs.design import Group, NothingToShow, verdict_word
+from stepalign.tasks.python_problems import is_test_program, outcome_of
 
 
 def nothing(group: Group, index: int) -> None:
@@ -18,3 +19,17 @@ def verdict(group: Group, index: int) -> str:
 def full_repeat(group: Group, index: int) -> str:
     """The whole attempt, its errors included, and only then the verdict."""
     return f"{group.rollouts[index].text} {verdict_word(group.rollouts[index])}".strip()
+
+
+def execution_trace(group: Group, index: int) -> str:
+    """What running the attempt's code did: the test that failed and what the call gave, or where it raised.
+
+    The code runs in the sandbox; what it says of itself (names, messages) is text like any other.
+    """
+    if not is_test_program(group.problem.answer):
+        raise NothingToShow("the problem has no Python tests")
+    outcome = outcome_of(group.rollouts[index].text, group.problem.answer)
+    if outcome.verdict == "undecided":
+        raise NothingToShow(f"the code could not be run: {outcome.reason}")
+    summary = outcome.reason[0].upper() + outcome.reason[1:]
+    return f"{summary}.\n{outcome.detail}".strip()

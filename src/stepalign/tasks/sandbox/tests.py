@@ -194,7 +194,7 @@ def _run(tests, solution):
                 continue  # the test that uses it fails
             if type(found) is _Remote:
                 found._name = name
-            space[name] = found
+            space[name] = found  # pyright: ignore[reportArgumentType]
         for node in tree.body:
             where = ast.get_source_segment(tests, node) or ""
             calls = solution.num_calls
