@@ -293,8 +293,23 @@ class GuardsSection(_Section):
     reward_drop: float = Field(default=0.15, gt=0)
     """Fall of the rollout pass rate below its best window; losing half of a low rate counts as well."""
     entropy_factor: float = Field(default=2.5, gt=1)
-    """Growth of the student's entropy over its first window."""
+    """Growth of the student's or the self-teacher's entropy over its first window."""
+    entropy_floor: float = Field(default=0.1, ge=0, lt=1)
+    """Share of its first window under which the student's entropy may not fall unless the pass rate has risen."""
+    masked: float = Field(default=0.5, gt=0, le=1)
+    """Share of a window's samples that may be masked."""
+    truncated: float = Field(default=0.5, gt=0, le=1)
+    """Share of a window's completions that may be cut at the length limit."""
+    length_factor: float = Field(default=2.5, gt=1)
+    """Growth or shrinking of the mean completion length over its first window, unless the pass rate has risen."""
+    repetitive: float = Field(default=0.2, gt=0, le=1)
+    """Share of a window's completions that may repeat themselves at their end."""
+    hedge_share: float = Field(default=0.3, ge=0, lt=1)
+    """Share of its first window under which hedge words per completion may not fall."""
+    distinct_share: float = Field(default=0.5, ge=0, lt=1)
+    """Share of its first window under which the different answers of a group may not fall unless the pass rate rose."""
     stop: bool = False
+    """Stop the run, saved, at the first warning; --resume goes on all the same."""
 
 
 class EvaluationSection(_Section):

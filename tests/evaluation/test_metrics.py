@@ -151,6 +151,7 @@ def test_table_of_metrics() -> None:
     assert list(table) == [
         *("pass@1", "maj@1", "avg@1", "pass@4", "maj@4", "avg@4"),
         *("mean_length", "truncated_share", "unparsed_share", "undecided_share"),
+        *("repetitive_share", "hedge_words", "distinct_answers"),
     ]
     average = table["avg@4"]
     assert (average.k, average.n, average.num_problems) == (4, 4, 2)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from stepalign.evaluation.evaluate import metrics_of, read_samples
-from stepalign.evaluation.metrics import Metric
+from stepalign.evaluation.metrics import NO_SHARES, Metric
 from stepalign.evaluation.statistics import (
     bootstrap_mean,
     hierarchical_bootstrap,
@@ -29,7 +29,9 @@ from stepalign.evaluation.statistics import (
 )
 
 RULES = ("last", "best_on_validation", "best_per_metric_on_test")
-SMALLER_IS_BETTER = ("mean_length", "truncated_share", "unparsed_share", "undecided_share")
+SMALLER_IS_BETTER = ("mean_length", "truncated_share", "unparsed_share", "undecided_share", "repetitive_share")
+UNRANKED = ("hedge_words", "distinct_answers")
+"""Neither more nor less of it is better: the rules that pick a best step do not pick by them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +62,8 @@ class Evaluations:
             return None
         if rule == "last":
             return tested[-1]
+        if rule == "best_per_metric_on_test" and metric in UNRANKED:
+            return None
         where, name = ("validation", f"avg@{n}") if rule == "best_on_validation" else ("test", metric)
         candidates = [step for step in self.steps(where) if step in tested]
         if len(tested) < 2 or set(self.steps(where)) - {0} != set(tested) - {0}:
@@ -101,13 +105,13 @@ def _metric_rows(found: Found, n: int, level: float, resamples: int) -> Iterable
                 if arm != "base":
                     for seed, (step, metric) in chosen.items():
                         interval = bootstrap_mean(
-                            metric.per_problem, level=level, resamples=resamples, share=name != "mean_length"
+                            metric.per_problem, level=level, resamples=resamples, share=name not in NO_SHARES
                         )
                         yield _row(common, seed, step, [metric], interval)
                 metrics = [metric for _, metric in chosen.values()]
                 if arm == "base" or len(chosen) == 1:
                     pooled = bootstrap_mean(
-                        metrics[0].per_problem, level=level, resamples=resamples, share=name != "mean_length"
+                        metrics[0].per_problem, level=level, resamples=resamples, share=name not in NO_SHARES
                     )
                 else:
                     values_SP = np.stack([metric.per_problem for metric in metrics])
@@ -209,6 +213,11 @@ _TRAINING = {
     "teacher_entropy": "teacher_entropy",
     "right_value_probability": "right_value_probability",
     "completion_length": "completions/mean_length",
+    "truncated": "completions/clipped_ratio",
+    "repetitive": "completions/repetitive_ratio",
+    "hedge_words": "completions/hedge_words",
+    "distinct_answers": "completions/distinct_answers",
+    "trained_tokens": "trained_tokens",
     "grad_norm": "grad_norm",
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stepalign.errors import LockedError
-from stepalign.evaluation.metrics import GradedCompletion, Metric, compute_metrics
+from stepalign.evaluation.metrics import NO_SHARES, GradedCompletion, Metric, compute_metrics
 from stepalign.evaluation.statistics import bootstrap_mean
 from stepalign.records import Completion, Problem, Verdict
 
@@ -44,10 +44,10 @@ class EvaluatedProblem:
 
     def graded(self) -> list[GradedCompletion]:
         """As the metrics take them."""
-        rows = zip(self.answers, self.verdicts, self.lengths, self.finish_reasons, strict=True)
+        rows = zip(self.answers, self.verdicts, self.lengths, self.finish_reasons, self.texts, strict=True)
         return [
-            GradedCompletion(answer=a, verdict=v, length=n, finish_reason=f)  # type: ignore[arg-type]
-            for a, v, n, f in rows
+            GradedCompletion(answer=a, verdict=v, length=n, finish_reason=f, text=t)  # type: ignore[arg-type]
+            for a, v, n, f, t in rows
         ]
 
 
@@ -133,7 +133,7 @@ def metric_rows(metrics: dict[str, Metric], *, level: float, resamples: int) -> 
     """The metrics as plain rows with a problem-level bootstrap interval each."""
     rows = []
     for metric in metrics.values():
-        share = metric.name != "mean_length"
+        share = metric.name not in NO_SHARES
         interval = bootstrap_mean(metric.per_problem, level=level, resamples=resamples, share=share)
         rows.append(
             {

@@ -23,6 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from stepalign.evaluation.canaries import distinct_answers, hedge_words, is_repetitive
 from stepalign.records import FinishReason, Verdict
 
 
@@ -175,6 +176,8 @@ class GradedCompletion:
     length: int
     """Sampled tokens."""
     finish_reason: FinishReason
+    text: str = ""
+    """What was written; the canaries read it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -182,7 +185,8 @@ class Metric:
     """One number over a set of problems with what it was made of."""
 
     name: str
-    """"pass@4", "maj@4", "avg@4", "mean_length" (tokens), "truncated_share", "unparsed_share", "undecided_share"."""
+    """"pass@4", "maj@4", "avg@4", "mean_length" (tokens), "truncated_share", "unparsed_share", "undecided_share"; the
+    canaries "repetitive_share", "hedge_words" and "distinct_answers" (both per completion)."""
     k: int | None
     """None for metrics that are not at k."""
     n: int | None
@@ -199,6 +203,10 @@ class Metric:
     @property
     def num_problems(self) -> int:
         return len(self.per_problem)
+
+
+NO_SHARES = ("mean_length", "hedge_words")
+"""Metrics that are not shares in [0, 1]."""
 
 
 def compute_metrics(problems: Iterable[Sequence[GradedCompletion]], ks: Iterable[int]) -> dict[str, Metric]:
@@ -233,10 +241,13 @@ def compute_metrics(problems: Iterable[Sequence[GradedCompletion]], ks: Iterable
         "truncated_share": [sum(c.finish_reason == "length" for c in completions) for completions in problems],
         "unparsed_share": [sum(c.answer is None for c in completions) for completions in problems],
         "undecided_share": [sum(c.verdict == "undecided" for c in completions) for completions in problems],
+        "repetitive_share": [sum(is_repetitive(c.text) for c in completions) for completions in problems],
+        "hedge_words": [sum(hedge_words(c.text) for c in completions) for completions in problems],
     }
     for name, totals in totals_by_name.items():
         values = [total / n if n else math.nan for total, n in zip(totals, sizes, strict=True)]
         add(name, None, values, totals)
+    add("distinct_answers", None, [distinct_answers([c.answer for c in completions]) for completions in problems], None)
     return table
 
 

@@ -229,7 +229,7 @@ class _Run:
         self.folder.append("rollouts", ({"record_step": step, **to_json(r)} for r in batch.rollouts))
         self.folder.append("critiques", ({"record_step": step, **to_json(c)} for c in batch.critiques))
         self.folder.append("contexts", ({"record_step": step, **to_json(c)} for c in batch.contexts))
-        warnings = self.guards.look(step_numbers)
+        warnings = self.guards.look(step_numbers, progress.masked)
         for warning in warnings:
             progress.warnings.append(f"step {step}: {warning}")
             self.listener.say(f"warning, step {step}: {warning}")
@@ -241,7 +241,7 @@ class _Run:
             raise ConfigError(
                 f"the run was stopped by a guard: {progress.warnings[-1]}",
                 where=str(self.folder.path),
-                hint="change the recipe; the last checkpoint is kept",
+                hint="change the recipe; the last checkpoint is kept, and --resume goes on from it all the same",
             )
 
     def evaluate(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ import torch
 
 from stepalign.config import ObjectiveSection
 from stepalign.errors import ConfigError
+from stepalign.evaluation import canaries
 from stepalign.feedback import designs
 from stepalign.feedback.critics import Critic, CritiqueRequest
 from stepalign.feedback.findings import FINDINGS
@@ -286,7 +288,10 @@ def _rollout_numbers(rollouts: Sequence[Rollout], rewards_PG: torch.Tensor) -> d
     """Metrics of a step's rollouts under TRL's names where they mean the same."""
     lengths = [len(r.completion.ids) for r in rollouts]
     decided = [r.reward for r in rollouts if r.verdict != "undecided"]
-    same = ((rewards_PG == rewards_PG[:, :1]).all(1)).float().mean() if rewards_PG.shape[1] > 1 else torch.nan
+    num_problems, num_generations = rewards_PG.shape
+    same = ((rewards_PG == rewards_PG[:, :1]).all(1)).float().mean() if num_generations > 1 else torch.nan
+    texts, answers = [r.text for r in rollouts], [r.answer for r in rollouts]
+    groups = [answers[start : start + num_generations] for start in range(0, len(answers), num_generations)]
     return {
         "reward": sum(decided) / len(decided) if decided else float("nan"),
         "reward_std": _mean_spread(rewards_PG),
@@ -295,6 +300,16 @@ def _rollout_numbers(rollouts: Sequence[Rollout], rewards_PG: torch.Tensor) -> d
         "completions/mean_length": sum(lengths) / len(lengths),
         "completions/max_length": float(max(lengths)),
         "completions/clipped_ratio": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
+        "completions/tail_compression": _mean_of_defined([canaries.tail_compression(text) for text in texts]),
+        "completions/repetitive_ratio": sum(map(canaries.is_repetitive, texts)) / len(texts),
+        "completions/hedge_words": sum(map(canaries.hedge_words, texts)) / len(texts),
+        "completions/distinct_answers": _mean_of_defined([canaries.distinct_answers(group) for group in groups]),
+        "num_problems": float(num_problems),
         "num_rollouts": float(len(rollouts)),
         "num_tokens": float(sum(lengths)),
     }
+
+
+def _mean_of_defined(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
