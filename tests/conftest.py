@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,21 @@ def make_solver(word_tokenizer: PreTrainedTokenizerBase) -> Callable[..., Solver
 @pytest.fixture
 def tiny_solver(make_solver: Callable[..., Solver]) -> Solver:
     return make_solver()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """One real browser for all browser tests; they skip, visibly, on a machine without one."""
+    binary = shutil.which("chromium")
+    if binary is None:
+        pytest.skip("no chromium binary on this machine")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=binary, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("report", "signal", "workers"),
-    ("compare", "dry_run"),
+    ("compare", "dry_run", "lab"),
     ("cli", "__main__"),
 )
 FLOOR_OF = {part: height for height, floor in enumerate(FLOORS) for part in floor}
@@ -128,7 +128,7 @@ loaded = set(sys.modules) & {heavy!r}
 assert not loaded, loaded
 """
 
-_COMMANDS = ("", "demo", "train", "compare", "evaluate", "grade", "signal", "report", "warmstart")
+_COMMANDS = ("", "demo", "train", "compare", "evaluate", "grade", "signal", "lab", "report", "warmstart")
 
 
 def _fresh(code: str) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +16,6 @@ def results() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def signal() -> dict[str, Any]:
     return fixtures.make_signal(contexts=3)
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """One real browser for all browser tests; they skip, visibly, on a machine without one."""
-    binary = shutil.which("chromium")
-    if binary is None:
-        pytest.skip("no chromium binary on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=binary, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ COMMANDS = (
     numbers.evaluate,
     numbers.grade,
     looks.signal,
+    looks.lab,
     looks.report,
     runs.warmstart,
 )

@@ -1,4 +1,4 @@
-"""Commands that show: signal, report."""
+"""Commands that show: signal, lab, report."""
 
 from __future__ import annotations
 
@@ -26,6 +26,22 @@ def signal(
         run, out, contexts=tuple(c for c in contexts.split(",") if c), model=model, num=num, settings=settings or ()
     )
     console.print(f"page: {page}")
+
+
+def lab(
+    model: Annotated[str, typer.Argument(help="A model folder, a Hub name, or embedded:arithmetic.")],
+    recipe: Annotated[str, typer.Option("--recipe", help="Prompts, temperature and critic; else the defaults.")] = "",
+    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1; any free one by default.", min=0)] = 0,
+    settings: SetOption = None,
+) -> None:
+    """A local page: edit feedback and see at once which tokens it reinforces or suppresses."""
+    from stepalign.lab import open_lab
+    from stepalign.progress import console
+
+    def announce(address: str) -> None:
+        console.print(f"lab: {address}\nCtrl-C ends it.", soft_wrap=True, highlight=False)
+
+    open_lab(model, recipe=recipe, port=port, settings=settings or (), announce=announce)
 
 
 def report(folder: Annotated[Path, typer.Argument(help="A comparison folder.")]) -> None:

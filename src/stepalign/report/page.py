@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from stepalign.errors import ConfigError
 from stepalign.report import charts, costs, curves, drawing, localisation, prose, reading, scale
 from stepalign.report.payload import page_elements
 from stepalign.report.results import Difference, ResultsTable, differences, result_intervals, results_tables
-from stepalign.report.text import MISSING, decimal, megabytes, number, percent, seconds, visible
+from stepalign.report.text import MISSING, decimal, megabytes, number, percent, safe_json, seconds, visible
 
 FORMAT = 1
 
@@ -60,6 +60,15 @@ def report_html(results: Mapping[str, Any], signal: Mapping[str, Any] | None = N
 def token_html(signal: Mapping[str, Any]) -> str:
     """The token viewer by itself as one HTML text."""
     return _render("tokens.html.j2", _signal_values(signal))
+
+
+def lab_html(desk: Mapping[str, Any]) -> str:
+    """The page of the lab: the desk, and a viewer that asks this page's own server for what it draws.
+
+    Args:
+        desk: what the desk starts with: ``model``, ``temperature``, ``designs``, ``examples``.
+    """
+    return _render("lab.html.j2", {"desk": desk, "desk_data": Markup(safe_json(dict(desk)))}, parts=("lab.js",))
 
 
 def read_json(path: Path, *, hint: str) -> dict[str, Any]:
@@ -258,7 +267,12 @@ def _every_metric(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _render(template: str, values: dict[str, Any]) -> str:
+def _render(template: str, values: dict[str, Any], parts: Sequence[str] = ()) -> str:
+    """A page from its template.
+
+    Args:
+        parts: scripts of the assets folder that go with the viewer; they may talk to the server the page came from.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
@@ -275,15 +289,15 @@ def _render(template: str, values: dict[str, Any]) -> str:
         "mark": _mark,
         "exact": _exact,
     }
-    with_viewer = bool(values.get("signal"))
+    with_viewer = bool(values.get("signal") or parts)
     style = "\n".join([_asset("page.css"), _arm_rules(), *([viewer_style()] if with_viewer else [])])
-    script = viewer_script() if with_viewer else ""
+    script = viewer_script(*parts) if with_viewer else ""
     return environment.get_template(template).render(
         **values,
         style=Markup(style),
         script=Markup(script),
         policy=f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; base-uri 'none'; "
-        "form-action 'none'",
+        "form-action 'none'" + ("; connect-src 'self'" if parts else ""),
         version=_version(),
     )
 

@@ -54,6 +54,12 @@ def page_elements(signal: Json) -> tuple[str, list[str]]:
     return safe_json(index_of(data)), texts
 
 
+def page_data(signal: Json) -> dict[str, Any]:
+    """What a page holds, as one JSON-ready value: ``index`` and ``rollouts``. For a page that asks for its data."""
+    data = viewer_data(signal)
+    return {"index": index_of(data), "rollouts": data["rollouts"]}
+
+
 def _detail(signal: Json, rows: Sequence[Json]) -> tuple[int, int]:
     """(alternatives to keep, decimals of KL and entropies) that fit, judged by a few rollouts."""
     most = max((len(row) for rollout in rows for row in _alternative_rows(rollout)), default=0)

@@ -5,6 +5,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const root = document.getElementById("viewer");
+const lab = document.getElementById("lab"); // the desk, on the lab's page only
 const part = {}; // the regions of the viewer, by name
 
 function h(tag, attributes, ...children) {
@@ -38,7 +39,7 @@ function chip(text, act, { key, pressed, name, kind, off } = {}) {
 
 // Draws a region anew and gives the focus back to the control that had it, so that the keyboard never falls out.
 function keepingFocus(region, draw) {
-  const controls = () => [...region.querySelectorAll("button, select, input")];
+  const controls = () => [...region.querySelectorAll("button, select, input, textarea")];
   const place = controls().indexOf(document.activeElement);
   draw();
   const again = place >= 0 && controls()[place];

@@ -112,7 +112,7 @@ function feedback(rollout, view) {
     const fold = (title, words, shut) => h("details", { open: !shut },
       h("summary", { text: title + (view.pair ? ": " + label(context) : "") }),
       h("pre", { class: "raw", tabindex: "0", role: "region", "aria-label": title + ": " + label(context), text: words ? visible(words) : "(nothing)" }));
-    return [fold("Shown to the self-teacher", text, view.pair || (state.beside && fatesKnown(rollout, context))), prompt ? fold("The whole prompt", prompt, true) : null].filter(known);
+    return [fold("Shown to the self-teacher", text, view.pair || lab || (state.beside && fatesKnown(rollout, context))), prompt ? fold("The whole prompt", prompt, true) : null].filter(known);
   }));
 }
 

@@ -1,0 +1,67 @@
+"""What lies on the desk: a question, an attempt and the feedback variants. One sheet is one line of a signal file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from stepalign.errors import ConfigError
+
+MAX_CONTEXTS = 4
+MAX_CHARACTERS = 200_000
+"""Characters of one text; a page that sends more is refused before anything is tokenised."""
+
+Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=80)]
+
+
+class Sheet(BaseModel):
+    """A question, an attempt at it, and one to four texts for the self-teacher, by name."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    question: Text
+    completion: Text
+    contexts: dict[Name, Text] = Field(min_length=1, max_length=MAX_CONTEXTS)
+    answer: Text = ""
+    """The expected answer, where it is known; designs and the grade need it."""
+    reference: Text = ""
+    """A reference solution, for the design of that name."""
+    temperature: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
+    """Divides both sides' logits; the recipe's sampling temperature where none is given."""
+
+
+def read_sheet(value: Any, *, where: str = "request") -> Sheet:
+    """A sheet from parsed JSON.
+
+    Raises:
+        ConfigError: a missing or mistyped field, too many contexts, or a text that is too long.
+    """
+    if isinstance(value, dict) and isinstance(value.get("temperature"), int):
+        value = {**value, "temperature": float(value["temperature"])}
+    try:
+        return Sheet.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the sheet"
+        raise ConfigError(f"{field[:120]}: {first['msg']}", where=where) from None
+
+
+def load_examples(folder: Path) -> list[tuple[str, Sheet]]:
+    """(name, sheet) of every line of the ``*.jsonl`` files in a folder; lines with other fields or more contexts than
+    the desk holds are left out."""
+    found = []
+    for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else []:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                sheet = read_sheet(row, where=f"{path}:{number}")
+            except (ValueError, ConfigError):
+                continue
+            name = str(row.get("name") or row.get("title") or row.get("id") or path.stem)
+            found.append((name if len(lines) == 1 or name != path.stem else f"{name} {number}", sheet))
+    return found

@@ -1,0 +1,226 @@
+// The lab's desk: what is typed here is scored by the server this page came from, and drawn by the viewer.
+
+const DEBOUNCE = 350; // milliseconds between the last keystroke and the question
+const desk = { question: "", completion: "", answer: "", reference: "", temperature: null, contexts: [{ name: "feedback", text: "" }] };
+const fields = {};
+const client = crypto.randomUUID();
+let beginning; // what the server said the desk starts with
+let number = 0; // of the newest request
+let timer = 0;
+let asking = null; // the newest request, while it is on its way
+
+async function ask(path, body, signal) {
+  const token = new URLSearchParams(location.search).get("token") || "";
+  const response = await fetch(path, {
+    method: "POST", signal, headers: { "content-type": "application/json", "x-lab-token": token }, body: JSON.stringify({ client, ...body }),
+  });
+  const value = await response.json();
+  if (response.status === 409) return null;
+  if (!response.ok) throw new Error(value.error || "the server answered " + response.status);
+  return value;
+}
+
+const sheet = () => ({
+  question: desk.question, completion: desk.completion, answer: desk.answer, reference: desk.reference, temperature: desk.temperature,
+  contexts: Object.fromEntries(desk.contexts.map(({ name, text }) => [name, text])),
+});
+
+// Nothing to ask about, or a name that stands twice: said beside the desk, not asked.
+function unready() {
+  const names = desk.contexts.map(({ name }) => name.trim());
+  if (!desk.completion) return "Paste an attempt.";
+  if (names.some((name) => !name)) return "Every feedback needs a name.";
+  if (new Set(names).size < names.length) return "Two feedbacks have the same name.";
+  return "";
+}
+
+function changed() {
+  clearTimeout(timer);
+  const missing = unready();
+  say(missing);
+  if (!missing) timer = setTimeout(scoreDesk, DEBOUNCE);
+}
+
+async function scoreDesk() {
+  clearTimeout(timer);
+  const mine = (number += 1);
+  if (asking) asking.abort();
+  asking = new AbortController();
+  busy(true);
+  try {
+    const found = await ask("score", { sheet: sheet() }, asking.signal);
+    if (mine !== number || !found) return; // a newer request is on its way
+    showSignal(found);
+    say("");
+  } catch (error) {
+    if (mine === number && error.name !== "AbortError") say(error.message, true);
+  } finally {
+    if (mine === number) { asking = null; busy(false); }
+  }
+}
+
+function cancelScoring() {
+  if (!asking) return;
+  number += 1;
+  asking.abort();
+  asking = null;
+  ask("cancel", {}).catch(() => {});
+  busy(false);
+  say("Cancelled; what is shown is the last result.");
+}
+
+function busy(on) {
+  lab.setAttribute("aria-busy", String(on));
+  fields.cancel.disabled = !on;
+  if (on) say("Scoring\u2026");
+}
+
+function say(text, wrong = false) {
+  fields.status.textContent = visible(text);
+  fields.status.classList.toggle("wrong", wrong);
+}
+
+// The viewer draws what came, at the token one was looking at.
+function showSignal({ index, rollouts }) {
+  const before = data && data.contexts.map((context) => context.name);
+  data = index;
+  stored = rollouts.map((rollout) => ({ rollout }));
+  const length = current().pieces.length;
+  state.pins = state.pins.filter((token) => token < length);
+  if (state.range && state.range[1] > length) state.range = null;
+  const same = before && before.length === data.contexts.length;
+  if (!same) state.shown = data.contexts.map((_, at) => at);
+  if (state.shown.length < 2) state.diff = false;
+  if (!part.main) { build(); state.token = Math.max(strongest(valuesOf(current(), views()[0])), 0); }
+  state.token = Math.min(state.token, length - 1);
+  drawList();
+  drawRollout();
+  root.classList.add("ready", "single");
+}
+
+// ---- the desk itself
+
+function area(name, title, rows, more) {
+  return h("label", { class: "field" }, h("span", { text: title }),
+    h("textarea", { rows: String(rows), spellcheck: "false", "aria-label": title, oninput: (event) => { desk[name] = event.target.value; changed(); }, ...more }));
+}
+
+function drawDesk() {
+  for (const name of ["question", "completion", "answer", "reference"]) fields[name].querySelector("textarea").value = desk[name];
+  fields.temperature.value = known(desk.temperature) ? desk.temperature : beginning.temperature;
+  keepingFocus(fields.contexts, () => fields.contexts.replaceChildren(...desk.contexts.map(contextCard)));
+  fields.add.disabled = desk.contexts.length >= 4;
+}
+
+function contextCard(context, at) {
+  const text = h("textarea", { rows: "6", spellcheck: "false", "aria-label": "Feedback " + (at + 1), oninput: (event) => { context.text = event.target.value; changed(); } });
+  text.value = context.text;
+  const name = h("input", { type: "text", class: "context-name", maxlength: "80", "aria-label": "Name of feedback " + (at + 1), oninput: (event) => { context.name = event.target.value; changed(); } });
+  name.value = context.name;
+  const fill = h("select", { "aria-label": "Fill feedback " + (at + 1) + " from a design", onchange: (event) => fillFrom(context, event.target) },
+    option("", "fill in\u2026"), ...beginning.designs.map((design) => option(design.name, design.label)));
+  const drop = h("button", { type: "button", class: "chip", "aria-label": "Remove feedback " + (at + 1), disabled: desk.contexts.length < 2, text: "\u00d7", onclick: () => {
+    desk.contexts = desk.contexts.filter((one) => one !== context);
+    drawDesk();
+    changed();
+  } });
+  return h("div", { class: "context-card" }, h("p", { class: "context-top" }, name, fill, drop), text);
+}
+
+async function fillFrom(context, select) {
+  const design = select.value;
+  select.value = "";
+  if (!design) return;
+  try {
+    say("Writing\u2026");
+    const found = await ask("fill", { sheet: sheet(), design });
+    if (!found) return;
+    context.text = found.text;
+    if (/^feedback( \d)?$/.test(context.name) && !desk.contexts.some(({ name }) => name === design)) context.name = design;
+    drawDesk();
+    changed();
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+function addContext() {
+  const names = desk.contexts.map(({ name }) => name);
+  let at = desk.contexts.length + 1;
+  while (names.includes("feedback " + at)) at += 1;
+  desk.contexts.push({ name: "feedback " + at, text: "" });
+  drawDesk();
+  changed();
+}
+
+function layOut(found) {
+  desk.contexts = Object.entries(found.contexts).map(([name, text]) => ({ name, text }));
+  for (const name of ["question", "completion", "answer", "reference"]) desk[name] = String(found[name] || "");
+  desk.temperature = known(found.temperature) ? found.temperature : null;
+  drawDesk();
+  changed();
+}
+
+// One line, as `stepalign signal` reads it.
+function saveSheet() {
+  const row = Object.fromEntries(Object.entries(sheet()).filter(([, value]) => known(value) && value !== ""));
+  const link = h("a", { href: URL.createObjectURL(new Blob([JSON.stringify(row) + "\n"], { type: "application/jsonl" })), download: "lab.jsonl" });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+async function openFile(event) {
+  const [file] = event.target.files;
+  event.target.value = "";
+  if (!file) return;
+  try {
+    const found = (await file.text()).split("\n").filter((line) => line.trim()).map((line) => ({ name: file.name, sheet: JSON.parse(line) }));
+    const fitting = found.filter((one) => one.sheet && typeof one.sheet.completion === "string" && one.sheet.contexts && Object.keys(one.sheet.contexts).length <= 4);
+    if (!fitting.length) throw new Error("no line with question, completion and one to four contexts");
+    fitting.forEach((one, at) => { one.name = visible(file.name) + (fitting.length > 1 ? " " + (at + 1) : ""); });
+    beginning.examples = [...fitting, ...beginning.examples];
+    drawExamples();
+    layOut(fitting[0].sheet);
+  } catch (error) {
+    say("This file cannot be read: " + error.message, true);
+  }
+}
+
+function drawExamples() {
+  fields.examples.replaceChildren(option("", "load\u2026"), ...beginning.examples.map((example, at) => option(at, visible(example.name))));
+}
+
+function buildDesk() {
+  Object.assign(fields, {
+    question: area("question", "Question", 3),
+    completion: area("completion", "Attempt", 8),
+    answer: area("answer", "Expected answer", 1),
+    reference: area("reference", "Reference solution", 4),
+    contexts: h("div", { class: "contexts" }),
+    status: h("p", { class: "status", role: "status" }),
+    examples: h("select", { "aria-label": "Examples", onchange: (event) => { if (event.target.value !== "") layOut(beginning.examples[Number(event.target.value)].sheet); event.target.value = ""; } }),
+    temperature: h("input", { type: "number", class: "fixed", min: "0.01", step: "any", "aria-label": "Temperature", onchange: (event) => { desk.temperature = Number(event.target.value) > 0 ? Number(event.target.value) : null; changed(); } }),
+    add: chip("add feedback", addContext),
+    cancel: chip("cancel", cancelScoring, { kind: "cancel", off: true }),
+  });
+  const file = h("input", { type: "file", accept: ".jsonl,.json", hidden: true, "aria-label": "Open a JSONL file", onchange: openFile });
+  lab.replaceChildren(
+    h("div", { class: "desk-tools" }, fields.examples, chip("open", () => file.click()), chip("save", saveSheet, { kind: "save" }), file,
+      h("label", { class: "temperature" }, h("span", { text: "temperature" }), fields.temperature)),
+    fields.question, fields.completion,
+    h("details", {}, h("summary", { text: "Expected answer and reference" }), fields.answer, fields.reference),
+    fields.contexts,
+    h("div", { class: "desk-tools" }, fields.add, fields.cancel),
+    fields.status);
+}
+
+if (lab) {
+  beginning = JSON.parse(document.getElementById("lab-data").textContent);
+  buildDesk();
+  drawExamples();
+  if (beginning.examples.length) layOut(beginning.examples[0].sheet);
+  else { drawDesk(); changed(); }
+  window.addEventListener("pagehide", () => { if (asking) asking.abort(); });
+}
