@@ -199,7 +199,7 @@ def test_critiques_reach_the_self_teacher_and_the_page(random_qwen: Path, faithf
     assert [c["name"] for c in signal["contexts"]] == ["step_aligned", "reference"]
     for rollout in signal["rollouts"]:
         assert len(rollout["contexts"][0]["log_ratio"]) == len(rollout["tokens"])
-    assert (page / "signal.html").stat().st_size > 1000
+    assert (page / "index.html").stat().st_size > 1000
 
 
 @pytest.mark.slow

@@ -7,25 +7,98 @@ from typing import Annotated
 
 import typer
 
-from stepalign.cli.options import OutOption, SetOption
+from stepalign.cli.numbers import config_for_model
+from stepalign.cli.options import OutOption, SetOption, interrupted
+from stepalign.config import Config, parse_settings
+from stepalign.errors import ConfigError
+
+# A file's question is the whole question: nothing is added to it unless a recipe says so.
+PLAIN_PROMPTS = {"prompts.student": "plain", "prompts.self_teacher": "plain_self_teacher"}
 
 
 def signal(
-    run: Annotated[Path, typer.Argument(help="A run folder with stored rollouts.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE_OR_RUN",
+            help="JSONL with question, completion and contexts (name -> text), a run folder, or a shipped example "
+            "(fizzbuzz, integral, correct, one-wrong-step, wrong-approach).",
+        ),
+    ],
     out: OutOption,
-    contexts: Annotated[str, typer.Option("--contexts", help="Context designs, separated by commas.")] = "",
-    model: Annotated[str, typer.Option("--model", help="Score with this model instead of the run's first one.")] = "",
-    num: Annotated[int, typer.Option("--num", help="Rollouts to score, from the first on.", min=1)] = 256,
+    model: Annotated[
+        str, typer.Option("--model", help="Scores the rollouts: a folder or a Hub name. A run brings its own.")
+    ] = "",
+    contexts: Annotated[
+        str, typer.Option("--contexts", help="Names separated by commas: designs for a run, columns of a file.")
+    ] = "",
+    num: Annotated[
+        int | None, typer.Option("--num", help="Rollouts from the first on; 256 of a run, all of a file.", min=1)
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="Prompts and temperature for a file come from this recipe.")
+    ] = "",
     settings: SetOption = None,
 ) -> None:
-    """A_t of stored rollouts under several contexts: signal.json and a page."""
-    from stepalign.progress import console
-    from stepalign.signal.stored import analyse_run
+    """A_t of attempts under several contexts: signal.jsonl, arrays and a page; goes on where it stopped."""
+    from stepalign.progress import console, progress_bars
+    from stepalign.signal.plain import find_file
+    from stepalign.signal.stored import analyse_file, analyse_run
 
-    page = analyse_run(
-        run, out, contexts=tuple(c for c in contexts.split(",") if c), model=model, num=num, settings=settings or ()
+    path = find_file(source)
+    names = tuple(name.strip() for name in contexts.split(",") if name.strip())
+    with progress_bars(transient=True) as bars:
+        bar = bars.add_task("scoring", total=None, note="")
+
+        def on_progress(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total)
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, soft_wrap=True)
+
+        try:
+            if path.is_dir():
+                if recipe:
+                    raise ConfigError("a run brings its own recipe", where="--recipe", hint="change keys with --set")
+                page = analyse_run(
+                    path, out, contexts=names, model=model, num=num, settings=settings or (), say=say,
+                    on_progress=on_progress,
+                )  # fmt: skip
+            else:
+                if not model:
+                    raise ConfigError(
+                        "a file needs a model that scores it", where="--model", hint="--model FOLDER or a Hub name"
+                    )
+                config, prompts_from = _config_for_file(model, recipe, settings)
+                say(_prompts_said(config, prompts_from))
+                page = analyse_file(
+                    path, out, config, contexts=names, num=num, prompts_from=prompts_from, say=say,
+                    on_progress=on_progress,
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            raise interrupted("the same command") from None
+    console.print(f"page: {page}", markup=False, soft_wrap=True)
+
+
+def _config_for_file(model: str, recipe: str, settings: list[str] | None) -> tuple[Config, str]:
+    from stepalign.config import changed
+
+    config, prompts_from = config_for_model(model, recipe, settings, {})
+    if prompts_from == "the defaults":
+        keys = {key: value for key, value in PLAIN_PROMPTS.items() if key not in parse_settings(settings or ())}
+        config = changed(config, keys, "--set")
+    return config, prompts_from
+
+
+def _prompts_said(config: Config, prompts_from: str) -> str:
+    section = config.prompts
+    student, teacher = (text.strip().splitlines()[0] for text in (section.student, section.self_teacher))
+    options = section.student_chat_options or "none"
+    return (
+        f"student prompt {student!r}, self-teacher prompt {teacher!r}, system message {section.system or 'none'!r}, "
+        f"chat options {options}, temperature {config.sampling.temperature:g} (from {prompts_from}; --recipe, --set or "
+        "columns of the file change them)"
     )
-    console.print(f"page: {page}")
 
 
 def lab(

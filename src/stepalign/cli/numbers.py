@@ -25,7 +25,7 @@ def evaluate(
     from stepalign.progress import console, headline
     from stepalign.training.evaluation import evaluate_model
 
-    config, source = _config_for_model(model, recipe, settings, {"evaluation.num_samples": n})
+    config, source = config_for_model(model, recipe, settings, {"evaluation.num_samples": n})
     student = config.prompts.student.strip().splitlines()[0]
     console.print(
         f"student prompt {student!r}, at most {config.evaluation_length} tokens, "
@@ -68,7 +68,7 @@ def grade(
     console.print(f"verdicts: {out}")
 
 
-def _config_for_model(model: str, recipe: str, settings: list[str] | None, keys: dict[str, Any]) -> tuple[Config, str]:
+def config_for_model(model: str, recipe: str, settings: list[str] | None, keys: dict[str, Any]) -> tuple[Config, str]:
     """The configuration that goes with a model, and its source: its run, the embedded recipe, or the one named."""
     from stepalign.config import changed, parse_settings
 

@@ -1,79 +1,153 @@
-"""``stepalign signal RUN``: the rollouts that a run has kept, scored again under any contexts."""
+"""``stepalign signal``: the rollouts that a run has kept, or those of a plain file, scored under any contexts."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stepalign.config import changed, load_config
+from stepalign.config import Config, changed, load_config
 from stepalign.errors import ConfigError
 from stepalign.feedback import designs
 from stepalign.records import Completion, Critique, Problem, Rollout
-from stepalign.report.page import write_token_page
-from stepalign.signal.analyse import analyse
+from stepalign.signal.analyse import attempts_under
+from stepalign.signal.folder import write_signal_folder
+from stepalign.signal.plain import check_file, read_attempts
 from stepalign.solver.model import EMBEDDED
-from stepalign.training.run_folder import finite, read_json_lines, write_atomically
-from stepalign.training.session import arithmetic_probe, load_set, more_critiques, open_session
+from stepalign.training.run_folder import read_json_lines
+from stepalign.training.session import Session, arithmetic_probe, load_set, more_critiques, open_session
+
+Say = Callable[[str], None]
+OnProgress = Callable[[int, int], None]
+
+
+def analyse_file(
+    path: Path,
+    out: Path,
+    config: Config,
+    *,
+    contexts: tuple[str, ...] = (),
+    num: int | None = None,
+    prompts_from: str = "the defaults",
+    say: Say = print,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Path:
+    """Score the rows of a JSONL file under their own contexts; returns the page.
+
+    Args:
+        config: the model, the prompts and the temperature.
+        contexts: names of contexts to keep; all of them when empty.
+        num: rows, from the first on; all of them when None.
+        prompts_from: where the configuration comes from, for the reader.
+        say: told what is left out.
+
+    Raises:
+        ConfigError: a row that cannot be read (with its line), an unknown context, no model.
+        LockedError: ``out`` is in use or holds something else.
+    """
+    file = check_file(path, contexts, num)
+    if file.own_prompts:
+        say(f"{file.own_prompts} of {file.total} rows bring prompts of their own")
+    for name, count in file.empty.items():
+        _say_left_out(say, name, {"no text in the file": count} if count else {}, file.total)
+    names = [name for name in file.contexts if file.empty[name] < file.total]
+    with _opened(config) as session:
+        return write_signal_folder(
+            out,
+            config,
+            session.solver,
+            session.prompts,
+            read_attempts(file, config, session.solver, session.prompts, num),
+            source={"name": path.name, "sha256": file.sha256, "contexts": names, "num": num},
+            labels={name: name for name in names},
+            prompts_from=prompts_from,
+            on_progress=lambda done: on_progress(done, file.total),
+        )
 
 
 def analyse_run(
-    run: Path, out: Path, *, contexts: tuple[str, ...], model: str, num: int, settings: Iterable[str]
+    run: Path,
+    out: Path,
+    *,
+    contexts: tuple[str, ...] = (),
+    model: str = "",
+    num: int | None = None,
+    settings: Iterable[str] = (),
+    say: Say = print,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> Path:
-    """Write OUT/signal.json and OUT/signal.html from a run's first ``num`` rollouts.
+    """Score a run's first rollouts under context designs; returns the page.
 
     Args:
         contexts: names of context designs; the recipe's ``signal.contexts`` when empty. Designs that need a critique
             use the stored ones; a programmatic critic writes those that are not there.
         model: scores the rollouts; the run's untrained solver when empty.
+        num: rollouts, from the first on; 256 when None.
+        say: told what is left out.
 
     Raises:
-        ConfigError: not a run folder, no rollouts, an unknown design, or no critiques where a design needs them.
+        ConfigError: not a run folder, no rollouts, an unknown design, or no context that has anything to say.
+        LockedError: ``out`` is in use or holds something else.
     """
     if not (run / "config.toml").exists():
         raise ConfigError(
-            "not a run folder: config.toml is missing", where=str(run), hint="give the --out of a training"
+            "not a run folder: config.toml is missing",
+            where=str(run),
+            hint="give the --out of a training, or a JSONL file with question, completion and contexts",
         )
     config = load_config(str(run / "config.toml"), settings)
-    if model:
-        config = changed(config, {"model.path": model}, "signal")
-    names = contexts or config.signal.contexts
+    config = changed(config, {"model.path": model or config.model.path, "model.lora": None}, "signal")
+    names = _checked_names(contexts, config)
+    num = num or 256
     problems = {p.problem_id: p for p in load_set(config, "train").problems}
     rollouts = stored_rollouts(run, problems, num)
     if not rollouts:
         raise ConfigError("the run holds no rollouts", where=str(run / "rollouts.jsonl"))
-    more = more_critiques(config, None, rollouts, names) if config.critic.kind == "programmatic" else []
-    forms = {critique.form for critique in (*more, *(c for _, _, c in rollouts if c is not None))}
-    missing = [n for n in names if (design := designs.find_design(n)).needs_critic and design.form not in forms]
-    if missing:
-        form = designs.find_design(missing[0]).form
-        raise ConfigError(
-            f'the context {missing[0]} needs critiques of the form "{form}", and the run has none',
-            where=str(run / "critiques.jsonl"),
-            hint="analyse a run of a condition with a critic, or leave that context out with --contexts",
-        )
-    session = open_session(config)
-    try:
-        analysis = analyse(
+    has_program = config.critic.kind == "programmatic" and config.data.train == EMBEDDED
+    more = more_critiques(config, None, rollouts, names) if has_program else []
+    attempts, left_out = attempts_under(rollouts, names, more)
+    for name, reasons in left_out.items():
+        _say_left_out(say, name, reasons, len(rollouts))
+    with _opened(config) as session:
+        return write_signal_folder(
+            out,
+            config,
             session.solver,
             session.prompts,
-            rollouts,
-            names,
-            temperature=config.sampling.temperature,
-            num_shown=config.signal.num_shown,
-            top_k=config.signal.top_k,
-            more_critiques=more,
-            model_name=config.model.path,
+            attempts,
+            source={"name": str(run), "contexts": list(names), "num": num},
+            labels={n: designs.find_design(n).label for n in names if sum(left_out[n].values()) < len(rollouts)},
+            prompts_from=str(run / "config.toml"),
             wrong_result=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
+            on_progress=lambda done: on_progress(done, len(attempts)),
         )
+
+
+def _checked_names(contexts: tuple[str, ...], config: Config) -> tuple[str, ...]:
+    for name in contexts:
+        try:
+            designs.find_design(name)
+        except ConfigError as error:
+            raise ConfigError(error.what, where="--contexts", hint=error.hint) from None
+    return tuple(dict.fromkeys(contexts or config.signal.contexts))
+
+
+def _say_left_out(say: Say, name: str, reasons: Mapping[str, int], total: int) -> None:
+    left = sum(reasons.values())
+    if left:
+        why = ", ".join(f"{reason} ({count})" if len(reasons) > 1 else reason for reason, count in reasons.items())
+        what = "nothing to score, left out" if left == total else f"{left} of {total} rollouts have none"
+        say(f"context {name}: {what}: {why}")
+
+
+@contextmanager
+def _opened(config: Config) -> Iterator[Session]:
+    session = open_session(config)
+    try:
+        yield session
     finally:
         session.close()
-    out.mkdir(parents=True, exist_ok=True)
-    analysis = finite(analysis)
-    write_atomically(out / "signal.json", json.dumps(analysis, ensure_ascii=False) + "\n")
-    write_token_page(analysis, out / "signal.html")
-    return out / "signal.html"
 
 
 def stored_rollouts(
