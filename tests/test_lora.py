@@ -10,10 +10,13 @@ import torch
 
 pytest.importorskip("peft", reason="the extra `lora` is not installed")
 
-from stepalign.config import Config, load_config
+from safetensors.torch import load_file
+
+from stepalign.config import Config, changed, load_config
 from stepalign.solver.model import EMBEDDED, load_solver
 from stepalign.solver.scoring import completion_hidden
 from stepalign.training.loop import StopRequest, train
+from stepalign.training.run_folder import read_json_lines
 from stepalign.training.session import open_session
 from stepalign.training.teacher import Teacher
 
@@ -55,6 +58,36 @@ def test_the_initial_teacher_is_the_adapter_switched_off(config: Config) -> None
     held = sum(value.numel() for value in teacher.values.values())
     assert held == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert held < 0.1 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("weights", ["initial", "ema", "trust_region", "live"])
+def test_teacher_and_reference_are_as_small_as_the_adapter(config: Config, tmp_path: Path, weights: str) -> None:
+    """The recipe of the paper: r = 64, alpha = 128, seven projections."""
+    paper = load_config("paper").model.lora
+    assert paper is not None
+    assert (paper.r, paper.alpha, len(paper.targets)) == (64, 128, 7)
+    settings = {
+        "model.lora": paper.model_dump(mode="json"),
+        "objective.teacher.weights": weights,
+        "objective.beta": 0.1,
+    }
+    config = changed(config, settings)
+    model = open_session(config).solver.model
+    adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    targets = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in adapters}
+    assert targets == set(paper.targets)
+    assert {p.shape[0] for n, p in adapters.items() if "lora_A" in n} == {64}
+    assert {m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")} == {128 / 64}
+
+    train(config, tmp_path / "run", resume=False, listener=Quiet(), stop=StopRequest())
+    kept = load_file(tmp_path / "run" / "checkpoints" / "step-00002" / "teacher.safetensors")
+    assert {name.removeprefix("reference.") for name in kept} == adapters.keys()
+    # The reference is the self-teacher's very weights where that one stands still.
+    sets = {"initial": 1, "trust_region": 1, "ema": 2, "live": 1}[weights]
+    assert sum(v.numel() for v in kept.values()) == sets * sum(p.numel() for p in adapters.values())
+    rows = list(read_json_lines(tmp_path / "run" / "metrics.jsonl"))
+    assert rows[0]["kl"] == 0.0  # the first step starts at the reference
+    assert rows[1]["kl"] > 0.0
 
 
 def test_a_run_saves_adapters_that_load_again(config: Config, tmp_path: Path) -> None:
