@@ -264,6 +264,12 @@ def test_cut_contexts_are_counted(collect) -> None:
     cut, _ = collect("refsol", prompts={"max_teacher_prompt_length": length - 3})
     expected = sum(max(0, len(s.teacher_prompt_ids or ()) - length + 3) for s in whole.samples)
     assert cut.numbers["context_dropped_tokens"] == expected
+    longer = sum(len(s.teacher_prompt_ids or ()) > length - 3 for s in whole.samples)
+    assert (whole.numbers["contexts_cut"], cut.numbers["contexts_cut"]) == (0, longer)
+    # The question and what stands behind the context are where they were.
+    for one, other in zip(whole.samples, cut.samples, strict=True):
+        assert (one.teacher_prompt_ids or ())[:3] == (other.teacher_prompt_ids or ())[:3]
+        assert (one.teacher_prompt_ids or ())[-1] == (other.teacher_prompt_ids or ())[-1]
     assert expected > 0
 
 

@@ -7,6 +7,8 @@ from ids together with the span of characters each id stands for.
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from stepalign.feedback.prompts import Template
+
+# Control tokens in a context are spelled out as they are inside a prompt, so that both counts agree.
+_NO_TEMPLATE = "{{ messages[-1]['content'] }}"
+_FORMAT_TAG = re.compile(r"</?(?:step[ _-]?(?:\d+|N)|(?:final[ _-]?)?answer)>", re.I)
+"""Tags of the solver's own format. Where a tokenizer has them as tokens, a trace in a context is made of them too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +41,7 @@ class PromptBuilder:
 
     Raises:
         ConfigError: the two sides would start their completion after different tokens, so the first token's log-ratio
-            would measure the chat template and not the feedback.
+            would measure the chat template and not the feedback; or the tokenizer has no chat template.
     """
 
     def __init__(
@@ -49,7 +56,14 @@ class PromptBuilder:
         max_teacher_prompt_length: int = 8192,
         allow_different_suffix: bool = False,
     ) -> None:
-        self._tokenizer = tokenizer
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                "the tokenizer has no chat template, so nobody knows how its model is asked",
+                where="model.path",
+                hint="take the instruction-tuned variant of the model, or put a chat_template.jinja into its folder",
+            )
+        self._tokenizer = copy.copy(tokenizer)
+        self._tokenizer.chat_control_tokens = control_tokens(tokenizer)  # type: ignore[attr-defined]
         self._student, self._self_teacher = student, self_teacher
         self._system = system
         self._student_options = dict(student_chat_options or {})
@@ -77,11 +91,10 @@ class PromptBuilder:
         ids = self._teacher_ids(problem, context, introduction)
         if len(ids) <= self.max_teacher_prompt_length:
             return TeacherPrompt(tuple(ids), 0)
-        # Control tokens in a context are spelled out here as they are in the prompt, so that both counts agree.
-        context_ids = self._tokenizer.encode(context, add_special_tokens=False, split_special_tokens=True)
+        context_ids = self._encode(context, {"chat_template": _NO_TEMPLATE})
         room = len(context_ids) - (len(ids) - self.max_teacher_prompt_length)
         while room > 0:
-            ids = self._teacher_ids(problem, decode(self._tokenizer, context_ids[:room]), introduction)
+            ids = self._teacher_ids(problem, self._beginning(context, context_ids[:room]), introduction)
             excess = len(ids) - self.max_teacher_prompt_length
             if excess <= 0:
                 return TeacherPrompt(tuple(ids), len(context_ids) - room)
@@ -95,6 +108,11 @@ class PromptBuilder:
     def has_room(self, problem: Problem, introduction: str = "") -> bool:
         """Whether the self-teacher's prompt has room for a context, however short, besides the question."""
         return len(self._teacher_ids(problem, "x", introduction)) <= self.max_teacher_prompt_length
+
+    def _beginning(self, context: str, ids: Sequence[int]) -> str:
+        """The text of a context's first tokens, without the torn half of a character."""
+        text = decode(self._tokenizer, ids)
+        return text if context.startswith(text) else text.rstrip("\ufffd")
 
     def _teacher_ids(self, problem: Problem, context: str, introduction: str) -> list[int]:
         text = self._self_teacher.render(question=problem.question, feedback=context, introduction=introduction)
@@ -117,6 +135,19 @@ class PromptBuilder:
         """The tokens between the user's turn and the completion."""
         without = self._encode("x", options, generation=False)
         return self._encode("x", options)[len(without) :]
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The added tokens that only a chat template may write; in any other text they are spelled out.
+
+    Special ones, and everything that looks like markup (``<think>``, ``<|fim_prefix|>``, ``[INST]``): added words and
+    runs of spaces are ordinary vocabulary, and so are the tags of the solver's own format.
+    """
+    return [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special or (re.fullmatch(r"<.+>|\[.+\]", token.content) and not _FORMAT_TAG.fullmatch(token.content))
+    ]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -174,7 +174,7 @@ class Collector:
         contexts: list[Context] = []
         samples: list[Sample] = []
         masked: Counter[str] = Counter()
-        dropped_tokens, unlocated = 0, 0
+        dropped_tokens, contexts_cut, unlocated = 0, 0, 0
         trains_P = _have_signal(rewards_PG) if self.skip_zero_std_groups else [True] * len(groups)
         for row, (problem, prompt, group) in enumerate(zip(problems, student_prompts, groups, strict=True)):
             own = {rollout.rollout_id for rollout, _ in group}
@@ -200,6 +200,7 @@ class Collector:
                 if context.text is not None and (terms.distillation_weight or terms.magnitude_mixing):
                     teacher_prompt = self.prompts.self_teacher(problem, context.text, introduction=context.introduction)
                     dropped_tokens += teacher_prompt.dropped_tokens
+                    contexts_cut += teacher_prompt.dropped_tokens > 0
                 elif context.masked:
                     masked[context.masked] += 1
                 samples.append(
@@ -223,7 +224,8 @@ class Collector:
         numbers = {
             **_rollout_numbers(flat, rewards_PG),
             **(_critique_numbers(critiques) if self.rules else {}),
-            "context_dropped_tokens": float(dropped_tokens),
+            "context_dropped_tokens": float(dropped_tokens),  # of the context section; no other one is ever cut
+            "contexts_cut": float(contexts_cut),
             **({"unlocated_errors": float(unlocated)} if self.objective.hybrid == "rosd" else {}),
             "skipped_groups": float(len(groups) - sum(trains_P)),
         }
