@@ -25,12 +25,15 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("report", "signal", "workers"),
-    ("compare", "dry_run", "lab"),
+    ("compare", "critique_rollouts", "dry_run", "lab"),
     ("cli", "__main__"),
 )
 FLOOR_OF = {part: height for height, floor in enumerate(FLOORS) for part in floor}
 
-PURE = ("objectives", "evaluation.metrics", "feedback.steps", "feedback.critique", "feedback.alignment")
+PURE = (
+    *("objectives", "evaluation.metrics", "feedback.steps", "feedback.critique", "feedback.alignment"),
+    "feedback.findings",
+)
 IMPURE_LIBRARIES = {
     *("os", "io", "pathlib", "shutil", "tempfile", "glob", "fcntl", "mmap", "sqlite3", "importlib"),
     *("socket", "ssl", "http", "urllib", "httpx", "requests", "openai", "asyncio", "aiohttp"),
@@ -128,7 +131,9 @@ loaded = set(sys.modules) & {heavy!r}
 assert not loaded, loaded
 """
 
-_COMMANDS = ("", "demo", "train", "compare", "evaluate", "grade", "signal", "lab", "report", "warmstart")
+_COMMANDS = (
+    *("", "demo", "train", "compare", "evaluate", "grade", "signal", "lab", "critique", "report", "warmstart"),
+)
 
 
 def _fresh(code: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,8 @@ from stepalign.evaluation.evaluate import metrics_of, sample_and_grade
 from stepalign.solver.model import EMBEDDED, embedded_folder, load_solver
 from stepalign.tasks import arithmetic
 from stepalign.tasks.arithmetic_corpus import draw_knowledge
-from stepalign.training.session import load_sets, open_session
+from stepalign.training.problem_sets import load_sets
+from stepalign.training.session import open_session
 from stepalign.training.warmstart import WarmStart, copy_test, make_embedded
 
 
@@ -67,7 +68,7 @@ def test_a_vllm_server_could_load_it() -> None:
 
 
 def test_references_follow_rho(config) -> None:
-    from stepalign.training.session import embedded_problems
+    from stepalign.training.problem_sets import embedded_problems
 
     shares = {
         rho: sum(p.metadata["reference_order"] == "R" for p in embedded_problems("train", rho)) for rho in (0, 0.5, 1)

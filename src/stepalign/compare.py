@@ -264,7 +264,7 @@ def run_task(task: Task, send: Send, stop: StopRequest) -> None:
         task.config, task.folder, resume=True, listener=_Sender(send), stop=stop, shared_folder=task.comparison
     )
     if task.name == BASE:
-        from stepalign.training.session import load_sets
+        from stepalign.training.problem_sets import load_sets
 
         sets = {name: len(found.problems) for name, found in load_sets(task.config).items()}
         write_atomically(task.folder / "sets.json", json.dumps(sets) + "\n")
@@ -302,11 +302,11 @@ def write_signal(config: Config, out: Path, on_progress: Callable[[int, int], No
     from stepalign.feedback.critics.build import make_rules
     from stepalign.signal.analyse import analyse
     from stepalign.solver.model import EMBEDDED
+    from stepalign.training.problem_sets import load_set
     from stepalign.training.rollouts import derive_seed
     from stepalign.training.session import (
         arithmetic_probe,
         collect_for_signal,
-        load_set,
         more_critiques,
         open_session,
     )

@@ -20,7 +20,8 @@ def describe(config: Config) -> str:
     from stepalign.solver.model import load_solver
     from stepalign.training.hybrids import check_terms
     from stepalign.training.preflight import check_prompts
-    from stepalign.training.session import load_sets, make_prompts
+    from stepalign.training.problem_sets import load_sets
+    from stepalign.training.session import make_prompts
 
     sets = load_sets(config)
     model = config.model

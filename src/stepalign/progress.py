@@ -125,3 +125,36 @@ class CompareDisplay:
 
     def say(self, text: str) -> None:
         console.print(text, style="yellow" if "warning" in text else "")
+
+
+class CritiqueDisplay:
+    """The bar of ``stepalign critique``, with the findings so far beside it."""
+
+    def __init__(self, total: int) -> None:
+        self._live = console.is_terminal
+        self._bars = progress_bars(transient=True)
+        self._row = self._bars.add_task("critiques", total=total, note="")
+        self._total = total
+        self._told = time.monotonic()
+
+    def __enter__(self) -> CritiqueDisplay:
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def update(self, done: int, found: Mapping[str, int]) -> None:
+        """Told after every critique: how many are done, and how often each finding was made."""
+        if self._live:
+            most = sorted(found.items(), key=lambda item: -item[1])[:2]
+            note = "  ".join(f"{count} {name}" for name, count in most)
+            self._bars.update(self._row, completed=done, note=note)
+        elif time.monotonic() - self._told > 30:
+            self._told = time.monotonic()
+            console.print(f"critiques: {done} of {self._total}")
+
+    def say(self, text: str) -> None:
+        console.print(text, style="yellow")

@@ -11,7 +11,8 @@ from stepalign.config import load_config
 from stepalign.signal.analyse import analyse, attempts_under
 from stepalign.signal.rows import analyse_attempts, truth_of
 from stepalign.tasks import arithmetic
-from stepalign.training.session import arithmetic_probe, collect_for_signal, load_sets, open_session
+from stepalign.training.problem_sets import load_sets
+from stepalign.training.session import arithmetic_probe, collect_for_signal, open_session
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from stepalign.dry_run import describe
 from stepalign.errors import ConfigError
 from stepalign.training.loop import StopRequest, train
 from stepalign.training.preflight import check_dtype
-from stepalign.training.session import load_sets, open_session
+from stepalign.training.problem_sets import load_sets
+from stepalign.training.session import open_session
 
 
 class Told:

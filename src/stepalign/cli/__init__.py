@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stepalign.cli import looks, numbers, runs
+from stepalign.cli import feedback, looks, numbers, runs
 from stepalign.errors import ConfigError, UserError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ COMMANDS = (
     numbers.grade,
     looks.signal,
     looks.lab,
+    feedback.critique,
     looks.report,
     runs.warmstart,
 )

@@ -108,7 +108,7 @@ def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool
     from stepalign.evaluation.comparison import detectable_difference
     from stepalign.progress import CompareDisplay, console
     from stepalign.report.table import results_table
-    from stepalign.training.session import load_set
+    from stepalign.training.problem_sets import load_set
 
     num_test = len(load_set(config, "test").problems)
     if num_test > 1:

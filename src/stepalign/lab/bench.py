@@ -24,7 +24,8 @@ from stepalign.signal.analyse import DEFINITION
 from stepalign.signal.log_ratio import Shown, alternatives, score_signals
 from stepalign.solver.model import EMBEDDED
 from stepalign.solver.tokens import decode_with_spans
-from stepalign.training.session import collect_for_signal, load_set, make_critic, open_session
+from stepalign.training.problem_sets import load_set
+from stepalign.training.session import collect_for_signal, make_critic, open_session
 
 NUM_TRIES = 24
 """Problems that are attempted in search of a wrong attempt to open the embedded solver's lab with."""

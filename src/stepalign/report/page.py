@@ -41,25 +41,25 @@ def write_report(folder: Path) -> Path:
     signal_path = folder / "signal.json"
     signal = read_json(signal_path, hint="write it again with `stepalign signal`") if signal_path.exists() else None
     target = folder / "report.html"
-    _write(target, report_html(results, signal))
+    write_page(target, report_html(results, signal))
     return target
 
 
 def write_token_page(signal: Mapping[str, Any], path: Path) -> Path:
     """Write a page that holds the token viewer and the localisation table of one signal.json, nothing else."""
     path = Path(path)
-    _write(path, token_html(signal))
+    write_page(path, token_html(signal))
     return path
 
 
 def report_html(results: Mapping[str, Any], signal: Mapping[str, Any] | None = None) -> str:
     """The whole report as one HTML text."""
-    return _render("report.html.j2", {**_report_values(results), **_signal_values(signal)})
+    return render_page("report.html.j2", {**_report_values(results), **_signal_values(signal)})
 
 
 def token_html(signal: Mapping[str, Any]) -> str:
     """The token viewer by itself as one HTML text."""
-    return _render("tokens.html.j2", _signal_values(signal))
+    return render_page("tokens.html.j2", _signal_values(signal))
 
 
 def lab_html(desk: Mapping[str, Any]) -> str:
@@ -68,7 +68,7 @@ def lab_html(desk: Mapping[str, Any]) -> str:
     Args:
         desk: what the desk starts with: ``model``, ``temperature``, ``designs``, ``examples``.
     """
-    return _render("lab.html.j2", {"desk": desk, "desk_data": Markup(safe_json(dict(desk)))}, parts=("lab.js",))
+    return render_page("lab.html.j2", {"desk": desk, "desk_data": Markup(safe_json(dict(desk)))}, parts=("lab.js",))
 
 
 def read_json(path: Path, *, hint: str) -> dict[str, Any]:
@@ -267,11 +267,12 @@ def _every_metric(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _render(template: str, values: dict[str, Any], parts: Sequence[str] = ()) -> str:
-    """A page from its template.
+def render_page(template: str, values: dict[str, Any], parts: Sequence[str] = (), *, stylesheet: str = "") -> str:
+    """A page of the assets folder as one HTML text.
 
     Args:
         parts: scripts of the assets folder that go with the viewer; they may talk to the server the page came from.
+        stylesheet: a stylesheet of its own besides the common one.
     """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
@@ -291,6 +292,8 @@ def _render(template: str, values: dict[str, Any], parts: Sequence[str] = ()) ->
     }
     with_viewer = bool(values.get("signal") or parts)
     style = "\n".join([_asset("page.css"), _arm_rules(), *([viewer_style()] if with_viewer else [])])
+    if stylesheet:
+        style += "\n" + _asset(stylesheet)
     script = viewer_script(*parts) if with_viewer else ""
     return environment.get_template(template).render(
         **values,
@@ -367,7 +370,7 @@ def _version() -> str:
         return "unknown"
 
 
-def _write(path: Path, text: str) -> None:
+def write_page(path: Path, text: str) -> None:
     """All or nothing: a page that is being written is never seen half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")

@@ -15,8 +15,9 @@ from stepalign.signal.analyse import attempts_under
 from stepalign.signal.folder import write_signal_folder
 from stepalign.signal.plain import check_file, read_attempts
 from stepalign.solver.model import EMBEDDED
+from stepalign.training.problem_sets import load_set
 from stepalign.training.run_folder import read_json_lines
-from stepalign.training.session import Session, arithmetic_probe, load_set, more_critiques, open_session
+from stepalign.training.session import Session, arithmetic_probe, more_critiques, open_session
 
 Say = Callable[[str], None]
 OnProgress = Callable[[int, int], None]

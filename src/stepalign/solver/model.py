@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stepalign.errors import ConfigError
+from stepalign.tasks.arithmetic import EMBEDDED, embedded_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-EMBEDDED = "embedded:arithmetic"
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -64,11 +62,6 @@ class Solver:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., H] -> [..., V] in float32, before any temperature."""
         return torch.nn.functional.linear(hidden, self.head_VH).float()
-
-
-def embedded_folder() -> Path:
-    """Where the shipped solver and its problems lie."""
-    return Path(str(importlib.resources.files("stepalign"))) / "embedded"
 
 
 def load_solver(

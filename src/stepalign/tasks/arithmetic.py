@@ -19,13 +19,17 @@ in the order that the solver rarely takes.
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from stepalign.records import Problem
 
+EMBEDDED = "embedded:arithmetic"
+"""How a recipe names the shipped solver and its problems."""
 MODULUS = 20
 MAX_OPERAND = 9
 MAX_STEPS = 8
@@ -67,6 +71,11 @@ VOCABULARY = (
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Chains: the questions
+
+
+def embedded_folder() -> Path:
+    """Where the shipped solver and its problems lie."""
+    return Path(str(importlib.resources.files("stepalign"))) / "embedded"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from stepalign.config import Config, changed
 from stepalign.errors import ConfigError, LockedError
 from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
 from stepalign.solver.model import EMBEDDED
+from stepalign.training.problem_sets import load_set
 from stepalign.training.rollouts import derive_seed
 from stepalign.training.run_folder import finite, write_atomically
-from stepalign.training.session import load_set, open_session
+from stepalign.training.session import open_session
 
 
 def evaluate_model(config: Config, problems: str, out: Path) -> dict[str, Any]:

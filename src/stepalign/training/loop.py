@@ -34,12 +34,12 @@ from stepalign.training.guards import Guards
 from stepalign.training.hybrids import check_terms
 from stepalign.training.learner import Learner
 from stepalign.training.preflight import check_dtype, check_prompts
+from stepalign.training.problem_sets import load_sets
 from stepalign.training.rollouts import Batch, Collector, derive_seed, problems_of_step
 from stepalign.training.run_folder import RunFolder, read_json_lines
 from stepalign.training.session import (
     Session,
     arithmetic_probe,
-    load_sets,
     make_critic,
     open_session,
 )

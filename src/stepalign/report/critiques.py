@@ -1,0 +1,96 @@
+"""What a critic's critiques are worth: a page like a linter's, and its lines for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from stepalign.report.page import render_page, write_page
+from stepalign.report.text import MISSING, count, number, percent, visible
+
+_OUTCOMES = {"use": "used", "mask": "masked", "fall_back": "replaced by the reference"}
+_CASES = {
+    "A": "reproduced",
+    "B": "a reason inserted",
+    "C": "finished or condensed",
+    "D": "corrected",
+    "F": "a full solution instead",
+}
+_STATUS = {"copied": "copied", "edited": "edited", "missing": "left out", "added": "added"}
+_POLICIES = {"use": "use", "mask": "mask", "fall_back": "fall back", "retry": "ask again"}
+
+
+def write_critique_page(summary: Mapping[str, Any], path: Path) -> Path:
+    """Write the page of one findings.json (docs/formats.md): one offline file."""
+    write_page(path, critique_html(summary))
+    return path
+
+
+def critique_html(summary: Mapping[str, Any]) -> str:
+    """The page as one HTML text."""
+    values = {
+        "summary": summary,
+        "facts": facts(summary),
+        "findings": [finding for finding in summary["findings"] if finding["count"]],
+        "absent": [finding for finding in summary["findings"] if not finding["count"]],
+        "cases": [(_CASES.get(case, case), amount) for case, amount in summary["cases"].items()],
+        "policies": _POLICIES,
+        "outcomes": _OUTCOMES,
+        "statuses": _STATUS,
+    }
+    return render_page("critiques.html.j2", values, stylesheet="critiques.css")
+
+
+def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, how much): the numbers that come first."""
+    outcomes, paid = summary["outcomes"], summary["paid"] or {}
+    open_attempts = summary["attempts"] - summary["critiques"]
+    rows = [
+        ("attempts", count(summary["attempts"])),
+        *([("not asked for yet", count(open_attempts))] if open_attempts else []),
+        ("usable critiques", count(summary["usable"])),
+        ("without any finding", count(summary["without_finding"])),
+        *((_OUTCOMES[name], count(outcomes[name])) for name in _OUTCOMES if outcomes.get(name)),
+        ("right steps copied verbatim", percent(summary["mean_verbatim_share"])),
+    ]
+    if paid:
+        cost = number(paid["cost"])
+        tokens = f"{count(paid['prompt_tokens'])} prompt + {count(paid['completion_tokens'])} completion tokens"
+        rows += [("calls to the critic", count(paid["attempts"])), ("paid in this folder", tokens)]
+        rows += [("cost", MISSING if cost is None else f"{cost:,.4f}")]
+    return rows
+
+
+def critique_lines(summary: Mapping[str, Any]) -> list[Text]:
+    """The findings for a terminal, the gravest first."""
+    total = summary["critiques"]
+    lines = [
+        Text(
+            f"{count(summary['usable'])} of {count(total)} critiques by {visible(summary['critic'])} are usable, "
+            f"{count(summary['without_finding'])} without any finding"
+        )
+    ]
+    for finding in summary["findings"]:
+        if not finding["count"]:
+            continue
+        grave = finding["policy"] in ("mask", "retry")
+        line = Text("  ")
+        line.append(f"{count(finding['count'])} of {count(total)} critiques {finding['summary']}", style="bold")
+        line.append(": " + finding["teaches"][0].lower() + finding["teaches"][1:])
+        line.append(f" [{_POLICIES[finding['policy']]}]", style="red" if grave else "yellow")
+        lines.append(line)
+    masked = sum(summary["masked"].values())
+    if masked:
+        reasons = ", ".join(f"{amount} {name}" for name, amount in summary["masked"].items())
+        lines.append(Text(f"masked: {count(masked)} ({reasons})"))
+    for reason, amount in summary["skipped"].items():
+        lines.append(Text(f"{count(amount)} rows of the file were skipped: {visible(reason)}", style="yellow"))
+    if paid := summary["paid"]:
+        cost = number(paid["cost"])
+        tokens = f"{count(paid['prompt_tokens'])} prompt and {count(paid['completion_tokens'])} completion tokens"
+        price = "" if cost is None else f", cost {cost:,.4f}"
+        lines.append(Text(f"paid: {count(paid['attempts'])} calls, {tokens}{price}", style="dim"))
+    return lines

@@ -1,0 +1,71 @@
+"""The three sets of problems that a recipe names. Loads no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from stepalign.config import Config
+from stepalign.errors import ConfigError
+from stepalign.records import Problem
+from stepalign.tasks import arithmetic
+from stepalign.tasks.arithmetic import EMBEDDED, embedded_folder
+from stepalign.tasks.problems import ProblemSet, find_overlaps, load_problems
+
+SETS = ("train", "validation", "test")
+
+
+def load_sets(config: Config) -> dict[str, ProblemSet]:
+    """All three sets.
+
+    Raises:
+        ConfigError: no training problems, or a problem that stands in two sets: a score on it would measure memory.
+    """
+    sets = {name: load_set(config, name) for name in SETS}
+    if not sets["train"].problems:
+        skipped = "".join(f"; {count} rows: {reason}" for reason, count in sets["train"].skipped.items())
+        raise ConfigError(f"there are no training problems{skipped}", where=f"data.train = {config.data.train}")
+    overlaps = find_overlaps({name: found.problems for name, found in sets.items()})
+    if overlaps:
+        one = overlaps[0]
+        raise ConfigError(
+            f"{len(overlaps)} problems stand in two sets; the first ({one.first_id}) in {one.first} and {one.second}",
+            where=f"data.{one.first}, data.{one.second}",
+            hint="give disjoint files; data.validation_share sets training problems aside for validation",
+        )
+    return sets
+
+
+def load_set(config: Config, name: str) -> ProblemSet:
+    """The problems of "train", "validation" or "test"; an empty set when the recipe names none.
+
+    Raises:
+        ConfigError: see ``load_problems``.
+    """
+    data = config.data
+    source: str | None = getattr(data, name)
+    limit: int | None = getattr(data, f"max_{name}")
+    set_aside = data.validation is None and data.validation_share > 0 and name in ("train", "validation")
+    if set_aside:
+        source = data.train
+    if source is None:
+        return ProblemSet(problems=(), skipped={})
+    if source == EMBEDDED:
+        return ProblemSet(problems=tuple(embedded_problems(name, data.rho)[:limit]), skipped={})
+    if not set_aside:
+        return load_problems(source, data.columns, limit=limit)
+    whole = load_problems(source, data.columns)
+    kept = [p for p in whole.problems if (_hash_share(p) < data.validation_share) == (name == "validation")]
+    return ProblemSet(problems=tuple(kept[:limit]), skipped=whole.skipped)
+
+
+def _hash_share(problem: Problem) -> float:
+    """A number in [0, 1) that depends on the problem alone."""
+    return int(hashlib.sha256(problem.problem_id.encode()).hexdigest()[:8], 16) / 16**8
+
+
+def embedded_problems(name: str, rho: float) -> list[Problem]:
+    """A shipped set, its references written for a given ``rho``."""
+    file = embedded_folder() / "problems" / f"{name}.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [arithmetic.make_problem(arithmetic.parse_question(row["question"]), rho=rho) for row in rows]
