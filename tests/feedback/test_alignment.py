@@ -236,3 +236,28 @@ def test_hostile_traces_are_aligned(attempt: str, critique: str) -> None:
     a = align(attempt, critique)
     assert a.copied + a.edited + a.missing == len(a.solver_steps)
     assert a.copied + a.edited + a.added == len(a.critique_steps)
+
+
+@pytest.mark.parametrize(
+    ("critique", "repeated"),
+    [
+        # the wrong step stands in front of its correction: its number twice, or its calculation twice
+        ("<step_1> 8 + 4 = 12 <step_2> 12 - 5 = 6 <step_2> 12 - 5 = 7 <answer> 7", True),
+        ("<step_1> 8 + 4 = 12 <step_2> 12 - 5 = 6 <step_3> no, 12 - 5 = 7 <answer> 7", True),
+        # a step more is no quote, nor is a second value of a variable
+        ("<step_1> 8 + 4 = 12 <step_2> 12 - 5 = 6 <step_3> 6 + 1 = 7 <answer> 7", False),
+        ("<step_1> 8 + 4 = 12 <step_2> 12 - 5 = 7 <answer> 7", False),
+    ],
+)
+def test_a_wrong_step_in_front_of_its_correction_is_quoted(critique: str, repeated: bool) -> None:
+    found = align("<step_1> 8 + 4 = 12 <step_2> 12 - 5 = 6 <answer> 6", critique, expected_answer="7")
+    assert found.wrong_text_repeated == repeated
+    if repeated:
+        assert found.first_error_label == "2"
+        assert found.case == "D"
+
+
+def test_a_variable_may_have_two_values() -> None:
+    attempt = "<step_1> so x = 3 <step_2> 3 + 3 = 6 <answer> 6"
+    critique = "<step_1> so x = 3 <step_2> or x = 4 <step_3> 3 + 4 = 7 <answer> 7"
+    assert not align(attempt, critique).wrong_text_repeated

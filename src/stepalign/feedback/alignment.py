@@ -166,6 +166,9 @@ def align(
     taken_back = [match for match in matches if _takes_back(match, solver_steps, answers_agree)]
     first_edit = _first(matches, "edited", "missing")
     first_error = _first_error(matches, taken_back, answers_agree)
+    quoted = _quoted_then_corrected(matches, critique_steps, critique_bodies)
+    if quoted is not None and (first_error is None or quoted < first_error):
+        first_error = quoted
     full_solution = _is_full_solution(matches, solver_steps)
     return Alignment(
         matches=tuple(matches),
@@ -174,12 +177,15 @@ def align(
         first_edit=first_edit,
         first_error=first_error,
         verbatim_share=_verbatim_share(matches, solver_bodies, critique_bodies, first_error),
-        wrong_text_repeated=_repeats(matches, solver_bodies, critique_bodies, first_error),
+        wrong_text_repeated=first_error is not None
+        and (first_error == quoted or _repeats(matches, solver_bodies, critique_bodies, first_error)),
         full_solution=full_solution,
         solver_answer=solver_answer,
         critique_answer=critique_answer,
         answer_right=answer_right,
-        case=_case(matches, full_solution, bool(taken_back), solver_answer is not None, answers_agree),
+        case=_case(
+            matches, full_solution, bool(taken_back) or quoted is not None, solver_answer is not None, answers_agree
+        ),
     )
 
 
@@ -348,6 +354,34 @@ def _first_error(
         changed = taken_back[0].solver
         return changed if missing is None or changed is None else min(missing, changed)
     return _first(matches, "edited", "missing") if answers_agree is False else None
+
+
+def _quoted_then_corrected(
+    matches: Sequence[StepMatch], critique_steps: Sequence[Step], critique: Sequence[str]
+) -> int | None:
+    """The first solver step that the critique copies and then writes once more, otherwise: a wrong step quoted in front
+    of its correction. Told by a step number given twice, or by another result for the same calculation."""
+    added = [match.critique for match in matches if match.status == "added" and match.critique is not None]
+    rewritten = {critique_steps[index].label: index for index in added}
+    results: dict[str, list[tuple[int, str]]] = {}
+    for index in added:
+        for left, right in _calculations(critique[index]):
+            results.setdefault(left, []).append((index, right))
+    for match in matches:
+        if match.status != "copied" or match.critique is None or match.solver is None:
+            continue
+        step = critique_steps[match.critique]
+        if step.label != ANSWER and rewritten.get(step.label, -1) > match.critique:
+            return match.solver
+        for left, right in _calculations(critique[match.critique]):
+            if any(index > match.critique and other != right for index, other in results.get(left, ())):
+                return match.solver
+    return None
+
+
+def _calculations(text: str) -> list[tuple[str, str]]:
+    """The equations of a text that calculate something: ``3+4=7``, not ``x=7``, which may have two values."""
+    return [(left, right) for left, right in _equations(text) if re.search(r"\d[^\d.,]+\d", left)]
 
 
 def _verbatim_share(
