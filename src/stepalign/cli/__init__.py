@@ -26,6 +26,8 @@ COMMANDS = (
     numbers.evaluate,
     numbers.grade,
     looks.signal,
+    looks.show,
+    looks.figure,
     looks.lab,
     feedback.critique,
     looks.report,

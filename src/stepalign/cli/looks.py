@@ -117,6 +117,52 @@ def lab(
     open_lab(model, recipe=recipe, port=port, settings=settings or (), announce=announce)
 
 
+SignalArgument = Annotated[
+    Path, typer.Argument(metavar="SIGNAL_DIR", help="What `stepalign signal`, `compare` or `demo` has written.")
+]
+RolloutOption = Annotated[str, typer.Option("--rollout", help="A rollout_id, or a position on the page from 0 on.")]
+ContextOption = Annotated[
+    list[str] | None, typer.Option("--context", help="Show only this context; may be given several times.")
+]
+
+
+def show(folder: SignalArgument, rollout: RolloutOption = "0", contexts: ContextOption = None) -> None:
+    """One rollout in the terminal, token by token: the twin of the page."""
+    from stepalign.progress import console
+    from stepalign.report import print_rollout
+    from stepalign.report.signal_file import load_signal
+
+    print_rollout(load_signal(folder, rollout), rollout, contexts=contexts or (), console=console)
+
+
+def figure(
+    folder: SignalArgument,
+    out: Annotated[Path, typer.Option("--out", help="The file: its suffix .pdf, .svg or .png is the format.")],
+    rollout: RolloutOption = "0",
+    contexts: ContextOption = None,
+    steps: Annotated[
+        list[str] | None, typer.Option("--step", help="Draw only this step; may be given several times.")
+    ] = None,
+    width: Annotated[str, typer.Option("--width", help="Exact width: 5.5in, 14cm, 397.5pt (TeX points).")] = "5.5in",
+    font_size: Annotated[float, typer.Option("--font-size", help="Points.", min=3, max=40)] = 7.0,
+    dpi: Annotated[int, typer.Option("--dpi", help="Dots per inch of a PNG.", min=30, max=1200)] = 300,
+) -> None:
+    """One rollout as a picture for a paper: contexts stacked, one scale, fonts embedded."""
+    from stepalign.progress import console
+    from stepalign.report.figure import parse_width, write_figure
+    from stepalign.report.signal_file import load_signal
+
+    inches = parse_width(width)
+    missing = write_figure(
+        load_signal(folder, rollout), out, rollout=rollout, contexts=contexts or (), steps=steps or (),
+        width=inches, font_size=font_size, dpi=dpi,
+    )  # fmt: skip
+    if missing:
+        some = ", ".join(f"U+{ord(character):04X}" for character in missing[:8])
+        console.print(f"warning: no installed font has {some}; the figure shows boxes there", style="yellow")
+    console.print(f"figure: {out}", markup=False, soft_wrap=True)
+
+
 def report(folder: Annotated[Path, typer.Argument(help="A comparison folder.")]) -> None:
     """Write the page of a comparison again, finished or not."""
     from stepalign.compare import rewrite_results

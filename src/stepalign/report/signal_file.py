@@ -34,8 +34,9 @@ def read_rows(folder: Path) -> Iterator[Row]:
                 return
             try:
                 row = json.loads(line)
-                row["rollout_id"], row["context"]
-            except (ValueError, TypeError, KeyError):
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or not {"rollout_id", "context"} <= row.keys():
                 raise ConfigError(
                     "this line is no record of a signal",
                     where=f"{path}:{number}",

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 
 from stepalign.errors import ConfigError
@@ -21,6 +22,8 @@ from stepalign.report.text import signed, visible
 
 MARKED = 0.4
 """Share of the limit from which a token carries its value as text where there are no colours."""
+SIDE_BY_SIDE = 76
+"""Columns per context from which on contexts stand beside each other."""
 _STATUS = {"right": "right", "wrong": "first wrong step", "after_error": "after the error", "unknown": ""}
 
 
@@ -42,11 +45,19 @@ def print_rollout(
     """
     console = console or Console()
     data = viewer_data(signal, alternatives=0)
-    chosen = _find_rollout(data, rollout)
-    shown = _find_contexts(data, chosen, contexts)
+    chosen = find_rollout(data, rollout)
+    shown = find_contexts(data, chosen, contexts)
     console.print(_heading(chosen, data))
-    for context in shown:
-        console.print(rollout_text(chosen, context, data, colour=_has_colour(console)))
+    texts = [rollout_text(chosen, context, data, colour=_has_colour(console)) for context in shown]
+    if len(texts) > 1 and console.width >= SIDE_BY_SIDE * len(texts):
+        beside = Table.grid(expand=True, padding=(0, 2, 0, 0))
+        for _ in texts:
+            beside.add_column(ratio=1)
+        beside.add_row(*texts)
+        console.print(beside)
+    else:
+        for text in texts:
+            console.print(text)
     console.print(_legend(data), style="dim")
 
 
@@ -88,7 +99,7 @@ def _has_colour(console: Console) -> bool:
     return console.is_terminal and not console.no_color and console.color_system is not None
 
 
-def _find_rollout(data: Mapping[str, Any], rollout: int | str) -> Mapping[str, Any]:
+def find_rollout(data: Mapping[str, Any], rollout: int | str) -> Mapping[str, Any]:
     rollouts = data["rollouts"]
     for position, candidate in enumerate(rollouts):
         if rollout in (candidate["id"], position):
@@ -98,9 +109,7 @@ def _find_rollout(data: Mapping[str, Any], rollout: int | str) -> Mapping[str, A
     raise ConfigError(f"there is no rollout {rollout!r}", hint=f"choose 0 to {len(rollouts) - 1}, or a rollout_id")
 
 
-def _find_contexts(
-    data: Mapping[str, Any], rollout: Mapping[str, Any], names: Sequence[str]
-) -> list[Mapping[str, Any]]:
+def find_contexts(data: Mapping[str, Any], rollout: Mapping[str, Any], names: Sequence[str]) -> list[Mapping[str, Any]]:
     have = {data["contexts"][entry["context"]]["name"]: entry for entry in rollout["contexts"]}
     for name in names:
         if name not in have:
