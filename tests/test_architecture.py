@@ -132,7 +132,20 @@ assert not loaded, loaded
 """
 
 _COMMANDS = (
-    *("", "demo", "train", "compare", "evaluate", "grade", "signal", "lab", "critique", "report", "warmstart"),
+    *(
+        "",
+        "demo",
+        "train",
+        "compare",
+        "evaluate",
+        "grade",
+        "select",
+        "signal",
+        "lab",
+        "critique",
+        "report",
+        "warmstart",
+    ),
 )
 
 

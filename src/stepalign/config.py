@@ -51,7 +51,8 @@ class ModelSection(_Section):
 
 
 class DataSection(_Section):
-    """Problems. Files are JSONL; ``embedded:arithmetic`` names the shipped sets."""
+    """Problems: a JSONL, JSON or Parquet file, ``hub:OWNER/NAME[/CONFIG][@SPLIT]``, or a folder that ``stepalign
+    select`` has written; ``embedded:arithmetic`` names the shipped sets."""
 
     train: str = "embedded:arithmetic"
     validation: str | None = None
@@ -332,6 +333,28 @@ class EvaluationSection(_Section):
     checkpoint_rule: CheckpointRule = "last"
 
 
+class SelectionSection(_Section):
+    """``stepalign select``: which problems of ``data.train`` are worth training on."""
+
+    pass_rate_above: float | None = Field(default=None, ge=0, le=1)
+    """For OpenMathReasoning: lower bound of a 72B model's pass rate (``pass_rate_72b_tir``); 0.85 in the paper. None is
+    no gate."""
+    num_samples: int = Field(default=16, ge=0)
+    """Completions of the solver per problem (n), with the temperature and length of ``sampling``."""
+    average_above: float = Field(default=0.0, ge=-1, lt=1)
+    average_below: float = Field(default=0.3125, gt=0, le=2)
+    """Open bounds of the solver's Avg@n; the paper's upper one is 5/16. Below 0 and above 1 they bind nothing."""
+    formatted_above: float = Field(default=0.5, ge=-1, lt=1)
+    """Share of completions that end by themselves, mark an answer and keep to ``form``. Below 0 it binds nothing."""
+    form: Literal["steps", "answer"] = "steps"
+    """"steps" asks for numbered step tags as well, "answer" for a marked answer only."""
+    critic_solves: bool = False
+    """Keep only what the critic solves by itself, shown the question and nothing else."""
+    test_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the selected problems that becomes the test set, chosen by a hash of the question."""
+    seed: int = 2000
+
+
 class SignalSection(_Section):
     """Per-token analysis."""
 
@@ -382,6 +405,7 @@ class Config(_Section):
     training: TrainingSection = TrainingSection()
     guards: GuardsSection = GuardsSection()
     evaluation: EvaluationSection = EvaluationSection()
+    selection: SelectionSection = SelectionSection()
     signal: SignalSection = SignalSection()
     compare: CompareSection = CompareSection()
 

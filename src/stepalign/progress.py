@@ -83,6 +83,37 @@ class TrainDisplay:
         console.print(f"{self._title}: {text}", style="yellow" if text.startswith("warning") else "")
 
 
+class PhaseDisplay:
+    """One bar per phase on a terminal, a line every half minute elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = console.is_terminal
+        self._bars = progress_bars()
+        self._rows: dict[str, TaskID] = {}
+        self._told = time.monotonic()
+
+    def __enter__(self) -> PhaseDisplay:
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        if self._live:
+            if name not in self._rows:
+                self._rows[name] = self._bars.add_task(name, total=total, note="")
+            self._bars.update(self._rows[name], completed=done, total=total)
+        elif done == total or time.monotonic() - self._told > 30:
+            self._told = time.monotonic()
+            console.print(f"{name}: {done} of {total}")
+
+    def say(self, text: str) -> None:
+        console.print(text, style="yellow" if text.startswith("warning") else "", markup=False)
+
+
 class CompareDisplay:
     """A Watcher: one bar per run; lines for results and warnings."""
 

@@ -25,6 +25,7 @@ COMMANDS = (
     runs.train,
     numbers.evaluate,
     numbers.grade,
+    numbers.select,
     looks.signal,
     looks.show,
     looks.figure,

@@ -1,14 +1,23 @@
-"""Commands that measure: evaluate, grade."""
+"""Commands that measure: evaluate, grade, select."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from stepalign.cli.options import OutFileOption, SetOption
+from stepalign.cli.options import (
+    OutFileOption,
+    OutOption,
+    RecipeArgument,
+    ResumeOption,
+    SetOption,
+    interrupted,
+    resume_command,
+)
 from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
 
@@ -66,6 +75,33 @@ def grade(
     for reason, count in counts["reasons"].most_common():
         console.print(f"{count:>8} {reason}")
     console.print(f"verdicts: {out}")
+
+
+def select(
+    recipe: RecipeArgument,
+    out: OutOption,
+    problems: Annotated[str, typer.Option("--problems", help="Instead of data.train of the recipe.")] = "",
+    settings: SetOption = None,
+    resume: ResumeOption = False,
+) -> None:
+    """Keep the problems that the solver solves seldom but not never, well formatted, and that the critic can solve."""
+    from stepalign.progress import PhaseDisplay, console
+    from stepalign.report.funnel import funnel_table, write_funnel
+    from stepalign.training.select import select as run
+
+    named = [f"data.train={json.dumps(problems)}"] if problems else []
+    config = load_config(recipe, [*(settings or ()), *named])
+    command = resume_command("select", recipe, out, [*(settings or ()), *named])
+    with PhaseDisplay() as display:
+        try:
+            manifest = run(config, out, resume=resume, watcher=display)
+        except KeyboardInterrupt:
+            raise interrupted(command) from None
+    write_funnel(manifest, out / "funnel.html")
+    console.print(funnel_table(manifest["funnel"]))
+    for name, file in manifest["files"].items():
+        console.print(f"{name}: {file['problems']} problems, {out / file['file']}", markup=False, soft_wrap=True)
+    console.print(f"train on them: --set data.train={out} --set data.test={out}", markup=False, soft_wrap=True)
 
 
 def config_for_model(model: str, recipe: str, settings: list[str] | None, keys: dict[str, Any]) -> tuple[Config, str]:

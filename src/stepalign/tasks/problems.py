@@ -161,6 +161,36 @@ def _load_frozen(source: str, columns: str | ColumnMap | Mapping[str, Any], limi
     return loaded
 
 
+def is_selection(source: str) -> bool:
+    """Whether a source is a folder that ``stepalign select`` has written."""
+    return not is_hub(source) and (Path(source).expanduser() / "manifest.json").is_file()
+
+
+def load_selection(folder: str, name: str, *, limit: int | None = None) -> ProblemSet:
+    """The "train" or "test" problems that a selection has frozen.
+
+    Raises:
+        ConfigError: the selection has no such set, or the file was changed since.
+    """
+    path = Path(folder).expanduser()
+    try:
+        files = json.loads((path / "manifest.json").read_bytes())["files"]
+        entry = files.get(name)
+        file = path / entry["file"] if entry else None
+        expected = entry["sha256"] if entry else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError("This is no manifest of a selection.", where=str(path / "manifest.json")) from None
+    if file is None:
+        raise ConfigError(f"The selection has no {name} problems; it has {', '.join(files) or 'none'}.", where=folder)
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+        raise ConfigError(
+            "The selected problems were changed or removed since they were frozen.",
+            where=str(file),
+            hint="select them again; to use changed ones, name the file itself",
+        )
+    return _load(str(file), "stepalign", limit)
+
+
 def problem_id(question: str) -> str:
     """16 hexadecimal digits that depend on the question's text only, not on spacing, case or dollar signs."""
     return hashlib.sha256(normalise_question(question).encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from stepalign.errors import ConfigError
 from stepalign.records import Problem
 from stepalign.tasks import arithmetic
 from stepalign.tasks.arithmetic import EMBEDDED, embedded_folder
-from stepalign.tasks.problems import ProblemSet, find_overlaps, load_problems
+from stepalign.tasks.problems import ProblemSet, find_overlaps, is_selection, load_problems, load_selection
 
 SETS = ("train", "validation", "test")
 
@@ -52,9 +52,13 @@ def load_set(config: Config, name: str) -> ProblemSet:
         return ProblemSet(problems=(), skipped={})
     if source == EMBEDDED:
         return ProblemSet(problems=tuple(embedded_problems(name, data.rho)[:limit]), skipped={})
+    whole_limit = None if set_aside else limit
+    if is_selection(source):
+        whole = load_selection(source, "train" if set_aside else name, limit=whole_limit)
+    else:
+        whole = load_problems(source, data.columns, limit=whole_limit)
     if not set_aside:
-        return load_problems(source, data.columns, limit=limit)
-    whole = load_problems(source, data.columns)
+        return whole
     kept = [p for p in whole.problems if (_hash_share(p) < data.validation_share) == (name == "validation")]
     return ProblemSet(problems=tuple(kept[:limit]), skipped=whole.skipped)
 
