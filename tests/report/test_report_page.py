@@ -67,7 +67,7 @@ def test_costs_are_means_over_the_runs(results: dict[str, Any]) -> None:
         runs, row = arm["runs"], shown[arm["label"]]
         for head, key in (("Rollouts", "rollouts"), ("Tokens", "completion_tokens")):
             assert row[head].classed("point")[0].words == f"{sum(run[key] for run in runs) / len(runs):,.0f}"
-        assert row["Seconds"].classed("point")[0].words == f"{sum(run['seconds'] for run in runs) / len(runs):.1f}"
+        assert row["Train s"].classed("point")[0].words == f"{sum(run['seconds'] for run in runs) / len(runs):.1f}"
         assert row["Critic calls"].classed("point")[0].words == f"{runs[0]['critic']['calls']:,}"
 
 

@@ -34,6 +34,9 @@ from stepalign.report.drawing import (
 )
 from stepalign.report.text import decimal, number, percent
 
+ROW_LABEL = 58
+"""Characters of a row's label in an interval chart; longer ones lose their middle."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
@@ -128,11 +131,19 @@ def interval_chart(
     x_range: tuple[float, float] | None = None,
     width: int = 360,
     row_height: int = 26,
+    labels_above: bool = False,
 ) -> str:
-    """Points with intervals, one row each, on a common axis; ``zero`` draws the line of no difference."""
+    """Points with intervals, one row each, on a common axis.
+
+    Args:
+        zero: draw the line of no difference.
+        labels_above: each label on a line of its own above its interval, for narrow screens.
+    """
     values = [value for row in rows for value in defined((row.value, row.low, row.high))]
     ticks = nice_ticks(*(x_range or padded([*values, 0.0] if zero else values)), 4)
-    label_width = max((text_width(shortened(row.label, 44)) for row in rows), default=0) + 16
+    label_width = max((text_width(shortened(row.label, ROW_LABEL)) for row in rows), default=0) + 16
+    if labels_above:
+        label_width, row_height = 6, row_height + 14
     value_width = max((text_width(row.text) for row in rows), default=0) + 12
     height = 8 + row_height * len(rows) + 24
     frame = Frame(
@@ -154,7 +165,10 @@ def interval_chart(
         parts.append(f'<line class="{strong}" stroke="{colour}" {line_ends(at, frame.top, at, bottom)}/>')
         parts.append(words_at(at, bottom + 16, text, "tick", "middle"))
     for index, row in enumerate(rows):
-        parts.append(_interval_row(row, frame, frame.top + row_height * (index + 0.5), width))
+        middle = frame.top + row_height * (index + (0.72 if labels_above else 0.5))
+        label_at = (frame.left, middle - 13) if labels_above else (frame.left - 10, middle + 4)
+        label = words_at(*label_at, shortened(row.label, ROW_LABEL), "row-name", "start" if labels_above else "end")
+        parts.append(_interval_row(row, frame, middle, width, label))
     return svg(parts, width, height, title, "chart interval-chart")
 
 
@@ -182,7 +196,8 @@ def stacked_bars(
         y_high=1.0,
     )
     bottom = frame.top + frame.height
-    out = [_phase_legend(names, left)]
+    legend_width = sum(text_width(name) + 34 for name in names)
+    out = [_phase_legend(names, max(2.0, min(left, width - legend_width)))]
     for tick, text in zip(ticks, tick_texts(ticks, False), strict=True):
         at = frame.x(tick)
         out.append(f'<line class="grid" stroke="#e3e1da" {line_ends(at, frame.top, at, bottom)}/>')
@@ -354,9 +369,9 @@ def _end_labels(named: Sequence[Series], frame: Frame) -> list[str]:
     return out
 
 
-def _interval_row(row: Interval, frame: Frame, middle: float, width: float) -> str:
+def _interval_row(row: Interval, frame: Frame, middle: float, width: float, label: str) -> str:
     colour, name = arm_colour(row.colour), arm_class(row.colour)
-    parts = [words_at(frame.left - 10, middle + 4, shortened(row.label, 44), "row-name", "end")]
+    parts = [label]
     value, low, high = number(row.value), number(row.low), number(row.high)
     if value is None:
         parts.append(words_at(frame.left + 6, middle + 4, "not measured yet", "empty"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from stepalign.report.reading import (
     Arm,
     Json,
@@ -13,6 +15,7 @@ from stepalign.report.text import (
     MISSING,
     count,
     number,
+    percent,
     seconds,
 )
 
@@ -32,7 +35,7 @@ def cost_rows(results: Json) -> list[tuple[Arm, list[tuple[str, str]]]]:
             ("Critic tokens in", count(mean_of([number(critic.get("prompt_tokens")) for critic in critics]))),
             ("Critic tokens out", count(mean_of([number(critic.get("completion_tokens")) for critic in critics]))),
             ("Critic cost", MISSING if cost is None else f"{cost:,.2f}"),
-            ("Wall time", seconds(mean_of([number(run.get("seconds")) for run in arm.runs]))),
+            ("Training time", seconds(mean_of([number(run.get("seconds")) for run in arm.runs]))),
         ]
         out.append((arm, cells))
     return out
@@ -54,11 +57,29 @@ def phase_rows(results: Json) -> list[tuple[str, list[tuple[str, float | None]]]
     return out
 
 
-def config_table(results: Json) -> tuple[list[str], list[tuple[Arm, list[str]]]]:
-    """Keys in which any two arms differ, and each arm's value of them (missing: the shared configuration's)."""
+def config_rows(results: Json) -> list[tuple[Arm, list[tuple[str, str]]]]:
+    """For each arm the keys, with their values, in which it differs from the shared configuration."""
     arms = trained(arms_of(results))
-    keys = list(dict.fromkeys(key for arm in arms for key in arm.config_diff))
-    rows = [
-        (arm, [str(arm.config_diff[key]) if key in arm.config_diff else "as shared" for key in keys]) for arm in arms
-    ]
-    return keys, rows
+    return [(arm, [(str(key), _setting(value)) for key, value in arm.config_diff.items()]) for arm in arms]
+
+
+def _setting(value: object) -> str:
+    """A value as a recipe writes it."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool | list | dict) else str(value)
+
+
+def finding_rows(results: Json) -> tuple[list[str], list[tuple[Arm, list[str]]]]:
+    """Names of what was found wrong with critiques, and per arm that asked for any how many critiques have it."""
+    arms = [arm for arm in trained(arms_of(results)) if any(_calls(run) for run in arm.runs)]
+    found = {arm.name: [(run.get("critic") or {}).get("findings") or {} for run in arm.runs] for arm in arms}
+    names = list(dict.fromkeys(name for tables in found.values() for table in tables for name in table))
+    rows = []
+    for arm in arms:
+        calls = sum(_calls(run) for run in arm.runs)
+        amounts = [sum(number(table.get(name)) or 0.0 for table in found[arm.name]) for name in names]
+        rows.append((arm, [count(calls), *(f"{count(n)} ({percent(n / calls)})" if n else "0" for n in amounts)]))
+    return [name.replace("_", " ") for name in names], rows
+
+
+def _calls(run: Json) -> float:
+    return number((run.get("critic") or {}).get("calls")) or 0.0

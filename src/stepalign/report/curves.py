@@ -32,7 +32,14 @@ HEALTH = {
     "student_entropy": ("Student entropy", "mean per token, nats", False),
     "teacher_entropy": ("Self-teacher entropy", "mean per token, nats", False),
     "completion_length": ("Completion length", "mean, tokens", False),
+    "truncated": ("Truncated", "share of completions cut at the length limit", True),
+    "repetitive": ("Repetitive", "share of completions whose tail deflate shortens more than 10 times", True),
+    "distinct_answers": ("Distinct answers", "different answers per completion of a group", True),
+    "hedge_words": ("Hedge words", "wait, maybe, let me check, ...: per completion", False),
 }
+
+
+CANARIES = ("truncated", "repetitive", "hedge_words")
 
 
 def curve_names(results: Json) -> list[tuple[str, str]]:
@@ -63,6 +70,16 @@ def health_series(results: Json, key: str) -> list[Series]:
         curves = [row for row in rows_of(results, "training") if row.get("arm") == arm.name]
         out += _seed_lines(arm, curves, "step", key, bands=False)
     return [series for series in out if any(number(value) is not None for value in series.y)]
+
+
+def silent_health(results: Json) -> list[str]:
+    """Canaries that were counted and stayed at 0 in every run: a panel of them would show nothing."""
+    names = []
+    for key in CANARIES:
+        values = [y for series in health_series(results, key) for y in series.y if y is not None]
+        if values and not any(values):
+            names.append(HEALTH[key][0].lower())
+    return names
 
 
 def _seed_lines(arm: Arm, curves: Sequence[Json], x_key: str, y_key: str, *, bands: bool) -> list[Series]:

@@ -154,7 +154,11 @@ def text_width(text: str) -> float:
 
 
 def shortened(label: str, limit: int = 26) -> str:
-    return label if len(label) <= limit else label[: limit - 1] + "…"
+    """A label cut in its middle: what tells two labels apart stands at their beginning or at their end."""
+    if len(label) <= limit:
+        return label
+    head = limit // 2
+    return f"{label[:head].rstrip()}…{label[len(label) - (limit - head - 1) :].lstrip()}"
 
 
 def safe(text: object) -> str:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from stepalign.errors import ConfigError
 from stepalign.report import charts, costs, curves, drawing, localisation, prose, reading, scale
 from stepalign.report.payload import page_elements
 from stepalign.report.results import Difference, ResultsTable, differences, result_intervals, results_tables
-from stepalign.report.text import MISSING, decimal, megabytes, number, percent, safe_json, seconds, visible
+from stepalign.report.text import MISSING, decimal, listing, megabytes, number, percent, safe_json, seconds, visible
 
 FORMAT = 1
 
@@ -109,9 +109,11 @@ def _report_values(results: Mapping[str, Any]) -> dict[str, Any]:
         "differences": _differences(results),
         "learning": _learning(results),
         "health": _health(results),
+        "silent": listing(curves.silent_health(results)),
         "costs": costs.cost_rows(results),
         "phases": _phases(results),
-        "configuration": costs.config_table(results),
+        "configuration": costs.config_rows(results),
+        "findings": costs.finding_rows(results),
         "warnings": prose.warnings_of(results),
         "timings": [(name, seconds(value)) for name, value in (results.get("timings") or {}).items()],
         "memory": megabytes(results.get("peak_memory_bytes")),
@@ -131,9 +133,28 @@ def _signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
+PHONE_LINES = {"width": 354, "height": 260, "end_labels": False}
+
+
+def _drawn(
+    chart: Callable[..., str],
+    data: Any,
+    *,
+    wide: Mapping[str, Any] | None = None,
+    phone: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Markup:
+    """A chart, and where a phone needs another drawing of it to keep its text readable, both; the style shows one."""
+    large = Markup(chart(data, **options, **(wide or {})))
+    if phone is None:
+        return large
+    small = Markup(chart(data, **options, **phone))
+    return Markup(f'<div class="on-wide">{large}</div><div class="on-phone">{small}</div>')
+
+
 def _forest(table: ResultsTable, results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     return [
-        (name, Markup(charts.interval_chart(rows, title=f"{name} of every arm with intervals", x_range=(0.0, 1.0))))
+        (name, _drawn(charts.interval_chart, rows, title=f"{name} of every arm with intervals", x_range=(0.0, 1.0)))
         for name, rows in result_intervals(table, results)
         if any(row.value is not None for row in rows)
     ]
@@ -150,14 +171,14 @@ def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             "set": set_name,
             "checkpoint_rule": rule,
             "rows": rows,
-            "chart": Markup(
-                charts.interval_chart(
-                    [row.chart for row in rows],
-                    title=f"Paired differences in {metric} with intervals",
-                    as_percent=False,
-                    zero=True,
-                    width=700,
-                )
+            "chart": _drawn(
+                charts.interval_chart,
+                [row.chart for row in rows],
+                title=f"Paired differences in {metric} with intervals",
+                as_percent=False,
+                zero=True,
+                wide={"width": 780},
+                phone={"labels_above": True},
             ),
         }
         for (metric, set_name, rule), rows in groups.items()
@@ -179,32 +200,35 @@ def _learning(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "label": label,
                 "metric": reading.metric_label(metric),
                 "charts": [
-                    Markup(
-                        charts.line_chart(
-                            by_steps, title=f"{label}, over optimizer steps", x_label="optimizer steps", **shared
-                        )
+                    _drawn(
+                        charts.line_chart,
+                        by_steps,
+                        title=f"{label}, over optimizer steps",
+                        x_label="optimizer steps",
+                        phone=PHONE_LINES,
+                        **shared,
                     ),
-                    Markup(
-                        charts.line_chart(
-                            by_rollouts,
-                            title=f"{label}, over solver rollouts",
-                            x_label="solver rollouts",
-                            guide=(common, "equal rollouts") if common else None,
-                            **shared,
-                        )
+                    _drawn(
+                        charts.line_chart,
+                        by_rollouts,
+                        title=f"{label}, over solver rollouts",
+                        x_label="solver rollouts",
+                        guide=(common, "equal rollouts") if common else None,
+                        phone=PHONE_LINES,
+                        **shared,
                     ),
                 ],
                 "steps": steps,
                 "rollouts": rollouts,
                 "readings": readings if share else [],
                 "many_seeds": any(line.faint for line in by_steps),
-                "close_up": Markup(
-                    charts.line_chart(
-                        curves.until(by_rollouts, common),
-                        title=f"{label}, up to {common:,.0f} solver rollouts",
-                        x_label="solver rollouts",
-                        **shared,
-                    )
+                "close_up": _drawn(
+                    charts.line_chart,
+                    curves.until(by_rollouts, common),
+                    title=f"{label}, up to {common:,.0f} solver rollouts",
+                    x_label="solver rollouts",
+                    phone=PHONE_LINES,
+                    **shared,
                 )
                 if common
                 else None,
@@ -221,10 +245,10 @@ def _from_zero(series: list[charts.Series]) -> tuple[float, float]:
 
 
 def _health(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    out = []
+    out, silent = [], curves.silent_health(results)
     for key, (name, about, share) in curves.HEALTH.items():
         series = curves.health_series(results, key)
-        if series:
+        if series and name.lower() not in silent:
             chart = charts.line_chart(
                 series,
                 title=f"{name} over optimizer steps",
@@ -242,7 +266,8 @@ def _health(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _phases(results: Mapping[str, Any]) -> Markup | None:
     rows = costs.phase_rows(results)
-    return Markup(charts.stacked_bars(rows, title="Seconds by phase, mean over the runs of an arm")) if rows else None
+    title = "Seconds by phase, mean over the runs of an arm"
+    return _drawn(charts.stacked_bars, rows, title=title, phone={"width": 354}) if rows else None
 
 
 def _every_metric(results: Mapping[str, Any]) -> list[dict[str, Any]]:

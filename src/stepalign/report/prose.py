@@ -136,6 +136,8 @@ def incomplete(results: Json) -> list[str]:
             out.append(f"{arm.label} has no run for {seeds_text(absent)}")
         if arm.name not in names:
             out.append(f"{arm.label} has no test result yet")
+    failures = results.get("failures")
+    out += [f"{name} failed: {reason}" for name, reason in (failures if isinstance(failures, Mapping) else {}).items()]
     return out
 
 

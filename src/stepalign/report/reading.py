@@ -109,7 +109,7 @@ def metric_label(name: str) -> str:
 
 
 def is_share(name: str) -> bool:
-    return metric_family(name) != "mean_length"
+    return metric_family(name) not in ("mean_length", "hedge_words")
 
 
 def seeds_text(seeds: Sequence[Any]) -> str:

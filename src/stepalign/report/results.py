@@ -67,7 +67,7 @@ class ResultsTable:
 COST_COLUMNS = (
     ("Rollouts", "completions sampled for training, per run"),
     ("Tokens", "completion tokens sampled for training, per run"),
-    ("Seconds", "wall time of one run"),
+    ("Train s", "seconds of sampling, feedback and learning in one run; evaluation and saving are left out"),
     ("Critic calls", "critiques asked for, per run"),
 )
 

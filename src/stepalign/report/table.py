@@ -19,7 +19,7 @@ _COLOURS = ("cyan", "yellow", "magenta", "red", "green", "blue", "white", "brigh
 
 
 # What fits into 80 columns and answers the first questions; the page and the Markdown table hold the rest.
-_FIRST_WORDS = ("pass@", "maj@", "avg@", "mean length", "length", "rollouts", "seconds")
+_FIRST_WORDS = ("pass@", "maj@", "avg@", "mean length", "length", "rollouts", "train s")
 
 
 def results_table(results: Mapping[str, Any]) -> Group:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from stepalign.feedback.designs import DESIGNS
 from stepalign.records import Critique, Problem, Rollout, TokenSignal
 from stepalign.report.payload import LEAST_ALTERNATIVE
 from stepalign.report.signal_file import Row
@@ -103,6 +104,11 @@ def analyse_attempts(
         yield Analysed(attempt, cut, scores, _rows(attempt, cut, scores, teachers, names))
 
 
+def _comes_from_critic(context: str) -> bool:
+    """Whether the critique's reading belongs beside a context: not where a design shows something else."""
+    return context not in DESIGNS or DESIGNS[context].needs_critic  # others are contexts of a plain file, or one's own
+
+
 def _rows(
     attempt: Attempt, cut: Trace, scores: Scores, teachers: Mapping[str, TeacherPrompt], names: Callable[[int], str]
 ) -> list[Row]:
@@ -139,8 +145,8 @@ def _rows(
             "context": name,
             "context_text": shown.text,
             "context_tokens_dropped": teachers[name].dropped_tokens,
-            "critic_case": critic_case,
-            "first_error": critique.first_error if critique else "",
+            "critic_case": critic_case if _comes_from_critic(name) else "",
+            "first_error": critique.first_error if critique and _comes_from_critic(name) else "",
             "steps": [
                 {"label": s.label, "start": s.start, "end": s.end, "status": status, "sum": round(float(total), DIGITS)}
                 for s, status, total in zip(cut.steps, cut.statuses, sums, strict=True)
