@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from stepalign.errors import ConfigError
 
-Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "sampled_token"]
 TeacherWeights = Literal["initial", "ema", "live", "trust_region"]
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 Hybrid = Literal["none", "weighted_sum", "rlsd", "srpo", "rosd"]
@@ -214,13 +214,20 @@ class ObjectiveSection(_Section):
     """What the optimizer minimises. Both sides' logits are divided by ``sampling.temperature``."""
 
     divergence: Divergence = "forward_kl"
-    """forward_kl = KL(self-teacher || student), reverse_kl = KL(student || self-teacher)."""
+    """forward_kl = KL(self-teacher || student), reverse_kl = KL(student || self-teacher), jensen_shannon between them;
+    sampled_token = reverse_kl estimated at the token taken, cheaper nowhere and noisier."""
     jensen_shannon_weight: float = Field(default=0.5, gt=0, lt=1)
     teacher: TeacherSection = TeacherSection()
     entry_clip: float | None = Field(default=None, gt=0)
     """Upper bound of each vocabulary entry's contribution, nats."""
     token_clip: float | None = Field(default=None, gt=0)
     """Upper bound of each token's divergence, nats; clipped tokens have no gradient."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Compare on the likeliest tokens only; None compares whole distributions, which costs less."""
+    top_k_support: Literal["student", "teacher"] = "student"
+    """Whose likeliest tokens."""
+    top_k_remainder: Literal["tail", "renormalise"] = "tail"
+    """The other tokens become one more bucket with their mass, or are left out and the rest is renormalised."""
     loss_type: LossType = "dapo"
     """Weight of a token in both terms of the loss: dapo = 1 / tokens of the step, grpo = 1 / (tokens of its completion
     * completions), dr_grpo = 1 / (completions * ``sampling.max_completion_length``), bnpo = a token mean per
@@ -250,6 +257,12 @@ class ObjectiveSection(_Section):
     """rlsd: half-width of the allowed magnitudes around 1."""
     srpo_entropy_damping: float = Field(default=1.0, ge=0)
     """srpo: a token's distillation weight is multiplied by exp(-damping * the self-teacher's entropy in nats)."""
+
+    @model_validator(mode="after")
+    def _one_support(self) -> ObjectiveSection:
+        if self.divergence == "sampled_token" and self.top_k is not None:
+            raise ValueError("objective.top_k has no meaning for the divergence sampled_token")
+        return self
 
 
 class TrainingSection(_Section):

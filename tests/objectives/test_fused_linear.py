@@ -14,12 +14,14 @@ from torch import Tensor
 from stepalign.objectives import (
     DIVERGENCES,
     FusedDivergence,
+    TopK,
     clip_tokens,
     entropy,
     fused_linear_divergence,
     fused_linear_log_probs,
     jensen_shannon,
     log_ratio,
+    restrict_to_top_k,
     take_tokens,
 )
 
@@ -87,6 +89,57 @@ def test_equals_the_plain_formula(name, shared, options):
     torch.testing.assert_close(fused.teacher_log_probs, take_tokens(teacher, case.token_ids))
     torch.testing.assert_close(fused.student_entropy, entropy(student).detach())
     torch.testing.assert_close(fused.teacher_entropy, entropy(teacher))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("support", ["student", "teacher"])
+@pytest.mark.parametrize("remainder", ["tail", "renormalise"])
+@pytest.mark.parametrize("gap", [0.01, 0.5, 30.0])
+def test_top_k_equals_the_plain_formula(name, support, remainder, gap):
+    case = Case(gap=gap)
+    plain = restrict_to_top_k(*case.log_probs(), k=4, support=support, remainder=remainder)
+    expected = DIVERGENCES[name](*plain)
+    fused = case.fused(divergence=name, top_k=TopK(4, support, remainder), chunk_tokens=5, token_ids=case.token_ids)
+    torch.testing.assert_close(fused.per_token, expected.detach(), rtol=1e-5, atol=1e-5)  # tails of 1e-7 at least
+    plain_gradients = case.gradients((case.weights * expected).sum())
+    torch.testing.assert_close(case.gradients(fused.loss), plain_gradients, rtol=1e-5, atol=1e-5)
+    whole = case.fused(divergence=name, token_ids=case.token_ids)
+    for field in ("log_ratio", "student_entropy", "teacher_entropy"):  # what is watched stays that of the vocabulary
+        torch.testing.assert_close(getattr(fused, field), getattr(whole, field))
+
+
+@pytest.mark.parametrize("remainder", ["tail", "renormalise"])
+def test_top_k_of_identical_sides_is_exactly_nothing(remainder):
+    case = Case(gap=0.0, dtype=torch.float32)
+    fused = case.fused(divergence="reverse_kl", top_k=TopK(4, "student", remainder))
+    assert fused.loss == 0
+    assert not any(gradient.any() for gradient in case.gradients(fused.loss))
+
+
+def test_the_sampled_token_estimates_reverse_kl_and_its_gradient():
+    """Full enumeration on a vocabulary of three: the average over y ~ p_S of the fused one-sample form."""
+    case = Case(tokens=1, vocabulary=3, hidden=4, gap=1.0)
+    probabilities = case.log_probs(1.3)[1].detach().exp()[0]
+    total = case.fused(divergence="reverse_kl", temperature=1.3)
+    expected = case.gradients(total.loss)
+    values, found = torch.zeros(1, dtype=torch.float64), [torch.zeros_like(gradient) for gradient in expected]
+    for token, probability in enumerate(probabilities):
+        one = case.fused(divergence="sampled_token", token_ids=torch.tensor([token]), temperature=1.3)
+        values += probability * one.per_token
+        for sum_, gradient in zip(found, case.gradients(one.loss), strict=True):
+            sum_ += probability * gradient
+    torch.testing.assert_close(values, total.per_token)
+    torch.testing.assert_close(found, list(expected))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"divergence": "sampled_token"}, {"top_k": TopK(0)}, {"top_k": TopK(32)}],
+    ids=str,
+)
+def test_a_support_that_cannot_be_is_refused(options):
+    with pytest.raises(ValueError, match=r"token_ids|top_k must lie"):
+        Case().fused(**options)
 
 
 @given(weight=st.floats(0.05, 0.95), gap=st.floats(1e-3, 3.0), seed=st.integers(0, 1000))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from stepalign.config import ObjectiveSection, TeacherSection, TrainingSection
+from stepalign.objectives import restrict_to_top_k, sampled_token_loss
 from stepalign.records import Sample
 from stepalign.solver.model import Solver
 from stepalign.training.learner import Learner
@@ -135,11 +136,23 @@ def reference_loss(
         advantage = torch.full_like(row, s.advantage)
         if s.teacher_prompt_ids is not None:
             taught = taught_log_probs(model, teacher, s, objective)
+            whole = taught
+            if objective.top_k is not None:
+                taught, student = restrict_to_top_k(
+                    taught,
+                    student,
+                    k=objective.top_k,
+                    support=objective.top_k_support,
+                    remainder=objective.top_k_remainder,
+                )
             p, q = taught.exp(), student.exp()
             if objective.divergence == "forward_kl":
                 terms = p * (taught - student)
             elif objective.divergence == "reverse_kl":
                 terms = q * (student - taught)
+            elif objective.divergence == "sampled_token":
+                token_ids = torch.tensor(s.completion_ids)[:, None]
+                terms = sampled_token_loss(taught.gather(1, token_ids), student.gather(1, token_ids))
             else:
                 w = objective.jensen_shannon_weight
                 middle = ((1 - w) * q + w * p).log()
@@ -149,9 +162,9 @@ def reference_loss(
             divergence = terms.sum(-1)
             if objective.token_clip is not None:
                 divergence = divergence.clamp(max=objective.token_clip)
-            damped = (-s.entropy_damping * -(p * taught).sum(-1)).exp()
+            damped = (-s.entropy_damping * -(whole.exp() * whole).sum(-1)).exp()
             row = row + s.distillation_weight * damped * divergence
-            gap = (taught.gather(1, torch.tensor(s.completion_ids)[:, None])[:, 0] - taken).detach()
+            gap = (whole.gather(1, torch.tensor(s.completion_ids)[:, None])[:, 0] - taken).detach()
             magnitude = (math.copysign(1, s.advantage) * gap).exp()
             magnitude = magnitude.clamp(1 - objective.rlsd_clip, 1 + objective.rlsd_clip)
             advantage = advantage * (1 - s.magnitude_mixing + s.magnitude_mixing * magnitude)
@@ -184,6 +197,8 @@ OBJECTIVES = {
     "higher clip": {"divergence": "forward_kl", "epsilon": 0.1, "epsilon_high": 3.0},
     "clipped tokens": {"divergence": "forward_kl", "token_clip": 4.0},
     "trust region": {"divergence": "reverse_kl", "teacher": {"weights": "trust_region", "live_share": 0.3}},
+    "top-k of the student": {"top_k": 5},
+    "top-k of the teacher": {"top_k": 3, "top_k_support": "teacher", "top_k_remainder": "renormalise"},
     "grpo": {"loss_type": "grpo"},
     "bnpo": {"loss_type": "bnpo"},
     "dr_grpo": {"loss_type": "dr_grpo", "epsilon_high": 0.28},
@@ -207,6 +222,18 @@ def test_loss_and_gradient_are_those_of_plain_autograd(name: str, make_solver, s
         torch.testing.assert_close(found[parameter_name], parameter.grad, rtol=1e-5, atol=1e-8)
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in setting.twin.parameters()))
     assert numbers["grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_the_sampled_token_has_the_gradient_of_its_one_sample_loss_and_the_value_of_its_log_ratio(
+    make_solver, samples: list[Sample]
+) -> None:
+    setting = Setting(make_solver, {"divergence": "sampled_token"})
+    numbers = setting.learner.update(samples, setting.teacher, 0)
+    setting.reference_loss(samples).backward()
+    found = setting.gradients()
+    for name, parameter in setting.twin.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-8)
+    assert numbers["divergence"] == pytest.approx(-numbers["log_ratio"])
 
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stepalign.objectives.divergence import (
     DIVERGENCES,
     DivergenceName,
+    TopK,
     clip_tokens,
     entropy,
     forward_kl,
@@ -42,6 +43,7 @@ __all__ = [
     "LossType",
     "StepCounts",
     "TokenLogProbs",
+    "TopK",
     "clip_tokens",
     "clipped_policy_loss",
     "entropy",

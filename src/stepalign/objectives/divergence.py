@@ -18,14 +18,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-DivergenceName = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+DivergenceName = Literal["forward_kl", "reverse_kl", "jensen_shannon", "sampled_token"]
 Support = Literal["student", "teacher"]
 Remainder = Literal["tail", "renormalise"]
+
+LEAST_TAIL = 1e-7
+"""Least mass of a tail bucket, as in SDPO."""
 
 
 def forward_kl(teacher_log_probs: Tensor, student_log_probs: Tensor, *, entry_clip: float | None = None) -> Tensor:
@@ -97,7 +101,7 @@ DIVERGENCES: dict[DivergenceName, Callable[..., Tensor]] = {
     "reverse_kl": reverse_kl,
     "jensen_shannon": jensen_shannon,
 }
-"""Every full-distribution divergence by the name it has in a recipe."""
+"""Every full-distribution divergence by the name it has in a recipe. (``sampled_token`` sees one token of each.)"""
 
 
 def log_ratio(teacher_log_probs: Tensor, student_log_probs: Tensor, *, token_ids: Tensor) -> Tensor:
@@ -159,7 +163,17 @@ def take_tokens(log_probs: Tensor, token_ids: Tensor) -> Tensor:
 
 
 # Top-k: compare the two distributions on the k likeliest tokens of one side. It saves nothing when both full
-# distributions are at hand (both logit products remain); it is for teacher targets that are stored or sent.
+# distributions are at hand (both logit products remain); it is for teacher targets that are stored or sent, and for
+# recipes that repeat methods which train so.
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The k likeliest tokens of one side, and what becomes of the others; see ``restrict_to_top_k``."""
+
+    k: int
+    support: Support = "student"
+    remainder: Remainder = "tail"
 
 
 def restrict_to_top_k(
@@ -192,9 +206,9 @@ def restrict_to_top_k(
 def with_tail_bucket(log_probs_NK: Tensor) -> Tensor:
     """Appends log(1 - sum of the K probabilities), so that [..., K + 1] is a distribution again.
 
-    The mass outside is bounded below by 1e-7, as in SDPO: in float32 the sum of K probabilities cannot say less.
+    The mass outside is bounded below by ``LEAST_TAIL``: in float32 the sum of K probabilities cannot say less.
     """
-    log_inside = torch.logsumexp(log_probs_NK, dim=-1, keepdim=True).clamp(max=-1e-7)
+    log_inside = torch.logsumexp(log_probs_NK, dim=-1, keepdim=True).clamp(max=-LEAST_TAIL)
     return torch.cat([log_probs_NK, torch.log(-torch.expm1(log_inside))], dim=-1)
 
 

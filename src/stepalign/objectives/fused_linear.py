@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stepalign.objectives.divergence import DIVERGENCES, DivergenceName, check_mixture_weight, take_tokens
+from stepalign.objectives.divergence import DivergenceName, TopK, check_mixture_weight, take_tokens
 from stepalign.objectives.head_products import (
     Gradients,
     difference_into,
@@ -35,7 +35,7 @@ from stepalign.objectives.head_products import (
     same_memory,
     slices,
 )
-from stepalign.objectives.row_walk import compiled_walk, is_far, is_narrow, log_softmax, walk_rows, wide_dtype
+from stepalign.objectives.row_walk import TERMS, compiled_walk, is_far, is_narrow, log_softmax, walk_rows, wide_dtype
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +76,7 @@ def fused_linear_divergence(
     weights: Tensor,
     divergence: DivergenceName = "forward_kl",
     mixture_weight: float = 0.5,
+    top_k: TopK | None = None,
     temperature: float = 1.0,
     entry_clip: float | None = None,
     token_clip: float | None = None,
@@ -103,8 +104,11 @@ def fused_linear_divergence(
         teacher_hidden: [N, H'], of the self-teacher at the same tokens.
         teacher_head: [V, H']; the same tensor, or a detached view of it, marks a shared head.
         weights: [N], factors that already contain the division by the global count; not differentiated.
-        divergence: a name in ``DIVERGENCES``.
+        divergence: a name in ``DIVERGENCES``, or "sampled_token": -A_t of the taken token, whose gradient is that of
+            ``sampled_token_loss``; needs ``token_ids``.
         mixture_weight: the self-teacher's share of the mixture, for ``jensen_shannon``.
+        top_k: compare on the likeliest tokens of one side only (``restrict_to_top_k``). An ``entry_clip`` then acts on
+            the vocabulary entries that a tail bucket is made of.
         temperature: divides the logits of both sides.
         entry_clip: upper bound on each vocabulary entry's term before the sum over the vocabulary, nats.
         token_clip: upper bound on each token's divergence, nats; clipped tokens have no gradient.
@@ -129,8 +133,12 @@ def fused_linear_divergence(
     _check_positive(temperature=temperature, chunk_tokens=chunk_tokens, entry_clip=entry_clip, token_clip=token_clip)
     check_mixture_weight(mixture_weight)
     _check_live(live_hidden, live_share, student_hidden)
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"unknown divergence {divergence!r}: choose one of {', '.join(DIVERGENCES)}")
+    if divergence not in TERMS:
+        raise ValueError(f"unknown divergence {divergence!r}: choose one of {', '.join(TERMS)}")
+    if divergence == "sampled_token" and (token_ids is None or top_k is not None):
+        raise ValueError("sampled_token needs token_ids, and takes no top_k")
+    if top_k is not None and not 1 <= top_k.k <= len(student_head):
+        raise ValueError(f"top_k must lie between 1 and the vocabulary's {len(student_head)}, not {top_k.k}")
     if student_head.shape[0] != teacher_head.shape[0]:
         raise ValueError(f"vocabularies differ: {student_head.shape[0]} and {teacher_head.shape[0]} entries")
 
@@ -149,6 +157,7 @@ def fused_linear_divergence(
         compiled_walk() if compiled else walk_rows,
         divergence=divergence,
         mixture_weight=mixture_weight,
+        top_k=top_k,
         scale=scale,
         entry_clip=entry_clip,
         token_clip=token_clip,

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stepalign.objectives.divergence import DivergenceName, take_tokens
+from stepalign.objectives.divergence import LEAST_TAIL, DivergenceName, TopK, take_tokens
 
 NARROW = 30.0
 """|D| in nats up to which p_T may be derived from p_S: exp(D) stays finite, and no entry that p_S has lost to underflow
@@ -34,7 +34,7 @@ FAR_STRIDE = 61
 EXCLUDED_LOGIT = -1e30
 """Stands for -inf: its probability is exactly 0 as well, and 0 times it is 0 instead of NaN."""
 
-Terms = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Terms = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def walk_rows(
@@ -45,6 +45,7 @@ def walk_rows(
     *,
     divergence: DivergenceName,
     mixture_weight: float,
+    top_k: TopK | None,
     scale: float,
     entry_clip: float | None,
     token_clip: float | None,
@@ -62,6 +63,7 @@ def walk_rows(
         token_ids_R: taken tokens y, or None.
         divergence: a name in ``TERMS``.
         mixture_weight: the self-teacher's share of the mixture, for ``jensen_shannon``.
+        top_k: compare on the likeliest tokens of one side only.
         scale: 1 / temperature.
         entry_clip: upper bound on each entry before the sum over the vocabulary.
         token_clip: upper bound on each row's divergence.
@@ -79,9 +81,11 @@ def walk_rows(
         difference = difference.masked_fill(excluded_V, 0.0)
     student, teacher, ratio = (_narrow_distributions if narrow else _wide_distributions)(logits, difference)
 
-    entries, pulls = TERMS[divergence](student, teacher, ratio, mixture_weight)
+    # What is compared; p_S, p_T and r themselves are still looked at below.
+    left, right, gap = (student, teacher, ratio) if top_k is None else _on_top_k(student, teacher, ratio, top_k)
+    entries, pulls = TERMS[divergence](left, right, gap, mixture_weight, token_ids_R)
     if entry_clip is not None:
-        pulls = torch.where(entries > entry_clip, student * OFFSETS[divergence], pulls)
+        pulls = torch.where(entries > entry_clip, left * OFFSETS[divergence], pulls)
         entries = entries.clamp(max=entry_clip)
     divergence_R = entries.sum(dim=-1)
     factors_R = weights_R * -scale
@@ -91,7 +95,7 @@ def walk_rows(
     if wants_gradient:
         # Softmax's Jacobian: the sum of all pulls is taken back from every entry in proportion to its probability.
         if entry_clip is not None or divergence not in BALANCED:
-            pulls = torch.addcmul(pulls, student, pulls.sum(dim=-1, keepdim=True), value=-1.0)
+            pulls = torch.addcmul(pulls, left, pulls.sum(dim=-1, keepdim=True), value=-1.0)
         difference_RV.copy_(pulls * factors_R.unsqueeze(-1))
     if token_ids_R is None:
         return divergence_R.unsqueeze(-1)
@@ -160,20 +164,41 @@ def _wide_distributions(logits: Tensor, difference: Tensor) -> tuple[Tensor, Ten
     return student_log.exp(), teacher_log.exp(), teacher_log - student_log
 
 
+def _on_top_k(student: Tensor, teacher: Tensor, ratio: Tensor, top_k: TopK) -> tuple[Tensor, Tensor, Tensor]:
+    """p_S, p_T and r such that any divergence of them over the vocabulary is the one on the top-k support.
+
+    A tail bucket is as good as giving the tail of p_T the shape of p_S: entries are homogeneous in (p_S, p_T), so those
+    of the tail add up to the bucket's, and their gradient is the bucket's, shared out as softmax does.
+    """
+    source = student if top_k.support == "student" else teacher
+    inside = torch.zeros_like(source, dtype=torch.bool).scatter_(1, source.topk(top_k.k, dim=-1).indices, True)
+    if top_k.remainder == "tail":
+        masses = [side.masked_fill(inside, 0.0).sum(dim=-1, keepdim=True) for side in (student, teacher)]
+        tail_ratio = torch.log(masses[1].clamp(min=LEAST_TAIL) / masses[0].clamp(min=LEAST_TAIL))
+        tail = student * torch.exp(tail_ratio)
+        return student, torch.where(inside, teacher, tail), torch.where(inside, ratio, tail_ratio)
+    kept = [side.masked_fill(~inside, 0.0) for side in (student, teacher)]
+    masses = [side.sum(dim=-1, keepdim=True) for side in kept]
+    shift = torch.log(masses[1] / masses[0])
+    return kept[0] / masses[0], kept[1] / masses[1], (ratio - shift).masked_fill(~inside, 0.0)
+
+
 # Per divergence: its entries, and how hard each pulls its token up, - p_S d(entry)/d(p_S). Softmax's Jacobian does not
 # see a multiple of p_S, so each is given relative to one (OFFSETS): equal distributions pull exactly nothing.
 
 
-def _forward_kl_terms(student: Tensor, teacher: Tensor, ratio: Tensor, _: float) -> tuple[Tensor, Tensor]:
+def _forward_kl_terms(student: Tensor, teacher: Tensor, ratio: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return teacher * ratio, teacher - student
 
 
-def _reverse_kl_terms(student: Tensor, teacher: Tensor, ratio: Tensor, _: float) -> tuple[Tensor, Tensor]:
+def _reverse_kl_terms(student: Tensor, teacher: Tensor, ratio: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     gains = student * ratio
     return -gains, gains
 
 
-def _jensen_shannon_terms(student: Tensor, teacher: Tensor, ratio: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+def _jensen_shannon_terms(
+    student: Tensor, teacher: Tensor, ratio: Tensor, weight: float, _: object
+) -> tuple[Tensor, Tensor]:
     # u = log m - log p_S = log(1 + weight (exp(r) - 1)); beyond 80 nats the exponential is all that is left of it.
     capped = ratio.clamp(max=80.0)
     u = torch.expm1(capped).mul_(weight).log1p_().add_(ratio - capped)
@@ -182,7 +207,21 @@ def _jensen_shannon_terms(student: Tensor, teacher: Tensor, ratio: Tensor, weigh
     return entries, u.mul_(student).mul_(1.0 - weight)
 
 
-OFFSETS: dict[DivergenceName, float] = {"forward_kl": -1.0, "reverse_kl": 1.0, "jensen_shannon": 0.0}
+def _sampled_token_terms(
+    student: Tensor, teacher: Tensor, ratio: Tensor, _: float, token_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """-A_t, whose average over y ~ p_S is the reverse KL, with the gradient of -stop_gradient(A_t) log p_S(y)."""
+    assert token_ids is not None  # checked before the first row
+    gains = torch.zeros_like(ratio).scatter_(1, token_ids.unsqueeze(-1), take_tokens(ratio, token_ids).unsqueeze(-1))
+    return -gains, gains
+
+
+OFFSETS: dict[DivergenceName, float] = {
+    "forward_kl": -1.0,
+    "reverse_kl": 1.0,
+    "jensen_shannon": 0.0,
+    "sampled_token": 0.0,
+}
 """What was added to the pulls, as a multiple of p_S: all that is left of them at clipped entries."""
 
 BALANCED = {"forward_kl"}
@@ -192,4 +231,5 @@ TERMS: dict[DivergenceName, Terms] = {
     "forward_kl": _forward_kl_terms,
     "reverse_kl": _reverse_kl_terms,
     "jensen_shannon": _jensen_shannon_terms,
+    "sampled_token": _sampled_token_terms,
 }

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 import torch
 
 from stepalign.config import ObjectiveSection, TrainingSection
+from stepalign.errors import ConfigError
 from stepalign.objectives import (
     FusedDivergence,
     StepCounts,
+    TopK,
     clipped_policy_loss,
     fused_linear_divergence,
     fused_linear_log_probs,
@@ -84,6 +86,7 @@ class Learner:
         self._training = training
         self._temperature = temperature
         self._max_completion_length = max_completion_length
+        self._top_k = _top_k(objective, len(solver.head_VH))
         wanted = objective.compiled
         self._compiled = pays_to_compile(solver.head_VH) if wanted is None else wanted
         parameters = [p for p in solver.model.parameters() if p.requires_grad]
@@ -235,6 +238,7 @@ class Learner:
             temperature=self._temperature,
             token_ids=batch.token_ids_N[taught_N],
             mixture_weight=self._objective.jensen_shannon_weight,
+            top_k=self._top_k,
             entry_clip=self._objective.entry_clip,
             token_clip=self._objective.token_clip,
             fast_logits=self._objective.fast_logits,
@@ -291,6 +295,14 @@ class Learner:
             ("student_right_value_probability", (student_NH[rows] @ head_VH.T).float()),
         ):
             sums.add(name, (logits_RV / self._temperature).softmax(-1).gather(1, ids_R1))
+
+
+def _top_k(objective: ObjectiveSection, vocabulary: int) -> TopK | None:
+    if objective.top_k is None:
+        return None
+    if objective.top_k > vocabulary:
+        raise ConfigError(f"the vocabulary has {vocabulary} entries only", where=f"objective.top_k = {objective.top_k}")
+    return TopK(objective.top_k, objective.top_k_support, objective.top_k_remainder)
 
 
 def _is_rewarded(sample: Sample) -> bool:
