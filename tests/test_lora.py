@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ pytest.importorskip("peft", reason="the extra `lora` is not installed")
 from safetensors.torch import load_file
 
 from stepalign.config import Config, changed, load_config
+from stepalign.records import Sample
 from stepalign.solver.model import EMBEDDED, load_solver
 from stepalign.solver.scoring import completion_hidden
+from stepalign.training.learner import Learner
 from stepalign.training.loop import StopRequest, train
 from stepalign.training.run_folder import read_json_lines
 from stepalign.training.session import open_session
@@ -88,6 +91,39 @@ def test_teacher_and_reference_are_as_small_as_the_adapter(config: Config, tmp_p
     rows = list(read_json_lines(tmp_path / "run" / "metrics.jsonl"))
     assert rows[0]["kl"] == 0.0  # the first step starts at the reference
     assert rows[1]["kl"] > 0.0
+
+
+def test_the_teachers_pass_keeps_no_gradient_memory(config: Config) -> None:
+    session = open_session(config)
+    learner = Learner(session.solver, config.objective, config.training, temperature=1.0)
+    kept: list[int] = []
+    during_teacher: list[int] = []
+    score_teacher = learner._score_teacher
+
+    def watched(*arguments: Any) -> Any:
+        before = len(kept)
+        side = score_teacher(*arguments)
+        during_teacher.append(len(kept) - before)
+        assert not side.hidden_NH.requires_grad
+        return side
+
+    learner._score_teacher = watched  # type: ignore[method-assign]
+    completion = (10, 20, 30, 40)
+    sample = Sample(
+        rollout_id="a",
+        student_prompt_ids=(2, 30, 3),
+        teacher_prompt_ids=(2, 30, 9, 12, 3),
+        completion_ids=completion,
+        sampler_log_probs=(-1.0,) * len(completion),
+        loss_mask=(True,) * len(completion),
+        advantage=0.0,
+        distillation_weight=1.0,
+        policy_weight=0.0,
+    )
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(1) or tensor, lambda tensor: tensor):
+        learner.update([sample], Teacher(session.solver.model, config.objective.teacher), 0)
+    assert during_teacher == [0]
+    assert len(kept) > 10  # the student's pass does
 
 
 def test_a_run_saves_adapters_that_load_again(config: Config, tmp_path: Path) -> None:

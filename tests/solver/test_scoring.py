@@ -91,13 +91,14 @@ def test_packed_equals_the_whole_model(tiny_solver: Solver) -> None:
     torch.testing.assert_close(logits_NV, torch.cat(rows), atol=1e-4, rtol=1e-5)
 
 
-def test_packed_bfloat16_is_as_exact_as_one_by_one(make_solver: Callable[..., Solver]) -> None:
-    """Measured from float64, where the order of the sums does not matter."""
+@pytest.mark.parametrize("sequences", [SEQUENCES, [((3, 14, 30, 4), (i, 20, i, 1)) for i in range(5, 45)]])
+def test_packed_bfloat16_is_as_exact_as_one_by_one(make_solver: Callable[..., Solver], sequences: list[Scored]) -> None:
+    """Measured from float64, where the order of the sums does not matter; also with a prompt shared by forty."""
 
     def measure(score: Callable[..., torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
         solver = make_solver(3, scale=1.0)
         solver.model.to(torch.bfloat16).to(dtype)  # the same weights
-        hidden_NH = score(solver, SEQUENCES)
+        hidden_NH = score(solver, sequences)
         return [x.double() for x in (hidden_NH.detach(), *gradients(solver, hidden_NH))]
 
     exact = measure(one_by_one, torch.float64)

@@ -80,4 +80,8 @@ def _similar(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 @cache
 def _say_once(model: str, reason: str) -> None:
-    warnings.warn(f"{model} is scored in padded batches, not in packed rows: {reason}", stacklevel=3)
+    warnings.warn(
+        f"{model} is scored in padded batches, not in packed rows: {reason}. Shared prompts are computed for each of "
+        "their completions; a smaller training.max_micro_batch_tokens saves memory",
+        stacklevel=3,
+    )
