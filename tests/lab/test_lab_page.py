@@ -114,9 +114,12 @@ def test_requests_that_make_no_sense_are_answered_with_an_error(lab: Lab) -> Non
         status, _, text = lab.ask("POST", "/score", body, x_lab_token=lab.token)
         assert status == 422
         assert json.loads(text)["error"]
-    status, found = lab.post("/score", sheet={**SHEET, "contexts": {"long": "1 + 2 = 3 ; " * 400}})
+    status, found = lab.post("/score", sheet={**SHEET, "completion": "1 + 2 = 3 ; " * 400, "contexts": {"a": "right"}})
     assert status == 422
     assert "positions" in found["error"]
+    status, found = lab.post("/score", sheet={**SHEET, "contexts": {"long": "1 + 2 = 3 ; " * 400}})
+    assert status == 200
+    assert found["rollouts"][0]["contexts"][0]["dropped"] > 1000, "what did not fit is counted"
     assert lab.post("/score", sheet={**SHEET, "completion": "", "contexts": {"a": "x"}})[1]["error"].startswith(
         "there is no"
     )
@@ -283,7 +286,7 @@ def test_a_slow_answer_can_be_cancelled_and_an_error_is_said(open_desk: Callable
     desk.settle("Cancelled")
     assert desk.values() == before
     desk.page.unroute("**/score")
-    desk.page.get_by_label("Feedback 1", exact=True).fill("1 + 2 = 3 ; " * 400)
+    desk.page.get_by_label("Attempt", exact=True).fill("1 + 2 = 3 ; " * 400)
     desk.settle(r"\d+ tokens of prompt and attempt")
     assert "wrong" in (desk.page.locator(".status").get_attribute("class") or "")
 

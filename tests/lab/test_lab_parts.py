@@ -39,6 +39,8 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
         ({"temperature": 0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"question": "\ud800"}, "question"),
+        ({"prompts": {"student": "/etc/passwd"}}, "prompts"),
+        ({"prompts": {"critic": "x {{ y }}"}}, "prompts"),
     ],
 )
 def test_a_sheet_that_cannot_be_scored_is_refused_by_field(change: dict[str, object], message: str) -> None:

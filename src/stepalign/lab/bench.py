@@ -11,21 +11,22 @@ from typing import Any
 
 import torch
 
-from stepalign.config import Config
+from stepalign.config import Config, changed
 from stepalign.errors import ConfigError
 from stepalign.feedback import designs
 from stepalign.feedback.alignment import align
 from stepalign.feedback.critics import Critic, CritiqueRequest
-from stepalign.feedback.steps import split_steps
 from stepalign.lab.queue import Cancelled
 from stepalign.lab.sheet import Sheet
-from stepalign.records import Completion, Critique, Problem, Rollout, StepStatus
-from stepalign.signal.analyse import DEFINITION
-from stepalign.signal.log_ratio import Shown, alternatives, score_signals
+from stepalign.records import Completion, Critique, Problem, Rollout
+from stepalign.report.signal_file import page_rollout
+from stepalign.signal.analyse import header
+from stepalign.signal.rows import Attempt, Shown, analyse_attempts
+from stepalign.signal.trace import Labels
 from stepalign.solver.model import EMBEDDED
-from stepalign.solver.tokens import decode_with_spans
+from stepalign.solver.tokens import PromptBuilder, decode
 from stepalign.training.problem_sets import load_set
-from stepalign.training.session import collect_for_signal, make_critic, open_session
+from stepalign.training.session import collect_for_signal, make_critic, make_prompts, open_session
 
 NUM_TRIES = 24
 """Problems that are attempted in search of a wrong attempt to open the embedded solver's lab with."""
@@ -75,39 +76,37 @@ class Bench:
             ConfigError: nothing to score, or more tokens than the model has positions for.
             Cancelled: ``cancelled`` was set meanwhile.
         """
-        solver, prompts = self._session.solver, self._session.prompts
         problem, rollout = self._read(sheet)
-        temperature = sheet.temperature or self.config.sampling.temperature
-        shown = [
-            Shown(problem=problem, rollout=rollout, design=name, text=text) for name, text in sheet.contexts.items()
-        ]
-        self._check_length(problem, rollout, sheet)
+        prompts = self._prompts(sheet)
+        shown = {name: Shown(text=text) for name, text in sheet.contexts.items() if text.strip()}
+        if not shown:
+            raise ConfigError("there is no feedback yet", hint="write some, or fill it in from a design")
+        config = self.config if sheet.temperature is None else _at(self.config, sheet.temperature)
+        attempt = Attempt(
+            problem=problem,
+            rollout=rollout,
+            contexts=shown,
+            critique=_critique(sheet, rollout),
+            labels=Labels(wrong_step=sheet.wrong_step, wrong_text=sheet.wrong_text),
+            case=sheet.case,
+        )
+        self._check_length(prompts, attempt)
         with _cancellable(cancelled):
-            signals = {
-                signal.design: signal for _, signal in score_signals(solver, prompts, shown, temperature=temperature)
-            }
-            ids, top_k = rollout.completion.ids, self.config.signal.top_k
-            student_top = alternatives(solver, prompts.student(problem), ids, temperature=temperature, k=top_k)
-            pages = []
-            for item in shown:
-                teacher = prompts.self_teacher(problem, item.text).ids
-                signal = signals[item.design]
-                pages.append({
-                    "name": item.design, "text": item.text, "prompt": solver.tokenizer.decode(list(teacher)),
-                    "log_ratio": signal.log_ratio, "student_log_prob": signal.student_log_probs,
-                    "teacher_log_prob": signal.teacher_log_probs, "forward_kl": signal.forward_kl,
-                    "student_entropy": signal.student_entropy, "teacher_entropy": signal.teacher_entropy,
-                    "top_student": student_top,
-                    "top_teacher": alternatives(solver, teacher, ids, temperature=temperature, k=top_k),
-                })  # fmt: skip
+            (analysed,) = analyse_attempts(
+                self._session.solver,
+                prompts,
+                [attempt],
+                temperature=config.sampling.temperature,
+                top_k=config.signal.top_k,
+            )
+        page = page_rollout(analysed.rows)
+        for context, row in zip(page["contexts"], analysed.rows, strict=True):
+            context["prompt"] = self._rendered(prompts, problem, context["text"])
+            context["dropped_tokens"] = row["context_tokens_dropped"]
         return {
-            "format": 1,
-            "model": self.config.model.path,
-            "temperature": temperature,
-            "unit": "nats",
-            "definition": DEFINITION,
-            "contexts": [{"name": name, "label": name} for name in sheet.contexts],
-            "rollouts": [self._page(problem, rollout, sheet) | {"contexts": [_listed(page) for page in pages]}],
+            **header(config.model.path, config.sampling.temperature),
+            "contexts": [{"name": name, "label": name} for name in shown],
+            "rollouts": [page],
         }
 
     def fill(self, design: str, sheet: Sheet) -> str:
@@ -157,24 +156,35 @@ class Bench:
         completion = Completion(
             ids=tuple(ids), log_probs=(float("nan"),) * len(ids), finish_reason="stop", policy_version=0
         )
+        text = decode(tokenizer, ids)
         problem = Problem(
             problem_id="lab", question=sheet.question, answer=sheet.answer, reference=sheet.reference or None
         )
-        _, answer, verdict = self._session.grade(problem, completion) if sheet.answer else ("", None, "undecided")
+        answer, verdict = None, sheet.verdict
+        if sheet.answer and verdict == "undecided":
+            _, answer, verdict = self._session.grade(problem, completion)
         rollout = Rollout(
-            rollout_id="lab", problem_id="lab", step=0, group_index=0, completion=completion, text=sheet.completion,
+            rollout_id="lab", problem_id="lab", step=0, group_index=0, completion=completion, text=text,
             answer=answer, verdict=verdict, reward={"correct": 1.0, "incorrect": 0.0}.get(verdict, float("nan")),
         )  # fmt: skip
         return problem, rollout
 
-    def _check_length(self, problem: Problem, rollout: Rollout, sheet: Sheet) -> None:
+    def _prompts(self, sheet: Sheet) -> PromptBuilder:
+        """The recipe's prompts, or those that the sheet brings."""
+        if not sheet.own_prompts:
+            return self._session.prompts
+        return make_prompts(changed(self.config, sheet.own_prompts, "sheet"), self._session.solver)
+
+    def _rendered(self, prompts: PromptBuilder, problem: Problem, text: str) -> str:
+        """What the self-teacher reads, control tokens included."""
+        return str(self._session.solver.tokenizer.decode(list(prompts.self_teacher(problem, text).ids)))
+
+    def _check_length(self, prompts: PromptBuilder, attempt: Attempt) -> None:
         """Raises ConfigError where a prompt and the attempt do not fit into the model's positions."""
-        prompts, room = (
-            self._session.prompts,
-            getattr(self._session.solver.model.config, "max_position_embeddings", None),
-        )
-        longest = max(len(prompts.self_teacher(problem, text).ids) for text in sheet.contexts.values())
-        needed = max(longest, len(prompts.student(problem))) + len(rollout.completion.ids)
+        room = getattr(self._session.solver.model.config, "max_position_embeddings", None)
+        teachers = [prompts.self_teacher(attempt.problem, shown.text).ids for shown in attempt.contexts.values()]
+        longest = max(len(ids) for ids in (prompts.student(attempt.problem), *teachers))
+        needed = longest + len(attempt.rollout.completion.ids)
         if room is not None and needed > room:
             raise ConfigError(
                 f"{needed} tokens of prompt and attempt, and the model has {room} positions",
@@ -189,57 +199,18 @@ class Bench:
         assert self._critic is not None
         return self._critic.submit(CritiqueRequest(problem=problem, rollout=rollout)).result()
 
-    def _page(self, problem: Problem, rollout: Rollout, sheet: Sheet) -> dict[str, Any]:
-        tokenizer, ids = self._session.solver.tokenizer, rollout.completion.ids
-        text, spans = decode_with_spans(tokenizer, ids)
-        steps = split_steps(text)
-        statuses = _statuses(text, sheet, len(steps))
-        return {
-            "rollout_id": "lab",
-            "case": "",
-            "verdict": rollout.verdict if sheet.answer else "",
-            "question": problem.question,
-            "expected_answer": problem.answer or None,
-            "reference": problem.reference,
-            "text": text,
-            "tokens": [
-                {
-                    "text": text[a:b] or str(tokenizer.convert_ids_to_tokens(i)),
-                    "start": a,
-                    "end": b,
-                    "id": i,
-                    "special": a == b,
-                }
-                for i, (a, b) in zip(ids, spans, strict=True)
-            ],
-            "steps": [
-                {"label": step.label, "start": step.start, "end": step.end, "status": status}
-                for step, status in zip(steps, statuses, strict=True)
-            ],
-        }
+
+def _at(config: Config, temperature: float) -> Config:
+    return changed(config, {"sampling.temperature": temperature}, "sheet")
 
 
-def _listed(page: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in page.items()}
-
-
-def _statuses(attempt: str, sheet: Sheet, num_steps: int) -> list[StepStatus]:
-    """What the first feedback that corrects a step says of all of them."""
+def _critique(sheet: Sheet, rollout: Rollout) -> Critique | None:
+    """The first feedback that follows the attempt and corrects it, as a critique: it says which step is wrong."""
     for text in sheet.contexts.values():
-        found = align(attempt, text) if text.strip() else None
-        if found is None or found.full_solution or found.first_error is None:
-            continue
-        start = found.solver_steps[found.first_error].start
-        place = next((i for i, step in enumerate(split_steps(attempt)) if step.start == start), None)
-        if place is not None and found.copied:
-            return [_status(at, place) for at in range(num_steps)]
-    return ["unknown"] * num_steps
-
-
-def _status(step: int, first_wrong: int) -> StepStatus:
-    if step < first_wrong:
-        return "right"
-    return "wrong" if step == first_wrong else "after_error"
+        found = align(rollout.text, text) if text.strip() else None
+        if found is not None and found.copied and found.first_error is not None and not found.full_solution:
+            return Critique(rollout_id=rollout.rollout_id, critic="given", status="ok", text=text)
+    return None
 
 
 @contextmanager

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from stepalign.errors import ConfigError
+from stepalign.feedback.prompts import packaged_templates
 
 MAX_CONTEXTS = 4
 MAX_CHARACTERS = 200_000
@@ -30,8 +31,35 @@ class Sheet(BaseModel):
     """The expected answer, where it is known; designs and the grade need it."""
     reference: Text = ""
     """A reference solution, for the design of that name."""
+    verdict: Literal["correct", "incorrect", "undecided"] = "undecided"
+    case: Annotated[str, StringConstraints(max_length=200)] = ""
+    wrong_step: Annotated[str, StringConstraints(max_length=200)] | None = None
+    wrong_text: Text | None = None
+    """What is known about the attempt: the label of its first wrong step, or the wrong passage itself."""
+    system: Text = ""
+    chat_options: dict[str, Any] = Field(default_factory=dict)
+    prompts: dict[Literal["student", "self_teacher"], Text] = Field(default_factory=dict)
+    """Prompts of its own, packaged ones by name or Jinja text; never a file, for a page asks for them."""
     temperature: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
     """Divides both sides' logits; the recipe's sampling temperature where none is given."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _no_files(cls, prompts: dict[str, str]) -> dict[str, str]:
+        for template in prompts.values():
+            if template not in packaged_templates() and "{{" not in template:
+                raise ValueError("name a packaged template, or write one")
+        return prompts
+
+    @property
+    def own_prompts(self) -> dict[str, Any]:
+        """The recipe's keys that this sheet changes."""
+        own: dict[str, Any] = {f"prompts.{key}": text for key, text in self.prompts.items()}
+        if self.system:
+            own["prompts.system"] = self.system
+        if self.chat_options:
+            own["prompts.student_chat_options"] = own["prompts.teacher_chat_options"] = self.chat_options
+        return own
 
 
 def read_sheet(value: Any, *, where: str = "request") -> Sheet:
@@ -62,6 +90,6 @@ def load_examples(folder: Path) -> list[tuple[str, Sheet]]:
                 sheet = read_sheet(row, where=f"{path}:{number}")
             except (ValueError, ConfigError):
                 continue
-            name = str(row.get("name") or row.get("title") or row.get("id") or path.stem)
+            name = str(row.get("name") or row.get("id") or path.stem)
             found.append((name if len(lines) == 1 or name != path.stem else f"{name} {number}", sheet))
     return found

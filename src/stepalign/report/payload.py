@@ -198,6 +198,7 @@ def _context(
         "context": names.index(name),
         "text": str(context.get("text") or ""),
         "prompt": _text(context.get("prompt")),
+        "dropped": _whole(context.get("dropped_tokens")) or 0,
         "case": str(context.get("case") or ""),
         "first_error": str(context.get("first_error") or ""),
         "a": ratio,

@@ -1,7 +1,8 @@
 // The lab's desk: what is typed here is scored by the server this page came from, and drawn by the viewer.
 
 const DEBOUNCE = 350; // milliseconds between the last keystroke and the question
-const desk = { question: "", completion: "", answer: "", reference: "", temperature: null, contexts: [{ name: "feedback", text: "" }] };
+const desk = { more: {}, question: "", completion: "", answer: "", reference: "", temperature: null, contexts: [{ name: "feedback", text: "" }] };
+const MORE = ["id", "verdict", "case", "wrong_step", "wrong_text", "system", "chat_options", "prompts"];
 const fields = {};
 const client = crypto.randomUUID();
 let beginning; // what the server said the desk starts with
@@ -21,6 +22,7 @@ async function ask(path, body, signal) {
 }
 
 const sheet = () => ({
+  ...desk.more, // what a file says beyond what the desk shows: labels, prompts of its own
   question: desk.question, completion: desk.completion, answer: desk.answer, reference: desk.reference, temperature: desk.temperature,
   contexts: Object.fromEntries(desk.contexts.map(({ name, text }) => [name, text])),
 });
@@ -100,9 +102,14 @@ function showSignal({ index, rollouts }) {
 
 // ---- the desk itself
 
-function area(name, title, rows, more) {
+// What was said about an attempt is not said about another one.
+function forget() {
+  for (const name of ["id", "verdict", "case", "wrong_step", "wrong_text"]) delete desk.more[name];
+}
+
+function area(name, title, rows) {
   return h("label", { class: "field" }, h("span", { text: title }),
-    h("textarea", { rows: String(rows), spellcheck: "false", "aria-label": title, oninput: (event) => { desk[name] = event.target.value; changed(); }, ...more }));
+    h("textarea", { rows: String(rows), spellcheck: "false", "aria-label": title, oninput: (event) => { desk[name] = event.target.value; forget(); changed(); } }));
 }
 
 function drawDesk() {
@@ -157,13 +164,15 @@ function layOut(found) {
   desk.contexts = Object.entries(found.contexts).map(([name, text]) => ({ name, text }));
   for (const name of ["question", "completion", "answer", "reference"]) desk[name] = String(found[name] || "");
   desk.temperature = known(found.temperature) ? found.temperature : null;
+  desk.more = {};
+  for (const name of MORE) if (known(found[name])) desk.more[name] = found[name];
   drawDesk();
   changed();
 }
 
 // One line, as `stepalign signal` reads it.
 function saveSheet() {
-  const row = Object.fromEntries(Object.entries(sheet()).filter(([, value]) => known(value) && value !== ""));
+  const row = Object.fromEntries(Object.entries(sheet()).filter(([name, value]) => known(value) && (value !== "" || name === "wrong_step")));
   const link = h("a", { href: URL.createObjectURL(new Blob([JSON.stringify(row) + "\n"], { type: "application/jsonl" })), download: "lab.jsonl" });
   document.body.append(link);
   link.click();

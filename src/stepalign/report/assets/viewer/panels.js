@@ -99,6 +99,7 @@ function panelHead(rollout, view, values) {
     const entry = contextOf(rollout, view.context);
     if (entry.case) facts.push("critique case " + visible(entry.case));
     if (entry.first_error) facts.push("first error: step " + visible(entry.first_error));
+    if (entry.dropped) facts.push(plural(entry.dropped, "token") + " at its end did not fit and were not shown");
     if (entry.alignment) facts.push(alignmentFacts(entry.alignment));
   }
   facts.push("\u03a3 " + signed(total(values), 2) + " " + visible(data.unit), "mean " + signed(mean(values), 3));
