@@ -257,6 +257,30 @@ def test_what_is_saved_can_be_opened_again(open_desk: Callable[..., Desk], tmp_p
     again.settle("This file cannot be read")
 
 
+def test_the_signal_of_a_saved_file_has_the_numbers_of_the_page(
+    open_desk: Callable[..., Desk], lab: Lab, tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from stepalign.cli import app
+
+    desk = open_desk()
+    desk.write("Feedback 1", FEEDBACK)
+    shown = desk.values()
+    with desk.page.expect_download() as waiting:
+        desk.page.locator(".save").click()
+    waiting.value.save_as(tmp_path / "lab.jsonl")
+    words = ["signal", str(tmp_path / "lab.jsonl"), "--model", "embedded:arithmetic", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (tmp_path / "out" / "signal.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["context"] for row in rows] == ["step_aligned", "reference"]
+    assert shown == [round(value, 3) + 0.0 for value in rows[0]["log_ratio"]]
+    (saved,) = [json.loads(line) for line in (tmp_path / "lab.jsonl").read_text(encoding="utf-8").splitlines()]
+    _, found = lab.post("/score", sheet=saved)
+    assert [context["a"] for context in found["rollouts"][0]["contexts"]] == [row["log_ratio"] for row in rows]
+
+
 def test_designs_fill_in_and_contexts_come_and_go(open_desk: Callable[..., Desk]) -> None:
     desk = open_desk()
     desk.page.get_by_role("button", name="add feedback").click()
