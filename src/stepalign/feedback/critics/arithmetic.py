@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from stepalign.feedback.critics import CritiqueRequest
 from stepalign.records import Critique, CritiqueForm
-from stepalign.tasks.arithmetic import MODULUS, Chain, Diagnosis, Trace, diagnose, parse_question, reworded
+from stepalign.tasks.arithmetic import MODULUS, Chain, Diagnosis, Trace, TraceStep, diagnose, parse_question, reworded
 
 FAITHFUL = "programmatic:arithmetic"
 """The name under which every critique's ``first_error`` is the truth."""
@@ -32,7 +32,7 @@ class Faults:
     invents: float = 0.0
     """A right step is replaced by a wrong one, and the rest follows from it. Not where an error is overlooked."""
     quotes_wrong: float = 0.0
-    """The wrong step stands in front of its correction."""
+    """The wrong step stands in front of its correction, tag and all."""
     wrong_style: float = 0.0
     """Written in the reference author's words."""
 
@@ -187,8 +187,7 @@ def _comment(view: _View, reference: str, attempt: str) -> str:
     if wrong >= len(trace.steps):  # a step too many, or only the answer
         return f"{quoted}{_hint(view, reference, attempt)} : <answer> {trace.answer}"
     step = trace.steps[wrong]
-    words = step.text.removeprefix(_tag(step.number)).strip()
-    return f"{quoted}{_tag(step.number)} wrong : {words} <answer> {trace.answer}"
+    return f"{quoted}{_tag(step.number)} wrong : {_words(step)} <answer> {trace.answer}"
 
 
 _WRITERS = {"trace": _trace, "paraphrase": _paraphrase, "hint": _hint, "comment": _comment}
@@ -196,6 +195,11 @@ _WRITERS = {"trace": _trace, "paraphrase": _paraphrase, "hint": _hint, "comment"
 
 def _in_reference_words(trace: Trace, attempt: str) -> Trace:
     return reworded(random.Random(attempt), trace, "reference")
+
+
+def _words(step: TraceStep) -> str:
+    """A step without its tag."""
+    return step.text.removeprefix(_tag(step.number)).strip()
 
 
 def _tag(label: str | int) -> str:
