@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -41,6 +42,7 @@ class FaultServer(ThreadingHTTPServer):
         self.under_way = self.most_under_way = 0
         self.connections: list[socket.socket] = []
         self.lock = threading.Lock()
+        self.released = threading.Event()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     @property
@@ -49,6 +51,7 @@ class FaultServer(ThreadingHTTPServer):
 
     def stop(self) -> None:
         """Stop as a killed server does: open connections break off."""
+        self.released.set()
         self.shutdown()
         self.server_close()
         with self.lock:
@@ -109,6 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(int(argument), {"error": {"message": "no"}})
         elif kind == "retry_after":
             self._json(429, {"error": {"message": "slow down"}}, {"Retry-After": argument})
+        elif kind == "retry_after_date":  # now, rounded down to a second: a date that has just passed
+            self._json(429, {"error": {"message": "slow down"}}, {"Retry-After": formatdate(usegmt=True)})
         elif kind == "cut_body":
             self._start(200, 1000, "application/json")
             self.wfile.write(b'{"choices": [')
@@ -123,6 +128,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._chat(None)
         elif kind == "error_in_200":
             self._json(200, {"error": {"message": "overloaded"}})
+        elif kind == "hang_until_released":
+            self.server.released.wait(timeout=30)
+            self.close_connection = True
         elif kind == "hang":
             time.sleep(HANG_SECONDS)
             self.close_connection = True

@@ -14,9 +14,11 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +50,8 @@ class ReplyCache:
 
     Args:
         path: the sqlite file; it and its folder are made where missing.
-        lease_seconds: how long a claim lasts unless renewed. A killed holder blocks its keys for at most this long.
+        lease_seconds: how long a claim lasts unless renewed. A killed holder blocks its keys for at most this long;
+            not at all where it can be seen that its process is gone.
         busy_seconds: how long a write waits for another process's write.
         clock: seconds since the epoch, the same for every process on the machine.
 
@@ -91,20 +94,24 @@ class ReplyCache:
     def is_claimed(self, key: str) -> bool:
         """Whether somebody is paying for this reply now."""
         with self._open() as connection:
-            row = connection.execute("SELECT expires FROM claims WHERE key = ?", (key,)).fetchone()
-        return bool(row) and row[0] > self._clock()
+            row = connection.execute("SELECT owner, expires FROM claims WHERE key = ?", (key,)).fetchone()
+        return bool(row) and row[1] > self._clock() and not is_gone(row[0])
 
     def claim(self, key: str, owner: str) -> bool:
         """Take the key if it has no reply and nobody holds it; True means: the call is yours to make.
 
         Args:
             key: content key.
-            owner: a name no other claimant has, so that a late holder cannot drop its successor's claim.
+            owner: a name no other claimant has, so that a late holder cannot drop its successor's claim; see
+                :func:`owner_name`.
         """
         now = self._clock()
         with self._write() as connection:
             if connection.execute("SELECT 1 FROM replies WHERE key = ?", (key,)).fetchone():
                 return False
+            holder = connection.execute("SELECT owner FROM claims WHERE key = ?", (key,)).fetchone()
+            if holder and is_gone(holder[0]):
+                connection.execute("DELETE FROM claims WHERE key = ?", (key,))
             taken = connection.execute(
                 "INSERT INTO claims (key, owner, expires) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE "
                 "SET owner = excluded.owner, expires = excluded.expires WHERE claims.expires <= ?",
@@ -193,6 +200,26 @@ class ReplyCache:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+
+def owner_name() -> str:
+    """A name for a claimant that tells others on this machine whether it still lives."""
+    return f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
+
+
+def is_gone(owner: str) -> bool:
+    """Whether a claimant is a process of this machine that no longer runs. In doubt it is not gone."""
+    host, _, rest = owner.partition("/")
+    pid = rest.partition("/")[0]
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def holds_replies(path: Path) -> bool:

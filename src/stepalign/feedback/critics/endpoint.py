@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
-import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -23,7 +21,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from stepalign.errors import ConfigError
 from stepalign.feedback.critics import BUDGET_SPENT, CritiqueRequest
-from stepalign.feedback.critics.cache import ReplyCache, content_key
+from stepalign.feedback.critics.cache import ReplyCache, content_key, owner_name
 from stepalign.feedback.critics.chat import Reply, Server, read_key, redact_url, redacted, secrets_of
 from stepalign.feedback.critics.ledger import Ledger
 from stepalign.feedback.critics.retry import CallState, CircuitBreaker, Fault, RetryPolicy
@@ -165,7 +163,7 @@ class EndpointCritic:
         self._policy = policy or RetryPolicy()
         breaker = breaker or CircuitBreaker()
         breaker.announce = announce or logger.warning
-        self._owner = f"{os.getpid()}-{uuid.uuid4().hex}"
+        self._owner = owner_name()
 
         key = "" if cache_only else read_key(api_key_env)
         self._secrets = secrets_of(key, self._base_urls)
