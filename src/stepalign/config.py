@@ -228,6 +228,9 @@ class ObjectiveSection(_Section):
     """Whose likeliest tokens."""
     top_k_remainder: Literal["tail", "renormalise"] = "tail"
     """The other tokens become one more bucket with their mass, or are left out and the rest is renormalised."""
+    importance_clip: float | None = Field(default=None, gt=0)
+    """The self-teacher's term of a token is multiplied by min(importance ratio, this), as in SDPO (2.0): for
+    completions that older weights or another engine drew. None trusts them; a number costs two head products."""
     loss_type: LossType = "dapo"
     """Weight of a token in both terms of the loss: dapo = 1 / tokens of the step, grpo = 1 / (tokens of its completion
     * completions), dr_grpo = 1 / (completions * ``sampling.max_completion_length``), bnpo = a token mean per

@@ -163,7 +163,9 @@ def reference_loss(
             if objective.token_clip is not None:
                 divergence = divergence.clamp(max=objective.token_clip)
             damped = (-s.entropy_damping * -(whole.exp() * whole).sum(-1)).exp()
-            row = row + s.distillation_weight * damped * divergence
+            stale = (taken - torch.tensor(s.sampler_log_probs, dtype=torch.float64)).detach().exp()
+            trusted = stale.clamp(max=objective.importance_clip) if objective.importance_clip is not None else 1.0
+            row = row + s.distillation_weight * damped * trusted * divergence
             gap = (whole.gather(1, torch.tensor(s.completion_ids)[:, None])[:, 0] - taken).detach()
             magnitude = (math.copysign(1, s.advantage) * gap).exp()
             magnitude = magnitude.clamp(1 - objective.rlsd_clip, 1 + objective.rlsd_clip)
@@ -197,6 +199,7 @@ OBJECTIVES = {
     "higher clip": {"divergence": "forward_kl", "epsilon": 0.1, "epsilon_high": 3.0},
     "clipped tokens": {"divergence": "forward_kl", "token_clip": 4.0},
     "trust region": {"divergence": "reverse_kl", "teacher": {"weights": "trust_region", "live_share": 0.3}},
+    "stale completions": {"importance_clip": 1.5, "divergence": "reverse_kl"},
     "top-k of the student": {"top_k": 5},
     "top-k of the teacher": {"top_k": 3, "top_k_support": "teacher", "top_k_remainder": "renormalise"},
     "grpo": {"loss_type": "grpo"},

@@ -27,6 +27,7 @@ from stepalign.objectives import (
     fused_linear_log_probs,
     kl_to_reference,
     rlsd_advantages,
+    truncated_importance_weights,
 )
 from stepalign.records import Sample
 from stepalign.solver.compiling import pays_to_compile
@@ -192,10 +193,9 @@ class Learner:
         scored = fused_linear_log_probs(student_NH[scored_N], head_VH, token_ids=token_ids, temperature=temperature)
         sums.add("student_entropy", scored.entropy[(batch.mask_N & ~taught_N)[scored_N]])  # the others are in already
         if rewarded_N.any():
-            sampler_N = torch.tensor([p for s in batch.samples for p in s.sampler_log_probs], device=student_NH.device)
             loss_N, clipped_N = clipped_policy_loss(
                 scored.log_probs[rewarded_N[scored_N]],
-                sampler_N[rewarded_N],
+                batch.sampler_log_probs_N[rewarded_N],
                 advantages_N[rewarded_N],
                 epsilon=self._objective.epsilon,
                 epsilon_high=self._objective.epsilon_high,
@@ -246,11 +246,16 @@ class Learner:
         )
         weights_N = (batch.weights_N * batch.per_token(lambda s: s.distillation_weight))[taught_N]
         damping_N = batch.per_token(lambda s: s.entropy_damping)[taught_N]
-        if damping_N.any():
+        clip = self._objective.importance_clip
+        if clip is not None or damping_N.any():  # weights that depend on what is compared: look first
             with torch.no_grad():
-                entropy_N = compare(weights=weights_N).teacher_entropy
-            assert entropy_N is not None  # token ids were given
-            weights_N = weights_N * torch.exp(-damping_N * entropy_N)
+                seen = compare(weights=weights_N)
+            assert seen.teacher_entropy is not None  # token ids were given
+            assert seen.student_log_probs is not None
+            weights_N = weights_N * torch.exp(-damping_N * seen.teacher_entropy)
+            if clip is not None:
+                sampler_N = batch.sampler_log_probs_N[taught_N]
+                weights_N = weights_N * truncated_importance_weights(seen.student_log_probs, sampler_N, maximum=clip)
         with torch.set_grad_enabled(bool(weights_N.any())):  # RLSD only looks
             compared = compare(weights=weights_N)
         kept = batch.mask_N[taught_N]

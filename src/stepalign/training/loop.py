@@ -3,9 +3,9 @@
     problems -> rollouts -> critiques -> contexts -> Samples -> optimizer step
 
 What differs from a textbook GRPO loop: the reward may be joined or replaced by a self-teacher that reads a context,
-and both sides of that comparison score the very ids that were sampled. There is no reference-policy penalty, every
-update is on-policy unless ``training.updates_per_batch`` says otherwise, and the loss is one sum divided by one global
-count.
+and both sides of that comparison score the very ids that were sampled. There is no reference-policy penalty unless
+``objective.beta`` asks for one, every update is on-policy unless ``training.updates_per_batch`` says otherwise, and the
+loss is one sum divided by one global count unless ``objective.loss_type`` weighs tokens otherwise.
 """
 
 from __future__ import annotations

@@ -33,6 +33,11 @@ class MicroBatch:
         weights_N[mask_N] = LOSS_TYPES[loss_type](torch.repeat_interleave(lengths_B, lengths_B), counts)
         return cls(samples, ids_N, mask_N, weights_N)
 
+    @property
+    def sampler_log_probs_N(self) -> Tensor:
+        """Log-probabilities of the completion tokens when they were drawn, float32."""
+        return torch.tensor([p for s in self.samples for p in s.sampler_log_probs], device=self.token_ids_N.device)
+
     def per_token(self, value: Callable[[Sample], float]) -> Tensor:
         """[N], a value of each sample repeated over its tokens, float32."""
         return self._repeated(torch.tensor([float(value(s)) for s in self.samples]))
