@@ -361,3 +361,30 @@ def test_nan_literals_in_a_file_become_gaps(folder: Path, results: dict[str, Any
     (folder / "results.json").write_text(json.dumps(holed))
     body = read_html(write_report(folder).read_text(encoding="utf-8")).all("main")[0]
     assert "nan" not in body.words.lower().replace("nanosecond", "")
+
+
+def test_the_footer_says_where_the_numbers_come_from(signal: dict[str, Any]) -> None:
+    student = "{{ question }}\n\nThink."
+    stated = signal | {
+        "weights": "ab" * 32,
+        "source": {"name": "attempts.jsonl", "sha256": "cd" * 32},
+        "prompts": {
+            "from": "gsm8k",
+            "student": student,
+            "self_teacher": "{{ question }} {{ feedback }}",
+            "system": "Be brief.",
+            "student_chat_options": {"enable_thinking": False},
+            "teacher_chat_options": {"enable_thinking": False},
+            "example": {"student": "<|user|> 1 + 1", "self_teacher": "<|user|> 1 + 1 <b>"},
+        },
+    }
+    footer = read_html(token_html(stated)).by_id("provenance")
+    facts = dict(zip([n.words for n in footer.all("dt")], [n.words for n in footer.all("dd")], strict=True))
+    assert facts["Weights"] == "ab" * 32
+    assert facts["Source"] == f"attempts.jsonl · {'cd' * 32}"
+    assert facts["Student prompt"] == hashlib.sha256(student.encode()).hexdigest()[:12]
+    assert facts["Self-teacher prompt"].endswith("{{ question }} {{ feedback }}")
+    assert facts["Chat options"] == '{"enable_thinking": false}'
+    assert [node.text for node in footer.all("pre")] == ["<|user|> 1 + 1", "<|user|> 1 + 1 <b>"]
+    bare = read_html(token_html(signal)).by_id("provenance").words
+    assert "Weights" not in bare

@@ -22,6 +22,7 @@ from markupsafe import Markup
 from stepalign.errors import ConfigError
 from stepalign.report import charts, costs, curves, drawing, localisation, prose, reading, scale
 from stepalign.report.payload import page_elements
+from stepalign.report.provenance import example_prompts, provenance_rows
 from stepalign.report.results import Difference, ResultsTable, differences, result_intervals, results_tables
 from stepalign.report.text import MISSING, decimal, listing, megabytes, number, percent, safe_json, seconds, visible
 
@@ -59,7 +60,8 @@ def report_html(results: Mapping[str, Any], signal: Mapping[str, Any] | None = N
 
 def token_html(signal: Mapping[str, Any]) -> str:
     """The token viewer by itself as one HTML text."""
-    return render_page("tokens.html.j2", _signal_values(signal))
+    values = {"provenance": provenance_rows(signal, _version()), "example_prompts": example_prompts(signal)}
+    return render_page("tokens.html.j2", {**_signal_values(signal), **values})
 
 
 def lab_html(desk: Mapping[str, Any]) -> str:

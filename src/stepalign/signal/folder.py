@@ -7,6 +7,7 @@ alone, and a process that was killed continues with the shard it died in, to the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from stepalign.report.signal_file import PAGE_DATA, RECORDS, read_rows
 from stepalign.signal.analyse import header, summarise
 from stepalign.signal.rows import Analysed, Attempt, analyse_attempts
 from stepalign.signal.trace import WrongResult
-from stepalign.solver.model import Solver
+from stepalign.solver.model import EMBEDDED, Solver, embedded_folder
 from stepalign.solver.tokens import PromptBuilder
 from stepalign.training.run_folder import RunFolder, finite, sync_folder, write_atomically
 
@@ -96,10 +97,25 @@ def write_signal_folder(
             config.model.path,
             config.sampling.temperature,
             prompts=_prompts_used(config, prompts, solver, first, prompts_from),
+            source={key: source[key] for key in ("name", "sha256") if key in source},
+            weights=weights_of(config.model.path, solver),
         )
         signal = summarise(lambda: read_rows(out), head, labels, num_shown=config.signal.num_shown)
         write_atomically(out / PAGE_DATA, json.dumps(finite(signal), ensure_ascii=False) + "\n")
         return write_token_page(finite(signal), out / "index.html")
+
+
+def weights_of(path: str, solver: Solver) -> str | None:
+    """What tells these weights from others: SHA-256 of the safetensors files, or the revision on the Hub."""
+    folder = embedded_folder() / "solver" if path == EMBEDDED else Path(path).expanduser()
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files:
+        return getattr(solver.model.config, "_commit_hash", None)
+    digests = []
+    for weights in files:
+        with weights.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _check_source(out: Path, source: Mapping[str, Any]) -> None:
