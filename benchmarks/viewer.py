@@ -114,7 +114,8 @@ def open_once(browser: Any, path: Path) -> dict[str, float]:
           const place = document.querySelector('.place').textContent;
           const start = performance.now();
           document.querySelector('[aria-label="Next rollout"]').click();
-          while (document.querySelector('.place').textContent === place) await new Promise((tick) => setTimeout(tick, 1));
+          const same = () => document.querySelector('.place').textContent === place;
+          while (same()) await new Promise((tick) => setTimeout(tick, 1));
           await new Promise(requestAnimationFrame);
           return (performance.now() - start) / 1e3;
         }""")
