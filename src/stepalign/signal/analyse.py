@@ -83,7 +83,12 @@ def attempts_under(
                 else:
                     shown[rollout.rollout_id][name] = Shown(text=context.text, introduction=context.introduction)
     attempts = [
-        Attempt(problem=problem, rollout=rollout, contexts=shown[rollout.rollout_id], critique=critique)
+        Attempt(
+            problem=problem,
+            rollout=rollout,
+            contexts=shown[rollout.rollout_id],
+            critique=critique or critiques.get(("trace", rollout.rollout_id)),
+        )
         for problem, rollout, critique in rollouts
     ]
     return [attempt for attempt in attempts if attempt.contexts], left_out

@@ -114,7 +114,8 @@ def _first_wrong(
         return names.index(labels.wrong_step) if labels.wrong_step else NONE_WRONG
     if passage is not None:
         return max(0, bisect_right([step.start for step in steps], passage[0]) - 1)
-    if critique is None or critique.status != "ok":
+    # A critic that is faulty on purpose says nothing true about the steps.
+    if critique is None or critique.status != "ok" or critique.critic.startswith("faulty:"):
         return None
     first_error = critique.first_error
     if not first_error and _says_nothing(rollout, critique):

@@ -1,0 +1,89 @@
+"""Every context design on the rollouts that a run has kept: siblings are siblings, and no design asks in vain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stepalign.compare import write_signal
+from stepalign.config import changed, load_config
+from stepalign.feedback.designs import DESIGNS, group_rollouts
+from stepalign.progress import TrainDisplay
+from stepalign.report.signal_file import read_rows
+from stepalign.signal.stored import analyse_run, stored_rollouts
+from stepalign.training.loop import StopRequest, train
+from stepalign.training.problem_sets import load_set
+from stepalign.training.session import more_critiques
+
+SETTINGS = {
+    "condition": "grpo",
+    "sampling.num_generations": 4,
+    "training.max_steps": 2,
+    "training.problems_per_step": 4,
+    "evaluation.at_start": False,
+    "evaluation.num_samples": 1,
+    "data.test": None,
+    "data.validation": None,
+}
+SCORED = [name for name in DESIGNS if name not in ("none", "execution_trace")]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of GRPO with the embedded solver: groups of four, and not one critique."""
+    folder = tmp_path_factory.mktemp("run") / "grpo"
+    config = changed(load_config("arithmetic"), SETTINGS)
+    train(config, folder, resume=False, listener=TrainDisplay("run", 2), stop=StopRequest())
+    return folder
+
+
+def test_every_design_scores_the_rollouts_of_a_run(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "signal"
+    analyse_run(run, out, contexts=tuple(SCORED), model="", num=32, settings=())
+    rows = list(read_rows(out))
+    assert {row["context"] for row in rows} == set(SCORED)
+    problems = {p.problem_id: p for p in load_set(load_config(str(run / "config.toml")), "train").problems}
+    triples = stored_rollouts(run, problems, 32)
+    groups = group_rollouts([rollout for _, rollout, _ in triples])
+    assert [len(group) for group in groups] == [4] * 8
+    with_sibling = {
+        triples[i][1].rollout_id
+        for group in groups
+        for i in group
+        if any(triples[j][1].verdict == "correct" for j in group if j != i)
+    }
+    assert 0 < len(with_sibling) < 32
+    scored = {row["rollout_id"] for row in rows if row["context"] == "peer_demonstration"}
+    assert scored == with_sibling
+    for name in ("step_aligned", "hint", "no_repeat", "worked_example"):
+        assert sum(row["context"] == name for row in rows) == 32, name
+
+
+def test_the_forms_of_critique_are_asked_for_once_each(run: Path) -> None:
+    config = load_config(str(run / "config.toml"))
+    problems = {p.problem_id: p for p in load_set(config, "train").problems}
+    triples = stored_rollouts(run, problems, 32)
+    found = more_critiques(config, None, triples, SCORED)
+    forms = [critique.form for critique in found]
+    assert sorted(set(forms)) == ["comment", "hint", "paraphrase", "trace"]
+    assert len(forms) == 4 * 32
+    traces = [(p, r, c) for (p, r, _), c in zip(triples, found[:32], strict=True)]
+    assert {c.form for c in more_critiques(config, None, traces, SCORED)} == {"comment", "hint", "paraphrase"}
+
+
+def test_a_comparison_draws_groups_where_a_context_shows_siblings(tmp_path: Path) -> None:
+    config = changed(
+        load_config("arithmetic"),
+        {
+            "signal.contexts": ["step_aligned", "peer_demonstration", "hint"],
+            "signal.num_rollouts": 24,
+            "signal.top_k": 0,
+        },
+    )
+    page = write_signal(config, tmp_path, lambda done, total: None)
+    found = json.loads(page.read_text(encoding="utf-8"))
+    scored = {entry["context"]: entry["num_rollouts"] for entry in found["localisation"]}
+    assert scored["step_aligned"] == scored["hint"] == 24
+    assert 0 < scored["peer_demonstration"] <= 24
