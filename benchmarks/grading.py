@@ -92,12 +92,14 @@ def peak_of_children(stop: threading.Event, peaks: list[int]) -> None:
 
 def throughput(count: int) -> None:
     pairs = honest_pairs(count)
-    slow = [("\\boxed{" + f"(x+{i})(x-3)" + "}", f"x^2+{i - 3}x-{3 * i}") for i in range(4, 4 + count // 10)]
+    slow = [
+        ("\\boxed{" + f"\\frac{{x-{i}}}{{x+3}}" + "}", f"1-\\frac{{{i + 3}}}{{x+3}}") for i in range(4, 4 + count // 10)
+    ]
     print("## Throughput\n\n| pairs | count | seconds | per second | CPU ms each | verdicts |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, work in (("honest mix", pairs), ("every one needs math-verify", slow)):
         with Grader() as grader:
-            grader.grade_many(["\\boxed{x+x}"] * 4, ["2x"] * 4)  # start the children
+            grader.grade_many(["\\boxed{\\sin x}"] * 4, [f"\\cos {i}x" for i in range(4)])  # start the children
             start, cpu = time.perf_counter(), cpu_seconds()
             grades = grader.grade_many(*zip(*work, strict=True))
             seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
@@ -127,7 +129,7 @@ def hostile() -> None:
     slowest = 0.0
     accepted = 0
     with Grader() as grader:
-        grader.compare("x+x", "2x")
+        grader.compare("\\sin x", "\\cos x")
         texts = {name: f"\\boxed{{{answer}}}" for name, answer in HOSTILE.items()} | WHOLE_TEXTS
         for name, text in texts.items():
             expected = "1,2,3,4,5,6,7,8,9,10" if "list" in name else "7"

@@ -286,9 +286,9 @@ def test_burners_are_bounded_and_never_correct() -> None:
 def test_the_grader_still_works_after_it_was_attacked(grader: Grader) -> None:
     with Grader(GraderConfig(seconds=0.5, num_workers=1)) as small:
         assert small.compare(BURNERS[1], "7").verdict == "undecided"
-        small.compare("\\sqrt{12}", "2\\sqrt{3}")  # the new child may be slow at its first answer; it must answer
+        small.compare("\\sqrt[3]{54}", "3\\sqrt[3]{2}")  # the new child may be slow at its first answer; it must answer
         assert small.num_children == 1
-    assert grader.compare("\\sqrt{12}", "2\\sqrt{3}").verdict == "correct"
+    assert grader.compare("\\sqrt[3]{54}", "3\\sqrt[3]{2}").verdict == "correct"
 
 
 PIECES = [
@@ -342,7 +342,7 @@ def test_no_child_is_started_before_one_is_needed() -> None:
     with Grader() as grader:
         assert grader.grade("<step_1> 3 + 4 = 7 ; <answer> 7", "7").verdict == "correct"
         assert grader.num_children == 0
-        assert grader.compare("\\sqrt{12}", "2\\sqrt{3}").reason in {"equal expression", "timed out"}
+        assert grader.compare("\\sqrt[3]{54}", "3\\sqrt[3]{2}").reason in {"equal expression", "timed out"}
         assert grader.num_children == 2
     assert grader.num_children == 0
 
@@ -353,7 +353,7 @@ def test_math_verify_never_enters_this_process(grader: Grader) -> None:
 
     script = (
         "import sys; from stepalign.tasks.grading import Grader\n"
-        "with Grader() as g: g.compare('x+x', '2x')\n"
+        "with Grader() as g: g.compare('\\\\sqrt[3]{8}+x', '2+x'); assert g.num_children\n"
         "assert not {'math_verify', 'sympy', 'torch'} & set(sys.modules), 'loaded in the parent'"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -363,7 +363,7 @@ def test_math_verify_never_enters_this_process(grader: Grader) -> None:
 def test_a_closed_grader_starts_again() -> None:
     grader = Grader(GraderConfig(seconds=20, num_workers=1))
     for _ in range(2):
-        assert grader.compare("\\sqrt{12}", "2\\sqrt{3}").verdict == "correct"
+        assert grader.compare("\\sqrt[3]{54}", "3\\sqrt[3]{2}").verdict == "correct"
         grader.close()
     grader.close()
 
@@ -389,7 +389,7 @@ def test_children_are_reused_and_shared_by_threads() -> None:
 
 
 def test_batches_keep_their_order(grader: Grader) -> None:
-    texts = [f"\\boxed{{\\sqrt{{{i * i}}}}}" for i in range(20)]
+    texts = [f"\\boxed{{\\sqrt[3]{{{i**3}}}}}" for i in range(20)]
     grades = grader.grade_many(texts, [str(i if i % 3 else i + 1) for i in range(20)])
     assert [grade.verdict == "correct" for grade in grades] == [i % 3 != 0 for i in range(20)]
     assert grader.grade_many([], []) == []

@@ -21,7 +21,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, get_args
 
 from stepalign.errors import ConfigError
@@ -255,8 +255,12 @@ def _load_math_verify() -> Callable[[str, str], tuple[Verdict, str]]:
         raise_on_error=True,
     )
 
+    @lru_cache(maxsize=256)
+    def read_gold(expected: str) -> Any:  # the completions of a group share it, and a parse is half of the cost
+        return read(f"${expected}$")
+
     def compare(answer: str, expected: str) -> tuple[Verdict, str]:
-        gold = read(f"${expected}$")
+        gold = read_gold(expected)
         if not gold:
             return "undecided", "unreadable expected answer"
         given = read(f"${answer}$")

@@ -1,9 +1,10 @@
 """Grading: is the final answer of a completion right? Correct, incorrect or undecided, whatever a model writes.
 
-Three stages, cheapest first. The answer is found by our own scanners (:mod:`stepalign.tasks.answers`); equal texts and
-plain numbers are decided in this process; what is left, one expression against one expression, goes to math-verify in
-a child process with a limit on CPU time, wall time and memory. math-verify's own limit is a signal that works in one
-thread only and costs 5 s for a tower of powers; a child can simply be killed.
+Three stages, cheapest first. The answer is found by our own scanners (:mod:`stepalign.tasks.answers`); equal texts,
+plain numbers and polynomials (:mod:`stepalign.tasks.exact`) are decided in this process; what is left, one expression
+against one expression, goes to math-verify in a child process with a limit on CPU time, wall time and memory.
+math-verify's own limit is a signal that works in one thread only and costs 5 s for a tower of powers; a child can be
+killed.
 
 "undecided" means that we could not tell (time, memory, an unreadable reference). It is not a wrong answer.
 """
@@ -33,6 +34,7 @@ from stepalign.tasks.answers import (
     split_top,
 )
 from stepalign.tasks.bounded import ChildPool, GraderConfig
+from stepalign.tasks.exact import equal_expressions
 
 __all__ = ["Grade", "Grader", "GraderConfig", "canonical_answer", "extract_answer"]
 
@@ -78,19 +80,11 @@ class Grader:
         if self.config.function:
             verdict, reason = self._pool.ask({"answer": text, "expected": expected})
             return Grade(verdict, extract_answer(text), reason)
-        found = find_answer(text)
-        if len(found.rivals) > 1:
-            gold = _expected_answer(expected)
-            sequence = split_sequence(normal_form(gold).text)
-            if sequence is None or sequence.ordered or len(sequence.items) != len(found.rivals):
-                return Grade("incorrect", found.answer, "several different answers")
-            return self.compare(", ".join(found.rivals), gold)
-        return self.compare(found.answer, expected)
+        return self._grade(text, expected, self._leaf)
 
     def compare(self, answer: str | None, expected: str) -> Grade:
         """The verdict on an answer that was extracted already."""
-        verdict, reason = self._compare(answer, expected)
-        return Grade(verdict, answer or None, reason)
+        return _compare(answer, expected, self._leaf)
 
     def grade_many(self, texts: Iterable[str], expected: Iterable[str]) -> list[Grade]:
         """Grades in the order of the texts; comparisons in child processes run side by side.
@@ -99,6 +93,20 @@ class Grader:
             ValueError: for unequal numbers of texts and expected answers.
         """
         pairs = list(zip(texts, expected, strict=True))
+        if self.config.function:
+            return self._side_by_side(pairs)
+        grades: list[Grade | None] = []
+        for text, answer in pairs:
+            try:
+                grades.append(self._grade(text, answer, self._leaf_here))
+            except _NeedsChildError:
+                grades.append(None)
+        open_pairs = [pair for pair, grade in zip(pairs, grades, strict=True) if grade is None]
+        late = iter(self._side_by_side(open_pairs))
+        return [next(late) if grade is None else grade for grade in grades]
+
+    def _side_by_side(self, pairs: list[tuple[str, str]]) -> list[Grade]:
+        """Grades of pairs that wait for a child each."""
         if len(pairs) < 2:
             return [self.grade(*pair) for pair in pairs]
         with ThreadPoolExecutor(max_workers=self.config.num_workers) as threads:
@@ -122,33 +130,66 @@ class Grader:
     def __reduce__(self) -> tuple[type[Grader], tuple[GraderConfig]]:
         return Grader, (self.config,)
 
-    def _compare(self, answer: str | None, expected: str) -> tuple[Verdict, str]:
-        gold = _expected_answer(expected)
-        if not gold:
-            return "undecided", "no expected answer"
-        if answer is None:
-            return "incorrect", "no answer"
-        answer = answer.strip()
-        if not answer:
-            return "incorrect", "empty answer"
-        if len(gold) > MAX_LENGTH:
-            return "undecided", "expected answer too long"
-        if len(answer) > MAX_LENGTH:
-            return "incorrect", "answer too long"
-        if depth(answer) > MAX_DEPTH:
-            return "incorrect", "nested too deeply"
-        if has_control_characters(answer):
-            return "incorrect", "control characters"
-        return _equal(normal_form(gold), normal_form(answer), self._leaf)
+    def _grade(self, text: str, expected: str, leaf: _Leaf) -> Grade:
+        found = find_answer(text)
+        if len(found.rivals) > 1:
+            gold = _expected_answer(expected)
+            sequence = split_sequence(normal_form(gold).text)
+            if sequence is None or sequence.ordered or len(sequence.items) != len(found.rivals):
+                return Grade("incorrect", found.answer, "several different answers")
+            return _compare(", ".join(found.rivals), gold, leaf)
+        return _compare(found.answer, expected, leaf)
 
     def _leaf(self, gold: str, answer: str) -> tuple[Verdict, str]:
         """One expression against one; the completions of a group often give the same answer, so it is remembered."""
-        known = self._decided.get((gold, answer))
+        known = self._known(gold, answer)
         if known is None:
             known = self._pool.ask({"answer": answer, "expected": gold})
             if known[0] != "undecided" and len(self._decided) < _MAX_REMEMBERED:
                 self._decided[gold, answer] = known
         return known
+
+    def _leaf_here(self, gold: str, answer: str) -> tuple[Verdict, str]:
+        """As ``_leaf``, where that needs no child."""
+        known = self._known(gold, answer)
+        if known is None:
+            raise _NeedsChildError
+        return known
+
+    def _known(self, gold: str, answer: str) -> tuple[Verdict, str] | None:
+        equal = equal_expressions(gold, answer)
+        if equal is not None:
+            return ("correct", "equal expression") if equal else ("incorrect", "different expression")
+        return self._decided.get((gold, answer))
+
+
+class _NeedsChildError(Exception):
+    """This comparison goes to math-verify."""
+
+
+def _compare(answer: str | None, expected: str, leaf: _Leaf) -> Grade:
+    verdict, reason = _verdict(answer, expected, leaf)
+    return Grade(verdict, answer or None, reason)
+
+
+def _verdict(answer: str | None, expected: str, leaf: _Leaf) -> tuple[Verdict, str]:
+    gold = _expected_answer(expected)
+    if not gold:
+        return "undecided", "no expected answer"
+    if answer is None:
+        return "incorrect", "no answer"
+    answer = answer.strip()
+    if not answer:
+        return "incorrect", "empty answer"
+    if len(gold) > MAX_LENGTH:
+        return "undecided", "expected answer too long"
+    if len(answer) > MAX_LENGTH:
+        return "incorrect", "answer too long"
+    if depth(answer) > MAX_DEPTH:
+        return "incorrect", "nested too deeply"
+    if has_control_characters(answer):
+        return "incorrect", "control characters"
+    return _equal(normal_form(gold), normal_form(answer), leaf)
 
 
 def _expected_answer(expected: str) -> str:
