@@ -266,13 +266,13 @@ def _lines(cells: Sequence[_Cell], columns: int) -> Iterator[list[tuple[int, int
                 yield line
                 line, column, part = [], 0, part.lstrip(" ")
             while part:
+                if column and column + _columns(part[0]) > columns:
+                    yield line
+                    line, column = [], 0
                 fits = _fitting(part, columns - column)
                 line.append((column, _columns(part[:fits]), part[:fits], cell.level))
                 column += _columns(part[:fits])
                 part = part[fits:]
-                if part:
-                    yield line
-                    line, column = [], 0
     if line:
         yield line
 
