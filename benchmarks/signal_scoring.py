@@ -1,7 +1,7 @@
 """What `stepalign signal` costs beyond the forward passes it needs, and whether its memory stays where it is.
 
     python benchmarks/signal_scoring.py                        # CPU seconds against bare forward passes
-    python benchmarks/signal_scoring.py --memory               # 1,000 rollouts of 2,048 tokens through the whole command
+    python benchmarks/signal_scoring.py --memory               # 1,000 rollouts x 2,048 tokens, the whole command
 
 Speed: 64 rollouts x 512 tokens x 2 contexts. The floor is what no tool can spare: hidden states of the student once and
 of the self-teacher under each context, in the same batches, and the logits of the completion tokens of each. On top of

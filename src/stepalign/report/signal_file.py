@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,3 @@ def load_signal(folder: Path, rollout: str | None = None) -> dict[str, Any]:
                 return {**signal, "rollouts": [*shown, page_rollout(rows)]}
     some = ", ".join(str(r.get("rollout_id")) for r in shown[:6])
     raise ConfigError(f"there is no rollout {rollout!r}", where=str(path), hint=f"there are {some}, ...")
-
-
-def named_contexts(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names of the contexts in order of appearance."""
-    return list(dict.fromkeys(str(row["context"]) for row in rows))

@@ -9,8 +9,8 @@ from typing import Any
 
 from stepalign.feedback import designs
 from stepalign.records import Critique, Problem, Rollout
-from stepalign.report.signal_file import Row, grouped, named_contexts, page_rollout
-from stepalign.signal.localisation import localise
+from stepalign.report.signal_file import Row, grouped, page_rollout
+from stepalign.signal.localisation import Summary, localise_rollouts, summarise_rollout
 from stepalign.signal.rows import CASES, Attempt, Shown, analyse_attempts, signal_of, truth_of
 from stepalign.signal.trace import WrongResult
 from stepalign.solver.model import Solver
@@ -109,35 +109,27 @@ def header(model_name: str, temperature: float, **more: Any) -> dict[str, Any]:
 def summarise(
     read: Callable[[], Iterable[Row]], head: Mapping[str, Any], labels: Mapping[str, str], *, num_shown: int
 ) -> dict[str, Any]:
-    """signal.json from the lines of signal.jsonl, read a few times and never held.
+    """signal.json from the lines of signal.jsonl, read twice and never held.
 
     Args:
         read: gives all lines, the lines of a rollout next to each other.
         labels: contexts by name, in the order of the page; those that scored nothing are left out.
         num_shown: rollouts that are drawn token by token.
     """
-    scored = named_contexts(read())
-    names = [*(name for name in labels if name in scored), *(name for name in scored if name not in labels)]
-    localisation = []
-    for name in names:
-        rows = (row for row in read() if row["context"] == name)
-        signals, truths = _unzipped(rows)
-        localisation.append({"context": name, **localise(signals, truths)})
-    chosen = _choose(read(), num_shown)
+    found: dict[str, list[Summary]] = defaultdict(list)
+    by_case: dict[str, list[str]] = defaultdict(list)
+    for group in grouped(read()):
+        for row in group:
+            found[row["context"]].append(summarise_rollout(signal_of(row), truth_of(row)))
+        if len(by_case[group[0]["case"]]) < num_shown:
+            by_case[group[0]["case"]].append(group[0]["rollout_id"])
+    names = [*(name for name in labels if name in found), *(name for name in found if name not in labels)]
     return {
         **head,
         "contexts": [{"name": name, "label": labels.get(name, name)} for name in names],
-        "localisation": _without_undefined(localisation),
-        "rollouts": _pages(read(), chosen),
+        "localisation": _without_undefined([{"context": name, **localise_rollouts(found[name])} for name in names]),
+        "rollouts": _pages(read(), _choose(by_case, num_shown)),
     }
-
-
-def _unzipped(rows: Iterable[Row]) -> tuple[Iterable[Any], Iterable[Any]]:
-    """Signals and truths of the same lines, each line read once and then let go."""
-    import itertools
-
-    first, second = itertools.tee((signal_of(row), truth_of(row)) for row in rows)
-    return (signal for signal, _ in first), (truth for _, truth in second)
 
 
 def _without_undefined(localisation: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -149,12 +141,8 @@ def _without_undefined(localisation: list[dict[str, Any]]) -> list[dict[str, Any
     ]
 
 
-def _choose(rows: Iterable[Row], count: int) -> list[str]:
+def _choose(by_case: Mapping[str, Sequence[str]], count: int) -> list[str]:
     """A few rollouts of every case, in their order: the first of each, then the second of each, ..."""
-    by_case: dict[str, list[str]] = defaultdict(list)
-    for group in grouped(rows):
-        if len(by_case[group[0]["case"]]) < count:
-            by_case[group[0]["case"]].append(group[0]["rollout_id"])
     known = [*dict.fromkeys(CASES.values()), *by_case]
     order = [case for case in dict.fromkeys(known) if case in by_case and case != "unknown"]
     order += ["unknown"] if "unknown" in by_case else []
@@ -165,5 +153,10 @@ def _choose(rows: Iterable[Row], count: int) -> list[str]:
 
 def _pages(rows: Iterable[Row], chosen: Sequence[str]) -> list[dict[str, Any]]:
     wanted = set(chosen)
-    found = {group[0]["rollout_id"]: page_rollout(group) for group in grouped(rows) if group[0]["rollout_id"] in wanted}
+    found: dict[str, dict[str, Any]] = {}
+    for group in grouped(rows) if wanted else ():
+        if group[0]["rollout_id"] in wanted:
+            found[group[0]["rollout_id"]] = page_rollout(group)
+        if len(found) == len(wanted):
+            break
     return [found[rollout_id] for rollout_id in chosen]

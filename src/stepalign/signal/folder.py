@@ -100,9 +100,9 @@ def write_signal_folder(
             source={key: source[key] for key in ("name", "sha256") if key in source},
             weights=weights_of(config.model.path, solver),
         )
-        signal = summarise(lambda: read_rows(out), head, labels, num_shown=config.signal.num_shown)
-        write_atomically(out / PAGE_DATA, json.dumps(finite(signal), ensure_ascii=False) + "\n")
-        return write_token_page(finite(signal), out / "index.html")
+        signal = finite(summarise(lambda: read_rows(out), head, labels, num_shown=config.signal.num_shown))
+        write_atomically(out / PAGE_DATA, json.dumps(signal, ensure_ascii=False) + "\n")
+        return write_token_page(signal, out / "index.html")
 
 
 def weights_of(path: str, solver: Solver) -> str | None:

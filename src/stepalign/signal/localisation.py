@@ -51,6 +51,9 @@ Counts = np.ndarray
 
 Number = Callable[[Counts], float]
 
+Summary = tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]
+"""What the numbers need of one rollout under one context."""
+
 
 def ratio(numerators_R: np.ndarray, denominators_R: np.ndarray) -> Number:
     """A ratio of sums over rollouts; NaN where the denominators sum to 0."""
@@ -282,7 +285,7 @@ def localise(
     """Localisation numbers of one context.
 
     Args:
-        signals: one per rollout, all of the same context; taken one by one, so they may come from a file.
+        signals: one per rollout, all of the same context.
         truths: what is known about the same rollouts; ``Truth()`` where nothing is.
 
     Returns:
@@ -291,7 +294,14 @@ def localise(
     Raises:
         ValueError: different numbers of signals and truths.
     """
-    rollouts = [_summarise(signal, truth) for signal, truth in zip(signals, truths, strict=True)]
+    rollouts = [summarise_rollout(signal, truth) for signal, truth in zip(signals, truths, strict=True)]
+    return localise_rollouts(rollouts, level=level, resamples=resamples, seed=seed)
+
+
+def localise_rollouts(
+    rollouts: Sequence[Summary], *, level: float = 0.95, resamples: int = 500, seed: int = 0
+) -> dict[str, Any]:
+    """``localise`` for rollouts that are summarised already."""
     table = _join(rollouts)
     numbers = []
     for entry in _entries(table):
@@ -318,10 +328,7 @@ def localise(
     }
 
 
-_Summary = tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]
-
-
-def _summarise(signal: TokenSignal, truth: Truth) -> _Summary:
+def summarise_rollout(signal: TokenSignal, truth: Truth) -> Summary:
     """(sums, ranked tokens, ranked steps) of one rollout, small enough to keep a thousand."""
     log_ratio = np.asarray(signal.log_ratio, dtype=np.float64)
     kl = np.asarray(signal.forward_kl, dtype=np.float64)
@@ -380,7 +387,7 @@ def _share_lowest(sums: np.ndarray) -> float:
     return float(lowest[-1]) / float(lowest.sum())
 
 
-def _join(rollouts: Sequence[_Summary]) -> _Table:
+def _join(rollouts: Sequence[Summary]) -> _Table:
     def flat(which: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         parts = [(rollout[1], rollout[2])[which] for rollout in rollouts]
         lengths = [len(part["log_ratio"]) for part in parts]

@@ -36,7 +36,10 @@ MAY_CHANGE = frozenset(f"critic.{key}" for key in (*_REACHING, *_SPENDING))
 
 def to_json_line(record: Mapping[str, Any]) -> str:
     """One line of strict JSON; NaN and infinities become null."""
-    return json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError):  # long records are rarely the ones with a NaN
+        return json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
 
 
 def finite(node: Any) -> Any:
