@@ -162,10 +162,11 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, watcher: Wa
 
 
 def _publish(results: dict[str, Any], out: Path) -> Path:
-    """Write results.json and the page that shows it."""
+    """Write results.json, its tables, and the page that shows it."""
+    from stepalign.report.exports import write_tables
     from stepalign.report.page import write_report
 
-    write_atomically(out / "results.json", json.dumps(finite(results), indent=1) + "\n")
+    write_tables(results, out)
     return write_report(out)
 
 
@@ -346,9 +347,13 @@ def rewrite_results(folder: Path) -> Path:
     from stepalign.config import load_config
 
     file = folder / "config.toml"
-    if not file.exists():
-        raise ConfigError("not a comparison folder: config.toml is missing", where=str(folder))
+    if not file.exists() or not (folder / "arms").is_dir():
+        raise ConfigError("not a comparison folder: config.toml or arms/ is missing", where=str(folder))
     old = _read(folder / "results.json") if (folder / "results.json").exists() else {}
-    results = collect_results(load_config(str(file)), old.get("recipe", str(file)), folder)
+    config = load_config(str(file))
+    results = collect_results(config, old.get("recipe", str(file)), folder)
+    done = {str(file.parent.relative_to(folder / "arms")) for file in (folder / "arms").rglob("summary.json")}
+    done |= {SIGNAL} if (folder / "signal.json").exists() else set()
+    results["failures"] = {name: why for name, why in old.get("failures", {}).items() if name not in done}
     results["timings"] |= {k: v for k, v in old.get("timings", {}).items() if k not in results["timings"]}
     return _publish(results, folder)

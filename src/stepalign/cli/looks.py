@@ -163,9 +163,28 @@ def figure(
     console.print(f"figure: {out}", markup=False, soft_wrap=True)
 
 
-def report(folder: Annotated[Path, typer.Argument(help="A comparison folder.")]) -> None:
-    """Write the page of a comparison again, finished or not."""
-    from stepalign.compare import rewrite_results
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="A comparison folder, or one or more folders of train.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where the page of several runs goes; else into the folder itself.")
+    ] = None,
+) -> None:
+    """The page and the tables of a comparison, of a run, or of several runs side by side; finished or not."""
     from stepalign.progress import console
 
-    console.print(f"page: {rewrite_results(folder)}")
+    if len(folders) == 1 and (folders[0] / "arms").is_dir():
+        from stepalign.compare import rewrite_results
+
+        console.print(f"page: {rewrite_results(folders[0])}")
+        return
+    from stepalign.report.exports import write_tables
+    from stepalign.report.page import write_run_report
+    from stepalign.report.runs import run_results
+
+    if len(folders) > 1 and out is None:
+        raise ConfigError("several runs need a place for their page", hint="--out FOLDER")
+    target = out or folders[0]
+    results = run_results(folders)
+    page = write_run_report(results, target, examples=folders[0])
+    write_tables(results, target)
+    console.print(f"page: {page}")

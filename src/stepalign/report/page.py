@@ -46,6 +46,19 @@ def write_report(folder: Path) -> Path:
     return target
 
 
+def write_run_report(results: Mapping[str, Any], folder: Path, *, examples: Path | None = None) -> Path:
+    """Write ``folder/report.html`` of training runs (``report.runs.run_results``).
+
+    Args:
+        examples: a folder whose signal.json, where there is one, gives the token viewer.
+    """
+    signal_path = examples / "signal.json" if examples else None
+    signal = read_json(signal_path, hint="write it again") if signal_path and signal_path.exists() else None
+    target = Path(folder) / "report.html"
+    write_page(target, report_html(results, signal))
+    return target
+
+
 def write_token_page(signal: Mapping[str, Any], path: Path) -> Path:
     """Write a page that holds the token viewer and the localisation table of one signal.json, nothing else."""
     path = Path(path)

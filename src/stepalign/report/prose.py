@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from stepalign.report.reading import (
     Arm,
@@ -34,6 +34,8 @@ def headline(results: Json) -> str:
 def summary_sentences(results: Json) -> list[str]:
     """What was compared, in plain words."""
     arms = trained(arms_of(results))
+    if results.get("kind") == "runs":
+        return [_runs_sentence(results, arms)]
     problems = results.get("problems") or {}
     solver = f"the same solver ({results['model']})" if results.get("model") else "the same solver"
     opening = f"{_number_word(len(arms)).capitalize()} way{'s' * (len(arms) != 1)} of training {solver}, compared"
@@ -52,6 +54,16 @@ def summary_sentences(results: Json) -> list[str]:
     if training:
         sentences.append(f"Every arm starts from the same weights and trains {' '.join(training)}.")
     return sentences
+
+
+def _runs_sentence(results: Json, arms: Sequence[Arm]) -> str:
+    """Runs that nobody planned as a comparison: nothing is promised about what they share."""
+    steps = max((number(run.get("steps")) or 0.0 for arm in arms for run in arm.runs), default=0.0)
+    opening = (
+        "One training run" if len(arms) == 1 else f"{_number_word(len(arms)).capitalize()} training runs side by side"
+    )
+    solver = f" of {results['model']}" if results.get("model") else ""
+    return f"{opening}{solver}, {count(steps)} optimizer steps" + (" at most." if len(arms) > 1 else ".")
 
 
 def _number_word(amount: int) -> str:
@@ -80,7 +92,7 @@ def changes(results: Json) -> list[tuple[Arm, str]]:
         costs = [f"{count(max(step for step in steps if step is not None))} optimizer steps"] if steps else []
         rollouts, _, wall, _ = row.cells[-4:]
         costs += [f"{rollouts.text} rollouts"] if not rollouts.missing else []
-        costs += [f"{wall.text} s"] if not wall.missing else []
+        costs += [f"{wall.text} s of training"] if not wall.missing else []
         out.append((arm, text + (f", with {listing(costs)}" if costs else "")))
     return out
 
@@ -91,11 +103,14 @@ def notes(results: Json) -> list[str]:
     arms = trained(arms_of(results))
     missing = incomplete(results)
     if missing:
-        out.append("This comparison is not complete: " + "; ".join(missing) + ".")
-    out.append(
-        "No arm is called the best here: the order of arms depends on the axis. An optimizer step of one arm can cost"
-        " many times the solver rollouts of another’s, so every curve is drawn over optimizer steps and over rollouts."
-    )
+        what = "Not complete" if results.get("kind") == "runs" else "This comparison is not complete"
+        out.append(f"{what}: {'; '.join(missing)}.")
+    if len(arms) != 1:
+        out.append(
+            "No arm is called the best here: the order of arms depends on the axis. An optimizer step of one arm can"
+            " cost many times the solver rollouts of another’s, so every curve is drawn over optimizer steps and over"
+            " rollouts."
+        )
     test = number((results.get("problems") or {}).get("test"))
     if test is not None and test < SMALL_TEST_SET:
         out.append(
@@ -108,6 +123,8 @@ def notes(results: Json) -> list[str]:
             " very problems it is measured on. Such values are optimistic; compare them only with numbers chosen the"
             " same way."
         )
+    if results.get("kind") == "runs" and len(arms) > 1 and not rows_of(results, "paired"):
+        out.append("No paired differences: they need runs with equal seeds, tested on the same problems.")
     seeds = results.get("seeds") or []
     if len(seeds) == 1:
         out.append("One training seed: the intervals cover the choice of problems, not the luck of a training run.")
@@ -132,7 +149,7 @@ def incomplete(results: Json) -> list[str]:
             continue
         have = {run.get("seed") for run in arm.runs}
         absent = [seed for seed in results.get("seeds") or [] if seed not in have]
-        if absent:
+        if absent and results.get("kind") != "runs":  # runs of their own have the seeds they have
             out.append(f"{arm.label} has no run for {seeds_text(absent)}")
         if arm.name not in names:
             out.append(f"{arm.label} has no test result yet")

@@ -27,7 +27,7 @@ def results_table(results: Mapping[str, Any]) -> Group:
     table = results_tables(results)[0]
     shown = [i for i, (name, _) in enumerate(table.columns) if name.lower().startswith(_FIRST_WORDS)]
     out = Table(
-        title=Text(_caption(table, results)),
+        title=Text(caption(table, results)),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -49,7 +49,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     """The main results table as GitHub-flavoured Markdown, with numerators and denominators spelled out below it."""
     table = results_tables(results)[0]
     lines = [
-        f"**{_escape(_caption(table, results))}**",
+        f"**{_escape(caption(table, results))}**",
         "",
         "| Arm | " + " | ".join(_escape(name) for name, _ in table.columns) + " |",
         "| --- |" + " ---: |" * len(table.columns),
@@ -70,7 +70,8 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines).rstrip(">\n") + "\n"
 
 
-def _caption(table: ResultsTable, results: Mapping[str, Any]) -> str:
+def caption(table: ResultsTable, results: Mapping[str, Any]) -> str:
+    """Problems, n, level and checkpoint rule of a results table in one line."""
     rule = CHECKPOINT_RULES.get(table.checkpoint_rule, table.checkpoint_rule)
     problems = (results.get("problems") or {}).get(table.set)
     size = f"{problems} {table.set} problems" if problems is not None else f"{table.set} problems"

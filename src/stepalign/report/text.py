@@ -41,7 +41,7 @@ def safe_json(value: Any) -> str:
 
     NaN and infinities become null: JSON has no such numbers, and a browser would refuse the whole page for one of them.
     """
-    return escape_json(json.dumps(_finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False))
+    return escape_json(json.dumps(finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False))
 
 
 def escape_json(text: str) -> str:
@@ -49,13 +49,14 @@ def escape_json(text: str) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A tree in which NaN and infinities are None: strict JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

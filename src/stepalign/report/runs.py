@@ -1,0 +1,125 @@
+"""Training runs that no comparison has started, read as if one had: one run by itself, or several side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepalign.config import Config, changed, difference, load_config
+from stepalign.errors import ConfigError
+from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
+from stepalign.evaluation.evaluate import read_samples
+
+RUN_KEYS = ("critic", "masked", "warnings", "seconds_by_phase")
+
+
+def run_results(folders: Sequence[Path]) -> dict[str, Any]:
+    """What results.json would say (docs/formats.md), each run an arm; runs that differ in their seed alone are one arm.
+
+    Arms are paired only where their test problems are the same. Unfinished runs are shown as far as they are.
+
+    Raises:
+        ConfigError: a folder is no run, or runs were evaluated with different n.
+    """
+    configs = {folder: _config(folder) for folder in folders}
+    first = next(iter(configs.values()))
+    numbers_of_samples = {config.evaluation.num_samples for config in configs.values()}
+    if len(numbers_of_samples) > 1:
+        raise ConfigError(
+            f"the runs were evaluated with different n: {sorted(numbers_of_samples)}",
+            where=", ".join(map(str, folders)),
+            hint="report them one by one, or measure their models with stepalign evaluate --n",
+        )
+    arms = _arms(configs)
+    numbers = comparison_numbers(
+        [ArmRuns(name=name, folders=runs) for name, runs in arms.items()],
+        ks=first.ks,
+        n=first.evaluation.num_samples,
+        level=first.evaluation.confidence,
+        resamples=first.evaluation.bootstrap_samples,
+    )
+    if len({_test_problems(folder) for folder in folders}) > 1:
+        numbers["paired"] = []
+    versions = json.loads((folders[0] / "versions.json").read_text(encoding="utf-8"))
+    return {
+        "format": 1,
+        "kind": "runs",
+        "version": versions["stepalign"],
+        "revision": versions["revision"],
+        "recipe": ", ".join(str(folder / "config.toml") for folder in folders),
+        "model": first.model.path if len({config.model.path for config in configs.values()}) == 1 else None,
+        "seeds": sorted({seed for runs in arms.values() for seed in runs}),
+        "num_samples": first.evaluation.num_samples,
+        "temperature": first.evaluation.temperature,
+        "confidence": first.evaluation.confidence,
+        "checkpoint_rule": first.evaluation.checkpoint_rule,
+        "problems": {},
+        "arms": [_arm(name, runs, configs) for name, runs in arms.items()],
+        **numbers,
+        "timings": {},
+    }
+
+
+def _config(folder: Path) -> Config:
+    file = folder / "config.toml"
+    if not file.exists():
+        raise ConfigError("not a comparison folder and not a run: config.toml is missing", where=str(folder))
+    return load_config(str(file))
+
+
+def _arms(configs: Mapping[Path, Config]) -> dict[str, dict[int, Path]]:
+    """Folders by arm name and seed."""
+    groups: dict[str, dict[int, Path]] = {}
+    for folder, config in configs.items():
+        key = changed(config, {"training.seed": 0}).model_dump_json()
+        runs = groups.setdefault(key, {})
+        if config.training.seed in runs:  # the same run twice, such as before and after a change of the code
+            runs = groups.setdefault(f"{key} {folder}", {})
+        runs[config.training.seed] = folder
+    named: dict[str, dict[int, Path]] = {}
+    for runs in groups.values():
+        folder = next(iter(runs.values()))
+        short = folder.parent.name if folder.name.startswith("seed-") else folder.name
+        named[short if short not in named else str(folder)] = runs
+    return named
+
+
+def _arm(name: str, runs: Mapping[int, Path], configs: Mapping[Path, Config]) -> dict[str, Any]:
+    shared, own = (changed(config, {"training.seed": 0}) for config in (
+        next(iter(configs.values())), configs[next(iter(runs.values()))],
+    ))  # fmt: skip
+    return {
+        "name": name,
+        "label": name,
+        "condition": own.condition,
+        "config_diff": {key: new for key, (_, new) in difference(shared, own).items()},
+        "runs": [{"seed": seed, "path": str(folder), **_totals(folder)} for seed, folder in runs.items()],
+    }
+
+
+def _totals(folder: Path) -> dict[str, Any]:
+    """What a run has cost so far: from its last step, and what only a checkpoint remembers from the newest one."""
+    lines = _lines(folder / "metrics.jsonl")
+    last = json.loads(lines[-1]) if lines else {}
+    states = sorted((folder / "checkpoints").glob("step-*/state.json"))
+    saved = json.loads(states[-1].read_text(encoding="utf-8"))["progress"] if states else {}
+    critic = {**saved.get("critic", {}), "findings": saved.get("findings", {})}
+    return {
+        "steps": last.get("step", 0),
+        "rollouts": last.get("total_rollouts", 0),
+        "completion_tokens": last.get("total_tokens", 0),
+        "seconds": last.get("seconds"),
+        **{key: saved[key] for key in RUN_KEYS if key in saved},
+        "critic": critic,
+    }
+
+
+def _lines(file: Path) -> list[str]:
+    return [x for x in file.read_text(encoding="utf-8").split("\n") if x] if file.exists() else []
+
+
+def _test_problems(folder: Path) -> tuple[str, ...]:
+    files = sorted((folder / "samples").glob("step-*-test.jsonl"))
+    return tuple(problem.problem_id for problem in read_samples(files[-1])) if files else ()
