@@ -203,8 +203,8 @@ function drawExamples() {
 
 function buildDesk() {
   Object.assign(fields, {
-    question: area("question", "Question", 3),
-    completion: area("completion", "Attempt", 8),
+    question: area("question", "Question", 2),
+    completion: area("completion", "Attempt", 6),
     answer: area("answer", "Expected answer", 1),
     reference: area("reference", "Reference solution", 4),
     contexts: h("div", { class: "contexts" }),
@@ -218,11 +218,11 @@ function buildDesk() {
   lab.replaceChildren(
     h("div", { class: "desk-tools" }, fields.examples, chip("open", () => file.click()), chip("save", saveSheet, { kind: "save" }), file,
       h("label", { class: "temperature" }, h("span", { text: "temperature" }), fields.temperature)),
+    h("div", { class: "desk-tools" }, fields.status, fields.cancel),
     fields.question, fields.completion,
     h("details", {}, h("summary", { text: "Expected answer and reference" }), fields.answer, fields.reference),
     fields.contexts,
-    h("div", { class: "desk-tools" }, fields.add, fields.cancel),
-    fields.status);
+    h("div", { class: "desk-tools" }, fields.add));
 }
 
 if (lab) {

@@ -41,6 +41,7 @@ const contextOf = (rollout, context) => rollout.contexts.find((entry) => entry.c
 const available = (rollout) => rollout.contexts.map((entry) => entry.context);
 const side = (rollout, entry, key) => entry[key] || rollout[key] || [];
 const caseName = (name) => CASES[name] || (name ? visible(name).replace(/_/g, " ") : "no case");
+const caseFact = (name) => (name && name !== "unknown" ? caseName(name) : "");
 const statusOf = (step) => (step && STATUS[step[1]] ? step[1] : "unknown");
 const stepOf = (rollout, token) => rollout.steps.findIndex((step) => token >= step[2] && token < step[3]);
 

@@ -9,7 +9,7 @@ function drawing() {
   const orders = [{ kind: "rect", x: 0, y: 0, w: box.width + 32, h: box.height + 56, fill: paper }];
   collect(part.figure, { x: box.left - 16, y: box.top - 16 }, orders);
   const rollout = current();
-  const line = [data.model, "rollout " + rollout.id, rollout.case ? caseName(rollout.case) : "", views().map((view) => view.title).join(" | ")].filter(Boolean).map(visible).join(" \u00b7 ");
+  const line = [data.model, "rollout " + rollout.id, caseFact(rollout.case), views().map((view) => view.title).join(" | ")].filter(Boolean).map(visible).join(" \u00b7 ");
   part.figure.classList.remove("exporting");
   orders.push({ kind: "text", x: 16, y: box.height + 40, text: line, fill: getComputedStyle(part.figure).color, font: "11px sans-serif", size: 11, family: "sans-serif" });
   return { width: Math.ceil(box.width + 32), height: Math.ceil(box.height + 56), orders };

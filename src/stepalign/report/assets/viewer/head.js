@@ -2,7 +2,7 @@
 
 function drawHead() {
   const rollout = current();
-  const facts = [rollout.case ? caseName(rollout.case) : "", VERDICTS[rollout.verdict] || visible(rollout.verdict), plural(rollout.pieces.length, "token"), "rollout " + visible(rollout.id)];
+  const facts = [caseFact(rollout.case), VERDICTS[rollout.verdict] || visible(rollout.verdict), plural(rollout.pieces.length, "token"), "rollout " + visible(rollout.id)];
   const line = (name, text) => h("p", { class: "question" }, h("span", { class: "tag", text: name }), h("span", { class: "raw", text: visible(text) }));
   part.head.replaceChildren(...[
     h("p", { class: "facts" },

@@ -111,7 +111,7 @@ function feedback(rollout, view) {
   return h("div", { class: "feedback", "data-noexport": true }, ...sides.flatMap((context) => {
     const { text, prompt } = contextOf(rollout, context);
     const fold = (title, words, shut) => h("details", { open: !shut },
-      h("summary", { text: title + (view.pair ? ": " + label(context) : "") }),
+      h("summary", {}, h("span", { class: view.pair ? null : "phone-only", text: label(context) + ": " }), h("span", { text: title })),
       h("pre", { class: "raw", tabindex: "0", role: "region", "aria-label": title + ": " + label(context), text: words ? visible(words) : "(nothing)" }));
     return [fold("Shown to the self-teacher", text, view.pair || lab || (state.beside && fatesKnown(rollout, context))), prompt ? fold("The whole prompt", prompt, true) : null].filter(known);
   }));
