@@ -12,6 +12,7 @@ from stepalign.feedback.critics import CRITIC_PROMPTS, Critic
 from stepalign.feedback.critics.arithmetic import ArithmeticCritic, Faults
 from stepalign.feedback.review import Rules
 from stepalign.records import CritiqueForm
+from stepalign.tasks import python_problems
 from stepalign.tasks.grading import Grader
 
 CACHE = "critiques.sqlite"
@@ -98,8 +99,10 @@ def make_rules(config: Config, grader: Grader) -> Rules | None:
 def rules_of(config: Config, grader: Grader) -> Rules:
     """The recipe's policies, with the grader to compare answers."""
     section = config.critic
+    # A Python problem has tests for an answer, and no two programs are compared as texts.
+    is_python = config.data.columns == python_problems.PRESET
     return Rules(
         policies=findings.policies(section.policies.model_dump(), served=section.kind == "endpoint"),
         retries=section.retries,
-        same_answer=lambda answer, expected: grader.compare(answer, expected).verdict != "incorrect",
+        same_answer=lambda answer, expected: is_python or grader.compare(answer, expected).verdict != "incorrect",
     )

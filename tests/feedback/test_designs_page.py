@@ -1,0 +1,114 @@
+"""docs/designs.md shows what the designs show: every block on the page is rendered again here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from stepalign.feedback.critics import CritiqueRequest
+from stepalign.feedback.critics.arithmetic import ArithmeticCritic
+from stepalign.feedback.designs import DESIGNS, Group, find_design, make_contexts
+from stepalign.feedback.designs.own import TEMPLATE_NEEDS
+from stepalign.feedback.prompts import load_template
+from stepalign.records import Completion, Problem, Rollout
+from stepalign.tasks.arithmetic import make_problem, parse_question
+from stepalign.tasks.problems import load_problems
+from stepalign.tasks.sandbox import why_unavailable
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "designs.md").read_text(encoding="utf-8")
+
+
+def section(heading: str) -> str:
+    found = re.search(rf"^(#+) {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", PAGE, re.M | re.S)
+    assert found, f"no section {heading}"
+    return found[2]
+
+
+def block(heading: str, number: int = 0) -> str:
+    return re.findall(r"^```\w*\n(.*?)^```", section(heading), re.M | re.S)[number].rstrip("\n")
+
+
+def rollout(name: str, text: str, verdict: str) -> Rollout:
+    return Rollout(
+        rollout_id=name,
+        problem_id="p",
+        step=0,
+        group_index=0,
+        completion=Completion(ids=(), log_probs=(), finish_reason="stop", policy_version=0),
+        text=text,
+        answer=None,
+        verdict=verdict,  # type: ignore[arg-type]
+        reward=float(verdict == "correct"),
+    )
+
+
+def arithmetic_group(form: str) -> Group:
+    question, attempt, right, wrong = block("The attempt").splitlines()
+    problem, other = (make_problem(parse_question(text), rho=1.0) for text in (question, "8 - 3 + 9"))
+    rollouts = [rollout("a", attempt, "incorrect"), rollout("b", right, "correct"), rollout("c", wrong, "incorrect")]
+    stranger = CritiqueRequest(problem=other, rollout=rollout("x", "<step_1> 8 - 3 = 4 ;", "incorrect"))
+    critic = ArithmeticCritic(form=form)  # type: ignore[arg-type]
+    critiques = [critic.critique(CritiqueRequest(problem=problem, rollout=r)) for r in rollouts]
+    return Group(
+        problem=problem,
+        rollouts=rollouts,
+        critiques=critiques,
+        elsewhere=[critic.critique(stranger)],
+        other_problems=[problem, other],
+    )
+
+
+def python_group() -> Group:
+    (problem, *_) = load_problems(ROOT / "recipes" / "data" / "python_problems.jsonl", "python").problems
+    return Group(
+        problem=problem,
+        rollouts=[rollout("a", "```python\n" + block("`execution_trace`") + "\n```", "incorrect")],
+        critiques=[None],
+    )
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_the_page_shows_what_the_design_shows(name: str) -> None:
+    design = DESIGNS[name]
+    text = section(f"`{name}`")
+    if name == "none":
+        return
+    if name == "execution_trace":
+        if why_unavailable():
+            pytest.skip(f"no sandbox here: {why_unavailable()}")
+        assert block(f"`{name}`", 1) == make_contexts(name, python_group())[0].text
+    else:
+        assert block(f"`{name}`") == make_contexts(name, arithmetic_group(design.form))[0].text
+    assert f"> {design.introduction}" in text
+    named = re.search(r"^Needs: (.*)\.$", text, re.M)
+    assert (named[1].split(", ") if named else []) == list(design.needs)
+
+
+def test_the_example_of_a_function_works(tmp_path: Path) -> None:
+    file = tmp_path / "designs.py"
+    file.write_text(block("A function"), encoding="utf-8")
+    (context, *_) = make_contexts(f"{file}:last_right_step", arithmetic_group("trace"))
+    assert context.text == block("A function", 1)
+    assert find_design(f"{file}:last_right_step").needs == ("critic",)
+
+
+def test_the_example_of_a_template_works(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text(block("A template"), encoding="utf-8")
+    (context, *_) = make_contexts(str(file), arithmetic_group("trace"))
+    assert context.text == block("A template", 1)
+    for variable in TEMPLATE_NEEDS:
+        assert f"| `{variable}` |" in section("A template")
+
+
+def test_the_prompt_on_the_page_is_the_prompt() -> None:
+    group = arithmetic_group("trace")
+    (context, *_) = make_contexts("step_aligned", group)
+    shown = load_template("self_teacher").render(
+        question=group.problem.question, introduction=context.introduction, feedback=context.text
+    )
+    assert block("What the self-teacher reads") == shown
+    assert isinstance(group.problem, Problem)
