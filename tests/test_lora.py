@@ -74,7 +74,7 @@ def test_teacher_and_reference_are_as_small_as_the_adapter(config: Config, tmp_p
         "objective.teacher.weights": weights,
         "objective.beta": 0.1,
     }
-    config = changed(config, settings)
+    config = changed(config, {**settings, "evaluation.at_start": False, "evaluation.num_samples": 1})
     model = open_session(config).solver.model
     adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     targets = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in adapters}
