@@ -215,6 +215,30 @@ def test_hostile_code_is_wrong_and_leaves_nothing(name: str) -> None:
     assert time.monotonic() - started < 60  # it comes back at all; the limits are 1 s of CPU and 5 s
 
 
+FORGIVING = {
+    "an end of iteration inside map": (
+        "def f(x): raise StopIteration",
+        "assert all(map(lambda case: f(case[0]) == case[1], [(1, 'secret'), (2, 'secret')]))",
+    ),
+    "the same by another name": (
+        "class End(StopIteration): pass\ndef f(x): raise End",
+        "assert all(map(lambda case: f(case[0]) == case[1], [(1, 'secret')]))",
+    ),
+    "an end of the process where a test catches all": (
+        "import os\ndef f(x): os._exit(0)",
+        "try:\n    assert f(1) == 'secret'\nexcept:\n    pass",
+    ),
+    "a name that the tests define": ("def check(x): return True\ndef f(x): return 0", "def check(x):\n    assert f(x) == 'secret'\ncheck(1)"),
+    "a module that the tests import": ("class math:\n isclose = lambda *a: True\ndef f(x): return 0", "import math\nassert math.isclose(f(1), 8157.0)"),
+    "an approximate number": ("class A(float):\n __sub__ = __rsub__ = lambda *a: 0.0\ndef f(x): return A('nan')", "assert abs(f(1) - 8157.5) < 1e-6"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORGIVING)
+def test_tests_that_forgive_much_are_not_passed_by_tricks(name: str) -> None:
+    assert run_tests(*FORGIVING[name], SHORT).verdict == "incorrect"
+
+
 @pytest.mark.parametrize(
     "code",
     [

@@ -16,7 +16,7 @@ _MAX_TEXT = 400
 
 
 class _Lost(BaseException):
-    """The solution's process has ended or sends what cannot be read. No test may catch it."""
+    """The solution's process has ended or sends what cannot be read. A test that catches it fails all the same."""
 
 
 class SolutionError(Exception):
@@ -35,25 +35,37 @@ class _Solution:
         self.last_traceback = ""
         self.refused = False
         """Whether a test tried to hand over what cannot cross."""
+        self.lost = ""
+        """Why nothing more is to be expected of the solution."""
 
-    def receive(self):
+    def lose(self, why):
+        self.lost = why
+        return _Lost(why)
+
+    def receive(self, *, may_stop=False):
         try:
             answer = self.channel.receive()
             if "value" in answer:
                 return answer, self.values.decode(answer["value"], self.remote)
         except EOFError:
-            raise _Lost("the code ended its process") from None
+            raise self.lose("the code ended its process") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
             what = str(error) if str(error) == "too large a value" else "an unreadable value"
-            raise _Lost(f"the code returned {what}") from None
+            raise self.lose(f"the code returned {what}") from None
         self.last_traceback = str(answer.get("traceback", ""))
-        self.last_fault = self.exception(answer.get("fault"), str(answer.get("message", "")))
+        self.last_fault = self.exception(answer.get("fault"), str(answer.get("message", "")), may_stop)
         raise self.last_fault
 
-    def exception(self, kinds, message):
-        """The same kind of exception, where it is a built-in one."""
-        for kind in kinds if isinstance(kinds, list) else ():
-            known = getattr(builtins, kind, None) if isinstance(kind, str) else None
+    def exception(self, kinds, message, may_stop):
+        """The same kind of exception, where it is a built-in one.
+
+        The end of an iteration may only come from an iterator: out of a call it would end a test's own loop in silence,
+        and ``all(map(check, cases))`` would be true.
+        """
+        kinds = [kind for kind in kinds if isinstance(kind, str)] if isinstance(kinds, list) else []
+        ends = {"StopIteration", "StopAsyncIteration"}
+        for kind in kinds if may_stop or not ends & {*kinds} else ():
+            known = getattr(builtins, kind, None)
             if isinstance(known, type) and issubclass(known, Exception):
                 try:
                     return known(message)
@@ -77,8 +89,8 @@ class _Solution:
         try:
             self.channel.send(request)
         except BrokenPipeError:
-            raise _Lost("the code ended its process") from None
-        answer, value = self.receive()
+            raise self.lose("the code ended its process") from None
+        answer, value = self.receive(may_stop=method == "__next__")
         self.last_call = f"{shown} gave {_shown(value)}"
         self.update(arguments, answer.get("arguments"))
         return value
@@ -95,8 +107,8 @@ class _Solution:
         try:
             changed = self.values.decode(data, self.remote)
             pairs = list(zip(arguments, changed, strict=True))
-        except (ValueError, TypeError, KeyError):
-            raise _Lost("the code returned an unreadable value") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise self.lose("the code returned an unreadable value") from None
         for mine, theirs in pairs:
             if type(mine) is type(theirs) is list:
                 mine[:] = theirs
@@ -221,6 +233,10 @@ def _run(tests, solution):
         own = f"{type(error).__name__}: {_short(str(error))}"
         told = solution.last_traceback if error is solution.last_fault else own
         return _failed("a test raises", f"{source}\n{told}", passed)
+    if solution.lost:
+        return _failed(solution.lost, "", passed)
+    if solution.refused:
+        return {"verdict": "undecided", "reason": "the tests hand over what cannot cross", "detail": ""}
     if not solution.num_calls:
         return {"verdict": "undecided", "reason": "the tests never call the code", "detail": ""}
     return {"verdict": "correct", "reason": "all tests pass", "detail": "", "passed": passed}
@@ -239,7 +255,7 @@ def _load(solution):
     try:
         answer = solution.channel.receive()
     except (EOFError, ValueError, RecursionError):
-        raise _Lost("the code ended its process") from None
+        raise solution.lose("the code ended its process") from None
     if "unavailable" in answer:
         raise _Unavailable(answer["unavailable"])
     if "fault" in answer:
