@@ -68,6 +68,8 @@ def test_the_step_aligned_signal_is_on_the_wrong_result(collected) -> None:
     assert aligned["auroc_wrong_result"] > 0.95 > reference["auroc_wrong_result"]
     assert aligned["mean_log_ratio_wrong_result"] < -2 < 0 < aligned["mean_log_ratio_right_tokens"]
     assert aligned["mean_abs_log_ratio_right_tokens"] < reference["mean_abs_log_ratio_right_tokens"]
+    assert aligned["share_of_first_wrong_steps_found"] > 0.9 > reference["share_of_first_wrong_steps_found"]
+    assert aligned["auroc_first_wrong_step"] > 0.9 > reference["auroc_first_wrong_step"]
     assert abs(verdict["mean_log_ratio_wrong_result"]) < 0.2  # a bare verdict names no place
     cases = [rollout["case"] for rollout in found["rollouts"]]
     assert {"correct", "one_wrong_step"} <= set(cases)

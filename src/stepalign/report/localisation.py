@@ -25,12 +25,20 @@ LOCALISATION_LABELS = {
     "share_of_abs_signal_in_wrong_step": "Share of |A| in the first wrong step",
     "share_of_kl_in_wrong_step": "Share of KL in the first wrong step",
     "mean_log_ratio_right_tokens": "Mean A on right tokens",
+    "mean_log_ratio_wrong_step": "Mean A on the first wrong step",
     "mean_log_ratio_wrong_result": "Mean A on the wrong result",
     "mean_abs_log_ratio_right_tokens": "Mean |A| on right tokens",
     "share_of_right_tokens_suppressed": "Right tokens suppressed",
     "auroc_wrong_result": "AUROC, wrong result",
     "auroc_wrong_result_among_results": "AUROC, wrong result among results",
     "auroc_wrong_step": "AUROC, whole wrong step",
+    "average_precision_wrong_step": "Average precision, whole wrong step",
+    "auroc_first_wrong_step": "AUROC, which step is wrong first",
+    "average_precision_first_wrong_step": "Average precision, which step is wrong first",
+    "share_of_first_wrong_steps_found": "First wrong steps found",
+    "sign_agreement": "Sign agreement",
+    "gini_abs_log_ratio": "Concentration (Gini)",
+    "share_of_abs_signal_on_style": "Share of |A| on manner",
 }
 
 
