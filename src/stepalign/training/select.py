@@ -49,7 +49,7 @@ def select(config: Config, out: Path, *, resume: bool, watcher: Watcher) -> dict
     Raises:
         ConfigError, EndpointError, LockedError: see the session and the run folder; also when no problem is left.
     """
-    found = load_set(config, "train")
+    found = load_set(changed(config, {"data.validation_share": 0.0}, "selection"), "train")  # nothing is set aside here
     for reason, count in found.skipped.items():
         watcher.say(f"{count} rows skipped: {reason}")
     with RunFolder(out, config, resume=resume, kind="selection") as folder:
