@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from stepalign.config import recipe_folder
 from stepalign.errors import ConfigError
 from stepalign.lab.queue import Cancelled, Queue
 from stepalign.lab.server import bind, check_installed
@@ -52,8 +53,17 @@ def test_examples_are_the_lines_that_fit_the_desk(tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text(json.dumps({**SHEET, "note": "more fields are fine"}) + "\n")
     rows = [{**SHEET, "name": "first"}, {**SHEET, "contexts": dict.fromkeys("abcde", "x")}, {"question": "only"}]
     (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "not json\n")
-    assert [name for name, _ in load_examples(tmp_path)] == ["one", "first"]
-    assert load_examples(tmp_path / "nowhere") == []
+    examples, left_out = load_examples(tmp_path)
+    assert [name for name, _ in examples] == ["one", "first"]
+    assert [reason.partition(":")[0] for reason in left_out] == ["contexts", "completion", "Expecting value"]
+    assert load_examples(tmp_path / "nowhere") == ([], [])
+
+
+def test_every_shipped_example_fits_the_desk() -> None:
+    folder = recipe_folder() / "examples"
+    examples, left_out = load_examples(folder)
+    assert left_out == []
+    assert {path.stem for path in folder.glob("*.jsonl")} <= {name for name, _ in examples}
 
 
 def test_a_newer_request_of_the_same_page_takes_the_place_of_the_older() -> None:

@@ -111,8 +111,8 @@ def lab(
     from stepalign.lab import open_lab
     from stepalign.progress import console
 
-    def announce(address: str) -> None:
-        console.print(f"lab: {address}\nCtrl-C ends it.", soft_wrap=True, highlight=False)
+    def announce(text: str) -> None:
+        console.print(f"lab: {text}", soft_wrap=True, highlight=False, markup=False)
 
     open_lab(model, recipe=recipe, port=port, settings=settings or (), announce=announce)
 

@@ -14,7 +14,7 @@ def open_lab(
         model: as ``model.path`` of a recipe; the recipe's own when empty.
         recipe: prompts, temperature and critic; for the embedded solver "arithmetic" when empty, else the defaults.
         port: any free one for 0.
-        announce: told the address, with the token that opens the page.
+        announce: told the address, with the token that opens the page, and which examples do not fit the desk.
 
     Raises:
         ConfigError: starlette or uvicorn is not installed, the port is taken, or model or recipe cannot be used.
@@ -37,7 +37,10 @@ def open_lab(
         try:
             opening = bench.opening()
             sheets = [("the solver's own attempt", opening)] if opening else []
-            sheets += load_examples(recipe_folder() / "examples")
+            examples, left_out = load_examples(recipe_folder() / "examples")
+            sheets += examples
+            for reason in left_out:
+                announce(f"an example is left out: {reason}")
             desk = {
                 "model": config.model.path,
                 "temperature": config.sampling.temperature,

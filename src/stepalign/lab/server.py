@@ -182,7 +182,7 @@ def serve(bench: Scorer, desk: dict[str, Any], found: socket.socket, announce: C
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            announce(f"http://{HOST}:{port}/?token={token}")
+            announce(f"http://{HOST}:{port}/?token={token}  (Ctrl-C ends it)")
 
     config = uvicorn.Config(
         make_app(bench, desk, token=token, port=port),

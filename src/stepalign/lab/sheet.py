@@ -47,7 +47,7 @@ class Sheet(BaseModel):
     @classmethod
     def _no_files(cls, prompts: dict[str, str]) -> dict[str, str]:
         for template in prompts.values():
-            if template not in packaged_templates() and "{{" not in template:
+            if not {template, f"{template}.jinja"} & packaged_templates().keys() and "{{" not in template:
                 raise ValueError("name a packaged template, or write one")
         return prompts
 
@@ -78,18 +78,19 @@ def read_sheet(value: Any, *, where: str = "request") -> Sheet:
         raise ConfigError(f"{field[:120]}: {first['msg']}", where=where) from None
 
 
-def load_examples(folder: Path) -> list[tuple[str, Sheet]]:
-    """(name, sheet) of every line of the ``*.jsonl`` files in a folder; lines with other fields or more contexts than
-    the desk holds are left out."""
-    found = []
+def load_examples(folder: Path) -> tuple[list[tuple[str, Sheet]], list[str]]:
+    """(name, sheet) of every line of the ``*.jsonl`` files in a folder, and why the others do not fit the desk."""
+    found: list[tuple[str, Sheet]] = []
+    left_out: list[str] = []
     for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else []:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
                 sheet = read_sheet(row, where=f"{path}:{number}")
-            except (ValueError, ConfigError):
+            except (ValueError, ConfigError) as error:
+                left_out.append(str(error).replace("\n", " "))
                 continue
             name = str(row.get("name") or row.get("id") or path.stem)
             found.append((name if len(lines) == 1 or name != path.stem else f"{name} {number}", sheet))
-    return found
+    return found, left_out
