@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -291,8 +292,35 @@ def test_arms_differ_in_the_named_keys_only() -> None:
                 assert keys <= set(arm.set) | set(other.set)
 
 
-def _value(config: Config, key: str) -> object:
-    node: object = config
+@pytest.mark.parametrize(
+    ("budget", "size", "key", "expected"),
+    [
+        ("optimizer_steps", 10, "training.max_steps", {"grpo": 10, "refsol": 10, "grpo-equal-rollouts": 10}),
+        ("rollouts", 1000, "training.max_steps", {"grpo": 4, "refsol": 32, "grpo-equal-rollouts": 32}),  # 256, 32, 32
+        ("completion_tokens", 5e4, "training.token_budget", dict.fromkeys(ARMS, 50_000)),
+        ("training_seconds", 7.5, "training.time_budget", dict.fromkeys(ARMS, 7.5)),
+    ],
+)
+def test_a_budget_is_the_same_for_every_arm(budget: str, size: float, key: str, expected: dict[str, float]) -> None:
+    config = load_config("arithmetic", [f"compare.budget={budget}", f"compare.budget_size={size}"])
+    told = {arm.name: arm_config(config, arm, 0) for arm in config.compare.arms}
+    for name, value in expected.items():
+        assert _value(told[name], key) == value
+    for arm in config.compare.arms:  # and nothing else changes
+        plain = arm_config(load_config("arithmetic"), arm, 0)
+        assert set(difference(plain, told[arm.name])) <= {key}
+
+
+def test_a_budget_without_a_size_is_refused() -> None:
+    from stepalign.errors import ConfigError
+
+    with pytest.raises(ConfigError) as told:
+        plan(load_config("arithmetic", ["compare.budget=completion_tokens"]), Path("x"))
+    assert "compare.budget_size" in str(told.value.hint)
+
+
+def _value(config: Config, key: str) -> Any:
+    node: Any = config
     for name in key.split("."):
         node = getattr(node, name)
     return node

@@ -230,6 +230,7 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
         "temperature": config.evaluation.temperature,
         "confidence": config.evaluation.confidence,
         "checkpoint_rule": config.evaluation.checkpoint_rule,
+        "budget": {"rule": config.compare.budget, "size": config.compare.budget_size},
         "problems": _read(out / "arms" / BASE / "sets.json") if base else {},
         "arms": arms,
         **numbers,

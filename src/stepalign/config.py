@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "sampled_toke
 TeacherWeights = Literal["initial", "ema", "live", "trust_region"]
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 Hybrid = Literal["none", "weighted_sum", "rlsd", "srpo", "rosd"]
+Budget = Literal["optimizer_steps", "rollouts", "completion_tokens", "training_seconds"]
 CheckpointRule = Literal["last", "best_on_validation", "best_per_metric_on_test"]
 
 
@@ -272,7 +274,11 @@ class TrainingSection(_Section):
     """The loop."""
 
     max_steps: int = Field(default=62, ge=0)
-    """Optimizer steps."""
+    """Optimizer steps; also what the learning-rate schedule runs over."""
+    token_budget: int | None = Field(default=None, ge=1)
+    """Completion tokens after which the run ends, if max_steps has not ended it before."""
+    time_budget: float | None = Field(default=None, gt=0)
+    """Seconds of sampling, feedback and learning after which the run ends, if max_steps has not ended it before."""
     problems_per_step: int = Field(default=32, ge=1)
     seed: int = Field(default=0, ge=0)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -404,6 +410,11 @@ class CompareSection(_Section):
     seeds: tuple[int, ...] = (0,)
     processes: int = Field(default=2, ge=1)
     """Runs at the same time, one torch thread each."""
+    budget: Budget = "optimizer_steps"
+    """What every arm may spend equally much of. Rollouts set each arm's ``training.max_steps``; tokens and seconds end
+    a run after the step in which they are reached, so give ``training.max_steps`` room."""
+    budget_size: float | None = Field(default=None, gt=0)
+    """How much of it. None leaves every arm the ``training.max_steps`` of the recipe (optimizer_steps only)."""
 
 
 class Config(_Section):
@@ -603,7 +614,28 @@ def changed(config: Config, settings: Mapping[str, Any], source: str = "arm") ->
 def arm_config(config: Config, arm: ArmSection, seed: int) -> Config:
     """What one arm runs with one seed: the shared configuration with the arm's keys, and no arms of its own."""
     base = changed(config, {"compare": {}}, "comparison")
-    return changed(base, {**arm.set, "training.seed": seed}, f"arm {arm.name}")
+    own = changed(base, {**arm.set, "training.seed": seed}, f"arm {arm.name}")
+    return changed(own, _budget_keys(config.compare, own), f"arm {arm.name}")
+
+
+def _budget_keys(compare: CompareSection, arm: Config) -> dict[str, Any]:
+    """What an arm must be told to spend the comparison's budget. Raises ConfigError for a budget of no size."""
+    size = compare.budget_size
+    if size is None:
+        if compare.budget != "optimizer_steps":
+            raise ConfigError(
+                f"the budget {compare.budget} has no size",
+                where="compare.budget",
+                hint="--set compare.budget_size=NUMBER",
+            )
+        return {}
+    per_step = arm.training.problems_per_step * arm.sampling.num_generations
+    return {
+        "optimizer_steps": {"training.max_steps": math.ceil(size)},
+        "rollouts": {"training.max_steps": math.ceil(size / per_step)},
+        "completion_tokens": {"training.token_budget": math.ceil(size)},
+        "training_seconds": {"training.time_budget": size},
+    }[compare.budget]
 
 
 def check_checkpoint_rule(config: Config, sizes: Mapping[str, int] | None = None) -> None:

@@ -267,3 +267,51 @@ def test_the_same_seed_trains_the_same_bits_and_another_one_does_not(config: Con
         train(changed(config, {"training.seed": seed}), run, resume=False, listener=Watch(), stop=StopRequest())
         weights[name] = (run / "final" / "model.safetensors").read_bytes()
     assert weights["one"] == weights["same"] != weights["other"]
+
+
+def test_a_run_ends_after_the_step_that_spends_its_tokens_also_when_it_was_interrupted(
+    config: Config, tmp_path: Path
+) -> None:
+    """The rows up to the end are those of the longer run, and the evaluation due at the end is made there."""
+    whole = tmp_path / "whole"
+    train(config, whole, resume=False, listener=Watch(), stop=StopRequest())
+    rows = list(read_json_lines(whole / "metrics.jsonl"))
+    assert len(rows) >= 3
+    short = changed(config, {"training.token_budget": int(rows[1]["total_tokens"])})
+    out, stop = tmp_path / "short", StopRequest()
+    with pytest.raises(Interrupted):
+        train(short, out, resume=False, listener=Watch(stop, lambda what, n: what == "step" and n == 1), stop=stop)
+    done = train(short, out, resume=True, listener=Watch(), stop=StopRequest())
+    assert done.step == 2
+    assert without_times(list(read_json_lines(out / "metrics.jsonl"))) == without_times(rows[:2])
+    evaluated = [row["step"] for row in read_json_lines(out / "evaluations.jsonl") if row["set"] == "test"]
+    assert evaluated[-1] == 2
+    again = train(short, out, resume=True, listener=Watch(), stop=StopRequest())
+    assert again.step == 2
+    over = changed(config, {"training.time_budget": 1e-6})
+    assert train(over, tmp_path / "over", resume=False, listener=Watch(), stop=StopRequest()).step == 1
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stepalign.evaluation.evaluate.CHUNK", 1)
+    rows = [{"question": f"{i} + 1", "answer": str(i + 1), "reference": f"<answer> {i + 1}"} for i in (2, 3, 4)]
+    (tmp_path / "held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    whole, broken, stop = tmp_path / "whole", tmp_path / "broken", StopRequest()
+    train(config, whole, resume=False, listener=Watch(), stop=StopRequest())
+    steps: list[int] = []
+
+    def in_the_last_evaluation(what: str, number: int) -> bool:
+        steps.extend([number] if what == "step" else [])
+        return what == "evaluation" and number == 2 and steps == [1, 2, 3, 4]
+
+    with pytest.raises(Interrupted):
+        train(config, broken, resume=False, listener=Watch(stop, in_the_last_evaluation), stop=stop)
+    (samples,) = (broken / "samples").glob("step-00004-test.jsonl")
+    assert 0 < samples.read_bytes().count(b"\n") < 3
+    kept = samples.read_bytes()
+    train(config, broken, resume=True, listener=Watch(), stop=StopRequest())
+    assert samples.read_bytes().startswith(kept)
+    one, other = (without_times(list(read_json_lines(run / "evaluations.jsonl"))) for run in (whole, broken))
+    assert one == other

@@ -111,6 +111,7 @@ def notes(results: Json) -> list[str]:
             " cost many times the solver rollouts of another’s, so every curve is drawn over optimizer steps and over"
             " rollouts."
         )
+    out += _budget_notes(results)
     test = number((results.get("problems") or {}).get("test"))
     if test is not None and test < SMALL_TEST_SET:
         out.append(
@@ -130,6 +131,32 @@ def notes(results: Json) -> list[str]:
         out.append("One training seed: the intervals cover the choice of problems, not the luck of a training run.")
     if not arms:
         out.append("results.json lists no arm.")
+    return out
+
+
+BUDGETS = {
+    "optimizer_steps": ("steps", "optimizer steps"),
+    "rollouts": ("rollouts", "solver rollouts"),
+    "completion_tokens": ("completion_tokens", "completion tokens"),
+    "training_seconds": ("seconds", "seconds of training (sampling, feedback and learning, as the machine was loaded)"),
+}
+"""What a budget is read off in a run's totals, and its name."""
+
+
+def _budget_notes(results: Json) -> list[str]:
+    """What every arm could spend, how it ended, and which arm ended before."""
+    budget = results.get("budget") or {}
+    size, (key, name) = number(budget.get("size")), BUDGETS.get(str(budget.get("rule")), ("", ""))
+    if size is None or not key:
+        return []
+    out = [f"Equal budget: {count(size)} {name} for every run. A run ends after the step in which it reaches them."]
+    short = [
+        arm.label
+        for arm in trained(arms_of(results))
+        if any((spent := number(run.get(key))) is not None and spent < size for run in arm.runs)
+    ]
+    if short:
+        out.append(f"Ended at training.max_steps before the budget was spent: {listing(short)}.")
     return out
 
 

@@ -183,7 +183,7 @@ class _Run:
         section = self.config.training
         if self.config.evaluation.at_start if self.progress.step == 0 else self._due(self.config.evaluation.eval_steps):
             self.evaluate()  # before the first step, or where an evaluation was interrupted
-        while self.progress.step < section.max_steps:
+        while not self._ended():
             problems = problems_of_step(self.sets["train"], self.progress.step, section.problems_per_step, section.seed)
             with self.timed("sampling"), self._saved_if_the_budget_ends():
                 batch = self.collector.collect(problems, self.progress.step, section.seed, self._collecting)
@@ -247,7 +247,7 @@ class _Run:
     def evaluate(self) -> None:
         """Measure the held-out sets that are due at this step."""
         step, section = self.progress.step, self.config.evaluation
-        last = step == self.config.training.max_steps
+        last = self._ended()
         names = ["validation", "test"] if last or section.checkpoint_rule != "last" else ["validation"]
         with self.timed("evaluation"):
             for name in names:
@@ -308,9 +308,17 @@ class _Run:
         self.guards.history, self.guards.warned = saved.guard_history, saved.guards_spoken
         self.listener.say(f"continues from {found.folder.name}")
 
+    def _ended(self) -> bool:
+        """Whether the steps, the tokens or the seconds of the run are spent."""
+        section, progress = self.config.training, self.progress
+        return (
+            progress.step >= section.max_steps
+            or (section.token_budget is not None and progress.num_tokens >= section.token_budget)
+            or (section.time_budget is not None and progress.seconds >= section.time_budget)
+        )
+
     def _due(self, every: int) -> bool:
-        step = self.progress.step
-        return step == self.config.training.max_steps or (every > 0 and step % every == 0)
+        return self._ended() or (every > 0 and self.progress.step % every == 0)
 
     def _stop_if_asked(self) -> None:
         if self.stop.asked:
