@@ -243,6 +243,7 @@ def test_another_server_takes_over_while_one_asks_for_patience(serve: Serve, mak
 
 
 def test_an_outage_pauses_the_calls_with_one_line_and_loses_nothing(serve: Serve, make: Make) -> None:
+    """An outage of a minute, scaled down 1 : 40: 1.5 s, and the pauses of the breaker likewise."""
     first = serve()
     port = first.server_port
     lines: list[str] = []

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from stepalign.errors import ConfigError
 from stepalign.feedback.critics import BUDGET_SPENT, CritiqueRequest
+from stepalign.feedback.critics.background import BackgroundLoop
 from stepalign.feedback.critics.cache import ReplyCache, content_key, owner_name
 from stepalign.feedback.critics.chat import Reply, Server, read_key, redact_url, redacted, secrets_of
 from stepalign.feedback.critics.ledger import Ledger
@@ -41,7 +41,6 @@ from stepalign.records import Critique, CritiqueForm, CritiqueStatus, Problem, R
 logger = logging.getLogger("stepalign.critic")
 
 Sees = Literal["nothing", "answer", "solution"]
-T = TypeVar("T")
 
 _CLAIM_POLL_SECONDS = 0.1
 _MAX_CLAIM_POLL_SECONDS = 1.0
@@ -178,11 +177,7 @@ class EndpointCritic:
             ledger=self.ledger,
         )
         self._in_flight: dict[str, asyncio.Task[_Outcome]] = {}
-        self._start_lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="critic-cache")
-        self._closed = False
+        self._background = BackgroundLoop("critic", on_start=self._keep_claims, on_close=self._servers.close)
 
     def __repr__(self) -> str:
         urls = ", ".join(redact_url(url) for url in self._base_urls)
@@ -230,7 +225,7 @@ class EndpointCritic:
             ConfigError: the template cannot be rendered.
         """
         messages = self.messages(request.problem, request.rollout) + _second_try(request)
-        return self._run(self._critique(request.rollout.rollout_id, messages))
+        return self._background.run(self._critique(request.rollout.rollout_id, messages))
 
     def critique(self, requests: Sequence[CritiqueRequest]) -> list[Critique]:
         """One critique per request, in the same order."""
@@ -246,59 +241,25 @@ class EndpointCritic:
             EndpointError: no server answers, the key is refused, or none serves the model.
         """
         if not self._cache_only:
-            self._run(self._servers.check(self.name)).result()
+            self._background.run(self._servers.check(self.name)).result()
 
     def close(self) -> None:
         """Cancel what is under way, close connections and the cache, end the thread. May be called twice."""
-        with self._start_lock:
-            if self._closed:
-                return
-            self._closed = True
-            loop, thread = self._loop, self._thread
-        if loop is not None and thread is not None:
-            with suppress(Exception):
-                asyncio.run_coroutine_threadsafe(self._shut_down(), loop).result(timeout=10)
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join(timeout=10)
-        self._disk.shutdown(wait=True)
+        if not self._background.close():
+            return
         if self.cache is not None:
             with suppress(Exception):
                 self.cache.release_all(self._owner)
             self.cache.close()
         self.ledger.close()
 
-    # --- the thread and its loop ---
-
-    def _run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        with self._start_lock:
-            if self._closed:
-                work.close()
-                raise RuntimeError("the critic is closed")
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="critic", daemon=True)
-                self._thread.start()
-                if self.cache is not None:
-                    asyncio.run_coroutine_threadsafe(self._keep_claims(self.cache), self._loop)
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    async def _shut_down(self) -> None:
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._servers.close()
-
-    async def _on_disk(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Cache work off the loop: a busy file must not hold up the other calls."""
-        return await asyncio.get_running_loop().run_in_executor(self._disk, work, *arguments)
-
-    async def _keep_claims(self, cache: ReplyCache) -> None:
-        while True:
-            await asyncio.sleep(cache.lease_seconds / 3)
+    async def _keep_claims(self) -> None:
+        """Renew our claims before their leases run out."""
+        while self.cache is not None:
+            await asyncio.sleep(self.cache.lease_seconds / 3)
             if self._in_flight:
                 with suppress(Exception):
-                    await self._on_disk(cache.renew, self._owner)
+                    await self._background.on_disk(self.cache.renew, self._owner)
 
     # --- one critique ---
 
@@ -334,14 +295,14 @@ class EndpointCritic:
                 return await self._call(messages)
         nap = _CLAIM_POLL_SECONDS
         while True:
-            if stored := await self._on_disk(cache.get, key):
+            if stored := await self._background.on_disk(cache.get, key):
                 return _Outcome(reply=Reply(**stored), cached=True)
             if self._cache_only:
                 return _Outcome(reason="not in the cache")
             # Waiting for another process takes no slot.
-            if not await self._on_disk(cache.is_claimed, key):
+            if not await self._background.on_disk(cache.is_claimed, key):
                 async with self._slots:
-                    if await self._on_disk(cache.claim, key, self._owner):
+                    if await self._background.on_disk(cache.claim, key, self._owner):
                         return await self._claimed_call(cache, key, messages)
                 continue
             await asyncio.sleep(nap)
@@ -352,12 +313,12 @@ class EndpointCritic:
         try:
             outcome = await self._call(messages)
             if outcome.reply is not None:
-                await self._on_disk(cache.put, key, asdict(outcome.reply))
+                await self._background.on_disk(cache.put, key, asdict(outcome.reply))
                 stored = True
             return outcome
         finally:
             if not stored:
-                await self._on_disk(cache.release, key, self._owner)
+                await self._background.on_disk(cache.release, key, self._owner)
 
     async def _call(self, messages: list[dict[str, str]]) -> _Outcome:
         """Attempts until there is a usable reply, or no use in going on."""
