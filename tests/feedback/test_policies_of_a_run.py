@@ -12,7 +12,9 @@ import pytest
 from fault_server import FaultServer, Script
 
 from stepalign.config import load_config
+from stepalign.critique_rollouts import critique_rollouts
 from stepalign.errors import BudgetSpentError
+from stepalign.training.attempts import read_attempts
 from stepalign.training.loop import run_summary, train
 from stepalign.training.stopping import StopRequest
 
@@ -98,6 +100,18 @@ def test_a_policy_decides_what_the_self_teacher_is_shown(
     assert summary["critic"]["findings"]["wrong_answer"] == 1
     assert summary["critic"]["cost"] == pytest.approx(3 * (10 * 1.0 + 5 * 2.0) / 1e6)
     assert summary["seconds_by_phase"]["feedback"] >= 0
+
+    # The same critiques without training, from the run's own folder and recipe.
+    again = read_attempts(out)
+    assert again.config is not None
+    assert [r.rollout.rollout_id for r in again.requests] == [
+        row["rollout_id"] for row in lines(out / "rollouts.jsonl")
+    ]
+    findings = critique_rollouts(again.config, again, tmp_path / "lint", resume=False)
+    assert findings["policies"]["wrong_answer"] == policy
+    stored = {row["rollout_id"]: row for row in lines(tmp_path / "lint" / "critiques.jsonl")}
+    same = ("text", "findings", "policy", "case", "first_error")
+    assert {n: [stored[n][k] for k in same] for n in stored} == {n: [critiques[n][k] for k in same] for n in critiques}
 
 
 def test_a_run_without_money_stops_saved_and_goes_on_to_the_same_rollouts(
