@@ -301,23 +301,28 @@ class EndpointCritic:
                 return _Outcome(reason="not in the cache")
             # Waiting for another process takes no slot.
             if not await self._background.on_disk(cache.is_claimed, key):
-                async with self._slots:
-                    if await self._background.on_disk(cache.claim, key, self._owner):
-                        return await self._claimed_call(cache, key, messages)
+                if outcome := await self._claimed_call(cache, key, messages):
+                    return outcome
                 continue
             await asyncio.sleep(nap)
             nap = min(_MAX_CLAIM_POLL_SECONDS, 1.5 * nap)
 
-    async def _claimed_call(self, cache: ReplyCache, key: str, messages: list[dict[str, str]]) -> _Outcome:
-        stored = False
+    async def _claimed_call(self, cache: ReplyCache, key: str, messages: list[dict[str, str]]) -> _Outcome | None:
+        """The servers' reply, stored; None where another process was faster."""
+        mine = stored = False
         try:
-            outcome = await self._call(messages)
+            async with self._slots:
+                mine = await self._background.on_disk(cache.claim, key, self._owner)
+                if not mine:
+                    return None
+                outcome = await self._call(messages)
+            # A slot stands for the servers' load; writing takes none.
             if outcome.reply is not None:
                 await self._background.on_disk(cache.put, key, asdict(outcome.reply))
                 stored = True
             return outcome
         finally:
-            if not stored:
+            if mine and not stored:
                 await self._background.on_disk(cache.release, key, self._owner)
 
     async def _call(self, messages: list[dict[str, str]]) -> _Outcome:
