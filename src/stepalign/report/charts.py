@@ -196,8 +196,9 @@ def stacked_bars(
         y_high=1.0,
     )
     bottom = frame.top + frame.height
-    legend_width = sum(text_width(name) + 34 for name in names)
-    out = [_phase_legend(names, max(2.0, min(left, width - legend_width)))]
+    entries = sum(text_width(name) + 16 for name in names)
+    gap = max(4.0, min(18.0, (width - 2 - entries) / max(len(names), 1)))
+    out = [_phase_legend(names, max(2.0, min(left, width - entries - gap * len(names))), gap)]
     for tick, text in zip(ticks, tick_texts(ticks, False), strict=True):
         at = frame.x(tick)
         out.append(f'<line class="grid" stroke="#e3e1da" {line_ends(at, frame.top, at, bottom)}/>')
@@ -386,7 +387,7 @@ def _interval_row(row: Interval, frame: Frame, middle: float, width: float, labe
     return f"<g><title>{safe(row.title or row.label)}</title>{''.join(parts)}</g>"
 
 
-def _phase_legend(names: Sequence[str], left: float) -> str:
+def _phase_legend(names: Sequence[str], left: float, gap: float) -> str:
     parts, at = [], left
     for index, name in enumerate(names):
         spot = index % len(PHASE_COLOURS)
@@ -394,5 +395,5 @@ def _phase_legend(names: Sequence[str], left: float) -> str:
             f'<rect class="phase-{spot}" fill="{PHASE_COLOURS[spot]}" x="{px(at)}" y="9" width="11" height="11"/>'
         )
         parts.append(words_at(at + 16, 19, name, "legend"))
-        at += 16 + text_width(name) + 18
+        at += 16 + text_width(name) + gap
     return "".join(parts)
