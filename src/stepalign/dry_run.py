@@ -73,8 +73,8 @@ def _example_context(design: str, problem: Problem) -> str:
     critique = Critique(rollout_id="example", critic="", status="ok", text=text)
     group = designs.Group(
         problem=problem,
-        rollouts=[rollout, rollout],
-        critiques=[critique, critique],
+        rollouts=[rollout, rollout, replace(rollout, verdict="incorrect")],
+        critiques=[critique] * 3,
         elsewhere=[critique],
         other_problems=[replace(problem, problem_id="another")],
     )

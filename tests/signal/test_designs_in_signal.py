@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_design_scores_the_rollouts_of_a_run(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "signal"
-    analyse_run(run, out, contexts=tuple(SCORED), model="", num=32, settings=())
+    analyse_run(run, out, contexts=tuple(SCORED), model="", num=32, settings=("signal.top_k=0",))
     rows = list(read_rows(out))
     assert {row["context"] for row in rows} == set(SCORED)
     problems = {p.problem_id: p for p in load_set(load_config(str(run / "config.toml")), "train").problems}
