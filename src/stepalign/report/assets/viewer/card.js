@@ -1,13 +1,14 @@
 // The cursor, the card of the token under it, and the pinned tokens.
 
 function hover(event) {
-  const element = event.target.closest(".t");
-  // A page that scrolls under a resting pointer says "mouseover" too; only a pointer that moves chooses a token.
+  // A page that scrolls under a resting pointer reports it too; only a pointer that moves chooses a token.
   const moved = event.clientX !== hover.x || event.clientY !== hover.y;
   [hover.x, hover.y] = [event.clientX, event.clientY];
+  const element = event.target.closest(".t");
   if (!element || !moved) return;
+  const token = Number(element.dataset.t);
   if (state.pins.length) peek(element);
-  else select(Number(element.dataset.t));
+  else if (token !== state.token) select(token);
 }
 
 function markCursor() {

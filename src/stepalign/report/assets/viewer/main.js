@@ -12,7 +12,7 @@ function build() {
   part.figure = h("div", { class: "figure" }, part.legend, part.panels, part.strips);
   part.main = h("div", { class: "view" }, part.head, part.tools, part.figure, part.numbers, part.dock);
   root.replaceChildren(buildList(), part.main, part.peek, buildHelp());
-  part.panels.addEventListener("mouseover", hover);
+  part.panels.addEventListener("mousemove", hover);
   part.panels.addEventListener("mouseleave", unpeek);
   part.panels.addEventListener("click", (event) => pin(event.target.closest(".t")));
   part.panels.addEventListener("focusin", (event) => {
