@@ -93,7 +93,7 @@ def peak_of_children(stop: threading.Event, peaks: list[int]) -> None:
 def throughput(count: int) -> None:
     pairs = honest_pairs(count)
     slow = [
-        ("\\boxed{" + f"\\frac{{x-{i}}}{{x+3}}" + "}", f"1-\\frac{{{i + 3}}}{{x+3}}") for i in range(4, 4 + count // 10)
+        ("\\boxed{" + f"\\frac{{x-{i}}}{{x+3}}" + "}", f"1-\\frac{{{i + 3}}}{{x+3}}") for i in range(4, 4 + count // 50)
     ]
     print("## Throughput\n\n| pairs | count | seconds | per second | CPU ms each | verdicts |")
     print("| --- | --- | --- | --- | --- | --- |")
