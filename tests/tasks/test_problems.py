@@ -445,3 +445,9 @@ def test_identity_of_any_text_ignores_surrounding_space(text: str) -> None:
     once = normalise_question(text)
     assert not any(character.isspace() or character == "$" for character in once)
     assert problem_id(text) == problem_id(f" {text}\n")
+
+
+def test_shipped_sets_go_by_name() -> None:
+    assert len(load_problems("embedded:python", "python").problems) == 8
+    with pytest.raises(ConfigError, match="no shipped set embedded:pyton"):
+        load_problems("embedded:pyton", "python")

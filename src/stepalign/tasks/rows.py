@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepalign.config import recipe_folder
 from stepalign.errors import ConfigError
 
 _INSTALL_DATA = 'pip install "stepalign[data]"'
@@ -27,6 +28,10 @@ class Malformed:
     """A line that is no row, and why."""
 
     reason: str
+
+
+SHIPPED = {"embedded:python": "data/python_problems.jsonl"}
+"""Small sets that come with the recipes, by name."""
 
 
 def is_hub(source: str) -> bool:
@@ -45,7 +50,11 @@ def read_rows(source: str) -> Iterator[tuple[int, Row | Malformed]]:
     """
     if is_hub(source):
         return _read_hub(source)
-    path = Path(source).expanduser()
+    if source.startswith("embedded:") and source not in SHIPPED:
+        raise ConfigError(
+            f"There is no shipped set {source}.", hint=f"shipped: embedded:arithmetic, {', '.join(SHIPPED)}"
+        )
+    path = recipe_folder() / SHIPPED[source] if source in SHIPPED else Path(source).expanduser()
     if not path.exists():
         raise ConfigError("There is no such file.", where=source, hint=_where_it_may_be(source, path))
     if path.is_dir():
