@@ -282,3 +282,11 @@ def test_unknown_examples_are_refused(make_solver: Callable[..., Solver]) -> Non
     with pytest.raises(ConfigError, match="no file, run folder or example fizbuzz") as caught:
         find_file("fizbuzz")
     assert caught.value.hint == "did you mean fizzbuzz?"
+
+
+def test_text_that_the_tokenizer_does_not_know_is_not_scored(tmp_path: Path) -> None:
+    config, source = _config_for_file("embedded:arithmetic", "", [])
+    with pytest.raises(ConfigError, match=r"tokens are unknown to the model") as caught:
+        analyse_file(write(tmp_path / "in.jsonl", ROW), tmp_path / "out", config, prompts_from=source)
+    assert caught.value.where is not None
+    assert caught.value.where.endswith("in.jsonl:1")

@@ -54,7 +54,7 @@ def signal(
             bars.update(bar, completed=done, total=total)
 
         def say(text: str) -> None:
-            console.print(text, markup=False, soft_wrap=True)
+            console.print(text)
 
         try:
             if path.is_dir():
@@ -77,7 +77,7 @@ def signal(
                 )  # fmt: skip
         except KeyboardInterrupt:
             raise interrupted("the same command") from None
-    console.print(f"page: {page}", markup=False, soft_wrap=True)
+    console.print(f"page: {page}")
 
 
 def _config_for_file(model: str, recipe: str, settings: list[str] | None) -> tuple[Config, str]:
@@ -160,7 +160,7 @@ def figure(
     if missing:
         some = ", ".join(f"U+{ord(character):04X}" for character in missing[:8])
         console.print(f"warning: no installed font has {some}; the figure shows boxes there", style="yellow")
-    console.print(f"figure: {out}", markup=False, soft_wrap=True)
+    console.print(f"figure: {out}")
 
 
 def report(

@@ -238,6 +238,13 @@ def _completion_ids(row: Mapping[str, Any], solver: Solver, where: str) -> tuple
     ids = row.get("completion_ids")
     if ids is None:
         ids = solver.tokenizer.encode(row["completion"], add_special_tokens=False, split_special_tokens=True)
+        unknown = sum(i == solver.tokenizer.unk_token_id for i in ids)
+        if 2 * unknown > len(ids):
+            raise ConfigError(
+                f"{unknown} of the completion's {len(ids)} tokens are unknown to the model",
+                where=where,
+                hint="its tokenizer was made for other text: score with another --model",
+            )
     if not ids:
         raise ConfigError("the completion has no tokens", where=where)
     if max(ids) >= len(solver.head_VH):
