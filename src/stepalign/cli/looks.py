@@ -112,7 +112,7 @@ def lab(
     from stepalign.progress import console
 
     def announce(text: str) -> None:
-        console.print(f"lab: {text}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"lab: {text}")
 
     open_lab(model, recipe=recipe, port=port, settings=settings or (), announce=announce)
 

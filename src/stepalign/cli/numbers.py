@@ -100,8 +100,8 @@ def select(
     write_funnel(manifest, out / "funnel.html")
     console.print(funnel_table(manifest["funnel"]))
     for name, file in manifest["files"].items():
-        console.print(f"{name}: {file['problems']} problems, {out / file['file']}", markup=False, soft_wrap=True)
-    console.print(f"train on them: --set data.train={out} --set data.test={out}", markup=False, soft_wrap=True)
+        console.print(f"{name}: {file['problems']} problems, {out / file['file']}")
+    console.print(f"train on them: --set data.train={out} --set data.test={out}")
 
 
 def config_for_model(model: str, recipe: str, settings: list[str] | None, keys: dict[str, Any]) -> tuple[Config, str]:
