@@ -53,8 +53,8 @@ class ModelSection(_Section):
 
 
 class DataSection(_Section):
-    """Problems: a JSONL, JSON or Parquet file, ``hub:OWNER/NAME[/CONFIG][@SPLIT]``, or a folder that ``stepalign
-    select`` has written; ``embedded:arithmetic`` names the shipped sets."""
+    """Problems: a JSONL, JSON or Parquet file, ``hub:OWNER/NAME[/CONFIG][@SPLIT]``, ``verifiers:TASKSET[?KEY=VALUE]``,
+    or a folder that ``stepalign select`` has written; ``embedded:arithmetic`` names the shipped sets."""
 
     train: str = "embedded:arithmetic"
     validation: str | None = None
@@ -66,7 +66,8 @@ class DataSection(_Section):
     of the preset "python" have tests for an answer, and completions are run against them in a sandbox."""
     grader: str = ""
     """Import path ``module:function`` of a grader of your own, called as ``function(completion, expected_answer)`` in a
-    limited child process; the module may lie in the current folder. "" takes the built-in one."""
+    limited child process; the module may lie in the current folder. ``verifiers:TASKSET`` grades with the rewards of
+    an environment. "" takes the environment that ``train`` names, else the built-in grader."""
     grader_seconds: float = Field(default=1.0, gt=0)
     """CPU time of one comparison; longer ones are undecided."""
     max_train: int | None = Field(default=None, ge=1)
@@ -75,6 +76,11 @@ class DataSection(_Section):
     """Use only so many problems of a set, from its beginning."""
     rho: float = Field(default=0.5, ge=0, le=1)
     """Embedded task only: share of reference solutions in the order of operands that the solver rarely takes."""
+
+    @property
+    def grader_function(self) -> str | None:
+        """The grader that is named or comes with the problems; None for one of ours."""
+        return self.grader or (self.train if self.train.startswith("verifiers:") else None)
 
 
 class PromptsSection(_Section):

@@ -65,7 +65,7 @@ def critique_rollouts(
         _refuse_other_attempts(out / "source.json", attempts)
         done = _kept_lines(out / "critiques.jsonl")
         names = {line["rollout_id"] for line in done}
-        with Grader(GraderConfig(function=config.data.grader or None, seconds=config.data.grader_seconds)) as grader:
+        with Grader(GraderConfig(function=config.data.grader_function, seconds=config.data.grader_seconds)) as grader:
             rules = rules_of(config, grader)
             critic = _make_critic(config, out, announce)
             _remember_attempts(out / "source.json", attempts)

@@ -26,6 +26,7 @@ from typing import Any, get_args
 
 from stepalign.errors import ConfigError
 from stepalign.records import Verdict
+from stepalign.tasks.rows import is_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,8 @@ class GraderConfig:
     function: str | None = None
     """Import path ``module:function`` of a grader of your own, or None for the built-in one. It is called as
     ``function(completion, expected_answer)`` with both texts as they are, in a child process under the limits below,
-    and returns a bool, a verdict ("correct", "incorrect", "undecided"), None (undecided), or (one of these, reason)."""
+    and returns a bool, a verdict ("correct", "incorrect", "undecided"), None (undecided), or (one of these, reason).
+    ``verifiers:TASKSET[?KEY=VALUE]`` names an environment, whose rewards are the grader."""
     seconds: float = 1.0
     """CPU time of one comparison; its wall time is limited to 1.25 times this."""
     memory_bytes: int = 2 << 30
@@ -299,6 +301,10 @@ def _difference_is_zero(gold: Any, given: Any) -> bool | None:
 
 
 def _load_function(path: str) -> Callable[[str, str], tuple[Verdict, str]]:
+    if is_environment(path):
+        from stepalign.tasks.verifiers_environment import load_grader
+
+        return load_grader(path)
     module, _, name = path.partition(":")
     if not module or not name:
         raise ValueError(f'a grader is named "module:function", got "{path}"')

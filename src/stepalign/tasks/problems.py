@@ -22,7 +22,7 @@ from stepalign.errors import ConfigError
 from stepalign.records import Problem
 from stepalign.tasks.answers import MAX_LENGTH, extract_answer
 from stepalign.tasks.columns import ColumnMap, as_preset, choose_map
-from stepalign.tasks.rows import Malformed, Row, cell_text, is_hub, read_rows
+from stepalign.tasks.rows import Malformed, Row, cell_text, is_environment, is_hub, read_rows
 
 __all__ = ["ColumnMap", "Overlap", "ProblemSet", "find_overlaps", "load_problems", "save_problems", "split_problems"]
 
@@ -64,6 +64,7 @@ def load_problems(
         path: a ``.jsonl`` or ``.json`` file, a ``.parquet`` file, or ``hub:OWNER/NAME[/CONFIG][@SPLIT]`` (split "train"
             unless given). The last two need the extra ``data``. A Hub data set is read once and then taken from a
             frozen copy on this machine, so that a run neither depends on the network nor changes when it is resumed.
+            ``verifiers:TASKSET[?KEY=VALUE]`` is an environment (extra ``verifiers``); it has no columns to map.
         columns: the name of a preset ("stepalign", "gsm8k", "math", "openmathreasoning", "aime", "messages",
             "python"), a
             :class:`ColumnMap`, or its fields as a dictionary.
@@ -75,23 +76,33 @@ def load_problems(
     source = os.fspath(path)
     if is_hub(source):
         return _load_frozen(source, columns, limit)
-    return _load(source, columns, limit)
+    if is_environment(source):
+        from stepalign.tasks.verifiers_environment import COLUMNS, read_tasks
+
+        return _load(source, COLUMNS, limit, read_tasks(source))
+    return _load(source, columns, limit, read_rows(source))
 
 
-def _load(source: str, columns: str | ColumnMap | Mapping[str, Any], limit: int | None) -> ProblemSet:
+def _load(
+    source: str,
+    columns: str | ColumnMap | Mapping[str, Any],
+    limit: int | None,
+    rows: Iterable[tuple[int, Row | Malformed | str]],
+) -> ProblemSet:
+    """Rows as problems; a row that is a text is the reason to skip it."""
     preset = as_preset(columns)
     column_map: ColumnMap | None = None
     problems: dict[str, Problem] = {}
     skipped: Counter[str] = Counter()
     first_skip = ""
     num_rows = 0
-    for number, row in read_rows(source):
+    for number, row in rows:
         if limit is not None and len(problems) >= limit:
             break
         num_rows += 1
         if isinstance(row, Malformed):  # a damaged file, not a row that does not fit
             raise ConfigError(f"This line cannot be read: {row.reason}.", where=f"{source}, line {number}")
-        row = preset.prepare(row)
+        row = row if isinstance(row, str) else preset.prepare(row)
         if column_map is None and not isinstance(row, str):
             column_map = choose_map(preset.maps, row, source)
         reason = row if isinstance(row, str) else _add(row, column_map or preset.maps[0], problems)
@@ -153,8 +164,8 @@ def _load_frozen(source: str, columns: str | ColumnMap | Mapping[str, Any], limi
                 where=str(copy),
                 hint=f"rm {manifest} makes it anew from the Hub; to keep the changed problems, name the copy itself",
             )
-        return ProblemSet(problems=_load(str(copy), "stepalign", None).problems, **kept["rows"])
-    loaded = _load(source, columns, limit)
+        return ProblemSet(problems=_load(str(copy), "stepalign", None, read_rows(str(copy))).problems, **kept["rows"])
+    loaded = _load(source, columns, limit, read_rows(source))
     checksum = save_problems(loaded.problems, copy)
     rows = {"skipped": loaded.skipped, "num_rows": loaded.num_rows}
     _write_whole(manifest, json.dumps({**key, "sha256": checksum, "rows": rows}, indent=1, default=str).encode())
@@ -188,7 +199,7 @@ def load_selection(folder: str, name: str, *, limit: int | None = None) -> Probl
             where=str(file),
             hint="select them again; to use changed ones, name the file itself",
         )
-    return _load(str(file), "stepalign", limit)
+    return _load(str(file), "stepalign", limit, read_rows(str(file)))
 
 
 def problem_id(question: str) -> str:

@@ -14,6 +14,7 @@ from stepalign.feedback.review import Rules
 from stepalign.records import CritiqueForm
 from stepalign.tasks import python_problems
 from stepalign.tasks.grading import Grader
+from stepalign.tasks.rows import is_environment
 
 CACHE = "critiques.sqlite"
 """Replies of an endpoint critic, where the recipe names no other file."""
@@ -99,10 +100,12 @@ def make_rules(config: Config, grader: Grader) -> Rules | None:
 def rules_of(config: Config, grader: Grader) -> Rules:
     """The recipe's policies, with the grader to compare answers."""
     section = config.critic
-    # A Python problem has tests for an answer, and no two programs are compared as texts.
-    is_python = config.data.columns == python_problems.PRESET
+    # Tests, or the task of an environment, stand where other problems have an answer: nothing to compare texts with.
+    has_answers = config.data.columns != python_problems.PRESET and not is_environment(
+        config.data.grader_function or ""
+    )
     return Rules(
         policies=findings.policies(section.policies.model_dump(), served=section.kind == "endpoint"),
         retries=section.retries,
-        same_answer=lambda answer, expected: is_python or grader.compare(answer, expected).verdict != "incorrect",
+        same_answer=lambda answer, expected: not has_answers or grader.compare(answer, expected).verdict != "incorrect",
     )
