@@ -24,8 +24,8 @@ from stepalign.feedback.findings import FINDINGS
 from stepalign.feedback.review import Review, Rules, follow
 from stepalign.records import to_json
 from stepalign.tasks.arithmetic import parse_question
-from stepalign.tasks.grading import Grader, GraderConfig
 from stepalign.training.attempts import Attempts, graded
+from stepalign.training.problem_sets import make_grader
 from stepalign.training.run_folder import RunFolder, finite, read_json_lines, write_atomically
 
 FORMAT = 1
@@ -65,7 +65,7 @@ def critique_rollouts(
         _refuse_other_attempts(out / "source.json", attempts)
         done = _kept_lines(out / "critiques.jsonl")
         names = {line["rollout_id"] for line in done}
-        with Grader(GraderConfig(function=config.data.grader_function, seconds=config.data.grader_seconds)) as grader:
+        with make_grader(config) as grader:
             rules = rules_of(config, grader)
             critic = _make_critic(config, out, announce)
             _remember_attempts(out / "source.json", attempts)

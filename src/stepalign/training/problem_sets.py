@@ -1,4 +1,4 @@
-"""The three sets of problems that a recipe names. Loads no torch."""
+"""The three sets of problems that a recipe names, and who grades them. Loads no torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import json
 from stepalign.config import Config
 from stepalign.errors import ConfigError
 from stepalign.records import Problem
-from stepalign.tasks import arithmetic
+from stepalign.tasks import arithmetic, python_problems, sandbox
 from stepalign.tasks.arithmetic import EMBEDDED, embedded_folder
+from stepalign.tasks.grading import Grader, GraderConfig
 from stepalign.tasks.problems import ProblemSet, find_overlaps, is_selection, load_problems, load_selection
+from stepalign.tasks.rows import is_environment
 
 SETS = ("train", "validation", "test")
 
@@ -73,3 +75,25 @@ def embedded_problems(name: str, rho: float) -> list[Problem]:
     file = embedded_folder() / "problems" / f"{name}.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return [arithmetic.make_problem(arithmetic.parse_question(row["question"]), rho=rho) for row in rows]
+
+
+def make_grader(config: Config) -> Grader:
+    """The grader of the recipe. Raises ConfigError when it cannot be started here."""
+    data = config.data
+    if data.columns == python_problems.PRESET and not data.grader_function:
+        if reason := sandbox.why_unavailable():
+            raise ConfigError(
+                f"this machine has no sandbox for Python problems: {reason}",
+                where="data.columns = python",
+                hint="run on Linux 5.13 or newer, or name a grader of your own with data.grader",
+            )
+        return Grader(GraderConfig(function=python_problems.GRADER, seconds=python_problems.GRADER_SECONDS))
+    if is_environment(data.grader_function or "") and not data.grader:
+        for name, source in (("validation", data.validation), ("test", data.test)):
+            if source and source.partition("?")[0] != data.train.partition("?")[0]:
+                raise ConfigError(
+                    f"{data.train} grades its own tasks only, and these problems are not from it: {source}",
+                    where=f"data.{name}",
+                    hint=f"take them from the same taskset, or set data.{name} to none",
+                )
+    return Grader(GraderConfig(function=data.grader_function, seconds=data.grader_seconds))

@@ -24,10 +24,10 @@ from stepalign.solver.tokens import decode
 from stepalign.tasks.arithmetic import EMBEDDED, embedded_folder
 from stepalign.tasks.problems import find_overlaps, save_problems, split_problems
 from stepalign.tasks.selection import Attempts, Evidence, Passage, funnel_rows, gates_of, pass_gates
-from stepalign.training.problem_sets import load_set
+from stepalign.training.problem_sets import load_set, make_grader
 from stepalign.training.rollouts import derive_seed
 from stepalign.training.run_folder import RunFolder, finite, read_json_lines, write_atomically
-from stepalign.training.session import Session, make_critic, make_grader, open_session
+from stepalign.training.session import Session, make_critic, open_session
 
 CHUNK = 32
 """Problems whose completions are drawn and written together."""

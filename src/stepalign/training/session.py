@@ -18,9 +18,9 @@ from stepalign.solver.model import EMBEDDED, Solver, load_solver
 from stepalign.solver.sampling import Sampler
 from stepalign.solver.sampling.local import LocalSampler
 from stepalign.solver.tokens import PromptBuilder, decode
-from stepalign.tasks import arithmetic, python_problems, sandbox
-from stepalign.tasks.grading import Grader, GraderConfig, canonical_answer
-from stepalign.tasks.rows import is_environment
+from stepalign.tasks import arithmetic
+from stepalign.tasks.grading import Grader, canonical_answer
+from stepalign.training.problem_sets import make_grader
 from stepalign.training.rollouts import Collector
 
 
@@ -64,28 +64,6 @@ def open_session(config: Config, *, version: Callable[[], int] = lambda: 0) -> S
         solver.model.activation_checkpointing_enable()
     sampler = LocalSampler(solver, max_batch_tokens=config.sampling.max_batch_tokens, version=version)
     return Session(config, solver, sampler, make_prompts(config, solver), make_grader(config))
-
-
-def make_grader(config: Config) -> Grader:
-    """The grader of the recipe. Raises ConfigError when it cannot be started here."""
-    data = config.data
-    if data.columns == python_problems.PRESET and not data.grader_function:
-        if reason := sandbox.why_unavailable():
-            raise ConfigError(
-                f"this machine has no sandbox for Python problems: {reason}",
-                where="data.columns = python",
-                hint="run on Linux 5.13 or newer, or name a grader of your own with data.grader",
-            )
-        return Grader(GraderConfig(function=python_problems.GRADER, seconds=python_problems.GRADER_SECONDS))
-    if is_environment(data.grader_function or "") and not data.grader:
-        for name, source in (("validation", data.validation), ("test", data.test)):
-            if source and source.partition("?")[0] != data.train.partition("?")[0]:
-                raise ConfigError(
-                    f"{data.train} grades its own tasks only, and these problems are not from it: {source}",
-                    where=f"data.{name}",
-                    hint=f"take them from the same taskset, or set data.{name} to none",
-                )
-    return Grader(GraderConfig(function=data.grader_function, seconds=data.grader_seconds))
 
 
 def with_lora(solver: Solver, config: Config) -> Solver:
