@@ -60,6 +60,8 @@ class Step:
     """"1", "2", ..., "answer", or "" for text before the first step."""
     start: int
     end: int
+    text: str = field(default="", compare=False)
+    """The characters of the span."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -140,3 +140,8 @@ def test_token_ranges_with_long_and_special_tokens() -> None:
     assert token_ranges([], []) == []
     with pytest.raises(ValueError, match="backwards"):
         token_ranges(steps, [(3, 4), (0, 3)])
+
+
+@given(st.text())
+def test_every_step_carries_its_text(text: str) -> None:
+    assert [step.text for step in split_steps(text)] == [text[s.start : s.end] for s in split_steps(text)]

@@ -70,7 +70,8 @@ _MAX_ANSWER_CHARACTERS = 600
 
 
 def split_steps(text: str, style: StepStyle = "auto") -> list[Step]:
-    """The steps of a trace, in order; ``"".join(text[s.start:s.end] for s in steps) == text`` always.
+    """The steps of a trace, in order; ``"".join(text[s.start:s.end] for s in steps) == text`` always, and each
+    carries its ``text``.
 
     Labels are the numbers a trace gives its steps, else "1", "2", ...; "answer" for the answer; "" for text before the
     first step, a thinking block included. An empty text has no steps.
@@ -323,11 +324,14 @@ def _thinking_end(text: str) -> int:
 def _spans(text: str, markers: list[Marker]) -> list[Step]:
     """Steps that cover the text: each runs to the start of the next; blank text in front goes with the first."""
     if not markers:
-        return [Step(label=PREAMBLE, start=0, end=len(text))]
+        return [Step(label=PREAMBLE, start=0, end=len(text), text=text)]
     first_start, first_label = markers[0]
     if first_start and text[:first_start].strip():
         markers = [(0, PREAMBLE), *markers]
     else:
         markers = [(0, first_label), *markers[1:]]
     ends = [start for start, _ in markers[1:]] + [len(text)]
-    return [Step(label=label, start=start, end=end) for (start, label), end in zip(markers, ends, strict=True)]
+    return [
+        Step(label=label, start=start, end=end, text=text[start:end])
+        for (start, label), end in zip(markers, ends, strict=True)
+    ]
