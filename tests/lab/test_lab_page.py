@@ -331,9 +331,16 @@ def test_hostile_text_on_the_desk_is_inert(open_desk: Callable[..., Desk]) -> No
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_an_accessibility_audit_of_the_lab_finds_nothing(open_desk: Callable[..., Desk], scheme: str) -> None:
+@pytest.mark.parametrize("moment", ["at rest", "while scoring"])
+def test_an_accessibility_audit_of_the_lab_finds_nothing(
+    open_desk: Callable[..., Desk], scheme: str, moment: str
+) -> None:
     axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
     desk = open_desk(color_scheme=scheme)
+    if moment == "while scoring":
+        desk.page.route("**/score", lambda route: None)  # an answer that does not come
+        desk.page.get_by_label("Feedback 1", exact=True).fill("4")
+        desk.page.locator('#lab[aria-busy="true"]').wait_for()
     desk.page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
     found = desk.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     assert [(problem["id"], [node["html"][:160] for node in problem["nodes"]]) for problem in found["violations"]] == []
