@@ -228,9 +228,10 @@ def test_real_attempts(text: str) -> None:
         ("\n".join(map(str, range(20_000))), "\n".join(map(str, range(1, 20_001)))),
         ("<step_1>" + "1=" * 400_000, "<step_1>" + "2=" * 400_000),
         ("<step_1>" + "a" * 900_000, "<step_1>" + "a" * 900_000 + "b"),
+        ("<step_1>" + "1+2=3, " * 140_000, "<step_1>" + "1+2=4, " * 140_000),
         ("\n".join(f"{i} word " * 300 for i in range(140)), "\n".join(f"{i} other " * 200 for i in range(140))),
     ],
-    ids=["many steps", "shifted steps", "one long equation", "one long word", "dense square"],
+    ids=["many steps", "shifted steps", "one long equation", "one long word", "many equations", "dense square"],
 )
 def test_hostile_traces_are_aligned(attempt: str, critique: str) -> None:
     a = align(attempt, critique)
@@ -261,3 +262,60 @@ def test_a_variable_may_have_two_values() -> None:
     attempt = "<step_1> so x = 3 <step_2> 3 + 3 = 6 <answer> 6"
     critique = "<step_1> so x = 3 <step_2> or x = 4 <step_3> 3 + 4 = 7 <answer> 7"
     assert not align(attempt, critique).wrong_text_repeated
+
+
+@pytest.mark.parametrize(
+    ("attempt", "critique"),
+    [
+        # joined, split, and both in one trace
+        (
+            ["Tom has 3 and buys 4.", "So he has 7.", "He eats 2: 5."],
+            ["Tom has 3 and buys 4. So he has 7.", "He eats 2: 5."],
+        ),
+        (
+            ["Tom has 3 and buys 4. So he has 7.", "He eats 2: 5."],
+            ["Tom has 3 and buys 4.", "So he has 7.", "He eats 2: 5."],
+        ),
+        (["a b", "c d e", "f"], ["a", "b c", "d e f"]),
+    ],
+)
+def test_the_same_text_cut_into_other_steps_is_kept(attempt: list[str], critique: list[str]) -> None:
+    a = align(trace(attempt), trace(critique))
+    assert all(match.kept for match in a.matches if match.solver is not None)
+    assert (a.case, a.first_error, a.verbatim_share) == ("A", None, 1.0)
+
+
+def test_joined_steps_around_an_error_are_kept() -> None:
+    attempt = ["x is 3", "y is 4", "3 + 4 = 8", "take it", "and go"]
+    a = align(trace(attempt, "8"), trace(["x is 3 y is 4", "3 + 4 = 7", "take it and go"], "7"))
+    kept = {match.solver: match.kept for match in a.matches if match.solver is not None}
+    assert [kept[index] for index in range(6)] == [True, True, False, True, True, False]
+    assert (a.case, a.first_error_label, a.verbatim_share) == ("D", "3", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("step", "quoted"),
+    [
+        ("7 * 2 = 15 is wrong, it is 7 * 2 = 14", True),
+        ("7 * 2 = 15 is wrong; correct is 14", True),
+        ("7 * 2 = 15? No: 7 * 2 = 14", True),
+        ("7 * 2 = 15, no, 14", True),
+        ("7 * 2 = 14, not 15", True),
+        ("7 * 2 = 14 instead of 15", True),
+        ("7 * 2 = 14", False),
+        ("7 * 2 = 14, so not 13", False),
+    ],
+)
+def test_a_correction_within_the_step_quotes_it(step: str, quoted: bool) -> None:
+    a = align(trace(["3 + 4 = 7", "7 * 2 = 15", "15 - 1 = 14"], "14"), trace(["3 + 4 = 7", step, "14 - 1 = 13"], "13"))
+    assert (a.first_error_label, a.wrong_text_repeated) == ("2", quoted)
+
+
+def test_a_step_that_goes_on_is_not_taken_back() -> None:
+    a = align(trace(["3 + 4 = 7", "7 * 2 = 14"], "14"), trace(["3 + 4 = 7", "7 * 2 = 14, and 14 - 1 = 13"], "14"))
+    assert (a.first_error, a.wrong_text_repeated, a.case) == (None, False, "B")
+
+
+def test_an_error_in_words_is_found_by_the_answer() -> None:
+    a = align(trace(["三加四等于七", "七乘二等于十五"], "15"), trace(["三加四等于七", "七乘二等于十四"], "14"))
+    assert (a.first_error_label, a.matches[1].similarity) == ("2", pytest.approx(6 / 7))

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby, islice, takewhile
 from typing import Literal
 
 from stepalign.feedback.steps import ANSWER, PREAMBLE, StepStyle, detect_style, split_steps, step_body
@@ -38,12 +38,16 @@ _MAX_FINDS = 64
 _MIN_QUOTE = 8
 """Characters from which on a repeated step is more than chance."""
 
-_WORD = re.compile(r"\d+(?:[.,]\d+)*+|[^\W\d]+")
+# Chinese and Japanese write no spaces: there a character counts as a word.
+_WORD = re.compile(r"\d+(?:[.,]\d+)*+|[\u3040-\u30ff\u3400-\u9fff]|[^\W\d\u3040-\u30ff\u3400-\u9fff]+")
 _SIGN = re.compile(r"\S")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*+")
 _VARIABLE = r"(?<![^\W\d])[^\W\d](?![^\W\d])"
 _FORMULA = re.compile(rf"(?:[\d(]|{_VARIABLE})(?:[\d+*/(){{}}.,;=<>^%$£€ ×÷·−–-]|{_VARIABLE})*+")
 _CLAUSE = re.compile(r"[.,;] ")
+_CORRECTS = re.compile(r"\b(?:wrong(?:ly)?|incorrect(?:ly)?|mistaken?)\b|\A\W*(?:no|not|should (?:be|read))\b", re.I)
+"""Words behind a copied step that take it back."""
+_DENIED = re.compile(r"\b(?:not|instead of|rather than)[ \t]{1,3}[$€£]?(\d+(?:[.,]\d+)*+)", re.I)
 _SPACE = re.compile(r"\s+")
 
 
@@ -60,8 +64,9 @@ class StepMatch:
     """0 to 1; 1 for copied, 0 without a partner."""
     same_numbers: bool
     """Whether both state the same numbers in the same order: then an edit is a rewording."""
-    continued: bool
-    """Whether the critique's step begins with the whole of the solver's and goes on: nothing was taken back."""
+    kept: bool
+    """Whether the critique has the solver's whole text in this place: copied, at the beginning of a step that goes on,
+    or cut into other steps. Nothing was taken back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,8 +170,8 @@ def align(
         answer_right = agree(critique_answer, expected_answer)
     taken_back = [match for match in matches if _takes_back(match, solver_steps, answers_agree)]
     first_edit = _first(matches, "edited", "missing")
-    first_error = _first_error(matches, taken_back, answers_agree)
-    quoted = _quoted_then_corrected(matches, critique_steps, critique_bodies)
+    first_error = _first_error(matches, taken_back, solver_steps, answers_agree)
+    quoted = _quoted_then_corrected(matches, solver_bodies, critique_steps, critique_bodies)
     if quoted is not None and (first_error is None or quoted < first_error):
         first_error = quoted
     full_solution = _is_full_solution(matches, solver_steps)
@@ -184,7 +189,12 @@ def align(
         critique_answer=critique_answer,
         answer_right=answer_right,
         case=_case(
-            matches, full_solution, bool(taken_back) or quoted is not None, solver_answer is not None, answers_agree
+            matches,
+            reproduced=" ".join(solver_bodies) == " ".join(critique_bodies),
+            full_solution=full_solution,
+            taken_back=bool(taken_back) or quoted is not None,
+            finished=solver_answer is not None,
+            answers_agree=answers_agree,
         ),
     )
 
@@ -217,7 +227,9 @@ def _match(
     # Answers belong together; a second answer or text behind it counts as missing or added.
     pairs += _in_order(range(solver_end, len(solver)), range(critique_end, len(critique)))
     open_end = len(solver) - 1 if solver_end == len(solver) else None
-    return [_step_match(i, j, solver, critique, i is not None and i == open_end) for i, j in pairs]
+    matches = [_step_match(i, j, solver, critique, i is not None and i == open_end) for i, j in pairs]
+    recut = _recut([pair for pair in pairs if _stands_before(pair, solver_end, critique_end)], solver, critique)
+    return [replace(match, kept=True) if match.solver in recut else match for match in matches]
 
 
 def _without_answer(steps: Sequence[Step]) -> int:
@@ -291,18 +303,16 @@ def _step_match(
     i: int | None, j: int | None, solver: Sequence[str], critique: Sequence[str], may_be_cut: bool
 ) -> StepMatch:
     status: MatchStatus = "copied"
-    similarity, same_numbers, continued = 1.0, True, False
+    similarity, same_numbers, kept = 1.0, True, True
     if i is None or j is None:
         status = "added" if i is None else "missing"
-        similarity, same_numbers = 0.0, False
+        similarity, same_numbers, kept = 0.0, False, False
     elif solver[i] != critique[j]:
         status = "edited"
         similarity = _dice(_words(solver[i]), _words(critique[j]))
         same_numbers = _numbers(solver[i]) == _numbers(critique[j])
-        continued = _continues(solver[i], critique[j], may_be_cut)
-    return StepMatch(
-        status=status, solver=i, critique=j, similarity=similarity, same_numbers=same_numbers, continued=continued
-    )
+        kept = _continues(solver[i], critique[j], may_be_cut)
+    return StepMatch(status=status, solver=i, critique=j, similarity=similarity, same_numbers=same_numbers, kept=kept)
 
 
 def _continues(text: str, longer: str, may_be_cut: bool) -> bool:
@@ -311,6 +321,40 @@ def _continues(text: str, longer: str, may_be_cut: bool) -> bool:
         return False
     splits_number = text[-1].isdigit() and re.match(r"[.,]?\d", longer[len(text) :]) is not None
     return may_be_cut or not splits_number
+
+
+def _stands_before(pair: tuple[int | None, int | None], solver_end: int, critique_end: int) -> bool:
+    i, j = pair
+    return (i is None or i < solver_end) and (j is None or j < critique_end)
+
+
+def _recut(pairs: Pairs, solver: Sequence[str], critique: Sequence[str]) -> set[int]:
+    """Solver steps that a critique has word for word, but split, or joined with their neighbours."""
+    found: set[int] = set()
+    for equal, run in groupby(
+        pairs, key=lambda p: p[0] is not None and p[1] is not None and solver[p[0]] == critique[p[1]]
+    ):
+        changed = list(run)
+        rows = [i for i, _ in changed if i is not None]
+        columns = [j for _, j in changed if j is not None]
+        if equal or len(changed) < 2 or not rows or not columns:
+            continue
+        left, right = [solver[i] for i in rows], [critique[j] for j in columns]
+        front = _steps_within(left, right)
+        back = _steps_within([text[::-1] for text in reversed(left)], [text[::-1] for text in reversed(right)])
+        found.update(rows[:front], rows[len(rows) - back :])
+    return found
+
+
+def _steps_within(left: Sequence[str], right: Sequence[str]) -> int:
+    """How many of the first steps on the left are the same text as some of the first on the right, cut otherwise."""
+    shared = _common_start(" ".join(left), " ".join(right))
+    left_ends, right_ends = (
+        list(takewhile(lambda end: end <= shared, accumulate((len(text) + 1 for text in texts), initial=-1)))
+        for texts in (left, right)
+    )
+    common = set(left_ends) & set(right_ends)
+    return left_ends.index(max(common))
 
 
 def _words(text: str) -> Counter[str]:
@@ -333,7 +377,7 @@ def _numbers(text: str) -> list[str]:
 
 def _takes_back(match: StepMatch, solver_steps: Sequence[Step], answers_agree: bool | None) -> bool:
     """Whether an edit changes what the solver's step says."""
-    if match.solver is None or match.status != "edited" or match.same_numbers or match.continued:
+    if match.solver is None or match.status != "edited" or match.same_numbers or match.kept:
         return False
     if solver_steps[match.solver].label == ANSWER:
         return not answers_agree
@@ -346,21 +390,29 @@ def _first(matches: Sequence[StepMatch], *statuses: MatchStatus) -> int | None:
     return next((match.solver for match in matches if match.solver is not None and match.status in statuses), None)
 
 
+def _first_changed(matches: Sequence[StepMatch], *statuses: MatchStatus) -> int | None:
+    return _first([match for match in matches if not match.kept], *statuses)
+
+
 def _first_error(
-    matches: Sequence[StepMatch], taken_back: Sequence[StepMatch], answers_agree: bool | None
+    matches: Sequence[StepMatch],
+    taken_back: Sequence[StepMatch],
+    solver_steps: Sequence[Step],
+    answers_agree: bool | None,
 ) -> int | None:
-    if taken_back:
-        missing = _first(matches, "missing")
-        changed = taken_back[0].solver
-        return changed if missing is None or changed is None else min(missing, changed)
-    return _first(matches, "edited", "missing") if answers_agree is False else None
+    changed = [m.solver for m in taken_back if m.solver is not None and solver_steps[m.solver].label != ANSWER]
+    if changed:
+        missing = _first_changed(matches, "missing")
+        return changed[0] if missing is None else min(missing, changed[0])
+    return _first_changed(matches, "edited", "missing") if answers_agree is False else None
 
 
 def _quoted_then_corrected(
-    matches: Sequence[StepMatch], critique_steps: Sequence[Step], critique: Sequence[str]
+    matches: Sequence[StepMatch], solver: Sequence[str], critique_steps: Sequence[Step], critique: Sequence[str]
 ) -> int | None:
     """The first solver step that the critique copies and then writes once more, otherwise: a wrong step quoted in front
-    of its correction. Told by a step number given twice, or by another result for the same calculation."""
+    of its correction. Told by a step number given twice, by another result for the same calculation, or, within one
+    step, by words that take it back."""
     added = [match.critique for match in matches if match.status == "added" and match.critique is not None]
     rewritten = {critique_steps[index].label: index for index in added}
     results: dict[str, list[tuple[int, str]]] = {}
@@ -368,7 +420,11 @@ def _quoted_then_corrected(
         for left, right in _calculations(critique[index]):
             results.setdefault(left, []).append((index, right))
     for match in matches:
-        if match.status != "copied" or match.critique is None or match.solver is None:
+        if match.critique is None or match.solver is None or not match.kept:
+            continue
+        if match.status != "copied":
+            if _takes_itself_back(solver[match.solver], critique[match.critique]):
+                return match.solver
             continue
         step = critique_steps[match.critique]
         if step.label != ANSWER and rewritten.get(step.label, -1) > match.critique:
@@ -377,6 +433,17 @@ def _quoted_then_corrected(
             if any(index > match.critique and other != right for index, other in results.get(left, ())):
                 return match.solver
     return None
+
+
+def _takes_itself_back(text: str, longer: str) -> bool:
+    """Whether a step that begins with another's text corrects it further on: "3 + 4 = 8 is wrong, it is 7"."""
+    if not text or not longer.startswith(text):
+        return False
+    rest = longer[len(text) :]
+    results = _results(_equations(rest))
+    return bool(_CORRECTS.search(rest)) or any(
+        results.get(left, {right}) != {right} for left, right in _calculations(text)
+    )
 
 
 def _calculations(text: str) -> list[tuple[str, str]]:
@@ -393,21 +460,26 @@ def _verbatim_share(
             continue
         text = solver[match.solver]
         total += len(text)
-        if match.critique is not None:
-            kept += len(text) if match.status == "copied" else _common_ends(text, critique[match.critique])
+        if match.kept:
+            kept += len(text)
+        elif match.critique is not None:
+            kept += _common_ends(text, critique[match.critique])
     return kept / total if total else float("nan")
 
 
 def _common_ends(left: str, right: str) -> int:
     """Characters that two steps share at their beginning and end; an induction head follows a copy until it breaks."""
     shorter = min(len(left), len(right))
-    front = 0
-    while front < shorter and left[front] == right[front]:
-        front += 1
+    front = _common_start(left, right)
     back = 0
     while back < shorter - front and left[-1 - back] == right[-1 - back]:
         back += 1
     return front + back
+
+
+def _common_start(left: str, right: str) -> int:
+    shorter = min(len(left), len(right))
+    return next((place for place in range(shorter) if left[place] != right[place]), shorter)
 
 
 def _repeats(
@@ -426,15 +498,27 @@ def _repeats(
     if quotable and (_find(partner, body) > 0 or any(_find(text, body) >= 0 for text in others)):
         return True
 
+    numbers = set(_numbers(body))
+    if any(number.replace(",", "") in numbers for number in _DENIED.findall(partner)):
+        return True
+
     kept = {equation for text in earlier for equation in _equations(text)}
-    corrected = _equations(partner)
-    results = {left: {right for other, right in corrected if other == left} for left, _ in corrected}
+    corrected = set(_equations(partner))
+    results = _results(corrected)
     stated = {equation for text in critique for equation in _equations(text)}
     for left, right in set(_equations(body)) - kept:
         contradicted = bool(results.get(left, set()) - {right})
         if (left, right) in stated and (contradicted or (left, right) not in corrected):
             return True
     return False
+
+
+def _results(equations: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    """Left side -> its right sides."""
+    results: dict[str, set[str]] = {}
+    for left, right in equations:
+        results.setdefault(left, set()).add(right)
+    return results
 
 
 def _equations(text: str) -> list[tuple[str, str]]:
@@ -474,22 +558,28 @@ def _is_full_solution(matches: Sequence[StepMatch], solver_steps: Sequence[Step]
     own = [match for match in matches if match.solver is not None and solver_steps[match.solver].label != ANSWER]
     if not own:
         return True
-    if any(match.status == "copied" or match.continued for match in own):
+    if any(match.kept for match in own):
         return False
     similar = sum(match.similarity >= _SIMILAR for match in own)
     return own[0].similarity < _SIMILAR and similar <= len(own) / 4
 
 
 def _case(
-    matches: Sequence[StepMatch], full_solution: bool, taken_back: bool, finished: bool, answers_agree: bool | None
+    matches: Sequence[StepMatch],
+    *,
+    reproduced: bool,
+    full_solution: bool,
+    taken_back: bool,
+    finished: bool,
+    answers_agree: bool | None,
 ) -> str:
     if all(match.critique is None for match in matches):
         return ""
-    if all(match.status == "copied" for match in matches):
+    if reproduced:
         return "A"
     if full_solution:
         return "F"
-    condensed = not finished or any(match.status == "missing" for match in matches)
+    condensed = not finished or any(match.status == "missing" and not match.kept for match in matches)
     if condensed and not taken_back and answers_agree is not False:
         return "C"
     return "B" if answers_agree else "D"

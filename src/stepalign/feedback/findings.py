@@ -92,7 +92,7 @@ def _not_verbatim(reading: Reading) -> str | None:
     found = _aligned(reading)
     if found is None or found.full_solution or found.case == "C":
         return None
-    edited = [m for m in _kept_steps(found) if m.status == "edited" and not m.continued]
+    edited = [m for m in _kept_steps(found) if m.status == "edited" and not m.kept]
     return _step(found, edited[0].solver) if edited else None
 
 
@@ -101,7 +101,7 @@ def _missing_steps(reading: Reading) -> str | None:
     found = _aligned(reading)
     if found is None or found.full_solution or found.solver_answer is None:
         return None
-    missing = [m for m in _kept_steps(found) if m.status == "missing"]
+    missing = [m for m in _kept_steps(found) if m.status == "missing" and not m.kept]
     return _step(found, missing[0].solver) if missing else None
 
 
