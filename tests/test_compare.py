@@ -355,6 +355,47 @@ def test_a_checkpoint_rule_without_a_choice_is_refused_with_its_key(settings: li
     plan(changed(config, {"evaluation.checkpoint_rule": "last"}), Path("x"))
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(
+            "model.path",
+            "prompts.student",
+            "prompts.student_chat_options.enable_thinking",
+            "data.test",
+            "data.max_test",
+        ),
+        *("data.validation_share", "data.grader", "evaluation.num_samples", "evaluation.temperature", "training.seed"),
+    ],
+)
+def test_an_arm_cannot_move_its_anchor(key: str) -> None:
+    """An arm that answers other questions, or starts elsewhere, has no place in a paired table."""
+    from stepalign.errors import ConfigError
+
+    value = {"data.max_test": 3, "training.seed": 4, "evaluation.num_samples": 2, "data.validation_share": 0.1}
+    arm = {"name": "own", "set": {key: value.get(key, 0.5 if key.endswith("temperature") else "x")}}
+    with pytest.raises(ConfigError) as told:
+        plan(changed(load_config("arithmetic"), {"compare.arms": [arm]}), Path("x"))
+    assert told.value.where == f"arm own: {key}"
+    assert told.value.hint
+    plan(
+        changed(load_config("arithmetic"), {"compare.arms": [{"name": "own", "set": {"evaluation.eval_steps": 3}}]}),
+        Path("x"),
+    )
+
+
+def test_an_arm_with_longer_completions_is_evaluated_like_the_others() -> None:
+    from stepalign.errors import ConfigError
+
+    arms = [{"name": "long", "set": {"sampling.max_completion_length": 90}}]
+    config = changed(load_config("arithmetic"), {"compare.arms": arms})
+    with pytest.raises(ConfigError, match="90 tokens") as told:
+        plan(config, Path("x"))
+    assert told.value.hint == "--set evaluation.max_completion_length=90"
+    tasks = plan(changed(config, {"evaluation.max_completion_length": 90}), Path("x"))
+    assert {task.config.evaluation_length for task in tasks} == {90}
+
+
 def test_best_on_test_needs_test_problems_and_no_validation() -> None:
     from stepalign.errors import ConfigError
 

@@ -204,6 +204,7 @@ def test_an_unknown_key_of_an_arm_is_an_error_too() -> None:
         ("evaluation.ks=[1, 4]", (1, 4)),
         ("critic.prices={prompt = 1.5}", {"prompt": 1.5}),
         ("model.lora.r=8", 8),
+        ("training.save_total_limit=null", None),
     ],
 )
 def test_set_takes_toml_values_and_plain_words(setting: str, expected: Any) -> None:
@@ -212,6 +213,52 @@ def test_set_takes_toml_values_and_plain_words(setting: str, expected: Any) -> N
         node = getattr(node, name)
     assert node == expected
     assert type(node) is type(expected)
+
+
+def _at(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def test_null_unsets_what_a_recipe_sets() -> None:
+    assert load_config("gsm8k").data.max_test == 500
+    config = load_config("gsm8k", ["data.max_test=null", "objective.entry_clip=null"])
+    assert (config.data.max_test, config.objective.entry_clip) == (None, None)
+    with pytest.raises(ConfigError, match=r"training\.max_steps"):
+        load_config("gsm8k", ["training.max_steps=null"])
+
+
+def test_what_can_be_none_is_none_by_default() -> None:
+    """TOML leaves out what is None, so that nothing else may be meant by its absence."""
+    tree = Config().model_dump(mode="json")
+    flat = {key: node for key in all_keys() if (node := _at(tree, key)) is not None and key != "compare.arms"}
+    for key, value in flat.items():
+        if key.startswith("model.lora."):
+            continue
+        try:
+            accepted = changed(Config(), {key: None})
+        except ConfigError:
+            continue
+        assert _at(accepted.model_dump(mode="json"), key) == value, key
+
+
+def test_an_error_says_whether_recipe_or_command_line_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('training.max_steps = "many"\n')
+    for words, where in (([], str(file)), (["training.max_steps=some"], "--set training.max_steps")):
+        with pytest.raises(ConfigError) as told:
+            load_config(str(file), words)
+        assert told.value.where == where
+    with pytest.raises(ConfigError) as told:
+        load_config("gsm8k", ["training.report_to=wadb"])
+    assert told.value.where == "--set training.report_to"
+    with pytest.raises(ConfigError) as told:
+        load_config("gsm8k", ["training.learningrate=1"])
+    assert (told.value.where, told.value.hint) == (
+        "--set training.learningrate",
+        "did you mean training.learning_rate?",
+    )
 
 
 def test_the_last_setting_wins_and_the_recipe_gives_way() -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from stepalign.config import Config, arm_config, changed, check_checkpoint_rule, difference
+from stepalign.config import ArmSection, Config, arm_config, changed, check_checkpoint_rule, difference
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
 from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
 from stepalign.feedback.designs import find_condition, find_design
@@ -28,6 +28,14 @@ from stepalign.workers import Send, work_off
 
 BASE = "base"
 SIGNAL = "signal"
+SHARED = (
+    *("model.path", "prompts.student", "prompts.system"),
+    *("data.validation", "data.test", "data.max_validation", "data.max_test", "data.grader"),
+    *("evaluation.", "signal.", "selection.", "compare."),
+)
+"""Beginnings of keys that no arm may set: all arms start from one untrained solver and answer the same questions."""
+OWN = ("evaluation.eval_steps",)
+"""What an arm may set all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +106,34 @@ def plan(config: Config, out: Path) -> list[Task]:
     for arm, seed in itertools.product(config.compare.arms, config.compare.seeds):
         name = f"{arm.name}/seed-{seed}"
         tasks.append(Task(name, arm_config(shared, arm, seed), out / "arms" / name, out))
+        _check_anchors(shared, arm, tasks[-1].config)
         check_terms(tasks[-1].config)
         check_checkpoint_rule(tasks[-1].config)
     if config.signal.num_rollouts and config.signal.contexts:
         tasks.append(Task(SIGNAL, base_config(config), out, out))
     return tasks
+
+
+def _check_anchors(shared: Config, arm: ArmSection, config: Config) -> None:
+    """Refuse an arm whose numbers would not stand beside those of the others, nor of the untrained solver."""
+    for key in arm.set:
+        if key == "training.seed":
+            raise ConfigError(
+                "seeds are the same for all arms", where=f"arm {arm.name}: {key}", hint="--set 'compare.seeds=[0, 1]'"
+            )
+        if key.startswith(SHARED) and key not in OWN:
+            raise ConfigError(
+                f"an arm cannot set {key}: every arm starts from the same solver and is evaluated in the same way",
+                where=f"arm {arm.name}: {key}",
+                hint="set it for the whole recipe, or train it by itself: stepalign report shows several runs",
+            )
+    if config.evaluation_length != shared.evaluation_length:
+        raise ConfigError(
+            f"the arm would be evaluated with {config.evaluation_length} tokens a completion, and the untrained solver "
+            f"with {shared.evaluation_length}",
+            where=f"arm {arm.name}: sampling.max_completion_length",
+            hint=f"--set evaluation.max_completion_length={max(config.evaluation_length, shared.evaluation_length)}",
+        )
 
 
 def base_config(config: Config) -> Config:

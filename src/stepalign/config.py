@@ -510,9 +510,15 @@ def load_config(recipe: str | None, settings: Iterable[str] = ()) -> Config:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"the recipe is not valid TOML: {error}", where=source) from error
-    for key, value in parse_settings(settings).items():
+    given = parse_settings(settings)
+    for key, value in given.items():
         set_key(tree, key, value)
-    return validate(tree, source)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = ".".join(str(part) for part in error.errors()[0]["loc"])
+        by_hand = next((key for key in given if first and f"{first}.".startswith(f"{key}.")), None)
+        raise _as_config_error(error, f"--set {by_hand}" if by_hand else source) from None
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
@@ -527,7 +533,9 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A value as in TOML; text that is not TOML is a string."""
+    """A value as in TOML; text that is not TOML is a string. TOML has no word for nothing: ``null`` unsets a key."""
+    if text == "null":
+        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

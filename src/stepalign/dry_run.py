@@ -19,11 +19,12 @@ def describe(config: Config) -> str:
     """
     from stepalign.solver.model import load_solver
     from stepalign.training.hybrids import check_terms
-    from stepalign.training.preflight import check_prompts
+    from stepalign.training.preflight import check_material, check_prompts
     from stepalign.training.problem_sets import load_sets
     from stepalign.training.session import make_prompts
 
     sets = load_sets(config)
+    check_material(config, sets["train"].problems)
     model = config.model
     solver = load_solver(model.path, dtype=model.dtype, trust_remote_code=model.trust_remote_code, weights=False)
     prompts = make_prompts(config, solver)

@@ -172,6 +172,20 @@ def test_all_correct_is_not_certain() -> None:
     assert bootstrap_mean(np.ones(30), share=True).high == 1.0
     assert bootstrap_mean(np.zeros(30), share=True).high == pytest.approx(1 - exact.low)
     assert bootstrap_mean([0.0, 1.0] * 15, share=True) == bootstrap_mean([0.0, 1.0] * 15)
+    for same in (0.0, 0.5, 1.0):  # more seeds on the same problems say nothing about other problems
+        one, three = bootstrap_mean(np.full(30, same), share=True), np.full((3, 30), same)
+        assert hierarchical_bootstrap(three, bounds=(0, 1)) == one
+        assert one.low < one.high
+
+
+def test_arms_that_agree_on_every_problem_are_not_known_to_be_equal() -> None:
+    arm = np.tile([0.0, 1.0, 0.5], (2, 10))
+    exact = stats.binomtest(0, 30).proportion_ci(0.95, method="exact")
+    same = paired_difference(arm, arm, share=True)
+    assert (same.difference, same.p_value) == (0.0, 1.0)
+    assert (same.low, same.high) == pytest.approx((-exact.high, exact.high))
+    best = paired_difference(np.ones((2, 30)), np.zeros((2, 30)), share=True)
+    assert (best.low, best.high) == pytest.approx((1 - 2 * exact.high, 1.0))
 
 
 def test_ratio_of_sums() -> None:

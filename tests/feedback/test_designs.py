@@ -231,7 +231,7 @@ def test_the_needs_in_the_table_are_those_of_the_functions(design: str) -> None:
     missing = {
         "critic": {"critiques": [None] * 4, "elsewhere": ()},
         "reference": {"problem": replace(PROBLEM, reference=None)},
-        "other problems": {"other_problems": ()},
+        "other problems": {"other_problems": (), "elsewhere": ()},
     }
     if design == "execution_trace":
         assert {c.masked for c in make_contexts(design, group(*ALL))} == {"the problem has no Python tests"}
@@ -290,7 +290,15 @@ def test_a_condition_without_siblings_to_show_is_refused_at_once() -> None:
             check_condition(name, 1)
         assert caught.value.where == "sampling.num_generations = 1"
         assert check_condition(name, 2).design == name
-    assert check_condition("stepalign", 1).design == "step_aligned"
+    assert check_condition("stepalign", 1, 1).design == "step_aligned"
+
+
+def test_a_condition_without_another_problem_to_show_is_refused_at_once() -> None:
+    for name in ("worked_example", "shuffled"):
+        with pytest.raises(ConfigError, match="another problem of the step") as caught:
+            check_condition(name, 8, 1)
+        assert caught.value.where == "training.problems_per_step = 1"
+        assert check_condition(name, 1, 2).design == name
 
 
 # ---------------------------------------------------------------------------------------------------------------------

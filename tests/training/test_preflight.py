@@ -123,3 +123,28 @@ def test_numbers_that_cannot_train_are_refused_or_told(config: Config, tmp_path:
     assert "bfloat16" in told.said[0]
     check_dtype(changed(config, {"model.dtype": "bfloat16", "model.lora.r": 4}), told.say)
     assert len(told.said) == 1
+
+
+def without_references(config: Config, *, keep: int) -> None:
+    """Take the reference solutions from all but the first training problems."""
+    path = Path(config.data.train)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row if index < keep else {**row, "reference": None} for index, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_design_that_no_problem_has_material_for_is_refused(config: Config, tmp_path: Path) -> None:
+    without_references(config, keep=0)
+    error = refused(changed(config, {"condition": "refsol"}), tmp_path / "run")
+    assert "no training problem has a reference solution" in error.what
+    assert "data.columns" in str(error.hint)
+    error = refused(changed(config, {"condition": "execution_trace"}), tmp_path / "run")
+    assert "Python tests" in error.what
+
+
+def test_problems_without_material_are_counted_before_the_first_step(config: Config, tmp_path: Path) -> None:
+    without_references(config, keep=1)
+    told = Told()
+    one_step = changed(config, {"condition": "refsol", "training.max_steps": 1})
+    train(one_step, tmp_path / "run", resume=False, listener=told, stop=StopRequest())
+    assert "warning: 2 of 3 training problems lack a reference solution; their rollouts are masked" in told.said

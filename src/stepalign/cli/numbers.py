@@ -31,7 +31,7 @@ def evaluate(
     settings: SetOption = None,
 ) -> None:
     """Pass@k, Maj@k and Avg@k with intervals, completion length and truncation; completions lie beside the numbers."""
-    from stepalign.progress import console, headline
+    from stepalign.progress import PhaseDisplay, console, headline
     from stepalign.training.evaluation import evaluate_model
 
     config, source = config_for_model(model, recipe, settings, {"evaluation.num_samples": n})
@@ -40,7 +40,11 @@ def evaluate(
         f"student prompt {student!r}, at most {config.evaluation_length} tokens, "
         f"temperature {config.evaluation.temperature:g} (from {source}; --recipe or --set change it)"
     )
-    result = evaluate_model(config, problems, out)
+    with PhaseDisplay() as display:
+        try:
+            result = evaluate_model(config, problems, out, watcher=display)
+        except KeyboardInterrupt:
+            raise interrupted("the same command") from None
     console.print(headline(result["metrics"]))
     console.print(f"{result['num_problems']} problems x {n} completions; numbers: {out}")
 

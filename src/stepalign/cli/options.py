@@ -31,7 +31,9 @@ def _file(path: Path) -> Path:
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for everything that is written.", callback=_folder)]
 OutFileOption = Annotated[Path, typer.Option("--out", help="File for what is written.", callback=_file)]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key; null unsets it.")
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue what is in the folder.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the configuration and the prompts of one problem, and do nothing else.")

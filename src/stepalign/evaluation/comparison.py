@@ -115,7 +115,8 @@ def _metric_rows(found: Found, n: int, level: float, resamples: int) -> Iterable
                     )
                 else:
                     values_SP = np.stack([metric.per_problem for metric in metrics])
-                    pooled = hierarchical_bootstrap(values_SP, level=level, resamples=resamples)
+                    bounds = None if name in NO_SHARES else (0.0, 1.0)
+                    pooled = hierarchical_bootstrap(values_SP, level=level, resamples=resamples, bounds=bounds)
                 steps = {step for step, _ in chosen.values()}
                 yield _row(common, None, steps.pop() if len(steps) == 1 else None, metrics, pooled)
 
@@ -151,7 +152,7 @@ def _paired_rows(found: Found, n: int, level: float, resamples: int) -> Iterable
             continue
         first = np.stack([x.per_problem for x, _ in known.values()])
         second = np.stack([y.per_problem for _, y in known.values()])
-        result = paired_difference(first, second, level=level, resamples=resamples)
+        result = paired_difference(first, second, level=level, resamples=resamples, share=True)
         yield {
             "a": a,
             "b": b,

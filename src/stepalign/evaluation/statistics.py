@@ -75,17 +75,16 @@ def bootstrap_mean(
         resamples: number of resampled sets.
         seed: of the random generator.
         method: how limits follow from the resampled means.
-        share: the values are shares in [0, 1]. When all are 0 or all are 1 a bootstrap has zero width, which claims
-            certainty; the open limit is then the exact binomial one, ``(alpha / 2) ** (1 / P)`` (Clopper-Pearson).
+        share: the values are shares in [0, 1]. When all are the same a bootstrap has zero width, which claims
+            certainty: then the limits are those of :func:`_room_for_others`.
     """
     values_P = _vector(values_P)
     _check_level(level)
     if values_P.size == 0 or np.isnan(values_P).any():
         return _undefined(level)
     value = float(values_P.mean())
-    if share and (values_P == values_P[0]).all() and value in (0.0, 1.0):
-        room = 1 - ((1 - level) / 2) ** (1 / values_P.size)
-        return Interval(value, value - room * value, value + room * (1 - value), level)
+    if share and (values_P == values_P[0]).all():
+        return _room_for_others(value, values_P.size, level, bounds=(0.0, 1.0))
     means_R = _resampled_means(values_P, resamples, np.random.default_rng(seed))
     if method == "percentile":
         low, high = _percentiles(means_R, level)
@@ -96,8 +95,25 @@ def bootstrap_mean(
     return Interval(value, float(low), float(high), level)
 
 
+def _room_for_others(value: float, num_problems: int, level: float, bounds: tuple[float, float]) -> Interval:
+    """The interval of a mean where every problem gave the same value, and the values lie within ``bounds``.
+
+    A share r of problems that differ goes unseen in P problems with probability (1 - r)^P, so the largest that the
+    level allows is ``r = 1 - (alpha / 2) ** (1 / P)``, the exact binomial limit (Clopper-Pearson); each of them may lie
+    anywhere within the bounds. Several seeds on the same problems add none.
+    """
+    room = 1 - ((1 - level) / 2) ** (1 / num_problems)
+    low, high = bounds
+    return Interval(value, value - room * (value - low), value + room * (high - value), level)
+
+
 def hierarchical_bootstrap(
-    values_SP: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    values_SP: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    bounds: tuple[float, float] | None = None,
 ) -> Interval:
     """Interval for the mean over training seeds and problems, both resampled with replacement.
 
@@ -110,18 +126,28 @@ def hierarchical_bootstrap(
     Args:
         values_SP: one row per seed, one column per problem; a vector is one seed.
         level, resamples, seed: as :func:`bootstrap_mean`.
+        bounds: what the values lie between, (0, 1) for shares. When all are the same, the limits are those of
+            :func:`_room_for_others` instead of an interval without width.
     """
     values_SP = _matrix(values_SP)
     _check_level(level)
     if values_SP.size == 0 or np.isnan(values_SP).any():
         return _undefined(level)
+    if bounds is not None and (values_SP == values_SP[0, 0]).all():
+        return _room_for_others(float(values_SP[0, 0]), values_SP.shape[1], level, bounds)
     means_R = _crossed_means(values_SP, resamples, np.random.default_rng(seed))
     low, high = _percentiles(means_R, level)
     return Interval(float(values_SP.mean()), float(low), float(high), level)
 
 
 def paired_difference(
-    a_SP: ArrayLike, b_SP: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    a_SP: ArrayLike,
+    b_SP: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    share: bool = False,
 ) -> PairedDifference:
     """Mean of a - b over the same problems and seeds, with interval and p-value.
 
@@ -133,6 +159,7 @@ def paired_difference(
     Args:
         a_SP, b_SP: per-problem values of the two arms, equal shapes: row = seed, column = problem.
         level, resamples, seed: as :func:`bootstrap_mean`.
+        share: the values are shares in [0, 1]: two arms that agree on every problem are then not known to be equal.
 
     Raises:
         ValueError: for unequal shapes.
@@ -141,7 +168,8 @@ def paired_difference(
     if a_SP.shape != b_SP.shape:
         raise ValueError(f"arms must be paired: shapes (seeds, problems) {a_SP.shape} and {b_SP.shape}")
     differences_SP = a_SP - b_SP
-    interval = hierarchical_bootstrap(differences_SP, level=level, resamples=resamples, seed=seed)
+    bounds = (-1.0, 1.0) if share else None
+    interval = hierarchical_bootstrap(differences_SP, level=level, resamples=resamples, seed=seed, bounds=bounds)
     defined = not math.isnan(interval.value)
     return PairedDifference(
         difference=interval.value,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from stepalign.config import Config, changed
 from stepalign.errors import ConfigError, LockedError
@@ -16,13 +16,21 @@ from stepalign.training.run_folder import finite, write_atomically
 from stepalign.training.session import open_session
 
 
-def evaluate_model(config: Config, problems: str, out: Path) -> dict[str, Any]:
+class Watcher(Protocol):
+    """Told how far the evaluation is, and what else there is to say."""
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+def evaluate_model(config: Config, problems: str, out: Path, watcher: Watcher) -> dict[str, Any]:
     """Sample, grade and measure; the completions go to OUT with the suffix .samples.jsonl and are not drawn twice.
 
     Args:
         config: which model, with which prompts and settings.
         problems: a JSONL file, or ``embedded:arithmetic`` for its test set.
         out: JSON file for the numbers.
+        watcher: told about progress and skipped rows.
 
     Raises:
         ConfigError: no problems, or anything wrong with model or file.
@@ -32,6 +40,8 @@ def evaluate_model(config: Config, problems: str, out: Path) -> dict[str, Any]:
     found = load_set(config, "test")
     if not found.problems:
         raise ConfigError("there are no problems to evaluate", where=problems)
+    for reason, count in found.skipped.items():
+        watcher.say(f"{count} rows skipped: {reason}")
     samples = out.with_suffix(".samples.jsonl")
     session = open_session(config)
     try:
@@ -43,6 +53,7 @@ def evaluate_model(config: Config, problems: str, out: Path) -> dict[str, Any]:
             sample=session.sample,
             grade=session.grade,
             file=samples,
+            on_progress=lambda done, total: watcher.phase("problems", done, total),
         )
     finally:
         session.close()
@@ -74,6 +85,7 @@ def _key(config: Config, problems: str) -> dict[str, Any]:
         "max_completion_length": config.evaluation_length,
         "problems": problems,
         "columns": config.data.columns,
+        "grader": [config.data.grader_function, config.data.grader_seconds],
         "rho": config.data.rho,
     }
 

@@ -95,7 +95,8 @@ HYBRIDS: dict[Hybrid, Callable[[Condition, Attempt, ObjectiveSection], Terms]] =
 
 def check_terms(config: Config) -> Condition:
     """The recipe's condition. Raises ConfigError where the loss would have no signal, whatever the rollouts are."""
-    condition = check_condition(config.condition, config.sampling.num_generations)
+    per_step = config.training.problems_per_step
+    condition = check_condition(config.condition, config.sampling.num_generations, per_step)
     hybrid = config.objective.hybrid
     if hybrid != "none" and condition.design == "none":
         raise ConfigError(

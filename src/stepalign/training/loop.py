@@ -33,7 +33,7 @@ from stepalign.training import checkpoint as checkpoints
 from stepalign.training.guards import Guards
 from stepalign.training.hybrids import check_terms
 from stepalign.training.learner import Learner
-from stepalign.training.preflight import check_dtype, check_prompts
+from stepalign.training.preflight import check_dtype, check_material, check_prompts
 from stepalign.training.problem_sets import load_sets
 from stepalign.training.rollouts import Batch, Collector, derive_seed, problems_of_step
 from stepalign.training.run_folder import RunFolder, read_json_lines
@@ -117,6 +117,7 @@ def train(
     sets = {name: found.problems for name, found in loaded.items()}
     check_checkpoint_rule(config, {name: len(problems) for name, problems in sets.items()})
     progress = Progress()
+    check_material(config, sets["train"], listener.say)
     check_dtype(config, listener.say)
     session = open_session(config, version=lambda: progress.step)
     try:

@@ -6,14 +6,29 @@ from collections.abc import Callable, Mapping, Sequence
 
 from stepalign.config import Config
 from stepalign.errors import ConfigError
-from stepalign.feedback.designs import find_condition, find_design
+from stepalign.feedback.designs import Need, find_condition, find_design
 from stepalign.records import Problem
 from stepalign.solver.model import Solver
 from stepalign.solver.tokens import PromptBuilder
+from stepalign.tasks.python_problems import is_test_program
+from stepalign.training.problem_sets import named
 from stepalign.training.rollouts import problems_of_step
 
 SHOWN = 5
 """Problems that an error names; the others are counted."""
+MATERIAL: dict[Need, tuple[str, Callable[[Problem], bool], str]] = {
+    "reference": (
+        "a reference solution",
+        lambda problem: bool(problem.reference),
+        "name the column that holds them in data.columns, or choose a condition that needs none",
+    ),
+    "tests": (
+        "Python tests",
+        lambda problem: is_test_program(problem.answer),
+        "--set data.columns=python for problems that have tests, or choose a condition that needs none",
+    ),
+}
+"""What a design shows of the problem itself: its name, whether a problem has it, and what to do where none has."""
 
 
 def check_dtype(config: Config, warn: Callable[[str], None]) -> None:
@@ -34,6 +49,27 @@ def check_dtype(config: Config, warn: Callable[[str], None]) -> None:
         )
 
 
+def check_material(config: Config, problems: Sequence[Problem], warn: Callable[[str], None] = lambda _: None) -> None:
+    """Look whether the problems have what the condition shows of them, and count those that have not.
+
+    Raises:
+        ConfigError: not one of the training problems has it.
+    """
+    design = find_design(find_condition(config.condition).design)
+    for need, (name, is_there, hint) in MATERIAL.items():
+        if need not in design.needs or not config.training.max_steps:
+            continue
+        lacking = sum(not is_there(problem) for problem in problems)
+        if lacking == len(problems):
+            raise ConfigError(
+                f"no training problem has {name}, and the condition {config.condition} shows nothing else",
+                where="condition, data.train",
+                hint=hint,
+            )
+        if lacking:
+            warn(f"warning: {lacking} of {len(problems)} training problems lack {name}; their rollouts are masked")
+
+
 def check_prompts(
     config: Config, solver: Solver, prompts: PromptBuilder, sets: Mapping[str, Sequence[Problem]]
 ) -> None:
@@ -49,8 +85,10 @@ def check_prompts(
         used = _trained_on(config, problems) if trains else problems
         length = config.sampling.max_completion_length if trains else config.evaluation_length
         limit = solver.context_length
-        sizes = [(problem.problem_id, len(prompts.student(problem))) for problem in used]
-        too_long = [f"{who} ({size} tokens)" for who, size in sizes if limit is not None and size + length > limit]
+        sizes = [(problem, len(prompts.student(problem))) for problem in used]
+        too_long = [
+            f"{named(who)}: {size} tokens" for who, size in sizes if limit is not None and size + length > limit
+        ]
         if too_long:
             raise ConfigError(
                 f"{_some(too_long)} of {len(used)} {name} problems leave no room for a completion of {length} tokens "
@@ -59,7 +97,7 @@ def check_prompts(
                 hint=f"drop them, or shorten {'sampling' if trains else 'evaluation'}.max_completion_length",
             )
         if trains and condition.design != "none":
-            no_room = [p.problem_id for p in used if not prompts.has_room(p, introduction)]
+            no_room = [named(p) for p in used if not prompts.has_room(p, introduction)]
             if no_room:
                 raise ConfigError(
                     f"{_some(no_room)} of {len(used)} {name} problems leave no room for a context in the "

@@ -30,8 +30,10 @@ def load_sets(config: Config) -> dict[str, ProblemSet]:
     overlaps = find_overlaps({name: found.problems for name, found in sets.items()})
     if overlaps:
         one = overlaps[0]
+        first = next(p for p in sets[one.first].problems if p.problem_id == one.first_id)
+        many = "1 problem stands" if len(overlaps) == 1 else f"{len(overlaps)} problems stand"
         raise ConfigError(
-            f"{len(overlaps)} problems stand in two sets; the first ({one.first_id}) in {one.first} and {one.second}",
+            f"{many} in two sets, such as {named(first)} in {one.first} and {one.second}",
             where=f"data.{one.first}, data.{one.second}",
             hint="give disjoint files; data.validation_share sets training problems aside for validation",
         )
@@ -65,6 +67,12 @@ def load_set(config: Config, name: str) -> ProblemSet:
     return ProblemSet(problems=tuple(kept[:limit]), skipped=whole.skipped)
 
 
+def named(problem: Problem) -> str:
+    """A problem as a person finds it in a file: its id, and how its question begins."""
+    start = " ".join(problem.question[:200].split())
+    return f"{problem.problem_id} {start[:40] + ('...' if len(start) > 40 else '')!r}"
+
+
 def _hash_share(problem: Problem) -> float:
     """A number in [0, 1) that depends on the problem alone."""
     return int(hashlib.sha256(problem.problem_id.encode()).hexdigest()[:8], 16) / 16**8
@@ -94,6 +102,6 @@ def make_grader(config: Config) -> Grader:
                 raise ConfigError(
                     f"{data.train} grades its own tasks only, and these problems are not from it: {source}",
                     where=f"data.{name}",
-                    hint=f"take them from the same taskset, or set data.{name} to none",
+                    hint=f"take them from the same taskset, or none at all: --set data.{name}=null",
                 )
     return Grader(GraderConfig(function=data.grader_function, seconds=data.grader_seconds))

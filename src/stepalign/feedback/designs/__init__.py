@@ -96,7 +96,7 @@ DESIGNS: dict[str, Design] = {
         critiques.shuffled,
         "another rollout's critique",
         f"{_ATTEMPTED} Here is feedback on that attempt: a trace of the solution in your own steps.",
-        needs=("critic",),
+        needs=("critic", "other problems"),
     ),
     "peer_demonstration": Design(
         solutions.peer_demonstration,
@@ -166,8 +166,8 @@ def _find(table: dict[str, _Entry], name: str, kind: str) -> _Entry:
     raise ConfigError(f"unknown {kind} {name}", where="condition", hint=hint)
 
 
-def check_condition(name: str, num_generations: int) -> Condition:
-    """A condition that can work with so many completions per problem.
+def check_condition(name: str, num_generations: int, problems_per_step: int = 2) -> Condition:
+    """A condition that can work with so many completions per problem and problems per step.
 
     Raises:
         ConfigError: unknown, or every single rollout would be masked.
@@ -178,6 +178,12 @@ def check_condition(name: str, num_generations: int) -> Condition:
             f"the context design {condition.design} shows siblings, and there are none with one completion per problem",
             where="sampling.num_generations = 1",
             hint="--set sampling.num_generations=8",
+        )
+    if problems_per_step < 2 and "other problems" in find_design(condition.design).needs:
+        raise ConfigError(
+            f"the context design {condition.design} shows something of another problem of the step, and there is none",
+            where="training.problems_per_step = 1",
+            hint="--set training.problems_per_step=8",
         )
     return condition
 
