@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stepalign.feedback.steps import ANSWER, PREAMBLE, split_steps, step_body
+from stepalign.feedback.steps import ANSWER, CLOSING_TAG, PREAMBLE, split_steps, step_body
 from stepalign.records import CritiqueStatus, Step
 
 CUT = "cut at the token limit"
@@ -44,7 +44,6 @@ _THINK_TAG = re.compile(r"<(/?)think(?:ing)?>", re.I)
 _CASE = re.compile(
     r"<case>[ \t\n]{0,4}([A-F])[ \t\n]{0,4}</case>|^[#*_ ]{0,6}case[*_: ]{1,6}([A-F])(?![A-Za-z0-9])", re.I | re.M
 )
-_CLOSING = re.compile(r"</(?:step[ _-]?\d{1,6}|(?:final[ _-]?)?answer)[ \t]{0,4}>", re.I)
 _PLACEHOLDERS = frozenset({"", "...", "…", "[...]", "[…]", "(...)"})
 
 
@@ -191,14 +190,14 @@ def _body(text: str, step: Step) -> str:
 def _trace_text(text: str, trace: Sequence[Step]) -> str:
     chunks = [_chunk(text, step) for step in trace]
     # A comment cut away behind a closing tag took the line break with it.
-    closed = [f"{chunk}\n" if _CLOSING.search(chunk) else chunk for chunk in chunks]
+    closed = [f"{chunk}\n" if CLOSING_TAG.search(chunk) else chunk for chunk in chunks]
     return "".join(closed).strip()
 
 
 def _chunk(text: str, step: Step) -> str:
     """A step's own text: up to its closing tag; an answer without one ends at the first blank line or code fence."""
     chunk = text[step.start : step.end]
-    if closing := _CLOSING.search(chunk):
+    if closing := CLOSING_TAG.search(chunk):
         return chunk[: closing.end()]
     if step.label != ANSWER:
         return chunk

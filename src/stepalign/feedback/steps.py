@@ -10,7 +10,7 @@ Every pattern here is anchored and bounded: no nested quantifiers, so a megabyte
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise, takewhile
 from typing import Literal, get_args
@@ -25,29 +25,40 @@ Marker = tuple[int, str]
 ANSWER = "answer"
 PREAMBLE = ""
 
-_TAG = re.compile(r"<(?:step[ _-]?(\d{1,6})|(?:final[ _-]?)?answer)[ \t]{0,4}>", re.I)
-_CLOSING_TAG = re.compile(r"</(?:step[ _-]?\d{1,6}|(?:final[ _-]?)?answer)[ \t]{0,4}>\s*\Z", re.I)
+_TAG = re.compile(r"<(?:(step)[ _-]?(\d{0,6})|(?:final[ _-]?)?answer)[ \t]{0,4}>", re.I)
+CLOSING_TAG = re.compile(r"</(?:step[ _-]?\d{0,6}|(?:final[ _-]?)?answer)[ \t]{0,4}>", re.I)
+_CLOSING_AT_END = re.compile(CLOSING_TAG.pattern + r"\s*\Z", re.I)
 _THINK_END = re.compile(r"</think(?:ing)?>", re.I)
 # A dash counts as a separator only before a word: "Step 1 - find x" is a step, "Step 19 - 6 = 13" is arithmetic.
-_SEPARATOR = r"[*_]{0,3}[ \t]{0,2}(?:[:.)]|[-–—](?=[ \t]{0,3}[^\d\s])|\r?$)"
+_SEPARATOR = r"[*_]{0,3}[ \t]{0,2}(?:[:：.)]|[-–—](?=[ \t]{0,3}[^\d\s])|\r?$)"
 _STEP_WORD = re.compile(
-    r"^[ \t]{0,12}[#*_>-]{0,8}[ \t]{0,4}[*_]{0,3}step[ \t]{0,4}#?(\d{1,6})" + _SEPARATOR, re.I | re.M
+    r"^[ \t]{0,12}[#*_>-]{0,8}[ \t]{0,4}[*_]{0,3}(?:step|步骤)[ \t]{0,4}#?(\d{1,6})" + _SEPARATOR, re.I | re.M
 )
 _STEP_WORD_INLINE = re.compile(r"(?<=[.;!?)] )[*_]{0,3}step[ \t]{0,4}(\d{1,6})[*_]{0,3}:", re.I)
-_NUMBERED = re.compile(r"^[ \t]{0,3}[*_]{0,3}\(?(\d{1,4})[.)][*_]{0,3}(?=[ \t])", re.M)
+_NUMBERED = re.compile(r"^([ \t]{0,3})[*_]{0,3}\(?(\d{1,4})(?:[.)][*_]{0,3}(?=[ \t])|、)", re.M)
 _HEADING = re.compile(r"^ {0,3}(?:#{1,6}[ \t]++(?=\S)|\*\*[^*\n]{1,200}\*\*:?[ \t]{0,4}\r?$)", re.M)
 _CONTENT_LINE = re.compile(r"^[^\S\n]*+(?=\S)", re.M)
-_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]*]{0,3}(?:[^\S\n]++|(?=\n))")
-# "Mr", an initial, or the number of a list item: a full stop behind one of these ends no sentence.
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]*]{0,3}(?:[^\S\n]++|(?=\n))|[。！？][”’」』）*]{0,3}[^\S\n]*+")
+# "Mr", an initial, or the number of a list item: a full stop behind one of these ends no sentence. One behind "a.m"
+# does where a capital letter follows.
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|vs|mr|mrs|ms|dr|st|approx|fig|eq)|\b(?-i:[A-Z])|\n[ \t]{0,3}\d{1,3})\Z", re.I
 )
-_FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.M)
+_HALF_DAY = re.compile(r"\b[ap]\.m\Z", re.I)
+# What may open or close a block of code or of displayed formulas; a blank line ends formulas that were left open.
+_BLOCK_EDGE = re.compile(
+    r"^(?:[ \t]{0,12}(?:(?P<fence>`{3,12}|~{3,12})(?P<info>[^\n]*)"
+    r"|\\begin\{(?P<begins>[a-z]{1,16}\*?)\}|\\end\{(?P<ends>[a-z]{1,16}\*?)\}"
+    r"|(?P<display>\\\[|\\\]|\$\$)[ \t.,;]*+\r?$)"
+    r"|(?P<blank>(?:[ \t\r]*+\n)++))",
+    re.M,
+)
 
 _ANSWER_LINE = re.compile(
     r"[ \t>]{0,12}(?:"
     r"\#{4}[ \t]{0,4}(?=[^\s#])"
     r"|A[ \t]?:"
+    r"|[*_]{0,3}(?:所以|因此|故)?[，,]?(?:最终|最后)?答案(?:是|为|[*_]{0,3}[:：]|(?=\r?$))[*_]{0,3}[:：]?"
     r"|[#*_-]{0,8}[ \t]{0,4}[*_]{0,3}"
     r"(?:(?:so|thus|hence|therefore)[, \t]{1,3})?(?:the[ \t]{1,3})?(?:final[ \t]{1,3})?answer"
     r"(?:[ \t]{1,3}is\b[ \t]{0,2}:?|[ \t]{0,3}[*_]{0,3}[ \t]{0,2}(?:[:=]|(?=\r?$)))[*_]{0,3}"
@@ -107,7 +118,7 @@ def step_body(text: str, step: Step) -> str:
     if step.label == PREAMBLE:
         return raw
     # Only the end is searched: the pattern would scan every "</" of a long hostile step.
-    raw = raw[:-64] + _CLOSING_TAG.sub("", raw[-64:])
+    raw = raw[:-64] + _CLOSING_AT_END.sub("", raw[-64:])
     for pattern in _ANSWER_MARKS if step.label == ANSWER else _STEP_MARKS:
         if match := pattern.match(raw):
             return raw[match.end() :].strip()
@@ -146,7 +157,7 @@ def _detect(text: str) -> StepStyle:
     if len(words) > 1 or [label for _, label in words] == ["1"]:
         return "step_words"
     for style in ("headings", "numbered"):
-        if _is_balanced(_before(_STYLES[style](text), answer), len(text)):
+        if _is_balanced(_before(_STYLES[style](text), answer), text):
             return style
     for style in ("paragraphs", "lines"):
         if len(_before(_first(_STYLES[style], text, answer), answer)) > 1:
@@ -162,13 +173,19 @@ def _first(markers: Callable[[str], list[Marker]], text: str, answer: int | None
     return markers(text if answer is None else text[:answer])
 
 
-def _is_balanced(markers: list[Marker], length: int) -> bool:
-    """Whether the marks carry the text: a short list inside a long argument leaves most of the text in one step."""
+def _is_balanced(markers: list[Marker], text: str) -> bool:
+    """Whether the marks carry the text: a short list inside a long argument leaves most of the text in one step. Blocks
+    of code do not count: one of them is often longer than all the words."""
     if len(markers) < 2:
         return False
-    edges = [start for start, _ in markers] + [length]
-    largest = max(end - start for start, end in pairwise(edges))
-    return largest <= max(0.6, 1.6 / len(markers)) * length
+    starts = [start for start, _ in markers]
+    sizes = [end - start for start, end in pairwise([*starts, len(text)])]
+    total = len(text)
+    for block_start, block_end in _blocks(text):
+        total -= block_end - block_start
+        if (step := bisect_right(starts, block_start) - 1) >= 0:
+            sizes[step] -= block_end - block_start
+    return max(sizes) <= max(0.6, 1.6 / len(markers)) * total
 
 
 def _before(markers: list[Marker], answer: int | None) -> list[Marker]:
@@ -188,7 +205,13 @@ def _markers(text: str, style: StepStyle) -> list[Marker]:
 
 
 def _tag_markers(text: str) -> list[Marker]:
-    return [(match.start(), _number(match.group(1)) if match.group(1) else ANSWER) for match in _TAG.finditer(text)]
+    markers: list[Marker] = []
+    number = 0
+    for match in _TAG.finditer(text):
+        if match.group(1):
+            number = int(match.group(2) or number + 1)
+        markers.append((match.start(), str(number) if match.group(1) else ANSWER))
+    return markers
 
 
 def _step_word_markers(text: str) -> list[Marker]:
@@ -201,26 +224,29 @@ def _step_word_markers(text: str) -> list[Marker]:
         if leads or int(label) == int(previous) + 1:
             markers.append((start, label))
             previous = label
-    return _outside_fences(text, markers)
+    return _outside_blocks(text, markers)
 
 
 def _numbered_markers(text: str) -> list[Marker]:
-    found = [(match.start(), _number(match.group(1))) for match in _NUMBERED.finditer(text)]
+    matches = list(_NUMBERED.finditer(text))
+    # A number that stands deeper than the first belongs to a list inside a step.
+    deepest = len(matches[0].group(1)) + 1 if matches else 0
+    found = [(m.start(), _number(m.group(2))) for m in matches if len(m.group(1)) <= deepest]
     markers: list[Marker] = []
-    for start, label in _outside_fences(text, found):
-        # Numbers that do not continue the list belong to a list inside a step.
+    for start, label in _outside_blocks(text, found):
+        # So does one that does not continue the list.
         if (not markers and int(label) <= 1) or (markers and int(label) == int(markers[-1][1]) + 1):
             markers.append((start, label))
     return markers
 
 
 def _heading_markers(text: str) -> list[Marker]:
-    return _count(start for start, _ in _outside_fences(text, [(m.start(), "") for m in _HEADING.finditer(text)]))
+    return _count(start for start, _ in _outside_blocks(text, [(m.start(), "") for m in _HEADING.finditer(text)]))
 
 
 def _content_lines(text: str) -> Iterator[int]:
     """Starts of the lines that are not blank and not inside a code block."""
-    return (start for start, _ in _outside_fences(text, [(m.start(), "") for m in _CONTENT_LINE.finditer(text)]))
+    return (start for start, _ in _outside_blocks(text, [(m.start(), "") for m in _CONTENT_LINE.finditer(text)]))
 
 
 def _line_markers(text: str) -> list[Marker]:
@@ -231,14 +257,10 @@ def _paragraph_markers(text: str) -> list[Marker]:
     blocks: list[int] = []
     line_end = -1
     in_block = False
-    fences = _fences(text)
-    next_fence = 0
+    outside = {start for start, _ in _outside_blocks(text, [(m.start(), "") for m in _CONTENT_LINE.finditer(text)])}
     for match in _CONTENT_LINE.finditer(text):
         start = match.start()
-        while next_fence < len(fences) and fences[next_fence][1] < start:
-            next_fence += 1
-        fenced = next_fence < len(fences) and fences[next_fence][0] < start
-        if not fenced and not (in_block and start == line_end):
+        if start in outside and not (in_block and start == line_end):
             blocks.append(start)
         in_block = True
         newline = text.find("\n", match.end())
@@ -249,11 +271,15 @@ def _paragraph_markers(text: str) -> list[Marker]:
 def _sentence_markers(text: str) -> list[Marker]:
     starts = set(_content_lines(text))
     for match in _SENTENCE_END.finditer(text):
-        word = "\n"[: match.start() < 12] + text[max(0, match.start() - 12) : match.start()]
         at_line_end = match.end() >= len(text) or text[match.end()] == "\n"
-        if not at_line_end and not (text[match.start()] == "." and _ABBREVIATION.search(word)):
+        if not at_line_end and not (text[match.start()] == "." and _is_abbreviation(text, match)):
             starts.add(match.end())
-    return _count(start for start, _ in _outside_fences(text, [(start, "") for start in sorted(starts)]))
+    return _count(start for start, _ in _outside_blocks(text, [(start, "") for start in sorted(starts)]))
+
+
+def _is_abbreviation(text: str, stop: re.Match[str]) -> bool:
+    before = "\n"[: stop.start() < 12] + text[max(0, stop.start() - 12) : stop.start()]
+    return bool(_ABBREVIATION.search(before) or (_HALF_DAY.search(before) and not text[stop.end()].isupper()))
 
 
 _STYLES: dict[str, Callable[[str], list[Marker]]] = {
@@ -283,26 +309,50 @@ def _answer_start(text: str) -> int | None:
     return found
 
 
-def _outside_fences(text: str, markers: list[Marker]) -> list[Marker]:
-    fences = _fences(text)
-    if not fences:
+def _outside_blocks(text: str, markers: list[Marker]) -> list[Marker]:
+    blocks = _blocks(text)
+    if not blocks:
         return markers
     kept: list[Marker] = []
-    next_fence = 0
+    next_block = 0
     for marker in markers:
-        while next_fence < len(fences) and fences[next_fence][1] < marker[0]:
-            next_fence += 1
-        if next_fence == len(fences) or marker[0] <= fences[next_fence][0]:
+        while next_block < len(blocks) and blocks[next_block][1] < marker[0]:
+            next_block += 1
+        if next_block == len(blocks) or marker[0] <= blocks[next_block][0]:
             kept.append(marker)
     return kept
 
 
-def _fences(text: str) -> list[tuple[int, int]]:
-    """(start of the opening line, start of the closing line) of every code block; one left open runs to the end."""
-    edges = [match.start() for match in _FENCE.finditer(text)]
-    if len(edges) % 2:
-        edges.append(len(text))
-    return list(zip(edges[::2], edges[1::2], strict=True))
+def _blocks(text: str) -> list[tuple[int, int]]:
+    """(start of the opening line, start of the closing line) of every block of code or displayed formulas. Code that is
+    left open runs to the end; formulas that are left open are no block."""
+    blocks: list[tuple[int, int]] = []
+    opened: re.Match[str] | None = None
+    for edge in _BLOCK_EDGE.finditer(text):
+        if opened is None:
+            opened = edge if _opens_block(edge) else None
+        elif _closes_block(opened, edge):
+            blocks.append((opened.start(), edge.start()))
+            opened = None
+        elif edge["blank"] and not opened["fence"]:
+            opened = None
+    if opened is not None and opened["fence"]:
+        blocks.append((opened.start(), len(text)))
+    return blocks
+
+
+def _opens_block(edge: re.Match[str]) -> bool:
+    if edge["fence"]:
+        return "`" not in edge["info"]  # "```x = 1```" is code within a line
+    return edge["begins"] is not None or edge["display"] in ("\\[", "$$")
+
+
+def _closes_block(opened: re.Match[str], edge: re.Match[str]) -> bool:
+    if opened["fence"]:
+        return bool(edge["fence"]) and edge["fence"].startswith(opened["fence"]) and not edge["info"].strip()
+    if opened["begins"]:
+        return edge["ends"] == opened["begins"]
+    return edge["display"] == {"\\[": "\\]", "$$": "$$"}[opened["display"]]
 
 
 def _count(starts: Iterable[int]) -> list[Marker]:
