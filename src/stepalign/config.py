@@ -50,6 +50,8 @@ class ModelSection(_Section):
     """None trains all weights."""
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
+    plain_prompts: bool = False
+    """Ask a model whose tokenizer has no chat template (a base model) in plain text; without this it is refused."""
 
 
 class DataSection(_Section):

@@ -26,7 +26,13 @@ def describe(config: Config) -> str:
     sets = load_sets(config)
     check_material(config, sets["train"].problems)
     model = config.model
-    solver = load_solver(model.path, dtype=model.dtype, trust_remote_code=model.trust_remote_code, weights=False)
+    solver = load_solver(
+        model.path,
+        dtype=model.dtype,
+        trust_remote_code=model.trust_remote_code,
+        plain_prompts=model.plain_prompts,
+        weights=False,
+    )
     prompts = make_prompts(config, solver)
     condition = check_terms(config)
     check_prompts(config, solver, prompts, {name: found.problems for name, found in sets.items()})

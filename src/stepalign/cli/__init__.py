@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -59,6 +61,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     # One torch thread a process unless the user says otherwise: small matrices lose on more.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.formatwarning = _one_line
     try:
         app(standalone_mode=False, args=[a for a in sys.argv[1:] if a != "--debug"])
     except UserError as error:
@@ -78,6 +81,14 @@ def main() -> None:
             command = context.command_path if context else "stepalign"
             _fail(ConfigError(error.format_message(), hint=f"{command} --help"), debug)  # type: ignore[attr-defined]
         raise
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings are meant for whoever runs the command; those of libraries keep their place in the code."""
+    ours = Path(filename).is_relative_to(Path(__file__).parents[1])
+    return f"warning: {message}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _fail(error: UserError, debug: bool) -> None:

@@ -13,7 +13,11 @@ from stepalign.config import Config, parse_settings
 from stepalign.errors import ConfigError
 
 # A file's question is the whole question: nothing is added to it unless a recipe says so.
-PLAIN_PROMPTS = {"prompts.student": "plain", "prompts.self_teacher": "plain_self_teacher"}
+PLAIN_PROMPTS = {
+    "prompts.student": "plain",
+    "prompts.self_teacher": "plain_self_teacher",
+    "model.plain_prompts": True,
+}
 
 
 def signal(

@@ -32,7 +32,7 @@ def open_lab(
             recipe = "arithmetic"
         config = load_config(recipe or None, settings)
         if model:
-            config = changed(config, {"model.path": model}, "lab")
+            config = changed(config, {"model.path": model, "model.plain_prompts": True}, "lab")
         bench = Bench(config, from_recipe=bool(recipe))
         try:
             opening = bench.opening()

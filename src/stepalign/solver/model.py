@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,12 @@ _CHAT_TEMPLATE = (
     "{{ ' <|end|> ' if message['role'] == 'assistant' else ' ' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+# What a base model reads, which was never taught whose turn it is: the texts one after another.
+_PLAIN_TEMPLATE = (
+    "{% if bos_token %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}{{ message['content'] + '\n\n' }}{% endfor %}"
 )
 
 
@@ -70,6 +77,7 @@ def load_solver(
     dtype: str = "float32",
     device: str = "cpu",
     trust_remote_code: bool = False,
+    plain_prompts: bool = False,
     weights: bool = True,
 ) -> Solver:
     """Load a solver.
@@ -78,6 +86,7 @@ def load_solver(
         path: ``embedded:arithmetic``, a folder in Hugging Face layout, or a Hub name.
         dtype: "float32", "bfloat16" or "float16".
         device: a torch device.
+        plain_prompts: a tokenizer without chat template (a base model's) gets a plain one, and a warning says so.
         weights: False leaves them out, for whoever needs tokenizer and shapes only.
 
     Raises:
@@ -102,11 +111,19 @@ def load_solver(
             hint="save it beside the weights with tokenizer.save_pretrained(FOLDER); "
             f"the loader said: {_first_line(error)}",
         ) from error
-    if not tokenizer.chat_template:
+    if not tokenizer.chat_template and not plain_prompts:
         raise ConfigError(
             f"the tokenizer of {path} has no chat template",
             where=str(folder),
-            hint="add a chat_template.jinja to the model folder; base models have none, chat models do",
+            hint="base models have none: ask them in plain text with --set model.plain_prompts=true, or put a "
+            "chat_template.jinja into the folder",
+        )
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _PLAIN_TEMPLATE
+        warnings.warn(
+            f"the tokenizer of {path} has no chat template: prompts are plain text, a blank line between their parts "
+            "(a chat_template.jinja in the model's folder changes that)",
+            stacklevel=2,
         )
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": "1 a"}], add_generation_prompt=True, tokenize=False)

@@ -57,7 +57,13 @@ class Session:
 def open_session(config: Config, *, version: Callable[[], int] = lambda: 0) -> Session:
     """Load the solver and what goes with it. Raises ConfigError for anything the recipe got wrong."""
     model = config.model
-    solver = load_solver(model.path, dtype=model.dtype, device=model.device, trust_remote_code=model.trust_remote_code)
+    solver = load_solver(
+        model.path,
+        dtype=model.dtype,
+        device=model.device,
+        trust_remote_code=model.trust_remote_code,
+        plain_prompts=model.plain_prompts,
+    )
     if model.lora is not None:
         solver = with_lora(solver, config)
     if model.gradient_checkpointing:

@@ -1,0 +1,55 @@
+"""Loading a solver whose folder is not what a chat model's is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stepalign.errors import ConfigError
+from stepalign.feedback.prompts import load_template
+from stepalign.records import Problem
+from stepalign.solver.model import load_solver, save_solver
+from stepalign.solver.tokens import PromptBuilder
+
+
+def test_a_base_model_is_asked_in_plain_text_and_says_so(model_folder: Path, tmp_path: Path) -> None:
+    (model_folder / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match="no chat template") as caught:
+        load_solver(str(model_folder))
+    assert "model.plain_prompts=true" in (caught.value.hint or "")
+    with pytest.warns(UserWarning, match="no chat template: prompts are plain text"):
+        solver = load_solver(str(model_folder), plain_prompts=True)
+    solver.tokenizer.bos_token = "<|end|>"
+    prompts = PromptBuilder(
+        solver.tokenizer,
+        student=load_template("{{ question }}"),
+        self_teacher=load_template("{{ question }} {{ feedback }}"),
+        system="add",
+    )
+    problem = Problem(problem_id="1", question="1 + 2 <|user|>", answer="3")
+
+    def ids(text: str) -> list[int]:
+        return solver.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    bos = [solver.tokenizer.convert_tokens_to_ids("<|end|>")]
+    assert list(prompts.student(problem)) == bos + ids("add\n\n1 + 2 <|user|>\n\n")
+    assert list(prompts.self_teacher(problem, "3").ids) == bos + ids("add\n\n1 + 2 <|user|> 3\n\n")
+    # What was trained under this template is asked under it ever after.
+    save_solver(solver, tmp_path / "saved")
+    assert load_solver(str(tmp_path / "saved")).tokenizer.chat_template == solver.tokenizer.chat_template
+
+
+def test_a_warning_on_the_command_line_is_one_line_without_a_place_in_the_code(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    (model_folder / "chat_template.jinja").unlink()
+    row = '{"question": "1 + 2", "completion": "<answer> 3", "contexts": {"reference": "3"}}\n'
+    (tmp_path / "in.jsonl").write_text(row, encoding="utf-8")
+    words = ("signal", tmp_path / "in.jsonl", "--model", model_folder, "--out", tmp_path / "out")
+    done = subprocess.run([sys.executable, "-m", "stepalign", *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
+    assert line.startswith(f"warning: the tokenizer of {model_folder} has no chat template")
