@@ -1,23 +1,15 @@
-"""A run is a file: one validated tree, TOML in, resolved TOML out.
+"""What a run is: every section and key, with its meaning, unit and default.
 
-Every key stands here with its meaning, unit and default. Unknown keys are errors with a suggestion. ``--set a.b=c``
-changes one key; nothing else on the command line does.
+Sections are frozen and refuse unknown keys. A check that concerns one key stands at the key, one that concerns several
+at the section that holds them all.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib.resources
-import math
-import tomllib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from stepalign.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "sampled_token"]
 TeacherWeights = Literal["initial", "ema", "live", "trust_region"]
@@ -465,132 +457,6 @@ class Config(_Section):
         return self.evaluation.max_completion_length or self.sampling.max_completion_length
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
-def recipe_folder() -> Path:
-    """Where the shipped recipes lie: inside the installed package, or at the root of a checkout."""
-    package = Path(str(importlib.resources.files("stepalign")))
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parents[1] / "recipes"
-
-
-def find_recipe(recipe: str) -> Path:
-    """A recipe by path, or by the name of a shipped one ("arithmetic").
-
-    Raises:
-        ConfigError: no such file.
-    """
-    path = Path(recipe).expanduser()
-    if path.is_file():
-        return path
-    shipped = recipe_folder() / f"{path.name.removesuffix('.toml')}.toml"
-    if path.name == recipe.removeprefix("recipes/") and shipped.is_file():
-        return shipped
-    names = sorted(p.stem for p in recipe_folder().glob("*.toml"))
-    close = difflib.get_close_matches(path.stem, names, n=1)
-    raise ConfigError(
-        f"no recipe {recipe}",
-        where=str(path.absolute()),
-        hint=f"did you mean {close[0]}?" if close else f"shipped recipes: {', '.join(names)}",
-    )
-
-
-def load_config(recipe: str | None, settings: Iterable[str] = ()) -> Config:
-    """A recipe with ``--set`` changes, resolved and validated.
-
-    Raises:
-        ConfigError: no such file, broken TOML, an unknown key, or a value of the wrong kind.
-    """
-    tree: dict[str, Any] = {}
-    source = "defaults"
-    if recipe is not None:
-        path = find_recipe(recipe)
-        source = str(path)
-        try:
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the recipe is not valid TOML: {error}", where=source) from error
-    given = parse_settings(settings)
-    for key, value in given.items():
-        set_key(tree, key, value)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        first = ".".join(str(part) for part in error.errors()[0]["loc"])
-        by_hand = next((key for key in given if first and f"{first}.".startswith(f"{key}.")), None)
-        raise _as_config_error(error, f"--set {by_hand}" if by_hand else source) from None
-
-
-def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """``key.path=value`` words as a dictionary. Raises ConfigError for a word without a value."""
-    values = {}
-    for setting in settings:
-        key, found, text = setting.partition("=")
-        if not found:
-            raise ConfigError(f"--set {setting} has no value", hint="write --set key.path=value")
-        values[key.strip()] = parse_value(text.strip())
-    return values
-
-
-def parse_value(text: str) -> Any:
-    """A value as in TOML; text that is not TOML is a string. TOML has no word for nothing: ``null`` unsets a key."""
-    if text == "null":
-        return None
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in place. Raises ConfigError when the path leads through a plain value."""
-    *parents, last = key.split(".")
-    node: Any = tree
-    for name in parents:
-        if node.get(name) is None:  # a section that is absent, or switched off
-            node[name] = {}
-        node = node[name]
-        if not isinstance(node, dict):
-            raise ConfigError(f"{name} is a value and has no key {last}", where=key)
-    node[last] = value
-
-
-def _keys_of_sections(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A table in which tables that stand for sections are spelled out, so that a section is never replaced whole."""
-    sections = {known.rpartition(".")[0] for known in all_keys()}
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        key = prefix + name
-        flat |= _keys_of_sections(value, f"{key}.") if key in sections and isinstance(value, dict) else {key: value}
-    return flat
-
-
-def validate(tree: Mapping[str, Any], source: str) -> Config:
-    """A tree as a Config. Raises ConfigError with the key and, for unknown keys, a suggestion."""
-    try:
-        return Config.model_validate(dict(tree))
-    except ValidationError as error:
-        raise _as_config_error(error, source) from None
-
-
-def _as_config_error(error: ValidationError, source: str) -> ConfigError:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "(whole recipe)"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = sorted(all_keys())
-        last = key.rsplit(".", 1)[-1]
-        close = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
-        hint = f"did you mean {close[0]}?" if close else "stepalign train RECIPE --dry-run prints every key"
-        return ConfigError(f"unknown key {key}{more}", where=source, hint=hint)
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict | BaseModel) else f", given {first['input']!r}"
-    prefix = f"{key}: " if first["loc"] else ""
-    return ConfigError(f"{prefix}{message}{given}{more}", where=source)
-
-
 def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterable[str]:
     """Every dotted key of the tree."""
     for name, field in model.model_fields.items():
@@ -602,102 +468,11 @@ def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterable[str]
                 yield from all_keys(candidate, f"{prefix}{name}.")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Writing, and arms
-
-
-def to_toml(config: Config) -> str:
-    """The resolved configuration, every key included except those that are None."""
-    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
-
-
-def _without_none(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _without_none(value) for key, value in node.items() if value is not None}
-    if isinstance(node, list):
-        return [_without_none(value) for value in node]
-    return node
-
-
-def changed(config: Config, settings: Mapping[str, Any], source: str = "arm") -> Config:
-    """A configuration with dotted keys changed. Raises ConfigError like ``load_config``."""
-    tree = config.model_dump(mode="json")
-    for key, value in settings.items():
-        set_key(tree, key, value)
-    return validate(tree, source)
-
-
-def arm_config(config: Config, arm: ArmSection, seed: int) -> Config:
-    """What one arm runs with one seed: the shared configuration with the arm's keys, and no arms of its own."""
-    base = changed(config, {"compare": {}}, "comparison")
-    own = changed(base, {**arm.set, "training.seed": seed}, f"arm {arm.name}")
-    return changed(own, _budget_keys(config.compare, own), f"arm {arm.name}")
-
-
-def _budget_keys(compare: CompareSection, arm: Config) -> dict[str, Any]:
-    """What an arm must be told to spend the comparison's budget. Raises ConfigError for a budget of no size."""
-    size = compare.budget_size
-    if size is None:
-        if compare.budget != "optimizer_steps":
-            raise ConfigError(
-                f"the budget {compare.budget} has no size",
-                where="compare.budget",
-                hint="--set compare.budget_size=NUMBER",
-            )
-        return {}
-    per_step = arm.training.problems_per_step * arm.sampling.num_generations
-    return {
-        "optimizer_steps": {"training.max_steps": math.ceil(size)},
-        "rollouts": {"training.max_steps": math.ceil(size / per_step)},
-        "completion_tokens": {"training.token_budget": math.ceil(size)},
-        "training_seconds": {"training.time_budget": size},
-    }[compare.budget]
-
-
-def check_checkpoint_rule(config: Config, sizes: Mapping[str, int] | None = None) -> None:
-    """Refuse a rule that has nothing to choose from: its results would be an empty table after all the work.
-
-    Args:
-        config: one run.
-        sizes: problems of each set, once they are known; before that a set counts as there when it is named.
-
-    Raises:
-        ConfigError: the rule needs a set that the recipe does not name, or more than one evaluated step.
-    """
-    rule, steps, every = config.evaluation.checkpoint_rule, config.training.max_steps, config.evaluation.eval_steps
-    if rule == "last" or steps == 0:
-        return
-    data = config.data
-    named = {"validation": data.validation is not None or data.validation_share > 0, "test": data.test is not None}
-    needed = "validation" if rule == "best_on_validation" else "test"
-    if not (sizes or named)[needed]:
-        share = ", or --set data.validation_share=0.1" if needed == "validation" else ""
-        raise ConfigError(
-            f"the checkpoint rule {rule} needs {needed} problems, and there are none",
-            where=f"data.{needed}",
-            hint=f"--set data.{needed}=FILE{share}, or --set evaluation.checkpoint_rule=last",
-        )
-    if not 0 < every < steps:
-        raise ConfigError(
-            f"the checkpoint rule {rule} has nothing to choose from: only the last of {steps} steps is evaluated",
-            where=f"evaluation.eval_steps = {every}",
-            hint=f"--set evaluation.eval_steps={max(1, steps // 4)} (any number below training.max_steps), "
-            "or --set evaluation.checkpoint_rule=last",
-        )
-
-
-def difference(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys in which two configurations differ, with both values."""
-    left, right = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-    missing = object()
-    keys = sorted(left.keys() | right.keys())
-    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key, missing) != right.get(key, missing)}
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix.removesuffix("."): node}
+def _keys_of_sections(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A table in which tables that stand for sections are spelled out, so that a section is never replaced whole."""
+    sections = {known.rpartition(".")[0] for known in all_keys()}
     flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.")
+    for name, value in table.items():
+        key = prefix + name
+        flat |= _keys_of_sections(value, f"{key}.") if key in sections and isinstance(value, dict) else {key: value}
     return flat
