@@ -32,7 +32,7 @@ FLOOR_OF = {part: height for height, floor in enumerate(FLOORS) for part in floo
 
 PURE = (
     *("objectives", "evaluation.metrics", "feedback.steps", "feedback.critique", "feedback.alignment"),
-    "feedback.findings",
+    *("feedback.statements", "feedback.step_matching", "feedback.findings"),
 )
 IMPURE_LIBRARIES = {
     *("os", "io", "pathlib", "shutil", "tempfile", "glob", "fcntl", "mmap", "sqlite3", "importlib"),
