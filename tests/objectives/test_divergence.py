@@ -229,3 +229,22 @@ def test_tail_bucket_has_finite_gradients_when_the_support_holds_all_mass():
     assert log_probs.grad is not None
     assert log_probs.grad.isfinite().all()
     torch.testing.assert_close(renormalised(log_probs).logsumexp(-1), torch.zeros(1))
+
+
+@pytest.mark.parametrize("divergence", [forward_kl, reverse_kl, jensen_shannon])
+def test_other_vocabularies_and_clips_that_are_not_positive_are_refused(divergence):
+    teacher = torch.randn(2, 5).log_softmax(-1)
+    for student in (torch.zeros(2, 1), torch.randn(2, 6).log_softmax(-1)):
+        with pytest.raises(ValueError, match="vocabularies differ"):
+            divergence(teacher, student)
+    with pytest.raises(ValueError, match="entry_clip must be positive"):
+        divergence(teacher, teacher, entry_clip=0.0)
+
+
+def test_leading_axes_broadcast():
+    many, one = torch.randn(3, 2, 5).log_softmax(-1), torch.randn(5).log_softmax(-1)
+    ids = torch.randint(5, (3, 2))
+    for divergence in (forward_kl, reverse_kl, jensen_shannon):
+        torch.testing.assert_close(divergence(one, many), divergence(one.expand_as(many), many))
+    torch.testing.assert_close(log_ratio(one, many, ids), log_ratio(one.expand_as(many), many, ids))
+    torch.testing.assert_close(log_ratio(many, one, torch.tensor(3)), many[..., 3] - one[3])

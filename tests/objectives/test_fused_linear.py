@@ -109,8 +109,12 @@ def test_top_k_equals_the_plain_formula(name, support, remainder, gap):
 
 
 @pytest.mark.parametrize("remainder", ["tail", "renormalise"])
-def test_top_k_of_identical_sides_is_exactly_nothing(remainder):
+@pytest.mark.parametrize("sharpness", [1.0, 100.0])
+def test_top_k_of_identical_sides_is_exactly_nothing(remainder, sharpness):
     case = Case(gap=0.0, dtype=torch.float32)
+    with torch.no_grad():
+        case.student_hidden *= sharpness
+    case.teacher_hidden = case.student_hidden.detach()
     fused = case.fused(divergence="reverse_kl", top_k=TopK(4, "student", remainder))
     assert fused.loss == 0
     assert not any(gradient.any() for gradient in case.gradients(fused.loss))
@@ -134,12 +138,62 @@ def test_the_sampled_token_estimates_reverse_kl_and_its_gradient():
 
 @pytest.mark.parametrize(
     "options",
-    [{"divergence": "sampled_token"}, {"top_k": TopK(0)}, {"top_k": TopK(32)}],
+    [{"divergence": "sampled_token"}, {"top_k": TopK(32)}, {"top_k": TopK(1), "divergence": "sampled_token"}],
     ids=str,
 )
 def test_a_support_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError, match=r"token_ids|top_k must lie"):
         Case().fused(**options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("support", ["student", "teacher"])
+@pytest.mark.parametrize("remainder", ["tail", "renormalise"])
+@pytest.mark.parametrize("entry_clip", [None, 0.05])
+def test_top_k_of_sides_that_exclude_each_other(name, support, remainder, entry_clip):
+    """Where one side is certain of what the other holds impossible: in float32 its probabilities are all 0."""
+    case = Case(gap=2.0, dtype=torch.float32, shared=False)
+    with torch.no_grad():
+        case.student_hidden *= 60
+    case.teacher_hidden *= -60
+    exact = Case(shared=False)
+    exact.student_hidden = case.student_hidden.detach().double().requires_grad_()
+    exact.student_head = case.student_head.detach().double().requires_grad_()
+    exact.teacher_hidden, exact.teacher_head = case.teacher_hidden.double(), case.teacher_head.double()
+    restricted = restrict_to_top_k(*exact.log_probs(), k=4, support=support, remainder=remainder)
+    expected = DIVERGENCES[name](*restricted, entry_clip=entry_clip)
+    fused = case.fused(divergence=name, top_k=TopK(4, support, remainder), entry_clip=entry_clip)
+    torch.testing.assert_close(fused.per_token.double(), expected.detach(), rtol=1e-4, atol=1e-4)
+    plain_gradients = exact.gradients((case.weights.double() * expected).sum())
+    for gradient, plain in zip(case.gradients(fused.loss), plain_gradients, strict=True):
+        torch.testing.assert_close(gradient.double(), plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()) + 1e-4)
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"k": 2, "support": "both"}, {"k": 2, "remainder": "rest"}], ids=str)
+def test_a_top_k_that_means_nothing_is_refused(options):
+    with pytest.raises(ValueError, match=r"at least 1|choose one of"):
+        TopK(**options)
+    with pytest.raises(ValueError, match=r"at least 1|choose one of"):
+        restrict_to_top_k(torch.zeros(3), torch.zeros(3), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"token_ids": torch.zeros(12, dtype=torch.long)}, ValueError, r"expected \(13,\) token ids"),
+        ({"token_ids": torch.full((13,), -100)}, ValueError, "between 0 and 30, found -100"),
+        ({"token_ids": torch.zeros(13)}, TypeError, "integers"),
+        ({"excluded": torch.zeros(30, dtype=torch.bool)}, ValueError, r"\[31\] of bool"),
+        ({"excluded": torch.zeros(31)}, ValueError, r"\[31\] of bool"),
+    ],
+    ids=str,
+)
+def test_values_that_do_not_fit_the_vocabulary_are_refused(options, error, says):
+    case = Case()
+    with pytest.raises(error, match=says):
+        case.fused(**options)
+    with pytest.raises(error, match=says if "excluded" in options or "found" in says else r".*"):
+        fused_linear_log_probs(case.student_hidden, case.student_head, **{"token_ids": case.token_ids} | options)
 
 
 @given(weight=st.floats(0.05, 0.95), gap=st.floats(1e-3, 3.0), seed=st.integers(0, 1000))

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -43,6 +43,9 @@ def forward_kl(teacher_log_probs: Tensor, student_log_probs: Tensor, *, entry_cl
 
     Returns:
         [...], differentiable in both arguments; detach the self-teacher.
+
+    Raises:
+        ValueError: the vocabularies differ in size, or the clip is not positive.
     """
     return _sum_clipped(_kl_terms(teacher_log_probs, student_log_probs), entry_clip)
 
@@ -57,6 +60,9 @@ def reverse_kl(teacher_log_probs: Tensor, student_log_probs: Tensor, *, entry_cl
 
     Returns:
         [...], differentiable in both arguments; detach the self-teacher.
+
+    Raises:
+        ValueError: as ``forward_kl``.
     """
     return _sum_clipped(_kl_terms(student_log_probs, teacher_log_probs), entry_clip)
 
@@ -80,9 +86,10 @@ def jensen_shannon(
         [...], differentiable in both arguments; detach the self-teacher.
 
     Raises:
-        ValueError: the weight is not strictly between 0 and 1.
+        ValueError: the weight is not strictly between 0 and 1; otherwise as ``forward_kl``.
     """
     check_mixture_weight(weight)
+    check_vocabularies(teacher_log_probs.shape[-1], student_log_probs.shape[-1])
     # Entries that both sides exclude are parked at 0: they have no mass, and -inf - -inf would poison the gradient.
     excluded = (teacher_log_probs == -math.inf) & (student_log_probs == -math.inf)
     teacher = teacher_log_probs.masked_fill(excluded, 0.0)
@@ -104,7 +111,7 @@ DIVERGENCES: dict[DivergenceName, Callable[..., Tensor]] = {
 """Every full-distribution divergence by the name it has in a recipe. (``sampled_token`` sees one token of each.)"""
 
 
-def log_ratio(teacher_log_probs: Tensor, student_log_probs: Tensor, *, token_ids: Tensor) -> Tensor:
+def log_ratio(teacher_log_probs: Tensor, student_log_probs: Tensor, token_ids: Tensor) -> Tensor:
     """A_t = log p_T(y_t) - log p_S(y_t) of the taken token, in nats.
 
     Positive where the context reinforces the token, negative where it suppresses it (arXiv 2606.11173).
@@ -152,14 +159,15 @@ def clip_tokens(divergence: Tensor, maximum: float) -> Tensor:
     Raises:
         ValueError: the bound is not positive.
     """
-    if not maximum > 0:
-        raise ValueError(f"a per-token clip is a positive number of nats, not {maximum}")
+    check_positive(maximum=maximum)
     return divergence.clamp(max=maximum)
 
 
 def take_tokens(log_probs: Tensor, token_ids: Tensor) -> Tensor:
-    """The entries of [..., V] at ids of shape [...]."""
-    return log_probs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+    """The entries of [..., V] at ids of shape [...]; leading axes broadcast."""
+    ids = token_ids.long().unsqueeze(-1)
+    shape = torch.broadcast_shapes(log_probs.shape[:-1], token_ids.shape)
+    return log_probs.expand(*shape, -1).gather(-1, ids.expand(*shape, 1)).squeeze(-1)
 
 
 # Top-k: compare the two distributions on the k likeliest tokens of one side. It saves nothing when both full
@@ -169,11 +177,28 @@ def take_tokens(log_probs: Tensor, token_ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The k likeliest tokens of one side, and what becomes of the others; see ``restrict_to_top_k``."""
+    """The k likeliest tokens of one side, and what becomes of the others; see ``restrict_to_top_k``.
+
+    Raises:
+        ValueError: k below 1, or an unknown support or remainder.
+    """
 
     k: int
     support: Support = "student"
     remainder: Remainder = "tail"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"top_k must be at least 1, not {self.k}")
+        if self.support not in get_args(Support):
+            raise ValueError(f"unknown support {self.support!r}: choose one of {', '.join(get_args(Support))}")
+        if self.remainder not in get_args(Remainder):
+            raise ValueError(f"unknown remainder {self.remainder!r}: choose one of {', '.join(get_args(Remainder))}")
+
+    def check(self, vocabulary: int) -> None:
+        """Raises ValueError unless a vocabulary of this size has so many entries."""
+        if self.k > vocabulary:
+            raise ValueError(f"top_k must lie between 1 and the vocabulary's {vocabulary}, not {self.k}")
 
 
 def restrict_to_top_k(
@@ -196,7 +221,12 @@ def restrict_to_top_k(
 
     Returns:
         (teacher, student), each [..., K + 1] with a tail bucket or [..., K] renormalised.
+
+    Raises:
+        ValueError: k outside 1..V, or an unknown support or remainder.
     """
+    TopK(k, support, remainder).check(teacher_log_probs.shape[-1])
+    check_vocabularies(teacher_log_probs.shape[-1], student_log_probs.shape[-1])
     source = student_log_probs if support == "student" else teacher_log_probs
     ids = source.detach().topk(k, dim=-1).indices
     close = REMAINDERS[remainder]
@@ -226,14 +256,29 @@ def check_mixture_weight(weight: float) -> None:
         raise ValueError(f"jensen_shannon needs a weight strictly between 0 and 1, not {weight}; for an end take a KL")
 
 
+def check_vocabularies(first: int, second: int) -> None:
+    """Raises ValueError unless both sides have the same number of entries: one entry must not stand for them all."""
+    if first != second:
+        raise ValueError(f"vocabularies differ: {first} and {second} entries")
+
+
+def check_positive(**options: float | None) -> None:
+    """Raises ValueError for a number that is given and not positive."""
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, not {value}")
+
+
 def _kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
     """p (log p - log q) entry by entry; 0 where p is 0, also in the gradient."""
+    check_vocabularies(log_p.shape[-1], log_q.shape[-1])
     excluded = log_p == -math.inf
     difference = log_p.masked_fill(excluded, 0.0) - log_q.masked_fill(excluded, 0.0)
     return log_p.exp() * difference
 
 
 def _sum_clipped(terms_NV: Tensor, entry_clip: float | None) -> Tensor:
+    check_positive(entry_clip=entry_clip)
     if entry_clip is not None:
         terms_NV = terms_NV.clamp(max=entry_clip)
     return terms_NV.sum(dim=-1)

@@ -25,7 +25,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stepalign.objectives.divergence import DivergenceName, TopK, check_mixture_weight, take_tokens
+from stepalign.objectives.divergence import (
+    DivergenceName,
+    TopK,
+    check_mixture_weight,
+    check_positive,
+    check_vocabularies,
+    take_tokens,
+)
 from stepalign.objectives.head_products import (
     Gradients,
     difference_into,
@@ -107,8 +114,7 @@ def fused_linear_divergence(
         divergence: a name in ``DIVERGENCES``, or "sampled_token": -A_t of the taken token, whose gradient is that of
             ``sampled_token_loss``; needs ``token_ids``.
         mixture_weight: the self-teacher's share of the mixture, for ``jensen_shannon``.
-        top_k: compare on the likeliest tokens of one side only (``restrict_to_top_k``). An ``entry_clip`` then acts on
-            the vocabulary entries that a tail bucket is made of.
+        top_k: compare on the likeliest tokens of one side only (``restrict_to_top_k``).
         temperature: divides the logits of both sides.
         entry_clip: upper bound on each vocabulary entry's term before the sum over the vocabulary, nats.
         token_clip: upper bound on each token's divergence, nats; clipped tokens have no gradient.
@@ -130,17 +136,19 @@ def fused_linear_divergence(
     """
     _check_tensors(student_hidden, student_head, weights)
     _check_tensors(teacher_hidden, teacher_head, weights)
-    _check_positive(temperature=temperature, chunk_tokens=chunk_tokens, entry_clip=entry_clip, token_clip=token_clip)
+    check_positive(temperature=temperature, chunk_tokens=chunk_tokens, entry_clip=entry_clip, token_clip=token_clip)
     check_mixture_weight(mixture_weight)
     _check_live(live_hidden, live_share, student_hidden)
     if divergence not in TERMS:
         raise ValueError(f"unknown divergence {divergence!r}: choose one of {', '.join(TERMS)}")
     if divergence == "sampled_token" and (token_ids is None or top_k is not None):
         raise ValueError("sampled_token needs token_ids, and takes no top_k")
-    if top_k is not None and not 1 <= top_k.k <= len(student_head):
-        raise ValueError(f"top_k must lie between 1 and the vocabulary's {len(student_head)}, not {top_k.k}")
-    if student_head.shape[0] != teacher_head.shape[0]:
-        raise ValueError(f"vocabularies differ: {student_head.shape[0]} and {teacher_head.shape[0]} entries")
+    check_vocabularies(len(student_head), len(teacher_head))
+    if top_k is not None:
+        top_k.check(len(student_head))
+    if token_ids is not None:
+        _check_ids(token_ids, weights, len(student_head))
+    _check_excluded(excluded, len(student_head))
 
     student_NH, student_head_VH = student_hidden.detach(), student_head.detach()
     teacher_NH, teacher_head_VH = teacher_hidden.detach(), teacher_head.detach()
@@ -217,7 +225,9 @@ def fused_linear_log_probs(
         TypeError: mixed dtypes, or float16.
     """
     _check_tensors(hidden, head, token_ids)
-    _check_positive(temperature=temperature, chunk_tokens=chunk_tokens)
+    check_positive(temperature=temperature, chunk_tokens=chunk_tokens)
+    _check_ids(token_ids, token_ids, len(head))
+    _check_excluded(excluded, len(head))
     log_probs, entropy = _TokenLogProbs.apply(hidden, head, token_ids, 1.0 / temperature, excluded, chunk_tokens)
     return TokenLogProbs(log_probs, entropy)
 
@@ -345,11 +355,31 @@ def _check_tensors(hidden: Tensor, head: Tensor, per_token: Tensor) -> None:
     if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1] or per_token.shape != hidden.shape[:1]:
         raise ValueError(
             f"expected hidden states [N, H], a head [V, H] and [N] values per token, "
-            f"not {tuple(hidden.shape)}, {tuple(head.shape)} and {tuple(per_token.shape)}"
+            f"not {tuple(hidden.shape)}, {tuple(head.shape)} and {tuple(per_token.shape)}; "
+            "a batch is flattened, best to its completion tokens"
         )
     if hidden.dtype != head.dtype or hidden.dtype not in (torch.bfloat16, torch.float32, torch.float64):
         raise TypeError(
             f"hidden states ({hidden.dtype}) and head ({head.dtype}) must share one of bfloat16, float32, float64"
+        )
+
+
+def _check_excluded(excluded: Tensor | None, vocabulary: int) -> None:
+    if excluded is not None and (excluded.shape != (vocabulary,) or excluded.dtype != torch.bool):
+        raise ValueError(
+            f"expected excluded entries [{vocabulary}] of bool, not {tuple(excluded.shape)} of {excluded.dtype}"
+        )
+
+
+def _check_ids(token_ids: Tensor, per_token: Tensor, vocabulary: int) -> None:
+    if token_ids.shape != per_token.shape:
+        raise ValueError(f"expected {tuple(per_token.shape)} token ids, not {tuple(token_ids.shape)}")
+    if token_ids.is_floating_point() or token_ids.dtype == torch.bool:
+        raise TypeError(f"token ids are integers, not {token_ids.dtype}")
+    if token_ids.numel() and not (token_ids.min() >= 0 and token_ids.max() < vocabulary):
+        raise ValueError(
+            f"token ids must lie between 0 and {vocabulary - 1}, found {int(token_ids.min())} to "
+            f"{int(token_ids.max())}; leave masked tokens out, or give them any id and the weight 0"
         )
 
 
@@ -363,9 +393,3 @@ def _check_live(live_hidden: Tensor | None, live_share: float, student_hidden: T
         )
     if live_share and live_hidden is None:
         raise ValueError("live_share needs live_hidden")
-
-
-def _check_positive(**options: float | None) -> None:
-    for name, value in options.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, not {value}")

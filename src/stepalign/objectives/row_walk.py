@@ -79,14 +79,24 @@ def walk_rows(
     if excluded_V is not None:
         logits = logits.masked_fill(excluded_V, EXCLUDED_LOGIT)
         difference = difference.masked_fill(excluded_V, 0.0)
-    student, teacher, ratio = (_narrow_distributions if narrow else _wide_distributions)(logits, difference)
+    distributions = _narrow_distributions if narrow else _wide_distributions
+    student, teacher, ratio = distributions(logits, difference)
 
     # What is compared; p_S, p_T and r themselves are still looked at below.
-    left, right, gap = (student, teacher, ratio) if top_k is None else _on_top_k(student, teacher, ratio, top_k)
+    left, right, gap = student, teacher, ratio
+    held = ids_RK = None
+    if top_k is not None:
+        ids_RK = (logits if top_k.support == "student" else logits + difference).topk(top_k.k, dim=-1).indices
+        if top_k.remainder == "tail":
+            left, right, gap, held = _with_tail(student, teacher, ratio, ids_RK)
+        else:
+            left, right, gap = distributions(logits.gather(1, ids_RK), difference.gather(1, ids_RK))
     entries, pulls = TERMS[divergence](left, right, gap, mixture_weight, token_ids_R)
     if entry_clip is not None:
-        pulls = torch.where(entries > entry_clip, left * OFFSETS[divergence], pulls)
+        held = (entries > entry_clip) if held is None else held | (entries > entry_clip)
         entries = entries.clamp(max=entry_clip)
+    if held is not None:
+        pulls = torch.where(held, left * OFFSETS[divergence], pulls)
     divergence_R = entries.sum(dim=-1)
     factors_R = weights_R * -scale
     if token_clip is not None:
@@ -94,17 +104,21 @@ def walk_rows(
         divergence_R = divergence_R.clamp(max=token_clip)
     if wants_gradient:
         # Softmax's Jacobian: the sum of all pulls is taken back from every entry in proportion to its probability.
-        if entry_clip is not None or divergence not in BALANCED:
+        if held is not None or divergence not in BALANCED:
             pulls = torch.addcmul(pulls, left, pulls.sum(dim=-1, keepdim=True), value=-1.0)
+        if ids_RK is not None:
+            pulls = _over_vocabulary(pulls, left, student, ids_RK)
         difference_RV.copy_(pulls * factors_R.unsqueeze(-1))
     if token_ids_R is None:
         return divergence_R.unsqueeze(-1)
 
-    log_normaliser_R = logits.amax(dim=-1) - student.amax(dim=-1).log()
+    # log p_S = below_peak + log_peak: nothing large is subtracted, however large the logits are.
+    below_peak = logits - logits.amax(dim=-1, keepdim=True)
+    log_peak_R = student.amax(dim=-1).log()
     log_ratio_R = take_tokens(ratio, token_ids_R)
-    student_log_probs_R = take_tokens(logits, token_ids_R) - log_normaliser_R
-    student_entropy_R = log_normaliser_R - torch.linalg.vecdot(student, logits)
-    teacher_entropy_R = log_normaliser_R - torch.linalg.vecdot(teacher, logits + ratio)
+    student_log_probs_R = take_tokens(below_peak, token_ids_R) + log_peak_R
+    student_entropy_R = -log_peak_R - torch.linalg.vecdot(student, below_peak)
+    teacher_entropy_R = -log_peak_R - torch.linalg.vecdot(teacher, below_peak + ratio)
     return torch.stack((divergence_R, log_ratio_R, student_log_probs_R, student_entropy_R, teacher_entropy_R), dim=-1)
 
 
@@ -164,23 +178,29 @@ def _wide_distributions(logits: Tensor, difference: Tensor) -> tuple[Tensor, Ten
     return student_log.exp(), teacher_log.exp(), teacher_log - student_log
 
 
-def _on_top_k(student: Tensor, teacher: Tensor, ratio: Tensor, top_k: TopK) -> tuple[Tensor, Tensor, Tensor]:
-    """p_S, p_T and r such that any divergence of them over the vocabulary is the one on the top-k support.
+def _with_tail(
+    student: Tensor, teacher: Tensor, ratio: Tensor, ids_RK: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """p_S, p_T and r on a support and, last, a bucket with the mass outside; and which entries are held constant."""
+    student_mass, teacher_mass = (side.scatter(1, ids_RK, 0.0).sum(dim=-1, keepdim=True) for side in (student, teacher))
+    student_tail, teacher_tail = student_mass.clamp(min=LEAST_TAIL), teacher_mass.clamp(min=LEAST_TAIL)
+    tails = (student_tail, teacher_tail, torch.log(teacher_tail / student_tail))
+    inside = (side.gather(1, ids_RK) for side in (student, teacher, ratio))
+    left, right, gap = (torch.cat(pair, dim=-1) for pair in zip(inside, tails, strict=True))
+    # A bound has no gradient. Where it binds on both sides the tail says nothing, and equal sides must pull nowhere.
+    held = (student_mass < LEAST_TAIL) & (teacher_tail > student_tail)
+    return left, right, gap, torch.nn.functional.pad(held, (ids_RK.shape[1], 0))
 
-    A tail bucket is as good as giving the tail of p_T the shape of p_S: entries are homogeneous in (p_S, p_T), so those
-    of the tail add up to the bucket's, and their gradient is the bucket's, shared out as softmax does.
+
+def _over_vocabulary(pulls_RK: Tensor, left_RK: Tensor, student: Tensor, ids_RK: Tensor) -> Tensor:
+    """Pulls on a support, [R, K] or with a tail bucket [R, K + 1], as pulls on all logits [R, V].
+
+    A bucket's logit is the logarithm of a sum of exponentials: its pull is shared out in proportion to p_S.
     """
-    source = student if top_k.support == "student" else teacher
-    inside = torch.zeros_like(source, dtype=torch.bool).scatter_(1, source.topk(top_k.k, dim=-1).indices, True)
-    if top_k.remainder == "tail":
-        masses = [side.masked_fill(inside, 0.0).sum(dim=-1, keepdim=True) for side in (student, teacher)]
-        tail_ratio = torch.log(masses[1].clamp(min=LEAST_TAIL) / masses[0].clamp(min=LEAST_TAIL))
-        tail = student * torch.exp(tail_ratio)
-        return student, torch.where(inside, teacher, tail), torch.where(inside, ratio, tail_ratio)
-    kept = [side.masked_fill(~inside, 0.0) for side in (student, teacher)]
-    masses = [side.sum(dim=-1, keepdim=True) for side in kept]
-    shift = torch.log(masses[1] / masses[0])
-    return kept[0] / masses[0], kept[1] / masses[1], (ratio - shift).masked_fill(~inside, 0.0)
+    count = ids_RK.shape[1]
+    tail_pull, tail = pulls_RK[:, count:].sum(dim=-1, keepdim=True), left_RK[:, count:].sum(dim=-1, keepdim=True)
+    outside = student * (tail_pull / tail.clamp(min=LEAST_TAIL))
+    return outside.scatter(1, ids_RK, pulls_RK[:, :count])
 
 
 # Per divergence: its entries, and how hard each pulls its token up, - p_S d(entry)/d(p_S). Softmax's Jacobian does not
@@ -222,7 +242,7 @@ OFFSETS: dict[DivergenceName, float] = {
     "jensen_shannon": 0.0,
     "sampled_token": 0.0,
 }
-"""What was added to the pulls, as a multiple of p_S: all that is left of them at clipped entries."""
+"""What was added to the pulls, as a multiple of p_S: all that is left of them at entries that are held constant."""
 
 BALANCED = {"forward_kl"}
 """Divergences whose pulls add up to nothing by themselves, being the difference of two distributions."""
