@@ -17,8 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stepalign.errors import ConfigError
-from stepalign.tasks.answers import find_answer, normal_form, parse_number
+from stepalign.tasks.answers import normal_form
+from stepalign.tasks.extraction import find_answer
 from stepalign.tasks.grading import Grader, GraderConfig, canonical_answer, extract_answer
+from stepalign.tasks.notation import parse_number
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.is_dir(), reason=f"GSM8K is not at {GSM8K}")

@@ -16,7 +16,7 @@ from stepalign.feedback import findings
 from stepalign.feedback.alignment import Alignment, align
 from stepalign.feedback.critics import BUDGET_SPENT, Critic, CritiqueRequest
 from stepalign.records import Critique
-from stepalign.tasks.answers import extract_answer
+from stepalign.tasks.extraction import extract_answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

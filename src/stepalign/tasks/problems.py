@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 from stepalign.errors import ConfigError
 from stepalign.records import Problem
-from stepalign.tasks.answers import MAX_LENGTH, extract_answer
+from stepalign.tasks.answers import MAX_LENGTH
 from stepalign.tasks.columns import ColumnMap, as_preset, choose_map
+from stepalign.tasks.extraction import extract_answer
 from stepalign.tasks.rows import Malformed, Row, cell_text, is_environment, is_hub, read_rows
 
 __all__ = ["ColumnMap", "Overlap", "ProblemSet", "find_overlaps", "load_problems", "save_problems", "split_problems"]

@@ -16,7 +16,7 @@ from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
 from stepalign.feedback.critics import CritiqueRequest
 from stepalign.records import Completion, Problem, Rollout
-from stepalign.tasks.answers import extract_answer
+from stepalign.tasks.extraction import extract_answer
 from stepalign.tasks.grading import Grader
 from stepalign.tasks.problems import problem_id
 from stepalign.tasks.rows import Malformed, Row, cell_text, read_rows

@@ -1,0 +1,118 @@
+"""What the characters of a normal form say: plain numbers, brackets, and the elements between them. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)"
+_DECIMAL = re.compile(rf"[-+]?{_NUMBER}(?:[eE][-+]?\d{{1,3}})?", re.ASCII)
+_RATIO = re.compile(rf"([-+]?{_NUMBER})/([-+]?{_NUMBER})", re.ASCII)
+_LATEX_FRACTION = re.compile(rf"([-+]?)(\d*)\\frac\{{([-+]?{_NUMBER})\}}\{{([-+]?{_NUMBER})\}}", re.ASCII)
+_SCIENTIFIC = re.compile(rf"([-+]?{_NUMBER})(?:\\times|\*|x)10\^\{{?([-+]?\d{{1,3}})\}}?", re.ASCII)
+_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\overline\{(\d+)\}", re.ASCII)
+
+
+def parse_number(text: str) -> Fraction | None:
+    """The exact value of a decimal, fraction, mixed number, repeating decimal or power-of-ten form; else None.
+
+    The text is one that :func:`normal_form` made. Exponents have at most three digits, so that the value stays small.
+    """
+    while len(text) > 2 and text[0] in "({" and text[-1] in ")}" and closing_bracket(text) == len(text) - 1:
+        text = text[1:-1]
+    try:
+        if _DECIMAL.fullmatch(text):
+            return Fraction(text)
+        if match := _RATIO.fullmatch(text):
+            return Fraction(match[1]) / Fraction(match[2])
+        if match := _LATEX_FRACTION.fullmatch(text):
+            part = Fraction(match[3]) / Fraction(match[4])
+            return (-1 if match[1] == "-" else 1) * (int(match[2] or 0) + part)
+        if match := _SCIENTIFIC.fullmatch(text):
+            return Fraction(match[1]) * Fraction(10) ** int(match[2])
+        if match := _REPEATING.fullmatch(text):
+            fixed, period = (
+                Fraction(f"{match[2] or 0}.{match[3] or 0}"),
+                Fraction(int(match[4]), 10 ** len(match[4]) - 1),
+            )
+            return (-1 if match[1] == "-" else 1) * (fixed + period / 10 ** len(match[3]))
+    except ZeroDivisionError:
+        return None
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """The top-level elements of a tuple, interval, set or list."""
+
+    opening: str
+    """"(", "[", or "" for a set or a bare list."""
+    items: tuple[str, ...]
+    closing: str
+
+    @property
+    def ordered(self) -> bool:
+        return self.opening != ""
+
+
+def split_sequence(text: str) -> Sequence | None:
+    """The elements of a normal form between its top-level commas, or None where it has none."""
+    for opening, closings in (("\\{", ("\\}",)), ("(", (")", "]")), ("[", (")", "]"))):
+        closing = next((closing for closing in closings if text.endswith(closing)), "")
+        if text.startswith(opening) and closing and closing_bracket(text) == len(text) - 1:
+            items = split_top(text[len(opening) : -len(closing)], ",")
+            bare = opening == "\\{"
+            return Sequence("" if bare else opening, items, "" if bare else closing) if len(items) > 1 else None
+    items = split_top(text, ",")
+    return Sequence("", items, "") if len(items) > 1 and all(items) else None
+
+
+def split_top(text: str, separator: str) -> tuple[str, ...]:
+    """The parts between those occurrences of a character that stand outside all brackets."""
+    parts, level, start = [], 0, 0
+    for index, character in enumerate(text):
+        if character in "([{":
+            level += 1
+        elif character in ")]}":
+            level -= 1
+        elif character == separator and level == 0:
+            parts.append(text[start:index].strip())
+            start = index + 1
+    return (*parts, text[start:].strip())
+
+
+def closing_bracket(text: str) -> int:
+    """Index of the bracket that closes the first one, whatever its kind (``[0, 1)`` is one pair), or -1."""
+    level = 0
+    for index, character in enumerate(text):
+        if character in "([{":
+            level += 1
+        elif character in ")]}":
+            level -= 1
+            if level == 0:
+                return index
+    return -1
+
+
+def depth(text: str) -> int:
+    """The deepest nesting of brackets of any kind."""
+    level = deepest = 0
+    for character in text:
+        if character in "([{":
+            level += 1
+            deepest = max(deepest, level)
+        elif character in ")]}":
+            level -= 1
+    return deepest
+
+
+def is_balanced(text: str) -> bool:
+    """Whether every brace has its partner; parentheses and brackets may differ, as in ``[0, 1)``."""
+    plain = re.sub(r"\\[\\{}]", "", text)
+    level = 0
+    for character in plain:
+        level += (character == "{") - (character == "}")
+        if level < 0:
+            return False
+    return level == 0
