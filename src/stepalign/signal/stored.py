@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from stepalign.config import Config, changed, load_config
 from stepalign.errors import ConfigError
 from stepalign.feedback import designs
-from stepalign.records import Completion, Critique, Problem, Rollout
+from stepalign.records import Critique, Problem, Rollout
 from stepalign.signal.analyse import attempts_under
 from stepalign.signal.folder import write_signal_folder
 from stepalign.signal.plain import check_file, read_attempts
 from stepalign.solver.model import EMBEDDED
+from stepalign.training.attempts import rollout_of
 from stepalign.training.problem_sets import load_set
 from stepalign.training.run_folder import read_json_lines
 from stepalign.training.session import Session, arithmetic_probe, more_critiques, open_session
@@ -163,7 +163,7 @@ def stored_rollouts(
     for row in read_json_lines(run / "rollouts.jsonl"):
         if len(found) == num:
             break
-        rollout = _rollout(row)
+        rollout = rollout_of(row)
         if rollout.problem_id not in problems:
             raise ConfigError(
                 f"rollout {rollout.rollout_id} belongs to a problem that the recipe's training set no longer has",
@@ -171,19 +171,3 @@ def stored_rollouts(
             )
         found.append((problems[rollout.problem_id], rollout, critiques.get(rollout.rollout_id)))
     return found
-
-
-def _rollout(row: dict[str, Any]) -> Rollout:
-    row.pop("record_step")
-    completion = row.pop("completion")
-    reward = row.pop("reward")
-    return Rollout(
-        **row,
-        reward=float("nan") if reward is None else reward,
-        completion=Completion(
-            ids=tuple(completion["ids"]),
-            log_probs=tuple(float("nan") if p is None else p for p in completion["log_probs"]),
-            finish_reason=completion["finish_reason"],
-            policy_version=completion["policy_version"],
-        ),
-    )
