@@ -307,3 +307,35 @@ def test_other_attempts_do_not_go_into_the_same_folder(
     done = run(file, out, server.url, "--resume")
     assert done.returncode == 4
     assert "other attempts" in done.stderr
+
+
+def test_the_one_model_of_a_server_needs_no_name_and_a_host_no_path(
+    serve: Callable[..., FaultServer], file: Path, tmp_path: Path
+) -> None:
+    server, out, prompt = serve(), tmp_path / "out", "prompts.critic={{ question }}"
+    done = run(file, out, "", "--critic", server.url.removesuffix("/v1"), "--set", prompt)
+    assert done.returncode == 0, done.stderr
+    assert findings(out)["critic"] == "critic"
+    assert {body["model"] for body in server.bodies} == {"critic"}
+    assert 'model = "critic"' in (out / "config.toml").read_text()
+    bare = run(file, tmp_path / "bare", "", "--critic", f"127.0.0.1:{server.server_port}")
+    assert (bare.returncode, f"--critic http://127.0.0.1:{server.server_port}" in bare.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["prompts.critic={{ quesiton }}"], "did you mean question?"),
+        (["prompts.critic={{ question }} {{ answer }}", "critic.sees=nothing"], "asks for 'answer'"),
+    ],
+)
+def test_a_prompt_that_cannot_be_written_is_refused_before_anything_is_asked(
+    serve: Callable[..., FaultServer], file: Path, tmp_path: Path, settings: list[str], message: str
+) -> None:
+    server = serve()
+    more = [word for setting in settings for word in ("--set", setting)]
+    done = run(file, tmp_path / "out", server.url, *more)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not server.bodies
+    assert not (tmp_path / "out").exists()

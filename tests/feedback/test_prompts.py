@@ -31,6 +31,18 @@ def test_scribe_shows_the_critic_what_it_may_see() -> None:
     assert "ANSWER-42" in scribe(sees="solution", answer="ANSWER-42")[1]  # a problem without a reference
 
 
+def test_a_critic_is_not_told_an_empty_answer() -> None:
+    assert "right_answer" in scribe(sees="answer", answer="7")[1]
+    assert "right_answer" not in scribe(sees="answer", answer="")[1]
+
+
+def test_variables_are_those_of_included_templates_too() -> None:
+    known = {"question", "attempt", "answer", "solution", "sees", "structured", "truncated"}
+    assert load_template("scribe").variables == known
+    with pytest.raises(ConfigError, match="asks for 'atempt'"):
+        load_template("{% if answer %}{{ atempt }}{% endif %}").refuse_others_than(known, "a critic's prompt")
+
+
 def test_scribe_names_every_case_and_the_reply_format() -> None:
     text, _ = scribe()
     assert all(f"\n{case}. " in text for case in "ABCDF")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
@@ -19,7 +21,9 @@ def critique(
     critic: Annotated[
         str, typer.Option("--critic", help="A recipe, URLs (http://host/v1, separated by commas), or: programmatic.")
     ] = "",
-    model: Annotated[str, typer.Option("--model", help="Name of the critic on its server.")] = "",
+    model: Annotated[
+        str, typer.Option("--model", help="Name of the critic on its server; not needed where that has only one.")
+    ] = "",
     columns: Annotated[
         str, typer.Option("--columns", help="Columns of a plain file: question=COLUMN,completion=COLUMN,...")
     ] = "",
@@ -31,6 +35,7 @@ def critique(
 ) -> None:
     """Ask a critic about stored attempts and say what is wrong with its critiques: a linter for feedback."""
     from stepalign.critique_rollouts import critique_rollouts
+    from stepalign.feedback.critics.build import served_model
     from stepalign.progress import CritiqueDisplay, console
     from stepalign.report.critiques import critique_lines
     from stepalign.training.attempts import read_attempts
@@ -38,6 +43,10 @@ def critique(
     attempts = read_attempts(rollouts, _pairs(columns))
     keys = {"critic.cache_only": True} if cache_only else {}
     config = _with_critic(attempts.config, critic, model, {**keys, **parse_settings(settings or ())})
+    section = config.critic
+    if section.kind == "endpoint" and not section.model and not section.cache_only:
+        model = served_model(config)
+        config = changed(config, {"critic.model": model}, "--model")
     words: list[str | Path] = ["stepalign", "critique", rollouts, "--out", out]
     words += ["--critic", critic] if critic else []
     words += ["--model", model] if model else []
@@ -80,9 +89,11 @@ def _with_critic(of_run: Config | None, critic: str, model: str, settings: dict[
     base = of_run or load_config(None)
     keys: dict[str, Any] = {"critic.model": model} if model else {}
     if critic.startswith(("http://", "https://")):
-        keys |= {"critic.kind": "endpoint", "critic.base_urls": [url.strip() for url in critic.split(",")]}
+        keys |= {"critic.kind": "endpoint", "critic.base_urls": [_api_address(url) for url in critic.split(",")]}
     elif critic == "programmatic":
         keys["critic.kind"] = "programmatic"
+    elif critic and _is_host(critic):
+        raise ConfigError("an address needs its protocol", where=f"--critic {critic}", hint=f"--critic http://{critic}")
     elif critic:
         named = load_config(critic)
         keys = {"critic": named.critic.model_dump(mode="json"), "prompts.critic": named.prompts.critic, **keys}
@@ -93,3 +104,14 @@ def _with_critic(of_run: Config | None, critic: str, model: str, settings: dict[
             hint="--critic RECIPE, --critic http://HOST:PORT/v1 --model NAME, or --critic programmatic",
         )
     return changed(base, {**keys, **settings}, "--critic, --set")
+
+
+def _api_address(url: str) -> str:
+    """A bare host stands for its ``/v1``, where OpenAI-compatible servers have their interface."""
+    parts = urlsplit(url.strip())
+    return urlunsplit(parts._replace(path="/v1")) if parts.path in ("", "/") else url.strip()
+
+
+def _is_host(text: str) -> bool:
+    """Whether a text looks like ``localhost:8000`` or ``host:8000/v1``."""
+    return re.fullmatch(r"[\w.-]+:\d{1,5}(/.*)?", text) is not None

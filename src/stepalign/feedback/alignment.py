@@ -160,7 +160,7 @@ def align(
 
 def _takes_back(match: StepMatch, solver: Steps, answers_agree: bool | None) -> bool:
     """Whether an edit changes what the solver's step says."""
-    if match.solver is None or match.status != "edited" or match.same_numbers or match.kept:
+    if match.solver is None or match.status != "edited" or match.same_result or match.kept:
         return False
     if solver.spans[match.solver].label == ANSWER:
         return not answers_agree

@@ -55,8 +55,9 @@ class StepMatch:
     """Index into ``Alignment.critique_steps``; None for a missing one."""
     similarity: float
     """0 to 1; 1 for copied, 0 without a partner."""
-    same_numbers: bool
-    """Whether both state the same numbers in the same order: then an edit is a rewording."""
+    same_result: bool
+    """Whether the critique's step states no number that the solver's does not, and ends in the same one: then an edit
+    is a rewording."""
     kept: bool
     """Whether the critique has the solver's whole text in this place: copied, at the beginning of a step that goes on,
     or cut into other steps. Nothing was taken back."""
@@ -164,16 +165,17 @@ def _step_match(
     i: int | None, j: int | None, solver: Sequence[str], critique: Sequence[str], may_be_cut: bool
 ) -> StepMatch:
     status: MatchStatus = "copied"
-    similarity, same_numbers, kept = 1.0, True, True
+    similarity, same_result, kept = 1.0, True, True
     if i is None or j is None:
         status = "added" if i is None else "missing"
-        similarity, same_numbers, kept = 0.0, False, False
+        similarity, same_result, kept = 0.0, False, False
     elif solver[i] != critique[j]:
         status = "edited"
         similarity = dice(words(solver[i]), words(critique[j]))
-        same_numbers = numbers(solver[i]) == numbers(critique[j])
+        before, after = numbers(solver[i]), numbers(critique[j])
+        same_result = before[-1:] == after[-1:] and set(after) <= set(before)
         kept = _continues(solver[i], critique[j], may_be_cut)
-    return StepMatch(status=status, solver=i, critique=j, similarity=similarity, same_numbers=same_numbers, kept=kept)
+    return StepMatch(status=status, solver=i, critique=j, similarity=similarity, same_result=same_result, kept=kept)
 
 
 def _continues(text: str, longer: str, may_be_cut: bool) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from stepalign.report.page import render_page, write_page
-from stepalign.report.text import MISSING, count, number, percent, visible
+from stepalign.report.text import count, number, percent, visible
 
 _OUTCOMES = {"use": "used", "mask": "masked", "fall_back": "replaced by the reference"}
 _CASES = {
@@ -60,7 +60,7 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         cost = number(paid["cost"])
         tokens = f"{count(paid['prompt_tokens'])} prompt + {count(paid['completion_tokens'])} completion tokens"
         rows += [("calls to the critic", count(paid["attempts"])), ("paid in this folder", tokens)]
-        rows += [("cost", MISSING if cost is None else f"{cost:,.4f}")]
+        rows += [] if cost is None else [("cost", f"{cost:,.4f}")]
     return rows
 
 
@@ -79,7 +79,7 @@ def critique_lines(summary: Mapping[str, Any]) -> list[Text]:
         grave = finding["policy"] in ("mask", "retry")
         line = Text("  ")
         line.append(f"{count(finding['count'])} of {count(total)} critiques {finding['summary']}", style="bold")
-        line.append(": " + finding["teaches"][0].lower() + finding["teaches"][1:])
+        line.append(": " + (_reasons(finding) or finding["teaches"][0].lower() + finding["teaches"][1:]))
         line.append(f" [{_POLICIES[finding['policy']]}]", style="red" if grave else "yellow")
         lines.append(line)
     masked = sum(summary["masked"].values())
@@ -94,3 +94,10 @@ def critique_lines(summary: Mapping[str, Any]) -> list[Text]:
         price = "" if cost is None else f", cost {cost:,.4f}"
         lines.append(Text(f"paid: {count(paid['attempts'])} calls, {tokens}{price}", style="dim"))
     return lines
+
+
+def _reasons(finding: Mapping[str, Any]) -> str:
+    """Why critiques never came, as far as the examples say."""
+    if finding["name"] != "failed":
+        return ""
+    return visible("; ".join(dict.fromkeys(example["detail"] for example in finding["examples"] if example["detail"])))

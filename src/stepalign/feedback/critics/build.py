@@ -83,6 +83,25 @@ def make_endpoint_critic(
     return critic
 
 
+def served_model(config: Config) -> str:
+    """The one model that the critic's servers offer, for a recipe that names none.
+
+    Raises:
+        ConfigError: they offer several, or have no list.
+        EndpointError: no address answers, or the key is refused.
+    """
+    from stepalign.feedback.critics.chat import redact_url
+    from stepalign.feedback.critics.servers import list_models
+
+    section = config.critic
+    found = list_models(section.base_urls, section.api_key_env or None)
+    if len(found) == 1:
+        return found[0]
+    what = f"the critic's server offers {len(found)} models" if found else "the critic's server lists no models"
+    known = f", one of {', '.join(found[:5])}" if found else ""
+    raise ConfigError(what, where=", ".join(map(redact_url, section.base_urls)), hint=f"--model NAME{known}")
+
+
 def critic_prompt(config: Config, form: CritiqueForm) -> str:
     """The critic's prompt template: the recipe's, or the packaged one that asks for another form than a trace."""
     return config.prompts.critic if config.prompts.critic != CRITIC_PROMPTS["trace"] else CRITIC_PROMPTS[form]

@@ -55,7 +55,7 @@ class Server:
         self.rests_until = 0.0
         self.failures = 0
         """In a row."""
-        self._secrets = secrets
+        self._secrets, self._has_key = secrets, bool(key)
         self._attempt_timeout, self._connect_timeout = attempt_timeout, connect_timeout
         self._client = openai.AsyncOpenAI(
             base_url=url,
@@ -87,22 +87,31 @@ class Server:
             return Fault(kind="client", message=redacted(f"{type(error).__name__}: {error}", self._secrets)[:200])
         return read_reply(redacted(body, self._secrets))
 
-    async def check(self, model: str) -> EndpointError | None:
-        """What keeps the server from serving the model; None when nothing does."""
-        served: list[str] = []
+    async def models(self) -> list[str] | EndpointError:
+        """The names of the models it serves, none where it has no list; or why it cannot be asked."""
         try:
             async with asyncio.timeout(4 * self._connect_timeout):
                 listing = await self._client.models.with_raw_response.list()
-            served = [str(entry["id"]) for entry in json.loads(listing.text)["data"]]
+            return [str(entry["id"]) for entry in json.loads(listing.text)["data"]]
         except openai.APIStatusError as error:
-            if error.status_code in (401, 403):
-                hint = "name the environment variable that holds the key in api_key_env"
-                return EndpointError("the critic refuses the key", where=self.label, hint=hint)
-        except (openai.APIConnectionError, TimeoutError):
+            if error.status_code not in (401, 403):
+                return []
+            what = "the critic refuses the key" if self._has_key else "the critic asks for a key"
+            hint = "--set critic.api_key_env=NAME, the environment variable that holds the key"
+            return EndpointError(what, where=self.label, hint=hint)
+        except (openai.APIConnectionError, TimeoutError) as error:
             hint = "start the server, or correct the URL; it ends in /v1 for most servers"
+            if self.label.startswith("https:") and "SSL" in repr(error.__cause__):
+                hint = "a server without a certificate speaks http://"
             return EndpointError("the critic does not answer", where=self.label, hint=hint)
         except (openai.OpenAIError, ValueError, LookupError, TypeError):
-            pass  # a server without a model list; the chat below decides
+            return []
+
+    async def check(self, model: str) -> EndpointError | None:
+        """What keeps the server from serving the model; None when nothing does."""
+        served = await self.models()
+        if isinstance(served, EndpointError):
+            return served
         return None if model in served else await self._check_model(model, served)
 
     async def close(self) -> None:
@@ -114,7 +123,9 @@ class Server:
         result = await self.chat(fields, self._attempt_timeout)
         if isinstance(result, Reply) or (result.kind == "rate_limit"):
             return None
-        hint = f"it serves {', '.join(served[:5])}" if served else "check the URL and the name of the model"
+        hint = "check the name of the model, and the URL: it ends in /v1 for most servers"
+        if served:
+            hint = f"it serves {', '.join(served[:5])}"
         what = f"the critic does not serve {model!r}: {result.message}"
         return EndpointError(what, where=self.label, hint=hint)
 

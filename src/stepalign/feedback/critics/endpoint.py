@@ -41,6 +41,8 @@ from stepalign.records import Critique, CritiqueForm, CritiqueStatus, Problem, R
 logger = logging.getLogger("stepalign.critic")
 
 Sees = Literal["nothing", "answer", "solution"]
+CRITIC_VARIABLES = ("question", "attempt", "answer", "solution", "sees", "structured", "truncated")
+"""What a critic's prompt may ask for; which of them are defined depends on what it may see."""
 
 _CLAIM_POLL_SECONDS = 0.1
 _MAX_CLAIM_POLL_SECONDS = 1.0
@@ -143,12 +145,15 @@ class EndpointCritic:
         self.name = model
         self.sees: Sees = sees
         self.template = load_template(prompt_template)
+        self.template.refuse_others_than(CRITIC_VARIABLES, "a critic's prompt")
         self.ledger = Ledger(prices=prices, path=Path(ledger_path) if ledger_path is not None else None)
         self.token_budget, self.cost_budget = token_budget, cost_budget
         self.cache = ReplyCache(cache_path) if cache_path is not None else None
         self._cache_only = cache_only
         self._form: CritiqueForm = form
         self._structured = structured and form in ("trace", "paraphrase")
+        # A template that asks for what this critic may not see fails here, and not behind the first rollouts.
+        self._messages(question="?", attempt="?", answer="?", solution="?", truncated=False)
         self._sampling = {
             "temperature": temperature,
             "top_p": top_p,
@@ -205,18 +210,20 @@ class EndpointCritic:
         Raises:
             ConfigError: the template asks for something it is not given.
         """
-        variables: dict[str, Any] = {
-            "question": problem.question,
-            "attempt": rollout.text,
-            "sees": self.sees,
-            "structured": self._structured,
-            "truncated": rollout.completion.finish_reason == "length",
-        }
+        return self._messages(
+            question=problem.question,
+            attempt=rollout.text,
+            answer=problem.answer,
+            solution=problem.reference,
+            truncated=rollout.completion.finish_reason == "length",
+        )
+
+    def _messages(self, *, answer: str, solution: str | None, **shown: Any) -> list[dict[str, str]]:
         if self.sees != "nothing":
-            variables["answer"] = problem.answer
-        if self.sees == "solution" and problem.reference is not None:
-            variables["solution"] = problem.reference
-        return self.template.messages(**variables)
+            shown["answer"] = answer
+        if self.sees == "solution" and solution is not None:
+            shown["solution"] = solution
+        return self.template.messages(sees=self.sees, structured=self._structured, **shown)
 
     def submit(self, request: CritiqueRequest) -> Future[Critique]:
         """Start one critique; it runs while the caller goes on.

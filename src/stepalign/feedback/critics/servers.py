@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from stepalign.feedback.critics.chat import Reply, Server
+from stepalign.errors import EndpointError
+from stepalign.feedback.critics.chat import Reply, Server, read_key, secrets_of
 from stepalign.feedback.critics.ledger import Ledger
 from stepalign.feedback.critics.retry import CallState, CircuitBreaker, Fault, RetryPolicy
 from stepalign.feedback.critics.slots import Slots
@@ -20,6 +21,33 @@ from stepalign.feedback.critics.slots import Slots
 logger = logging.getLogger("stepalign.critic")
 
 _BREAKER_POLL_SECONDS = 0.5
+_LIST_SECONDS = 20.0
+
+
+def list_models(urls: Sequence[str], api_key_env: str | None = None) -> list[str]:
+    """The models that the first server that answers offers; [] where it has no list.
+
+    Raises:
+        EndpointError: none answers, or the key is refused.
+    """
+    key = read_key(api_key_env)
+
+    async def ask() -> list[str]:
+        fault: EndpointError | None = None
+        for url in urls:
+            server = Server(url, key, secrets=secrets_of(key, urls), attempt_timeout=_LIST_SECONDS, connect_timeout=5.0)
+            try:
+                answer = await server.models()
+            finally:
+                await server.close()
+            if not isinstance(answer, EndpointError):
+                return answer
+            fault = fault or answer
+        if fault is not None:
+            raise fault
+        return []
+
+    return asyncio.run(ask())
 
 
 class Servers:

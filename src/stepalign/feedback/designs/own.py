@@ -17,9 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jinja2
-from jinja2 import meta
-
 from stepalign.errors import ConfigError
 from stepalign.feedback.designs.design import FEEDBACK, Design, Group, Need, NothingToShow, sibling, usable_critique
 from stepalign.feedback.prompts import load_template
@@ -136,14 +133,8 @@ def _checked(show: Callable[..., Any], name: str) -> Callable[[Group, int], str 
 
 def _from_template(name: str) -> Design:
     template = load_template(Path(name))
-    used = meta.find_undeclared_variables(jinja2.Environment().parse(template.source))
-    unknown = sorted(used - TEMPLATE_NEEDS.keys())
-    if unknown:
-        raise ConfigError(
-            f"the template asks for {unknown[0]!r}, which a context design does not have",
-            where=f"context design {name}",
-            hint=f"known: {', '.join(TEMPLATE_NEEDS)}",
-        )
+    template.refuse_others_than(TEMPLATE_NEEDS, "a context design")
+    used = template.variables
 
     def show(group: Group, index: int) -> str:
         return template.render(**{variable: _value(variable, group, index) for variable in used})

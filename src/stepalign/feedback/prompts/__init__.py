@@ -7,9 +7,10 @@ keeps them from running code, it is no boundary against a template that wants to
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -40,6 +41,8 @@ class Template:
     source: str
     hash: str
     """Version: the first 16 hex digits of the sha256 of the source and of every template it includes."""
+    variables: frozenset[str]
+    """What it, or a template it includes, asks for."""
     compiled: jinja2.Template
 
     def render(self, **variables: Any) -> str:
@@ -61,6 +64,24 @@ class Template:
         return [
             {"role": role, "content": self._guarded(lambda role=role: self._block(role, variables))} for role in roles
         ]
+
+    def refuse_others_than(self, known: Collection[str], what: str) -> None:
+        """Find misspelt variables before anything is rendered.
+
+        Args:
+            what: kind of template, "a critic's prompt".
+
+        Raises:
+            ConfigError: it asks for a variable that is not known.
+        """
+        for name in sorted(self.variables.difference(known)):
+            close = difflib.get_close_matches(name, known, n=1)
+            suggestion = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(
+                f"the template asks for {name!r}, which {what} does not have",
+                where=f"template {self.name}",
+                hint=f"{suggestion}known: {', '.join(known)}",
+            )
 
     def _block(self, role: str, variables: dict[str, Any]) -> str:
         return "".join(self.compiled.blocks[role](self.compiled.new_context(variables)))
@@ -92,8 +113,10 @@ def load_template(name_or_source: str | Path) -> Template:
         lstrip_blocks=True,
     )
     try:
-        version = hashlib.sha256("\0".join(_sources(environment, source, packaged)).encode("utf-8")).hexdigest()[:16]
-        return Template(name, source, version, environment.from_string(source))
+        sources = list(_sources(environment, source, packaged))
+        version = hashlib.sha256("\0".join(sources).encode("utf-8")).hexdigest()[:16]
+        variables = frozenset[str]().union(*(meta.find_undeclared_variables(environment.parse(s)) for s in sources))
+        return Template(name, source, version, variables, environment.from_string(source))
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(
             f"the template does not parse: {error.message}", where=f"template {name}, line {error.lineno}"
