@@ -8,19 +8,24 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.numpy import load_file
+from transformers import AutoTokenizer
 
 from stepalign.cli.looks import _config_for_file
 from stepalign.errors import ConfigError, LockedError
+from stepalign.report import print_rollout
+from stepalign.report.signal_file import load_signal
 from stepalign.signal import folder as folders
 from stepalign.signal.plain import find_file
 from stepalign.signal.stored import analyse_file
-from stepalign.solver.model import Solver, build_tiny_solver, save_solver
+from stepalign.solver.model import Solver, build_tiny_solver, embedded_folder, save_solver
+from stepalign.solver.tokens import unknown_id
 
 EXAMPLES = ("correct", "fizzbuzz", "integral", "one-wrong-step", "wrong-approach")
 
@@ -284,9 +289,38 @@ def test_unknown_examples_are_refused(make_solver: Callable[..., Solver]) -> Non
     assert caught.value.hint == "did you mean fizzbuzz?"
 
 
-def test_text_that_the_tokenizer_does_not_know_is_not_scored(tmp_path: Path) -> None:
-    config, source = _config_for_file("embedded:arithmetic", "", [])
-    with pytest.raises(ConfigError, match=r"tokens are unknown to the model") as caught:
-        analyse_file(write(tmp_path / "in.jsonl", ROW), tmp_path / "out", config, prompts_from=source)
-    assert caught.value.where is not None
-    assert caught.value.where.endswith("in.jsonl:1")
+def test_text_that_the_tokenizer_does_not_know_is_scored_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {**ROW, "id": "known", "completion": "start 3 + 4 = 7 ;", "wrong_text": None}
+    spaced = {**ROW, "id": "spaced", "completion": "\n3 + 4 = 7\n\n+ 1  ", "wrong_text": None}
+    source = write(tmp_path / "in.jsonl", {**ROW, "id": "prose"}, known, spaced)
+    config, prompts_from = _config_for_file("embedded:arithmetic", "", [])
+    said: list[str] = []
+    analyse_file(source, tmp_path / "out", config, prompts_from=prompts_from, say=said.append)
+    (warning,) = (text for text in said if text.startswith("warning:"))
+    assert warning.startswith("warning: 1 of 3 rows (33%) are mostly unknown to this tokenizer")
+    rows = {row["rollout_id"]: row for row in lines(tmp_path / "out" / "signal.jsonl")}
+    unknown = AutoTokenizer.from_pretrained(embedded_folder() / "solver").unk_token_id
+    for row in rows.values():
+        assert row["unknown_tokens"] == row["token_ids"].count(unknown)
+        assert len(row["tokens"]) == len(row["token_ids"])
+    assert 2 * rows["prose"]["unknown_tokens"] > len(rows["prose"]["token_ids"])
+    assert rows["spaced"]["unknown_tokens"] == 0
+    for name, given in (("prose", ROW), ("spaced", spaced)):
+        assert rows[name]["text"] == "".join(rows[name]["tokens"]) == given["completion"]
+    wrong = [rows["prose"]["tokens"][i] for i in rows["prose"]["wrong_tokens"]]
+    assert "".join(wrong).strip().startswith("=")  # labels are found in the text as it was written
+    print_rollout(load_signal(tmp_path / "out", "prose"), "prose", console=Console(width=80))
+    assert "unknown to this model's tokenizer: the numbers mean little" in " ".join(capsys.readouterr().out.split())
+
+
+class NoUnknown:
+    """What of a tokenizer tells whether a token is unknown; GPT-2's end of text doubles as its unknown token."""
+
+    unk_token_id = eos_token_id = 3
+    bos_token_id = pad_token_id = None
+
+
+def test_a_control_token_with_two_duties_is_not_unknown() -> None:
+    assert unknown_id(cast("Any", NoUnknown())) is None

@@ -58,7 +58,7 @@ def signal(
             bars.update(bar, completed=done, total=total)
 
         def say(text: str) -> None:
-            console.print(text)
+            console.print(text, style="yellow" if text.startswith("warning:") else None)
 
         try:
             if path.is_dir():

@@ -24,7 +24,7 @@ from stepalign.signal.analyse import header
 from stepalign.signal.rows import Attempt, Shown, analyse_attempts
 from stepalign.signal.trace import Labels
 from stepalign.solver.model import EMBEDDED
-from stepalign.solver.tokens import PromptBuilder, decode
+from stepalign.solver.tokens import PromptBuilder, decode, encode_with_spans
 from stepalign.training.problem_sets import load_set
 from stepalign.training.session import collect_for_signal, make_critic, make_prompts, open_session
 
@@ -76,7 +76,7 @@ class Bench:
             ConfigError: nothing to score, or more tokens than the model has positions for.
             Cancelled: ``cancelled`` was set meanwhile.
         """
-        problem, rollout = self._read(sheet)
+        problem, rollout, spans = self._read(sheet)
         prompts = self._prompts(sheet)
         shown = {name: Shown(text=text) for name, text in sheet.contexts.items() if text.strip()}
         if not shown:
@@ -89,6 +89,7 @@ class Bench:
             critique=_critique(sheet, rollout),
             labels=Labels(wrong_step=sheet.wrong_step, wrong_text=sheet.wrong_text),
             case=sheet.case,
+            spans=spans,
         )
         self._check_length(prompts, attempt)
         with _cancellable(cancelled):
@@ -116,7 +117,7 @@ class Bench:
             ConfigError: an unknown design, or nothing to show, with the reason.
         """
         entry = designs.find_design(design)
-        problem, rollout = self._read(sheet)
+        problem, rollout, _ = self._read(sheet)
         critique = self._ask(design, problem, rollout) if entry.needs_critic else None
         group = designs.Group(problem=problem, rollouts=[rollout], critiques=[critique])
         context = designs.make_contexts(design, group)[0]
@@ -148,15 +149,15 @@ class Bench:
                     return problem, rollout, critique
         return None
 
-    def _read(self, sheet: Sheet) -> tuple[Problem, Rollout]:
+    def _read(self, sheet: Sheet) -> tuple[Problem, Rollout, list[tuple[int, int]] | None]:
         tokenizer = self._session.solver.tokenizer
-        ids = tokenizer.encode(sheet.completion, add_special_tokens=False, split_special_tokens=True)
+        ids, spans = encode_with_spans(tokenizer, sheet.completion)
         if not ids:
             raise ConfigError("there is no attempt yet", hint="paste the text that the solver wrote")
         completion = Completion(
             ids=tuple(ids), log_probs=(float("nan"),) * len(ids), finish_reason="stop", policy_version=0
         )
-        text = decode(tokenizer, ids)
+        text = sheet.completion if spans else decode(tokenizer, ids)
         problem = Problem(
             problem_id="lab", question=sheet.question, answer=sheet.answer, reference=sheet.reference or None
         )
@@ -167,7 +168,7 @@ class Bench:
             rollout_id="lab", problem_id="lab", step=0, group_index=0, completion=completion, text=text,
             answer=answer, verdict=verdict, reward={"correct": 1.0, "incorrect": 0.0}.get(verdict, float("nan")),
         )  # fmt: skip
-        return problem, rollout
+        return problem, rollout, spans
 
     def _prompts(self, sheet: Sheet) -> PromptBuilder:
         """The recipe's prompts, or those that the sheet brings."""

@@ -172,6 +172,7 @@ def _rollout(rollout: Json, position: int, signal: Json, alternatives: int, digi
         "pieces": [_piece(token, text) for token in tokens],
         "gaps": _gaps(tokens, text),
         "ids": [_whole(token.get("id")) for token in tokens],
+        "unknown": _whole(rollout.get("unknown_tokens")) or 0,
         "special": [index for index, token in enumerate(tokens) if token.get("special")],
         "joined": [index for index, token in enumerate(tokens) if index and _continues(tokens[index - 1], token)],
         "steps": steps,

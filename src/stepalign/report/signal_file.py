@@ -58,6 +58,7 @@ def page_rollout(rows: Sequence[Row]) -> dict[str, Any]:
     shared = ("rollout_id", "case", "verdict", "question", "expected_answer", "reference", "text")
     return {
         **{key: first.get(key) for key in shared},
+        "unknown_tokens": first.get("unknown_tokens", 0),
         "tokens": [
             {"text": text, "start": start, "end": end, "id": token_id, "special": index in special}
             for index, (text, (start, end), token_id) in enumerate(

@@ -124,7 +124,16 @@ def _heading(rollout: Mapping[str, Any], data: Mapping[str, Any]) -> Text:
     out.append(f"\nquestion  {visible(rollout['question'])}", style="")
     if rollout["expected"] is not None:
         out.append(f"\nexpected  {visible(rollout['expected'])}")
+    if rollout["unknown"]:
+        out.append(f"\n{unknown_note(rollout)}", style="yellow")
     return out
+
+
+def unknown_note(rollout: Mapping[str, Any]) -> str:
+    """What a reader must know about a text that the model's tokenizer was not made for."""
+    unknown, total = rollout["unknown"], len(rollout["pieces"])
+    note = f"{unknown} of {total} tokens {'is' if unknown == 1 else 'are'} unknown to this model's tokenizer"
+    return f"{note}: the numbers mean little" if 2 * unknown > total else note
 
 
 def _legend(data: Mapping[str, Any]) -> Text:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepalign.config import Config, changed, recipe_folder
 from stepalign.errors import ConfigError
@@ -21,8 +21,11 @@ from stepalign.records import Completion, Critique, Problem, Rollout
 from stepalign.signal.rows import Attempt, Shown
 from stepalign.signal.trace import Labels
 from stepalign.solver.model import Solver
-from stepalign.solver.tokens import PromptBuilder, decode
+from stepalign.solver.tokens import PromptBuilder, decode, encode_with_spans, unknown_id
 from stepalign.training.session import make_prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _TEXTS = (
     "id",
@@ -135,8 +138,8 @@ def read_attempts(
                 builders[key] = make_prompts(changed(config, own, where), solver)
             except ConfigError as error:
                 raise ConfigError(error.what, where=f"{where}: {error.where}", hint=error.hint) from error
-        ids = _completion_ids(row, solver, where)
-        text = decode(solver.tokenizer, ids)
+        ids, spans = _completion_ids(row, solver, where)
+        text = row["completion"] if spans else decode(solver.tokenizer, ids)
         rollout = Rollout(
             rollout_id=_row_id(row, line),
             problem_id=hashlib.sha256(row["question"].encode()).hexdigest()[:16],
@@ -166,8 +169,21 @@ def read_attempts(
             critique=critique,
             labels=Labels(wrong_step=row.get("wrong_step"), wrong_text=row.get("wrong_text")),
             case=row.get("case") or "",
+            spans=spans,
             prompts=builders[key] if own else None,
         )
+
+
+def mostly_unknown(file: PlainFile, tokenizer: PreTrainedTokenizerBase, num: int | None) -> int:
+    """Rows whose completion has more tokens that the vocabulary lacks than tokens that it knows."""
+    unknown = unknown_id(tokenizer)
+    if unknown is None:
+        return 0
+    count = 0
+    for _, row in islice(_rows(file.path), num):
+        ids = row.get("completion_ids") or encode_with_spans(tokenizer, row["completion"])[0]
+        count += 2 * ids.count(unknown) > len(ids)
+    return count
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -233,20 +249,15 @@ def _own_prompts(row: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-def _completion_ids(row: Mapping[str, Any], solver: Solver, where: str) -> tuple[int, ...]:
-    """Ids as they are given, or the text encoded; control tokens in a text stay text."""
-    ids = row.get("completion_ids")
+def _completion_ids(
+    row: Mapping[str, Any], solver: Solver, where: str
+) -> tuple[tuple[int, ...], list[tuple[int, int]] | None]:
+    """Ids as they are given, or the text encoded, with spans where the ids alone do not spell it."""
+    ids, spans = row.get("completion_ids"), None
     if ids is None:
-        ids = solver.tokenizer.encode(row["completion"], add_special_tokens=False, split_special_tokens=True)
-        unknown = sum(i == solver.tokenizer.unk_token_id for i in ids)
-        if 2 * unknown > len(ids):
-            raise ConfigError(
-                f"{unknown} of the completion's {len(ids)} tokens are unknown to the model",
-                where=where,
-                hint="its tokenizer was made for other text: score with another --model",
-            )
+        ids, spans = encode_with_spans(solver.tokenizer, row["completion"])
     if not ids:
         raise ConfigError("the completion has no tokens", where=where)
     if max(ids) >= len(solver.head_VH):
         raise ConfigError(f"the model has no token {max(ids)}", where=where, hint="are the ids of another tokenizer?")
-    return tuple(ids)
+    return tuple(ids), spans

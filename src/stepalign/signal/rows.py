@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from stepalign.signal.log_ratio import Scores, ScoringJob, SideScores, score
 from stepalign.signal.style import style_tokens
 from stepalign.signal.trace import Labels, Trace, WrongResult, trace
 from stepalign.solver.model import Solver
-from stepalign.solver.tokens import PromptBuilder, TeacherPrompt, decode
+from stepalign.solver.tokens import PromptBuilder, TeacherPrompt, decode, unknown_id
 
 CASES = {"A": "correct", "B": "correct", "C": "incomplete", "D": "one_wrong_step", "F": "wrong_approach"}
 DIGITS = 6
@@ -44,6 +44,8 @@ class Attempt:
     labels: Labels = field(default_factory=Labels)
     case: str = ""
     """What kind of attempt it is; the critic's case where this is empty."""
+    spans: Sequence[tuple[int, int]] | None = None
+    """Characters of the rollout's text behind each token, where its text is more than its tokens spell."""
     prompts: PromptBuilder | None = None
     """Prompts of its own; those of the analysis where there are none."""
 
@@ -100,8 +102,10 @@ def analyse_attempts(
             attempt.critique,
             labels=attempt.labels,
             wrong_result=wrong_result,
+            spans=attempt.spans,
         )
-        yield Analysed(attempt, cut, scores, _rows(attempt, cut, scores, teachers, names))
+        unknown = attempt.rollout.completion.ids.count(unknown_id(solver.tokenizer))
+        yield Analysed(attempt, cut, scores, _rows(attempt, cut, scores, teachers, names, unknown))
 
 
 def _comes_from_critic(context: str) -> bool:
@@ -110,7 +114,12 @@ def _comes_from_critic(context: str) -> bool:
 
 
 def _rows(
-    attempt: Attempt, cut: Trace, scores: Scores, teachers: Mapping[str, TeacherPrompt], names: Callable[[int], str]
+    attempt: Attempt,
+    cut: Trace,
+    scores: Scores,
+    teachers: Mapping[str, TeacherPrompt],
+    names: Callable[[int], str],
+    unknown_tokens: int,
 ) -> list[Row]:
     """One line per context. What the contexts share stands in each of them, so that a line speaks for itself."""
     rollout, critique = attempt.rollout, attempt.critique
@@ -127,6 +136,7 @@ def _rows(
         "tokens": cut.tokens,
         "spans": [list(span) for span in cut.spans],
         "special": [i for i, (a, b) in enumerate(cut.spans) if a == b],
+        "unknown_tokens": unknown_tokens,
         "step": cut.step_of,
         "wrong_tokens": cut.wrong_tokens,
         "result_tokens": cut.result_tokens,

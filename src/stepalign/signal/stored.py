@@ -12,7 +12,7 @@ from stepalign.feedback import designs
 from stepalign.records import Critique, Problem, Rollout
 from stepalign.signal.analyse import attempts_under
 from stepalign.signal.folder import write_signal_folder
-from stepalign.signal.plain import check_file, read_attempts
+from stepalign.signal.plain import check_file, mostly_unknown, read_attempts
 from stepalign.solver.model import EMBEDDED
 from stepalign.training.attempts import rollout_of
 from stepalign.training.problem_sets import load_set
@@ -41,7 +41,7 @@ def analyse_file(
         contexts: names of contexts to keep; all of them when empty.
         num: rows, from the first on; all of them when None.
         prompts_from: where the configuration comes from, for the reader.
-        say: told what is left out.
+        say: told what is left out, and how many rows the tokenizer mostly does not know.
 
     Raises:
         ConfigError: a row that cannot be read (with its line), an unknown context, no model.
@@ -54,6 +54,11 @@ def analyse_file(
         _say_left_out(say, name, {"no text in the file": count} if count else {}, file.total)
     names = [name for name in file.contexts if file.empty[name] < file.total]
     with _opened(config) as session:
+        if unknown := mostly_unknown(file, session.solver.tokenizer, num):
+            say(
+                f"warning: {unknown} of {file.total} rows ({unknown / file.total:.0%}) are mostly unknown to this "
+                "tokenizer: their numbers mean little; score them with another --model"
+            )
         return write_signal_folder(
             out,
             config,

@@ -7,7 +7,7 @@ What is known comes from the first of these that says anything: labels that some
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from stepalign.errors import ConfigError
@@ -58,14 +58,18 @@ def trace(
     *,
     labels: Labels | None = None,
     wrong_result: WrongResult | None = None,
+    spans: Sequence[tuple[int, int]] | None = None,
 ) -> Trace:
     """Cut a rollout and mark its steps.
+
+    Args:
+        spans: characters of the rollout's text behind each token, where its text is more than its tokens spell.
 
     Raises:
         ConfigError: a label names a step or a passage that the attempt does not have.
     """
     ids = rollout.completion.ids
-    text, spans = decode_with_spans(solver.tokenizer, ids)
+    text, spans = (rollout.text, list(spans)) if spans else decode_with_spans(solver.tokenizer, ids)
     tokens = [text[a:b] or str(solver.tokenizer.convert_ids_to_tokens(i)) for (a, b), i in zip(spans, ids, strict=True)]
     steps = split_steps(text)
     labels = labels or Labels()

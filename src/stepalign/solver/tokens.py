@@ -155,6 +155,36 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return tokenizer.decode(list(ids), skip_special_tokens=True)  # type: ignore[return-value]
 
 
+def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that stands for what the vocabulary has no tokens for. None where another control token doubles as it."""
+    found = tokenizer.unk_token_id
+    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return None if found in others else found  # type: ignore[return-value]
+
+
+def encode_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+    """The ids of a text that was written elsewhere, control tokens spelled out, and the characters behind each id.
+
+    The spans cover the whole text, whatever the vocabulary lacks or a normaliser drops: a character that belongs to no
+    token goes with the token after it. None where the ids spell the text by themselves, or nobody knows the spans
+    (a tokenizer without offsets): then ``decode_with_spans`` has them.
+    """
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    if not ids or not tokenizer.is_fast or decode(tokenizer, ids) == text:
+        return ids, None
+    found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    spans: list[tuple[int, int]] = []
+    reached = 0
+    for _, end in found["offset_mapping"]:
+        if end > reached:
+            spans.append((reached, end))
+            reached = end
+        else:
+            spans.append(spans[-1] if spans else (0, 0))  # a further piece of a character
+    last = spans[-1]
+    return ids, [(last[0], len(text)) if span == last else span for span in spans]
+
+
 def decode_with_spans(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
     """The text of a completion and the half-open span of characters behind each id.
 

@@ -12,8 +12,15 @@ function drawHead() {
       h("span", { text: facts.filter(Boolean).join(" \u00b7 ") })),
     line("Question", rollout.question),
     known(rollout.expected) ? line("Expected", rollout.expected) : null,
+    rollout.unknown ? h("p", { class: "note-unknown", role: "note", text: unknownNote(rollout) }) : null,
     rollout.reference ? h("details", { class: "reference" }, h("summary", { text: "Reference solution" }), h("pre", { class: "raw", tabindex: "0", text: visible(rollout.reference) })) : null,
   ].filter(known));
+}
+
+function unknownNote(rollout) {
+  const tokens = rollout.pieces.length;
+  const note = rollout.unknown + " of " + plural(tokens, "token") + (rollout.unknown === 1 ? " is" : " are") + " unknown to this model\u2019s tokenizer";
+  return 2 * rollout.unknown > tokens ? note + ": the numbers mean little." : note + ".";
 }
 
 function drawTools() {
