@@ -206,8 +206,11 @@ def test_all_damaged_is_an_error_and_not_a_fresh_start(two: Path) -> None:
 def test_weights_of_another_model_are_refused(two: Path, make_solver: Callable[..., Solver]) -> None:
     found = load_latest(two)
     assert found is not None
-    with pytest.raises(ValueError, match="other trainable parameters"):
+    with pytest.raises(ConfigError, match="other trainable parameters"):
         restore_weights(make_solver(0, num_layers=3), found.weights)
+    wider = {name: torch.cat([tensor, tensor]) for name, tensor in found.weights.items()}
+    with pytest.raises(ConfigError, match="other trainable parameters"):
+        restore_weights(make_solver(0), wider)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

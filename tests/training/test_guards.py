@@ -126,6 +126,23 @@ def test_the_advice_names_a_self_teacher_only_where_there_is_one() -> None:
         assert ("teacher" in texts[0]) == named
 
 
+def test_the_advice_does_not_name_what_the_run_does_already() -> None:
+    for weights, named in (("live", True), ("trust_region", True), ("initial", False), ("ema", False)):
+        guards = Guards(GuardsSection(window=2), weights)
+        texts = [text for r in (0.5, 0.5, 0.0, 0.0) for text in guards.look({**HEALTHY, "reward": r})]
+        assert ["objective.teacher.weights" in text for text in texts] == [named]
+
+
+def test_missing_answers_are_no_answers_that_are_alike() -> None:
+    """With groups of four a share below 1/4 says that groups have no answer, not that all have the same."""
+    groups = {**HEALTHY, "num_problems": 8.0, "num_rollouts": 32.0}
+    for before, after, said in ((0.04, 0.01, ""), (0.9, 0.1, "no completion has an answer"), (0.9, 0.3, "one answer")):
+        guards, texts = Guards(GuardsSection(window=2)), []
+        for value in (before, before, after, after):
+            texts += guards.look({**groups, "completions/distinct_answers": value})
+        assert [said in text for text in texts] == ([True] if said else [])
+
+
 def told(rows: Sequence[dict[str, float]], reasons: dict[str, int] | None = None, **settings: Any) -> dict[str, int]:
     """Guard -> step (from 1) at which it speaks."""
     guards = Guards(GuardsSection(**settings))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from stepalign.config import Config, changed, load_config
+from stepalign.errors import ConfigError
 from stepalign.training.loop import Interrupted, StopRequest, train
 from stepalign.training.run_folder import read_json_lines
 
@@ -144,6 +145,23 @@ class Watch:
 def config(write_recipe: Callable[..., Path]) -> Config:
     settings = ["training.max_steps=4", "evaluation.eval_steps=2", "data.validation_share=0.4", "training.save_steps=2"]
     return load_config(str(write_recipe()), [*settings, "training.warmup_steps=2", "objective.teacher.weights=ema"])
+
+
+def test_a_run_does_not_go_on_with_other_problems(config: Config, tmp_path: Path) -> None:
+    """The recipe is the same; the file behind its name is not."""
+    stop, out = StopRequest(), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(config, out, resume=False, listener=Watch(stop, MOMENTS["after the first step"]), stop=stop)
+    problems, before = Path(config.data.train), Path(config.data.train).read_text()
+    records = (out / "rollouts.jsonl").read_bytes()
+    problems.write_text(before.replace("9 + 9 - 9", "9 + 9 - 8"))
+    with pytest.raises(ConfigError, match="problems have changed since the run began") as told:
+        train(config, out, resume=True, listener=Watch(), stop=StopRequest())
+    assert told.value.where is not None
+    assert told.value.where.startswith("data.")
+    assert (out / "rollouts.jsonl").read_bytes() == records
+    problems.write_text(before)
+    assert train(config, out, resume=True, listener=Watch(), stop=StopRequest()).step == 4
 
 
 MOMENTS: dict[str, Callable[[str, int], bool]] = {

@@ -199,6 +199,25 @@ class Moody:
     def close(self) -> None: ...
 
 
+def test_moved_gates_select_anew_from_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    narrow = [*SETTINGS, "selection.critic_solves=false", "selection.average_below=0.01"]
+    with pytest.raises(ConfigError, match="no problem is left") as told:
+        select(load_config("arithmetic", narrow), out, resume=False, watcher=Silent())
+    assert "--resume" in str(told.value.hint)
+    measured = (out / "samples.jsonl").read_bytes()
+    monkeypatch.setattr(LocalSampler, "sample", None)  # nothing is drawn again
+    wide = load_config("arithmetic", [*narrow, "selection.average_below=0.8"])
+    manifest = select(wide, out, resume=True, watcher=Silent())
+    assert (out / "samples.jsonl").read_bytes() == measured
+    assert (
+        manifest["selection"]["average_below"] == load_config(str(out / "config.toml")).selection.average_below == 0.8
+    )
+    assert manifest["files"]["train"]["problems"] > 0
+    with pytest.raises(LockedError, match=r"selection\.num_samples"):
+        select(load_config("arithmetic", [*narrow, "selection.num_samples=7"]), out, resume=True, watcher=Silent())
+
+
 def test_a_silent_critic_is_asked_again_and_is_never_a_wrong_answer(
     selected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

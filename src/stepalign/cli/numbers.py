@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,7 @@ def evaluate(
         except KeyboardInterrupt:
             raise interrupted("the same command") from None
     console.print(headline(result["metrics"]))
-    console.print(f"{result['num_problems']} problems x {n} completions; numbers: {out}")
+    console.print(f"{result['num_problems']} problems x {result['num_samples']} completions; numbers: {out}")
 
 
 def grade(
@@ -105,7 +106,9 @@ def select(
     console.print(funnel_table(manifest["funnel"]))
     for name, file in manifest["files"].items():
         console.print(f"{name}: {file['problems']} problems, {out / file['file']}")
-    console.print(f"train on them: --set data.train={out} --set data.test={out}")
+    console.print(
+        "train on them: " + " ".join(f"--set data.{name}={shlex.quote(str(out))}" for name in manifest["files"])
+    )
 
 
 def config_for_model(model: str, recipe: str, settings: list[str] | None, keys: dict[str, Any]) -> tuple[Config, str]:

@@ -152,10 +152,14 @@ def trainable_weights(solver: Solver) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def restore_weights(solver: Solver, weights: Mapping[str, torch.Tensor]) -> None:
-    """Put saved trainable weights back. Raises ValueError when they are of another model."""
+    """Put saved trainable weights back. Raises ConfigError when they are of another model."""
     parameters = {n: p for n, p in solver.model.named_parameters() if p.requires_grad}
-    if not parameters.keys() <= weights.keys():
-        raise ValueError("the checkpoint has other trainable parameters than this model")
+    if not all(n in weights and weights[n].shape == p.shape for n, p in parameters.items()):
+        raise ConfigError(
+            "the checkpoint has other trainable parameters than this model",
+            where="model.path",
+            hint="put the model back that the run began with, or give another --out",
+        )
     for name, parameter in parameters.items():
         parameter.copy_(weights[name])
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stepalign.config import GuardsSection
+from stepalign.config import GuardsSection, TeacherWeights
 
 WATCHED = (
     "reward",
@@ -42,6 +42,8 @@ class History:
     rows: Sequence[Mapping[str, float]]
     section: GuardsSection
     masked: Mapping[str, int] = field(default_factory=dict)
+    follows: bool = True
+    """Whether the self-teacher's weights follow the student's closely (``objective.teacher.weights``)."""
     means: dict[str, list[float]] = field(default_factory=dict)
     """Window means by name, as far as they were asked for: a long run is not averaged anew at each step."""
 
@@ -65,9 +67,9 @@ class History:
         return bool(rewards) and rewards[-1] > rewards[0] + RISE
 
     def advice(self, common: str) -> str:
-        """What may help; the self-teacher can be at fault only where there is one."""
+        """What may help; the self-teacher can be at fault only where there is one that follows the student."""
         taught = any(not math.isnan(value) for value in self.last("teacher_entropy", len(self.rows)))
-        return common + (", or use objective.teacher.weights = initial or ema" if taught else "")
+        return common + (", or use objective.teacher.weights = initial or ema" if taught and self.follows else "")
 
     def commonest_mask(self) -> str:
         """The most frequent reason for which samples were masked, or ""."""
@@ -223,9 +225,18 @@ def answers_are_alike(history: History) -> str:
     windows = history.windows("completions/distinct_answers")
     if not windows or history.has_risen() or not windows[-1] < history.section.distinct_share * windows[0]:
         return ""
+    one_each = history.now("num_problems") / (history.now("num_rollouts") or math.nan)  # one answer in every group
+    if windows[0] <= one_each:
+        return ""  # few groups had any answer, none had a choice of them to lose
+    if windows[-1] < one_each:
+        return (
+            f"the different answers of a group fell to {windows[-1]:.2f} a completion from {windows[0]:.2f}: in some "
+            f"groups no completion has an answer any more; {history.advice('lower training.learning_rate')}"
+        )
     return (
         f"the different answers of a group fell to {windows[-1]:.2f} a completion from {windows[0]:.2f} and the pass "
-        f"rate has not risen: the solver gives one answer whatever it is; {history.advice('lower the learning rate')}"
+        "rate has not risen: the solver gives one answer whatever it is; "
+        + history.advice("lower training.learning_rate")
     )
 
 
@@ -248,10 +259,15 @@ GUARDS: dict[str, Callable[[History], str]] = {
 
 
 class Guards:
-    """Asks every guard after every step. Each speaks once."""
+    """Asks every guard after every step. Each speaks once.
 
-    def __init__(self, section: GuardsSection) -> None:
+    Args:
+        teacher: ``objective.teacher.weights``, for the advice.
+    """
+
+    def __init__(self, section: GuardsSection, teacher: TeacherWeights = "live") -> None:
         self._section = section
+        self._follows = teacher in ("live", "trust_region")
         self.history: list[dict[str, float]] = []
         self.warned: list[str] = []
         self._means: dict[str, list[float]] = {}
@@ -264,7 +280,7 @@ class Guards:
             masked: samples masked in the whole run so far, by reason.
         """
         self.history.append({name: numbers.get(name, math.nan) for name in WATCHED})
-        history = History(self.history, self._section, masked or {}, self._means)
+        history = History(self.history, self._section, masked or {}, self._follows, self._means)
         found = {name: guard(history) for name, guard in GUARDS.items() if name not in self.warned}
         new = {name: text for name, text in found.items() if text}
         self.warned += new

@@ -34,7 +34,7 @@ from stepalign.training.guards import Guards
 from stepalign.training.hybrids import check_terms
 from stepalign.training.learner import Learner
 from stepalign.training.preflight import check_dtype, check_material, check_prompts
-from stepalign.training.problem_sets import load_sets
+from stepalign.training.problem_sets import fingerprint, load_sets
 from stepalign.training.rollouts import Batch, Collector, derive_seed, problems_of_step
 from stepalign.training.run_folder import RunFolder, read_json_lines
 from stepalign.training.session import (
@@ -149,7 +149,8 @@ class _Run:
     ) -> None:
         self.config, self.folder, self.session, self.sets = config, folder, session, sets
         self.progress, self.listener, self.stop = progress, listener, stop
-        self.guards = Guards(config.guards)
+        self.fingerprints = {name: fingerprint(problems) for name, problems in sets.items()}
+        self.guards = Guards(config.guards, config.objective.teacher.weights)
         condition = check_terms(config)
         self.critic = make_critic(config, shared_folder, [condition.design], listener.say, folder.path)
         self.collector = Collector(
@@ -277,7 +278,7 @@ class _Run:
         with self.timed("saving"):
             progress = self.progress
             progress.guard_history, progress.guards_spoken = self.guards.history, self.guards.warned
-            state = {"progress": progress.as_json(), "sizes": self.folder.sizes()}
+            state = {"progress": progress.as_json(), "sizes": self.folder.sizes(), "problems": self.fingerprints}
             root = self.folder.path / "checkpoints"
             checkpoints.save_checkpoint(
                 root,
@@ -295,6 +296,8 @@ class _Run:
 
     def _resume(self) -> None:
         found = checkpoints.load_latest(self.folder.path / "checkpoints")
+        if found is not None:
+            self._refuse_other_problems(found.state.get("problems", {}))
         self.folder.rewind(found.state["sizes"] if found else {})
         rows = read_json_lines(self.folder.path / "evaluations.jsonl")
         self.evaluated = {(row["step"], row["set"]) for row in rows}
@@ -308,6 +311,16 @@ class _Run:
             setattr(self.progress, name, getattr(saved, name))
         self.guards.history, self.guards.warned = saved.guard_history, saved.guards_spoken
         self.listener.say(f"continues from {found.folder.name}")
+
+    def _refuse_other_problems(self, before: dict[str, str]) -> None:
+        """A file may have changed under its name: half a run on other problems would be nobody's run."""
+        for name, digest in before.items():
+            if digest != self.fingerprints[name]:
+                raise ConfigError(
+                    f"the {name} problems have changed since the run began",
+                    where=f"data.{name} = {getattr(self.config.data, name)}",
+                    hint="put the old ones back, or give another --out",
+                )
 
     def _ended(self) -> bool:
         """Whether the steps, the tokens or the seconds of the run are spent."""

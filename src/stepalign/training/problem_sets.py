@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 from stepalign.config import Config
 from stepalign.errors import ConfigError
@@ -65,6 +66,14 @@ def load_set(config: Config, name: str) -> ProblemSet:
         return whole
     kept = [p for p in whole.problems if (_hash_share(p) < data.validation_share) == (name == "validation")]
     return ProblemSet(problems=tuple(kept[:limit]), skipped=whole.skipped)
+
+
+def fingerprint(problems: Iterable[Problem]) -> str:
+    """SHA-256 of all that a run takes from its problems, in their order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps([problem.question, problem.answer, problem.reference]).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def named(problem: Problem) -> str:

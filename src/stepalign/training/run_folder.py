@@ -30,8 +30,12 @@ RECORDS = ("rollouts", "critiques", "contexts", "metrics", "evaluations")
 
 _REACHING = ("base_urls", "api_key_env", "concurrency", "timeout", "attempt_timeout", "cache", "cache_only")
 _SPENDING = ("token_budget", "cost_budget")
-MAY_CHANGE = frozenset(f"critic.{key}" for key in (*_REACHING, *_SPENDING))
-"""How the critic is reached and what it may cost, not what it says: these may change when a run goes on."""
+_GATES = ("pass_rate_above", "average_above", "average_below", "formatted_above", "critic_solves", "test_share")
+MAY_CHANGE = frozenset(
+    [*(f"critic.{key}" for key in (*_REACHING, *_SPENDING)), *(f"selection.{key}" for key in _GATES)]
+)
+"""What may change when the work goes on: how the critic is reached and what it may cost, not what it says; where the
+gates of a selection stand, not what is measured for them."""
 
 
 def to_json_line(record: Mapping[str, Any]) -> str:

@@ -33,6 +33,9 @@ CHUNK = 32
 """Problems whose completions are drawn and written together."""
 
 
+WIDEN = "what was measured is kept: widen a gate, such as --set selection.average_below=0.5, and go on with --resume"
+
+
 class Watcher(Protocol):
     """Told how far the sampling and the critic are, and what else there is to say."""
 
@@ -219,7 +222,7 @@ def _freeze(
     write_atomically(out / "funnel.json", json.dumps(finite({"funnel": funnel}), indent=1) + "\n")
     if not splits["train"]:
         rows = "; ".join(f"{row['label']}: {row['kept']} of {row['before']} left" for row in funnel)
-        raise ConfigError(f"no problem is left to train on ({rows})", where=str(out), hint="widen [selection]")
+        raise ConfigError(f"no problem is left to train on ({rows})", where=str(out), hint=WIDEN)
     files = {
         name: {
             "file": f"{name}.jsonl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,9 @@ def with_lora(solver: Solver, config: Config) -> Solver:
         lora_dropout=0.0,
         bias="none",
     )
-    return Solver(get_peft_model(solver.model, adapters), solver.tokenizer)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+        return Solver(get_peft_model(solver.model, adapters), solver.tokenizer)  # type: ignore[arg-type]
 
 
 def make_prompts(config: Config, solver: Solver) -> PromptBuilder:
