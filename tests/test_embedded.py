@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -97,3 +98,16 @@ def test_the_shipped_weights_tell_where_they_come_from() -> None:
     assert told["command"] == f"stepalign warmstart --seed {WarmStart().seed}"
     assert told["parameters"] == sum(p.numel() for p in load_solver(EMBEDDED).model.parameters())
     assert min(v for k, v in told["copy_test"].items() if not k.startswith("no context")) > 0.9
+
+
+def test_the_model_card_describes_these_weights() -> None:
+    card = (embedded_folder() / "README.md").read_text(encoding="utf-8")
+    told = json.loads((embedded_folder() / "provenance.json").read_text(encoding="utf-8"))
+    assert hashlib.sha256((embedded_folder() / "solver" / "model.safetensors").read_bytes()).hexdigest() in card
+    assert f"`{told['command']}`" in card
+    assert f"{told['parameters']:,} parameters" in card
+    steps = sum(phase["num_steps"] for phase in told["recipe"]["phases"])
+    assert f"{steps:,} optimizer steps" in card
+    assert f"{told['copy_test']['no context/weak']:.0%}".replace("%", " %") in card
+    for name, found in told["sets"].items():
+        assert f"{found['problems']} of {found['tried']}" in card, name
