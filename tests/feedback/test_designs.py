@@ -407,3 +407,21 @@ def test_what_is_wrong_with_ones_own_is_said(name: str, message: str, own: str, 
     assert caught.value.where
     if "careless" in name:
         assert caught.value.where == f"{own}:11"
+
+
+def test_a_verdict_on_an_attempt_of_several_lines_has_a_line_of_its_own() -> None:
+    def with_lines(name: str) -> Group:
+        one = group(name)
+        several = [replace(r, text=r.text.replace(" ; ", "\n")) for r in one.rollouts]
+        found = [None if c is None else replace(c, text=c.text.replace(" ; ", "\n")) for c in one.critiques]
+        return replace(one, rollouts=several, critiques=found)
+
+    assert make_contexts("full_repeat", with_lines("wrong"))[0].text == "<step_1> 2 + 1 = 4\n<answer> 4\nwrong"
+    assert make_contexts("marked_correction", with_lines("late"))[0].text == (
+        "<step_1> 2 + 0 = 2\n<step_2> 2 + 1 = 9 wrong\n<step_2> 2 + 1 = 3\n<answer> 3"
+    )
+
+
+def test_a_problem_without_an_answer_shows_none() -> None:
+    found = make_contexts("answer", group("wrong", problem=replace(PROBLEM, answer="")))
+    assert [c.masked for c in found] == ["the problem has no answer"]

@@ -101,6 +101,11 @@ def test_a_misspelt_variable_of_the_self_teachers_template_is_found(config: Conf
     assert "feedbck" in error.what or "qustion" in error.what
 
 
+def test_a_self_teachers_prompt_without_a_place_for_the_context_is_refused(config: Config, tmp_path: Path) -> None:
+    error = refused(changed(config, {"prompts.self_teacher": "{{ question }}"}), tmp_path / "run")
+    assert (error.where, "never shows its context" in error.what) == ("prompts.self_teacher", True)
+
+
 def test_a_self_teachers_prompt_leaves_room_for_the_completion_in_the_models_context(config: Config) -> None:
     with_long = changed(config, {"sampling.max_completion_length": 500})
     session = open_session(with_long)

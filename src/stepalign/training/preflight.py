@@ -76,9 +76,16 @@ def check_prompts(
     """Build every prompt that the run is going to need.
 
     Raises:
-        ConfigError: a template fails, or questions are too long; the first of them are named, the others counted.
+        ConfigError: a template fails or has no place for a context, or questions are too long; the first of them are
+            named, the others counted.
     """
     condition = find_condition(config.condition)
+    if condition.design != "none" and not prompts.shows_context:
+        raise ConfigError(
+            "the self-teacher's prompt never shows its context, so there would be nothing to learn from it",
+            where="prompts.self_teacher",
+            hint="put {{ feedback }} where it belongs",
+        )
     introduction = find_design(condition.design).introduction
     for name, problems in sets.items():
         trains = name == "train"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepalign.feedback.designs.design import Group, NothingToShow, usable_critique
+from stepalign.feedback.designs.design import Group, NothingToShow, joined, usable_critique
 from stepalign.feedback.steps import PREAMBLE, split_steps
 
 
@@ -20,7 +20,7 @@ def marked_correction(group: Group, index: int) -> str:
     if not critique.first_error or wrong is None or place is None:
         return text
     quoted = attempt[wrong.start : wrong.end].strip()
-    return f"{text[: place.start].rstrip()} {quoted} wrong {text[place.start :].lstrip()}".strip()
+    return joined(text[: place.start], joined(quoted, "wrong"), text[place.start :])
 
 
 def no_repeat(group: Group, index: int) -> str:

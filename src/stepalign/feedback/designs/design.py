@@ -69,6 +69,12 @@ def verdict_word(rollout: Rollout) -> str:
     return words[rollout.verdict]
 
 
+def joined(*parts: str) -> str:
+    """Parts one behind the other: on lines of their own where one of them has lines, else as words of one line."""
+    separator = "\n" if any("\n" in part.strip() for part in parts) else " "
+    return separator.join(part.strip() for part in parts if part.strip())
+
+
 def sibling(group: Group, index: int, verdict: str) -> Rollout:
     """The first other rollout of the group with a verdict. Raises NothingToShow where there is none."""
     for other, rollout in enumerate(group.rollouts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepalign.feedback.designs.design import Group, NothingToShow, verdict_word
+from stepalign.feedback.designs.design import Group, NothingToShow, joined, verdict_word
 from stepalign.tasks.python_problems import is_test_program, outcome_of
 
 
@@ -18,7 +18,7 @@ def verdict(group: Group, index: int) -> str:
 
 def full_repeat(group: Group, index: int) -> str:
     """The whole attempt, its errors included, and only then the verdict."""
-    return f"{group.rollouts[index].text} {verdict_word(group.rollouts[index])}".strip()
+    return joined(group.rollouts[index].text, verdict_word(group.rollouts[index]))
 
 
 def execution_trace(group: Group, index: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from stepalign.feedback.designs.design import Group, NothingToShow, sibling
+from stepalign.feedback.designs.design import Group, NothingToShow, joined, sibling
 
 
 def answer(group: Group, index: int) -> str:
     """The expected final answer and nothing of the way."""
+    if not group.problem.answer.strip():
+        raise NothingToShow("the problem has no answer")
     return f"<answer> {group.problem.answer}"
 
 
@@ -26,7 +28,7 @@ def contrast(group: Group, index: int) -> str:
     """A wrong and a correct sibling, each with its verdict; the correct one last, where it is most likely copied."""
     correct = sibling(group, index, "correct")
     wrong = sibling(group, index, "incorrect")
-    return f"{wrong.text} wrong\n\n{correct.text} right".strip()
+    return f"{joined(wrong.text, 'wrong')}\n\n{joined(correct.text, 'right')}"
 
 
 def worked_example(group: Group, index: int) -> str:
