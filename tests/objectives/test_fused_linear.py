@@ -19,6 +19,7 @@ from stepalign.objectives import (
     entropy,
     fused_linear_divergence,
     fused_linear_log_probs,
+    head_products,
     jensen_shannon,
     log_ratio,
     restrict_to_top_k,
@@ -256,6 +257,60 @@ def test_compiled_walk_equals_the_plain_one():
         assert not any(same.per_token)
         assert not any(gradient.any() for gradient in case.gradients(same.loss))
         case.teacher_hidden = kept
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("gap", [0.5, 20.0], ids=["near", "far"])
+def test_the_route_of_a_gpu(monkeypatch, shared, gap):
+    """Against a stand-in for the product of a GPU: two matrices of one dtype, the result in a wider one if asked."""
+    case = Case(tokens=20, vocabulary=67, dtype=torch.bfloat16, shared=shared, gap=gap)
+    options = {"token_ids": case.token_ids, "chunk_tokens": 8}
+    expected = case.fused(**options)
+    expected_gradients = case.gradients(expected.loss)
+    plain_mm, dtypes = torch.mm, []
+
+    def wide_mm(first: Tensor, second: Tensor, out_dtype: torch.dtype | None = None, *, out: Tensor | None = None):
+        assert first.dtype == second.dtype
+        dtypes.append(out_dtype)
+        if out_dtype is None:
+            return plain_mm(first, second, out=out)
+        assert out is not None
+        assert (first.dtype, out.dtype) == (torch.bfloat16, out_dtype)
+        return out.copy_(plain_mm(first.to(out_dtype), second.to(out_dtype)))
+
+    monkeypatch.setattr(head_products, "_widens_products", lambda tensor: True)
+    monkeypatch.setattr(head_products, "_has_onednn", lambda tensor: False)
+    monkeypatch.setattr(torch, "mm", wide_mm)
+    found = case.fused(**options)
+    found_gradients = case.gradients(found.loss)
+    assert torch.float32 in dtypes
+    torch.testing.assert_close(found.per_token, expected.per_token, rtol=1e-5, atol=1e-5)
+    for gradient, plain in zip(found_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, plain, rtol=1e-2, atol=1e-2 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("chunk_tokens", [64, 5])
+def test_autocast_around_it_changes_nothing(chunk_tokens):
+    case = Case(dtype=torch.float32)
+    expected, token = case.fused(chunk_tokens=chunk_tokens), {"chunk_tokens": chunk_tokens}
+    scored = fused_linear_log_probs(case.student_hidden, case.student_head, case.token_ids, **token).log_probs
+    wanted = case.gradients(expected.loss), case.gradients(scored.sum())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = case.fused(chunk_tokens=chunk_tokens).loss
+        again = fused_linear_log_probs(case.student_hidden, case.student_head, case.token_ids, **token).log_probs
+        found = case.gradients(loss), case.gradients(again.sum())
+    assert torch.equal(loss, expected.loss)
+    assert all(torch.equal(*pair) for pairs in zip(found, wanted, strict=True) for pair in zip(*pairs, strict=True))
+
+
+def test_token_ids_of_any_integer_type():
+    case = Case()
+    short = case.token_ids.to(torch.int32)
+    for name in [*NAMES, "sampled_token"]:
+        pair = [case.fused(divergence=name, token_ids=ids) for ids in (case.token_ids, short)]
+        assert torch.equal(pair[0].loss, pair[1].loss)
+    log_probs = fused_linear_log_probs(case.student_hidden, case.student_head, short).log_probs
+    assert case.gradients(log_probs.sum())[0].any()
 
 
 def test_masked_tokens_equal_the_subset():

@@ -20,10 +20,9 @@ from stepalign.objectives.divergence import (
 )
 from stepalign.objectives.fused_linear import (
     FusedDivergence,
-    TokenLogProbs,
     fused_linear_divergence,
-    fused_linear_log_probs,
 )
+from stepalign.objectives.fused_log_probs import TokenLogProbs, fused_linear_log_probs
 from stepalign.objectives.policy_gradient import (
     LOSS_TYPES,
     LossType,

@@ -1,4 +1,4 @@
-"""From hidden states and head weights straight to per-token objectives and their gradients, chunk by chunk.
+"""From hidden states and head weights straight to per-token divergences and their gradients, chunk by chunk.
 
 The logits of N tokens over a vocabulary of V = 151,936 take N * 0.6 MB in float32, and a plain implementation holds
 several such tensors. Here tokens pass in chunks: the logits of the chunk, one walk over its rows that leaves the
@@ -9,7 +9,7 @@ nothing is computed twice: four matrix products in all, three with a frozen head
 A divergence is computed from the student's logits z_S and the difference D = z_T - z_S (``row_walk`` says why). Where
 student and self-teacher share the head (frozen head, LoRA, live self-teacher), D = (h_T - h_S) W^T: in bfloat16 it is
 then D that is rounded and not the two logits, and the gradient stays accurate however close the two are. With separate
-heads both logits are formed in float32 and subtracted.
+heads D is formed from the differences of hidden states and of heads (``head_products.difference_into``).
 
 Shape suffixes: N completion tokens, H hidden, V vocabulary, C tokens of a chunk, R rows of a block.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,18 +31,21 @@ from stepalign.objectives.divergence import (
     check_mixture_weight,
     check_positive,
     check_vocabularies,
-    take_tokens,
 )
 from stepalign.objectives.head_products import (
     Gradients,
+    check_excluded,
+    check_tensors,
+    checked_ids,
     difference_into,
+    dtypes_as_given,
     logit_buffer,
     logit_parts,
     row_blocks,
     same_memory,
     slices,
 )
-from stepalign.objectives.row_walk import TERMS, compiled_walk, is_far, is_narrow, log_softmax, walk_rows, wide_dtype
+from stepalign.objectives.row_walk import TERMS, compiled_walk, is_far, is_narrow, walk_rows, wide_dtype
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,15 +66,6 @@ class FusedDivergence:
     """[N]."""
     teacher_entropy: Tensor | None = None
     """[N]."""
-
-
-class TokenLogProbs(NamedTuple):
-    """Result of ``fused_linear_log_probs``, nats."""
-
-    log_probs: Tensor
-    """[N], log p(y_t), differentiable in hidden states and head."""
-    entropy: Tensor
-    """[N], detached."""
 
 
 def fused_linear_divergence(
@@ -134,8 +128,8 @@ def fused_linear_divergence(
         ValueError: shapes do not fit, or an option is out of range.
         TypeError: mixed dtypes, or float16, in which small gradients vanish.
     """
-    _check_tensors(student_hidden, student_head, weights)
-    _check_tensors(teacher_hidden, teacher_head, weights)
+    check_tensors(student_hidden, student_head, weights)
+    check_tensors(teacher_hidden, teacher_head, weights)
     check_positive(temperature=temperature, chunk_tokens=chunk_tokens, entry_clip=entry_clip, token_clip=token_clip)
     check_mixture_weight(mixture_weight)
     _check_live(live_hidden, live_share, student_hidden)
@@ -147,8 +141,8 @@ def fused_linear_divergence(
     if top_k is not None:
         top_k.check(len(student_head))
     if token_ids is not None:
-        _check_ids(token_ids, weights, len(student_head))
-    _check_excluded(excluded, len(student_head))
+        token_ids = checked_ids(token_ids, weights, len(student_head))
+    check_excluded(excluded, len(student_head))
 
     student_NH, student_head_VH = student_hidden.detach(), student_head.detach()
     teacher_NH, teacher_head_VH = teacher_hidden.detach(), teacher_head.detach()
@@ -172,7 +166,7 @@ def fused_linear_divergence(
         excluded_V=excluded,
         wants_gradient=any(needs),
     )
-    with torch.no_grad():
+    with torch.no_grad(), dtypes_as_given(student_NH):
         weights_N = weights.detach().to(wide_dtype(student_NH.dtype))
         gradients = Gradients.waiting(student_NH, student_head_VH, needs, chunk_tokens)
         sides = (student_NH, student_head_VH, teacher_NH, teacher_head_VH)
@@ -193,43 +187,6 @@ def fused_linear_divergence(
         student_entropy=student_entropy_N,
         teacher_entropy=teacher_entropy_N,
     )
-
-
-def fused_linear_log_probs(
-    hidden: Tensor,
-    head: Tensor,
-    token_ids: Tensor,
-    *,
-    temperature: float = 1.0,
-    excluded: Tensor | None = None,
-    chunk_tokens: int = 512,
-) -> TokenLogProbs:
-    """Log-probabilities of the taken tokens, with gradient, and entropies, without [N, V] logits.
-
-    Any function of the log-probabilities may follow (the clipped objective, a KL to a reference), so the gradient
-    cannot be formed in advance: the backward pass computes the logits of each chunk once more.
-
-    Args:
-        hidden: [N, H], the hidden states that predict the completion tokens; bfloat16, float32 or float64.
-        head: [V, H], of the same dtype.
-        token_ids: [N], completion ids y_t.
-        temperature: divides the logits.
-        excluded: [V] bool, entries with probability 0.
-        chunk_tokens: memory grows with it.
-
-    Returns:
-        A ``TokenLogProbs``, float32 (float64 for float64 inputs).
-
-    Raises:
-        ValueError: shapes do not fit, or the temperature is not positive.
-        TypeError: mixed dtypes, or float16.
-    """
-    _check_tensors(hidden, head, token_ids)
-    check_positive(temperature=temperature, chunk_tokens=chunk_tokens)
-    _check_ids(token_ids, token_ids, len(head))
-    _check_excluded(excluded, len(head))
-    log_probs, entropy = _TokenLogProbs.apply(hidden, head, token_ids, 1.0 / temperature, excluded, chunk_tokens)
-    return TokenLogProbs(log_probs, entropy)
 
 
 def _walk_chunks(
@@ -302,85 +259,6 @@ class _GradientKnown(torch.autograd.Function):
         if upstream.item() != 1.0:  # the usual 1 spares a copy of the head
             gradients = tuple(None if gradient is None else gradient * upstream for gradient in gradients)
         return None, *gradients, None, None
-
-
-class _TokenLogProbs(torch.autograd.Function):
-    """log p(y_t) and entropy from hidden states; the gradient of log p(y_t) is (onehot(y_t) - p) per logit."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_NH: Tensor,
-        head_VH: Tensor,
-        token_ids_N: Tensor,
-        scale: float,
-        excluded_V: Tensor | None,
-        chunk_tokens: int,
-    ) -> tuple[Tensor, Tensor]:
-        log_probs, entropies = [], []
-        logits_PV = logit_buffer(hidden_NH, head_VH, chunk_tokens, wide_dtype(hidden_NH.dtype))
-        for part, part_logits_PV in logit_parts(hidden_NH, head_VH, logits_PV):
-            for rows in row_blocks(part_logits_PV):
-                log_probs_RV = log_softmax(part_logits_PV[rows], scale=scale, excluded_V=excluded_V)
-                log_probs.append(take_tokens(log_probs_RV, token_ids_N[part][rows]))
-                entropies.append(-torch.linalg.vecdot(log_probs_RV.exp(), log_probs_RV))
-        ctx.save_for_backward(hidden_NH, head_VH, token_ids_N, excluded_V)
-        ctx.scale, ctx.chunk_tokens = scale, chunk_tokens
-        empty = hidden_NH.new_empty(0, dtype=wide_dtype(hidden_NH.dtype))
-        log_probs_N, entropy_N = torch.cat([empty, *log_probs]), torch.cat([empty, *entropies])
-        ctx.mark_non_differentiable(entropy_N)
-        return log_probs_N, entropy_N
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden_NH, head_VH, token_ids_N, excluded_V = ctx.saved_tensors
-        gradients = Gradients.waiting(hidden_NH, head_VH, ctx.needs_input_grad[:2], ctx.chunk_tokens)
-        logits_PV = logit_buffer(hidden_NH, head_VH, ctx.chunk_tokens, wide_dtype(hidden_NH.dtype))
-        gradient_CV = head_VH.new_empty(min(len(hidden_NH), ctx.chunk_tokens), len(head_VH))
-        for chunk in slices(len(hidden_NH), ctx.chunk_tokens):
-            hidden_CH, ids_C, upstream_C = hidden_NH[chunk], token_ids_N[chunk], upstream_N[chunk] * ctx.scale
-            gradient_CV = gradient_CV[: len(hidden_CH)]
-            for part, part_logits_PV in logit_parts(hidden_CH, head_VH, logits_PV):
-                for rows in row_blocks(part_logits_PV):
-                    log_probs_RV = log_softmax(part_logits_PV[rows], scale=ctx.scale, excluded_V=excluded_V)
-                    factors_R1 = upstream_C[part][rows].unsqueeze(-1)
-                    gradient_RV = log_probs_RV.exp_().mul_(-factors_R1)
-                    gradient_CV[part][rows] = gradient_RV.scatter_add_(1, ids_C[part][rows].unsqueeze(-1), factors_R1)
-            gradients.add(chunk, gradient_CV, hidden_CH, head_VH)
-        return *gradients.finished(head_VH.dtype), None, None, None, None
-
-
-def _check_tensors(hidden: Tensor, head: Tensor, per_token: Tensor) -> None:
-    if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1] or per_token.shape != hidden.shape[:1]:
-        raise ValueError(
-            f"expected hidden states [N, H], a head [V, H] and [N] values per token, "
-            f"not {tuple(hidden.shape)}, {tuple(head.shape)} and {tuple(per_token.shape)}; "
-            "a batch is flattened, best to its completion tokens"
-        )
-    if hidden.dtype != head.dtype or hidden.dtype not in (torch.bfloat16, torch.float32, torch.float64):
-        raise TypeError(
-            f"hidden states ({hidden.dtype}) and head ({head.dtype}) must share one of bfloat16, float32, float64"
-        )
-
-
-def _check_excluded(excluded: Tensor | None, vocabulary: int) -> None:
-    if excluded is not None and (excluded.shape != (vocabulary,) or excluded.dtype != torch.bool):
-        raise ValueError(
-            f"expected excluded entries [{vocabulary}] of bool, not {tuple(excluded.shape)} of {excluded.dtype}"
-        )
-
-
-def _check_ids(token_ids: Tensor, per_token: Tensor, vocabulary: int) -> None:
-    if token_ids.shape != per_token.shape:
-        raise ValueError(f"expected {tuple(per_token.shape)} token ids, not {tuple(token_ids.shape)}")
-    if token_ids.is_floating_point() or token_ids.dtype == torch.bool:
-        raise TypeError(f"token ids are integers, not {token_ids.dtype}")
-    if token_ids.numel() and not (token_ids.min() >= 0 and token_ids.max() < vocabulary):
-        raise ValueError(
-            f"token ids must lie between 0 and {vocabulary - 1}, found {int(token_ids.min())} to "
-            f"{int(token_ids.max())}; leave masked tokens out, or give them any id and the weight 0"
-        )
 
 
 def _check_live(live_hidden: Tensor | None, live_share: float, student_hidden: Tensor) -> None:

@@ -6,6 +6,7 @@ Shape suffixes: N completion tokens, H hidden, V vocabulary, C tokens of a chunk
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,8 +18,9 @@ from stepalign.objectives.row_walk import wide_dtype
 HEAD_TILE = {"cpu": 2048, "cuda": 2**15}
 """Rows of the head per step where a product is cut: small enough for the cache, large enough for the kernel."""
 
-LOGIT_ROWS = 128
-"""Rows of float32 logits held at a time on a CPU; on other devices as many as the chunk has."""
+LOGIT_ROWS = 171
+"""Rows of float32 logits held at a time on a CPU, a third of a chunk: each part widens the head anew, and more rows
+take more memory than they save time. On other devices as many as the chunk has."""
 
 BLOCK_ENTRIES = {"cpu": 2**19, "cuda": 2**26}
 """Logits per block of rows: on a CPU a block's temporaries stay in the cache, on a GPU this bounds their memory."""
@@ -40,8 +42,10 @@ def logit_parts(hidden_NH: Tensor, head_VH: Tensor, buffer_PV: Tensor) -> Iterat
 
 
 def row_blocks(logits_PV: Tensor) -> Iterator[slice]:
-    """Rows for row-wise work, few enough for its temporaries (see ``BLOCK_ENTRIES``)."""
-    return slices(len(logits_PV), max(1, BLOCK_ENTRIES.get(logits_PV.device.type, 2**24) // logits_PV.shape[1]))
+    """Rows for row-wise work, few enough for its temporaries (see ``BLOCK_ENTRIES``), in blocks of even size."""
+    most = max(1, BLOCK_ENTRIES.get(logits_PV.device.type, 2**24) // logits_PV.shape[1])
+    blocks = max(1, math.ceil(len(logits_PV) / most))
+    return slices(len(logits_PV), math.ceil(len(logits_PV) / blocks))
 
 
 def difference_into(
@@ -109,15 +113,20 @@ class Gradients:
 
 def product_into(out_CV: Tensor, hidden_CH: Tensor, head_VH: Tensor) -> None:
     """out = hidden head^T, rounded only to out's dtype."""
-    if out_CV.is_cuda and out_CV.dtype != head_VH.dtype:
+    if hidden_CH.dtype == head_VH.dtype != out_CV.dtype and _widens_products(out_CV):
         torch.mm(hidden_CH, head_VH.t(), out_CV.dtype, out=out_CV)
     elif out_CV.dtype == head_VH.dtype and not (out_CV.dtype == torch.float32 and _has_onednn(out_CV)):
         torch.mm(hidden_CH, head_VH.t(), out=out_CV)
     else:
-        # A CPU has no product of bfloat16 matrices with a float32 result: widen the head, one tile at a time.
+        # No product takes these dtypes together: widen the head, one tile at a time.
         hidden_CH = hidden_CH.to(out_CV.dtype)
         for tile in slices(len(head_VH), _tile(head_VH)):
             out_CV[:, tile] = _linear(hidden_CH, head_VH[tile].to(out_CV.dtype))
+
+
+def _widens_products(tensor: Tensor) -> bool:
+    """Whether there is a product of two bfloat16 matrices with a float32 result: on a GPU there is, on a CPU not."""
+    return tensor.is_cuda
 
 
 def _linear(hidden_CH: Tensor, weight_VH: Tensor) -> Tensor:
@@ -160,3 +169,41 @@ def _keep_scratch_memory() -> None:
     spends a third of its time on page faults. Harmless where the allocator is another one.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+def dtypes_as_given(tensor: Tensor) -> torch.autocast:
+    """Inside, products and sums keep the dtypes of their inputs, whatever autocast is on around them."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def check_tensors(hidden: Tensor, head: Tensor, per_token: Tensor) -> None:
+    if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1] or per_token.shape != hidden.shape[:1]:
+        raise ValueError(
+            f"expected hidden states [N, H], a head [V, H] and [N] values per token, "
+            f"not {tuple(hidden.shape)}, {tuple(head.shape)} and {tuple(per_token.shape)}; "
+            "a batch is flattened, best to its completion tokens"
+        )
+    if hidden.dtype != head.dtype or hidden.dtype not in (torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(
+            f"hidden states ({hidden.dtype}) and head ({head.dtype}) must share one of bfloat16, float32, float64"
+        )
+
+
+def check_excluded(excluded: Tensor | None, vocabulary: int) -> None:
+    if excluded is not None and (excluded.shape != (vocabulary,) or excluded.dtype != torch.bool):
+        raise ValueError(
+            f"expected excluded entries [{vocabulary}] of bool, not {tuple(excluded.shape)} of {excluded.dtype}"
+        )
+
+
+def checked_ids(token_ids: Tensor, per_token: Tensor, vocabulary: int) -> Tensor:
+    if token_ids.shape != per_token.shape:
+        raise ValueError(f"expected {tuple(per_token.shape)} token ids, not {tuple(token_ids.shape)}")
+    if token_ids.is_floating_point() or token_ids.dtype == torch.bool:
+        raise TypeError(f"token ids are integers, not {token_ids.dtype}")
+    if token_ids.numel() and not (token_ids.min() >= 0 and token_ids.max() < vocabulary):
+        raise ValueError(
+            f"token ids must lie between 0 and {vocabulary - 1}, found {int(token_ids.min())} to "
+            f"{int(token_ids.max())}; leave masked tokens out, or give them any id and the weight 0"
+        )
+    return token_ids.long()

@@ -28,8 +28,8 @@ FAR = 2.0
 """Root mean square of D in nats from which D is formed once more in float32: bfloat16 keeps 1 part in 256 of each
 entry, which from here on is more than half a per cent of the gradient."""
 
-FAR_STRIDE = 61
-"""Every so many entries of D are looked at for that; a prime, which no vocabulary's structure is likely to follow."""
+FAR_SAMPLES = 512
+"""Entries of a row of D, about, that are looked at for that: each costs a line of the cache."""
 
 EXCLUDED_LOGIT = -1e30
 """Stands for -inf: its probability is exactly 0 as well, and 0 times it is 0 instead of NaN."""
@@ -130,7 +130,8 @@ def compiled_walk() -> Callable[..., Tensor]:
 
 def is_far(difference_CV: Tensor, scale: float) -> bool:
     """Whether D, already rounded to half precision, is so large that its rounding shows: root mean square over FAR."""
-    sample = difference_CV[:, ::FAR_STRIDE].to(torch.float32)
+    stride = difference_CV.shape[1] // FAR_SAMPLES | 1  # odd, so that it shares no factor with a padded vocabulary
+    sample = difference_CV[:, ::stride].to(torch.float32)
     return bool(sample.square().mean().sqrt() * scale > FAR)
 
 
