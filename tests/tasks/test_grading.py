@@ -89,6 +89,8 @@ EXTRACTIONS: list[tuple[str, str | None]] = [
     ("Answer:\n\n42", "42"),
     ("The answer is 3. No: the answer is 4.", "4"),
     ("The answer is not 7", "not 7"),
+    ("So the answer is 7. Is the answer is 8? No.", "7"),
+    ("Is the answer is 8? No.", None),
     ("I think it is 7", None),
     ("7", None),
     ("", None),
@@ -185,6 +187,20 @@ def test_equal_pairs(grader: Grader, kind: str) -> None:
 def test_unequal_pairs(grader: Grader, kind: str) -> None:
     grades = {pair: grader.compare(pair[1], pair[0]) for pair in UNEQUAL[kind]}
     assert {pair: grade for pair, grade in grades.items() if grade.verdict != "incorrect"} == {}
+
+
+def test_hand_judged_pairs(grader: Grader) -> None:
+    """Written against this grader: units, choices, inequalities, prime marks, bases, complex numbers and the like."""
+    lines = (Path(__file__).parent / "judged_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    pairs = [json.loads(line) for line in lines]
+    texts = [f"so \\boxed{{{pair['answer']}}}." for pair in pairs]
+    grades = grader.grade_many(texts, [pair["expected"] for pair in pairs])
+    wrong = [
+        (pair, grade.verdict, grade.reason)
+        for pair, grade in zip(pairs, grades, strict=True)
+        if grade.verdict != ("correct" if pair["equal"] else "incorrect")
+    ]
+    assert wrong == []
 
 
 def test_the_tables_are_as_large_as_promised() -> None:

@@ -7,10 +7,11 @@ the text, and an answer of more than ``MAX_LENGTH`` characters is never analysed
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from stepalign.tasks.notation import closing_bracket, depth, parse_number, split_sequence
+from stepalign.tasks.notation import closing_bracket, depth, parse_number, split_sequence, split_top
+from stepalign.tasks.units import currency_of, split_unit
 
 MAX_LENGTH = 512
 """Characters of an answer that are looked into; extraction cuts longer ones just above it."""
@@ -25,9 +26,11 @@ class Answer:
     text: str
     """Without decoration, spacing and unit; text commands are unwrapped and words are in lower case."""
     unit: str = ""
-    """Base unit where it is a known one, "%" included; powers are dropped. "" otherwise."""
+    """Base unit with its power where it is a known one, "%" included; "" otherwise."""
     number: Fraction | None = None
     """The exact value where the answer is a plain number, read without its per cent sign."""
+    label: str = ""
+    """"B" of "(B) 12", a choice with what it stands for; the rest of the answer is then "12"."""
 
 
 _CHARACTERS = str.maketrans(
@@ -46,6 +49,7 @@ _CHARACTERS = str.maketrans(
             "≠": "\\ne ",
             "≈": "=",
             "±": "\\pm ",
+            "…": "\\ldots ",
         },
         **{"∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "θ": "\\theta ", "α": "\\alpha "},
         **{"°": "\\degree ", "²": "^{2}", "³": "^{3}", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}"},
@@ -55,6 +59,7 @@ _COMMANDS = {
     **dict.fromkeys(("dfrac", "tfrac", "cfrac"), "\\frac"),
     **dict.fromkeys(("left", "right", "displaystyle", "textstyle", "limits", "bigl", "bigr", "Bigl", "Bigr"), ""),
     **dict.fromkeys(("big", "Big", "bigg", "Bigg", "mathopen", "mathclose"), ""),
+    **dict.fromkeys(("dots", "cdots", "dotsc", "dotsb"), "\\ldots"),
     **dict.fromkeys(("quad", "qquad", "enspace", "thinspace"), " "),
     **{"leq": "\\le", "geq": "\\ge", "leqslant": "\\le", "geqslant": "\\ge", "lt": "<", "gt": ">", "neq": "\\ne"},
     **{"cdot": "\\times", "ast": "\\times", "div": "/", "lbrace": "\\{", "rbrace": "\\}", "langle": "(", "rangle": ")"},
@@ -66,18 +71,23 @@ _COMMANDS = {
         "approx": "=",
         "simeq": "=",
         "euro": "€",
+        "pounds": "£",
         "percent": "%",
     },
 }
-_TEXT_COMMANDS = "text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox"
-_COMMAND = re.compile(r"(\\\\)|\\([A-Za-z]+)|(\\[!,;:>])|(\\ |~)")
+_TEXT_COMMANDS = (
+    "text|textbf|textit|textrm|textnormal|textsf|texttt|emph|underline|mbox|mathrm|mathbf|mathit|mathsf|boldsymbol|bm"
+)
+_COMMAND = re.compile(r"(\\\\)|\\([A-Za-z]+)|(\\!)|(\\[ ,;:>]|~)")
+_COLOUR = re.compile(r"\\(?:text)?color ?\{[A-Za-z]{1,20}\}")
+_PRIME = re.compile(r"\^ ?(?:\\prime(?![A-Za-z])|\{ ?\\prime ?\})")
 _TEXT = re.compile(rf"\\(?:{_TEXT_COMMANDS})\*?\s?\{{([^{{}}]*)\}}")
 _OPERATOR = re.compile(r"\\operatorname\*? ?\{ ?([A-Za-z]+) ?\}")
-_DEGREE = re.compile(r"(?:\^ ?\{ ?\\degree ?\}|\^? ?\\degree(?![A-Za-z]))(?: ?\"? ?[CF] ?\"?$)?")
+_DEGREE = re.compile(r"(?:\^ ?\{ ?\\degree ?\}|\^? ?\\degree(?![A-Za-z]))(?: ?\"? ?(?P<scale>[CF]) ?\"?$)?")
+_DEGREE_UNITS = {"": "degree", "C": "degree/celsius", "F": "degree/fahrenheit"}
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _WORD_NAME = re.compile(r'(?:"[A-Za-z ]{2,40}"|[A-Za-z ]{4,40}) ?= ?([^=]+)')
-_DOLLAR = re.compile(r"[-+]? ?(?:\\\$|\$(?=[ \d.-][^$]*$))")
-_CURRENCY_OR_DELIMITER = re.compile(r"\\?\$|\\[()\[\]]|[€£]")
+_CURRENCY_OR_DELIMITER = re.compile(r"\\?\$|\\[()\[\]]|[€£¥₹]")
 _FRACTION = re.compile(r"\\frac ?(\d|[A-Za-z]|\{[^{}]*\}) ?(\d|[A-Za-z]|\{[^{}]*\})")
 _ROOT = re.compile(r"\\sqrt ?(\d|[A-Za-z](?![A-Za-z]))")
 _ROOT_CALL = re.compile(r"(?<![A-Za-z\\])\\?sqrt ?\(([^()]*)\)|\\sqrt ?\(([^()]*)\)")
@@ -86,12 +96,19 @@ _SCRIPT = re.compile(r"([_^])\{([0-9A-Za-z])\}(?! ?\d)")
 _SPACED_SCRIPT = re.compile(r"([_^])(\d) (?=\d)")
 _SPACES = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])|(?<=\d) (?=\d)|( )")
 _MIXED = re.compile(r"([-+]?\d+) (\d+) ?/ ?(\d+)")
-_SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
+_SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?|[-+]?\d*\.\d{3}(?: \d{3})*(?: \d{1,3})")
 _COMMA_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_LAST_QUOTED = re.compile(r'"([^"]*)" ?(?:\^ ?\{?-?\d\}?)? ?$')
-_LAST_WORD = re.compile(r"(?<=[\d/ }])([A-Za-z][A-Za-z.]{0,30})(?: ?\^ ?\{?[23]\}?)?$")
-_CONNECTOR = re.compile(r'(?: ?,)? ?(?:" ?(?:or|and) ?"|(?<=[\d} ])\b(?:or|and)\b)')
+_AFTER_TERM = r"(?:(?<=[\d})\]])|(?<=[\d})\]] )|(?<=[\d})\]], )|(?<=\b[A-Za-z] )|(?<=\b[A-Za-z], ))"
+_CONNECTOR = re.compile(rf'(?: ?,)? ?(?:" ?(?:or|and) ?"|{_AFTER_TERM}(?:or|and)\b)')
 _CHOICE = re.compile(r"\(?([A-Za-z])[).:]")
+_LABELLED = re.compile(
+    r'(?:"\(([A-J])\)[ .:]*" ?|"?\(([A-J])\)"?[.:]? (?![-+*/^=<>])|([A-J])[.):] )(?![,)])((?:(?!\([A-J]\)).)+)',
+    re.DOTALL,
+)
+_SET_BUILDER = re.compile(r"\\\{([A-Za-z])(?:\\in ?\\mathbb\{R\})?(?:\\mid ?|:|\|)(.+)\\\}", re.DOTALL)
+_MODULUS = re.compile(r"\\(pmod|bmod|mod) ?(\d+)")
+_LEADING_PLUS = re.compile(r"(?:^|(?<=[=({,]))\+")
+_ARTICLE = re.compile(r"(?:an?|the) (?=.{3})")
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{([A-Za-z]{1,16})\}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
@@ -101,53 +118,6 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_UNIT_NAMES = {
-    "m": "meter meters metre metres",
-    "cm": "centimeter centimeters centimetre centimetres",
-    "mm": "millimeter millimeters millimetre millimetres",
-    "km": "kilometer kilometers kilometre kilometres",
-    "in": "inch inches",
-    "ft": "foot feet",
-    "yd": "yard yards yds",
-    "mi": "mile miles",
-    "s": "sec secs second seconds",
-    "min": "mins minute minutes",
-    "h": "hr hrs hour hours",
-    "day": "days",
-    "week": "weeks",
-    "month": "months",
-    "year": "years yr yrs",
-    "g": "gram grams",
-    "kg": "kilogram kilograms kgs",
-    "mg": "milligram milligrams",
-    "lb": "lbs pound pounds",
-    "oz": "ounce ounces",
-    "l": "liter liters litre litres",
-    "ml": "milliliter milliliters millilitre millilitres",
-    "gal": "gallon gallons",
-    "dollar": "dollars usd bucks",
-    "cent": "cents",
-    "euro": "euros",
-    "degree": "degrees deg",
-    "radian": "radians rad",
-    "mi/h": "mph",
-    "unit": "units",
-    "hz": "hertz",
-    "n": "newton newtons",
-    "j": "joule joules",
-    "w": "watt watts",
-    "v": "volt volts",
-    "k": "kelvin",
-    "%": "percent percents",
-}
-_UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in (unit, *names.split())}
-_UNIT_FILLERS = _words("square squared sq cubic cubed cu per of a an the each")
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_NOT_UNITS = _words(
-    "or and not no nor but if is was are then than to from plus minus times over point half halves third thirds "
-    "quarter quarters fourth fourths fifth fifths negative factorial mod modulo choose score pi sqrt sin cos tan log "
-    "ln exp infinity where when for with since because so"
-)
 _FUNCTIONS = _words(
     "frac sqrt sin cos tan cot sec csc log exp arcsin arccos arctan sinh cosh tanh max min gcd lcm mod infty "
     "pmatrix begin end binom"
@@ -156,6 +126,14 @@ _SHORT_WORDS = _words(
     "is or no of to in at by if it we so as an on up go the and not yes are was for but all any one two six ten "
     "odd may can got had has our its you"
 )
+
+
+_SYNONYMS = {
+    "infinity": "\\infty",
+    **dict.fromkeys(("all real numbers", "all reals", "real numbers"), "\\mathbb{R}"),
+    **dict.fromkeys(("no solution", "no solutions", "empty set"), "\\emptyset"),
+    "does not exist": "dne",
+}
 
 
 def canonical_answer(answer: str) -> str:
@@ -169,13 +147,15 @@ def canonical_answer(answer: str) -> str:
 
 
 def _canonical(answer: Answer) -> str:
+    if answer.label:
+        return answer.label.lower()
     if answer.number is not None:
         return str(answer.number)
     sequence = split_sequence(answer.text)
     if sequence is None:
         return answer.text
     items = [_canonical(normal_form(item)) for item in sequence.items]
-    return sequence.opening + ",".join(items if sequence.ordered else sorted(items)) + sequence.closing
+    return sequence.opening + ",".join(items) + sequence.closing if sequence.ordered else ",".join(sorted(items))
 
 
 def normal_form(answer: str) -> Answer:
@@ -184,21 +164,26 @@ def normal_form(answer: str) -> Answer:
     if len(text) > MAX_LENGTH or depth(text) > MAX_DEPTH:
         return Answer(text)
     text = text.translate(_CHARACTERS).strip("`* ")
-    unit = "dollar" if _DOLLAR.match(text) else ""
-    text = _CURRENCY_OR_DELIMITER.sub("", text).replace("\\%", "%").replace("{,}", ",")
+    text = _PRIME.sub("'", _COLOUR.sub("", text).replace("...", "\\ldots "))
     text = _OPERATOR.sub(r"\\\1 ", _COMMAND.sub(_plain_command, text))
+    unit = currency_of(text)
+    text = _CURRENCY_OR_DELIMITER.sub("", text).replace("\\%", "%").replace("{,}", ",")
+    text = _SCRIPT.sub(r"\1\2", text)
     for _ in range(2):  # \text{\textbf{...}}
         text = _TEXT.sub(_quoted, text)
     text = " ".join(_CONNECTOR.sub(",", text).split()).rstrip(".,;: ")
+    if labelled := _LABELLED.fullmatch(text):
+        content = normal_form(labelled[4])
+        return replace(content, label=labelled[1] or labelled[2] or labelled[3]) if content.text else content
     if text.startswith('"') and text.endswith('"') and text.count('"') == 2:
         text = text.strip('" ').rstrip(".,;: ")
     if name := _WORD_NAME.fullmatch(text):
         text = name.group(1)
     if _TRIGONOMETRIC.search(text):
         text = _DEGREE.sub(r"\\pi/180", text)
-    elif _DEGREE.search(text):
-        text, unit = _DEGREE.sub("", text), "degree"
-    text, named_unit = _split_unit(text)
+    elif degree := _DEGREE.search(text):
+        text, unit = _DEGREE.sub("", text), _DEGREE_UNITS[degree["scale"] or ""]
+    text, named_unit = split_unit(text, _read_number)
     text = _tidy(text)
     return Answer(text, named_unit or unit, parse_number(text))
 
@@ -218,45 +203,20 @@ def is_prose(text: str) -> bool:
 
 def _plain_command(match: re.Match[str]) -> str:
     """One LaTeX command in the spelling used here; a line break of a matrix is kept."""
-    line_break, name, thin_space, _ = match.groups()
+    line_break, name, negative_space, _ = match.groups()
     if line_break:
         return line_break
     if name:
         return _COMMANDS.get(name, match.group())
-    return "" if thin_space else " "
+    return "" if negative_space else " "
+
+
+def _read_number(text: str) -> Fraction | None:
+    return parse_number(_tidy(text))
 
 
 def _quoted(match: re.Match[str]) -> str:
     return ' "' + match.group(1).replace('"', "") + '" '
-
-
-def _split_unit(text: str) -> tuple[str, str]:
-    """Cut the unit off an answer; "1.8 million" is multiplied out."""
-    if text.endswith("%"):
-        return text[:-1].rstrip(), "%"
-    head, words = text, list[str]()
-    quoted = True
-    while len(words) < 5 and (last := _LAST_QUOTED.search(head) or _LAST_WORD.search(head)):
-        glued = last.start() > 0 and head[last.start() - 1] in "0123456789}"
-        if last.re is _LAST_WORD and glued and (len(last.group(1)) < 2 or last.group(1).lower() not in _UNITS):
-            return text, ""
-        quoted = quoted and last.re is _LAST_QUOTED
-        words[:0] = last.group(1).lower().replace(".", "").replace("/", " ").split() or [""]
-        head = head[: last.start()].rstrip(" /")
-    # One letter is a variable or a constant unless it is a known unit: 3i and 2e are no amounts of anything.
-    if not head or not words or any(word in _NOT_UNITS or _is_variable(word) for word in words):
-        return text, ""
-    number = parse_number(_tidy(head))
-    if number is not None and words[0] in _SCALES:
-        head, words = str(number * _SCALES[words[0]]), words[1:]
-    known = all(word in _UNITS or word in _UNIT_FILLERS for word in words)
-    if not known and not quoted and (number is None or any(len(word) < 3 for word in words)):
-        return text, ""
-    return head, "/".join(_UNITS[word] for word in words if word in _UNITS) if known else ""
-
-
-def _is_variable(word: str) -> bool:
-    return len(word) == 1 and word not in _UNITS and word not in _UNIT_FILLERS
 
 
 def _tidy(text: str) -> str:
@@ -279,4 +239,37 @@ def _tidy(text: str) -> str:
     text = _SPACES.sub(lambda m: "" if m[1] else m[0], " ".join(text.split()))
     while text.startswith("{") and text.endswith("}") and closing_bracket(text) == len(text) - 1:
         text = text[1:-1]
-    return text.lower() if is_prose(text.lower()) or re.fullmatch(r"[A-Za-z]+", text) else text
+    if is_prose(text.lower()):
+        prose = _ARTICLE.sub("", text.lower(), count=1) if _ARTICLE.match(text.lower()) else text.lower()
+        return _SYNONYMS.get(prose, prose)
+    if re.fullmatch(r"[A-Za-z]+", text) and not re.fullmatch(r"[A-Z]{2,3}", text):
+        return text.lower()
+    return _both_signs(_plain_set(_MODULUS.sub(r"\\\1{\2}", text)))
+
+
+def _plain_set(text: str) -> str:
+    """``\\{x \\mid x > 2\\}`` as its condition, and a set of one tuple as that tuple."""
+    if builder := _SET_BUILDER.fullmatch(text):
+        return builder[2]
+    inside = text[2:-2]
+    alone = text.startswith("\\{(") and text.endswith(")\\}") and closing_bracket(inside) == len(inside) - 1
+    return inside if alone else text
+
+
+def _both_signs(text: str) -> str:
+    """Every element with a plus-minus sign as two: "\\pm 3" is "3,-3"."""
+    if "\\pm" not in text or text.startswith(("(", "[")) or "\\pmatrix" in text:
+        return text
+    is_set = text.startswith("\\{") and text.endswith("\\}")
+    items: list[str] = []
+    for item in split_top(text[2:-2] if is_set else text, ","):
+        if re.search(r"\\pm(?![A-Za-z])", item):
+            items += [_with_signs(item, "+", "-"), _with_signs(item, "-", "+")]
+        else:
+            items.append(item)
+    return f"\\{{{','.join(items)}\\}}" if is_set else ",".join(items)
+
+
+def _with_signs(text: str, pm: str, mp: str) -> str:
+    text = re.sub(r"\\pm(?![A-Za-z]) ?", pm, text)
+    return _LEADING_PLUS.sub("", re.sub(r"\\mp(?![A-Za-z]) ?", mp, text))

@@ -259,13 +259,13 @@ def _load_math_verify() -> Callable[[str, str], tuple[Verdict, str]]:
 
     @lru_cache(maxsize=256)
     def read_gold(expected: str) -> Any:  # the completions of a group share it, and a parse is half of the cost
-        return read(f"${expected}$")
+        return _with_imaginary_unit(read(f"${expected}$"))
 
     def compare(answer: str, expected: str) -> tuple[Verdict, str]:
         gold = read_gold(expected)
         if not gold:
             return "undecided", "unreadable expected answer"
-        given = read(f"${answer}$")
+        given = _with_imaginary_unit(read(f"${answer}$"))
         if not given:
             return "incorrect", "unreadable answer"
         try:
@@ -278,6 +278,17 @@ def _load_math_verify() -> Callable[[str, str], tuple[Verdict, str]]:
 
     compare("x+1", "2x")  # the first parse builds tables; not at the expense of the first answer
     return compare
+
+
+def _with_imaginary_unit(parsed: Any) -> Any:
+    """The letter i as the imaginary unit, as in :mod:`stepalign.tasks.exact`; math-verify takes it for a variable."""
+    from sympy import Expr, I
+
+    def read(item: Any) -> Any:
+        units = [symbol for symbol in item.free_symbols if str(symbol) == "i"] if isinstance(item, Expr) else []
+        return item.subs(dict.fromkeys(units, I)) if units else item
+
+    return [read(item) for item in parsed]
 
 
 def _difference_is_zero(gold: Any, given: Any) -> bool | None:

@@ -6,11 +6,15 @@ What is left, one expression against one expression, goes to a ``Leaf``: a funct
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 
 from stepalign.records import Verdict
 from stepalign.tasks.answers import Answer, canonical_answer, is_prose, normal_form
-from stepalign.tasks.notation import Sequence, is_balanced, split_sequence, split_top
+from stepalign.tasks.notation import Sequence, as_interval, is_balanced, split_sequence, split_top
+from stepalign.tasks.units import contradict, conversion
 
 Leaf = Callable[[str, str], tuple[Verdict, str]]
 
@@ -21,37 +25,84 @@ _NAMED = re.compile(
     r"(?:=|\\in(?![A-Za-z]) ?)(.+)",
     re.DOTALL,
 )
+_FLIPPED = re.compile(r"([^=]+)=([A-Za-z])")
+_INITIALS = re.compile(r"[A-Z]{3}")
+_BASED = re.compile(r"([0-9A-Fa-f]+)_\{?(\d{1,2})\}?", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"([-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)),(\d{1,2}|\d{4,})", re.ASCII)
+_UNSEEN_MARKS = ("'", "\\ldots")
+"""What math-verify reads over: f' would be f, and 1, 2, ... would be 1, 2."""
 _MEMBER = re.compile(r"\\in(?![A-Za-z])")
 _MAX_UNORDERED = 12
 """Elements of a set that are matched in every order, once the plainly equal ones are paired."""
 
 
 def equal_answers(gold: Answer, answer: Answer, leaf: Leaf) -> tuple[Verdict, str]:
+    """Whether two normal forms are equal, and why."""
     if not answer.text:
         return "incorrect", "empty answer"
-    units = zip(
-        gold.unit.split("/"), answer.unit.split("/"), strict=False
-    )  # "dollars" may stand for "dollars per hour"
-    if any(one != other for one, other in units if one and other):
-        return "incorrect", "different units"
+    if gold.label or answer.label:
+        labels = _equal_labels(gold, answer)
+        if labels:
+            return labels
+    if contradict(gold.unit, answer.unit):
+        return _equal_amounts(gold, answer)
     if gold.number is not None and answer.number is not None:
         return _equal_numbers(gold, answer)
-    if gold.text == answer.text:
+    if gold.text == answer.text or (gold.text.isalpha() and gold.text.lower() == answer.text.lower()):
         return "correct", "equal text"
     if not is_balanced(answer.text):
         return "incorrect", "unreadable answer"
     if is_prose(gold.text) or is_prose(answer.text):
+        return _equal_prose(gold.text, answer.text)
+    if _INITIALS.fullmatch(gold.text) and _INITIALS.fullmatch(answer.text):
         return "incorrect", "different text"
+    if based := _equal_in_bases(gold.text, answer.text):
+        return based
+    if gold.number is not None and _as_decimal_comma(answer.text) == gold.number:
+        return "correct", "equal number"
     gold_items, items = split_sequence(gold.text), split_sequence(answer.text)
+    gold_interval, interval = as_interval(gold.text), as_interval(answer.text)
+    if gold_interval and not interval and (items is None or items.ordered):
+        return equal_answers(replace(gold, text=gold_interval), answer, leaf)
+    if interval and not gold_interval and (gold_items is None or gold_items.ordered):
+        return equal_answers(gold, replace(answer, text=interval), leaf)
     if gold_items and items:
-        return _equal_sequences(gold_items, items, answer.text.startswith("\\{"), leaf)
+        return _equal_sequences(gold_items, items, leaf)
     if any(len(split_top(text, "=")) > 1 or _MEMBER.search(text) for text in (gold.text, answer.text)):
         related = _equal_relations(gold.text, answer.text, leaf)
         if related:
             return related
     if (gold_items and answer.number is not None) or (items and gold.number is not None):
         return "incorrect", "different number of elements"
+    if bool(gold_interval) != bool(interval):
+        return "incorrect", "different shape"
+    if any(gold.text.count(mark) != answer.text.count(mark) for mark in _UNSEEN_MARKS):
+        return "incorrect", "different expression"
+    if "degree" in (gold.unit, answer.unit) and gold.unit != answer.unit:
+        return leaf(_in_radians(gold, answer), _in_radians(answer, gold))
     return leaf(gold.text, answer.text)
+
+
+def _equal_labels(gold: Answer, answer: Answer) -> tuple[Verdict, str] | None:
+    """Choices such as "(B) 12" against "(B)" and each other; None where what they stand for is to be compared."""
+    if gold.label and answer.label:
+        return None if gold.label == answer.label else ("incorrect", "different choice")
+    labelled, other = (gold, answer) if gold.label else (answer, gold)
+    if not re.fullmatch(r"[A-Ja-j]", other.text):
+        return None
+    return (
+        ("correct", "equal choice")
+        if labelled.label.lower() == other.text.lower()
+        else ("incorrect", "different choice")
+    )
+
+
+def _equal_amounts(gold: Answer, answer: Answer) -> tuple[Verdict, str]:
+    """Numbers with different units: 2 hours are 120 minutes."""
+    factor = conversion(gold.unit, answer.unit)
+    if factor is None or gold.number is None or answer.number is None or gold.number * factor != answer.number:
+        return "incorrect", "different units"
+    return "correct", "equal number"
 
 
 def _equal_numbers(gold: Answer, answer: Answer) -> tuple[Verdict, str]:
@@ -64,6 +115,39 @@ def _equal_numbers(gold: Answer, answer: Answer) -> tuple[Verdict, str]:
     elif answer.unit == "%" != gold.unit:
         equal = equal or gold.number == answer.number / 100
     return ("correct", "equal number") if equal else ("incorrect", "different number")
+
+
+def _equal_prose(gold: str, answer: str) -> tuple[Verdict, str]:
+    """Words; "Alice and Bob" is in no order, "Alice, Bob" may be in one."""
+    if " and " in gold and " and " in answer:
+        parts, given = (sorted(re.split(r", and |, | and ", text)) for text in (gold, answer))
+        if parts == given:
+            return "correct", "equal text"
+    return "incorrect", "different text"
+
+
+def _equal_in_bases(gold: str, answer: str) -> tuple[Verdict, str] | None:
+    """Numbers with their base as subscript, which math-verify does not see; None for anything else."""
+    digits, given = _BASED.fullmatch(gold), _BASED.fullmatch(answer)
+    if not digits or not given:
+        return None
+    try:
+        equal = int(digits[1], int(digits[2])) == int(given[1], int(given[2]))
+    except ValueError:  # a digit or a base that does not exist
+        return None
+    return ("correct", "equal number") if equal else ("incorrect", "different number")
+
+
+def _as_decimal_comma(text: str) -> Fraction | None:
+    """The number that "3,5" or "1.234,5" is in Europe."""
+    match = _DECIMAL_COMMA.fullmatch(text)
+    return Fraction(f"{match[1].replace('.', '')}.{match[2]}") if match else None
+
+
+def _in_radians(angle: Answer, other: Answer) -> str:
+    """An angle in degrees as a multiple of pi where the other one is such a multiple."""
+    in_degrees = angle.unit == "degree" and "\\pi" in other.text
+    return f"({angle.text})\\times\\frac{{\\pi}}{{180}}" if in_degrees else angle.text
 
 
 def _equal_relations(gold: str, answer: str, leaf: Leaf) -> tuple[Verdict, str] | None:
@@ -94,36 +178,47 @@ def _equal_relations(gold: str, answer: str, leaf: Leaf) -> tuple[Verdict, str] 
 
 def _named(text: str) -> tuple[str, str]:
     """``x = 5`` and ``f(x) \\in A`` as name and value; the name is "" where there is none."""
+    if flipped := _FLIPPED.fullmatch(text):
+        text = f"{flipped[2]}={flipped[1]}"
     match = _NAMED.fullmatch(text)
     return (match[1].strip(), match[2]) if match else ("", text)
 
 
-def _equal_sequences(gold: Sequence, answer: Sequence, is_set: bool, leaf: Leaf) -> tuple[Verdict, str]:
-    """Element by element. A bare list may stand for a tuple, in order; any brackets may stand for a bare list.
+def _equal_sequences(gold: Sequence, answer: Sequence, leaf: Leaf) -> tuple[Verdict, str]:
+    """Element by element, in order where either side is a tuple. A bare list may stand for a tuple and for a set.
 
     The first undecided element ends the comparison, so that many slow elements cost no more time than one.
     """
-    if gold.ordered and answer.ordered and (gold.opening, gold.closing) != (answer.opening, answer.closing):
+    brackets, given = (gold.opening, gold.closing), (answer.opening, answer.closing)
+    half_open = given in (("(", "]"), ("[", ")"))
+    if given != brackets and ((gold.opening and answer.opening) or half_open):
         return "incorrect", "different brackets"
-    if (gold.ordered and is_set) or ((answer.opening, answer.closing) in (("(", "]"), ("[", ")")) and not gold.ordered):
-        return "incorrect", "different brackets"
-    gold_items, items = list(gold.items), list(answer.items)
-    if gold.ordered:
-        if len(gold_items) != len(items):
-            return "incorrect", "different number of elements"
-        for expected, item in zip(gold_items, items, strict=True):
-            verdict, reason = equal_answers(normal_form(expected), normal_form(item), leaf)
-            if verdict != "correct":
-                return verdict, reason
-        return "correct", "equal elements"
-    return _equal_sets(gold_items, items, leaf)
+    if not gold.ordered and not answer.ordered:
+        return _equal_sets(gold, answer, leaf)
+    if len(gold.items) != len(answer.items):
+        return "incorrect", "different number of elements"
+    for expected, item in zip(gold.items, _in_order(gold, answer), strict=True):
+        verdict, reason = equal_answers(normal_form(expected), normal_form(item), leaf)
+        if verdict != "correct":
+            return verdict, reason
+    return "correct", "equal elements"
 
 
-def _equal_sets(gold: list[str], answer: list[str], leaf: Leaf) -> tuple[Verdict, str]:
-    expected = {canonical_answer(item): item for item in gold}
-    given = {canonical_answer(item): item for item in answer}
-    missing = [item for key, item in expected.items() if key not in given]
-    extra = [item for key, item in given.items() if key not in expected]
+def _in_order(gold: Sequence, answer: Sequence) -> tuple[str, ...]:
+    """The elements of an answer; ``y = 2, x = 1`` for a pair of plain values by their names."""
+    names = [_named(item)[0] for item in answer.items]
+    if not all(re.fullmatch("[A-Za-z]", name) for name in names) or any(_named(item)[0] for item in gold.items):
+        return answer.items
+    return tuple(item for _, item in sorted(zip(names, answer.items, strict=True)))
+
+
+def _equal_sets(gold: Sequence, answer: Sequence, leaf: Leaf) -> tuple[Verdict, str]:
+    """In any order. How often an element stands there counts only where a bare list repeats one: 2, 2, 3."""
+    expected = [(canonical_answer(item), item) for item in gold.items]
+    given = [(canonical_answer(item), item) for item in answer.items]
+    if gold.opening or len(dict(expected)) == len(expected):
+        expected, given = list(dict(expected).items()), list(dict(given).items())
+    missing, extra = _without(expected, given), _without(given, expected)
     if len(missing) != len(extra):
         return "incorrect", "different number of elements"
     if len(missing) > _MAX_UNORDERED:
@@ -139,3 +234,14 @@ def _equal_sets(gold: list[str], answer: list[str], leaf: Leaf) -> tuple[Verdict
         else:
             return "incorrect", "different elements"
     return "correct", "equal elements"
+
+
+def _without(items: list[tuple[str, str]], others: list[tuple[str, str]]) -> list[str]:
+    """The items, in canonical and written form, that have no partner of the same canonical form; as written."""
+    partners = Counter(key for key, _ in others)
+    left: list[str] = []
+    for key, item in items:
+        partners[key] -= 1
+        if partners[key] < 0:
+            left.append(item)
+    return left

@@ -32,7 +32,7 @@ def extract_answer(text: str) -> str | None:
     Only what follows a think block counts. The last of these wins: a top-level ``\\boxed{...}`` (by matching braces) or
     an ``<answer>`` tag (up to ``</answer>``, or to the end of the text, as in step-tagged traces). Without one, the
     rest of the line after the last ``####``; without that, after the last "The answer is", "Answer:" or "A:" at the
-    start of a line. A number in plain prose is not an answer.
+    start of a line, unless that asks a question. A number in plain prose is not an answer.
     """
     return find_answer(text).answer or None
 
@@ -45,8 +45,8 @@ def find_answer(text: str) -> Extraction:
     text = _after_thinking(text)
     found = _boxed_or_tagged(text) or _hashed(text)
     if found is None:
-        announced = list(_ANNOUNCEMENT.finditer(text))
-        found = Extraction(_sentence(text, announced[-1].end()) if announced else None)
+        announced = (_sentence(text, mark.end()) for mark in reversed(list(_ANNOUNCEMENT.finditer(text))))
+        found = Extraction(next((sentence for sentence in announced if sentence is not None), None))
     return found
 
 
@@ -91,7 +91,7 @@ def _in_tag(content: str) -> Extraction:
     if boxes:
         return Extraction(boxes[-1], _if_different(boxes))
     announced = _ANNOUNCEMENT.search(content)
-    return Extraction(_sentence(content, announced.end()) if announced else _cut(content))
+    return Extraction(_sentence(content, announced.end()) or "" if announced else _cut(content))
 
 
 def _tag_spans(text: str) -> list[tuple[int, int]]:
@@ -158,12 +158,17 @@ def _hashed(text: str) -> Extraction | None:
     return Extraction(lines[-1], _if_different([line for line in lines if normal_form(line).number is not None]))
 
 
-def _sentence(text: str, start: int) -> str:
-    """What follows an announcement, up to the end of its sentence; the next line where its own is empty."""
+def _sentence(text: str, start: int) -> str | None:
+    """What follows an announcement, up to the end of its sentence; the next line where its own is empty.
+
+    None for a question.
+    """
     while start < len(text) and text[start] in " \t\n:*":
         start += 1
     end = _SENTENCE_END.search(text, start)
-    return _cut(text[start : end.start() if end else len(text)])
+    if end is None:
+        return _cut(text[start:])
+    return None if end.group() == "?" else _cut(text[start : end.start()])
 
 
 def _cut(answer: str) -> str:

@@ -11,6 +11,7 @@ killed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from stepalign.tasks.notation import depth, split_sequence
 __all__ = ["Grade", "Grader", "GraderConfig", "canonical_answer", "extract_answer"]
 
 
+_SPACED_DIGITS = re.compile(r"\d\s+\d")
 _MAX_REMEMBERED = 100_000
 """Comparisons whose verdict a grader keeps: some 50 MB at most."""
 
@@ -182,7 +184,15 @@ def _verdict(answer: str | None, expected: str, leaf: Leaf) -> tuple[Verdict, st
         return "incorrect", "nested too deeply"
     if has_control_characters(answer):
         return "incorrect", "control characters"
-    return equal_answers(normal_form(gold), normal_form(answer), leaf)
+    wanted, given = normal_form(gold), normal_form(answer)
+    if (wanted.number is None or given.number is None) and _is_same_text(gold, answer):
+        return "correct", "equal text"
+    return equal_answers(wanted, given, leaf)
+
+
+def _is_same_text(one: str, other: str) -> bool:
+    """Equal but for spaces between anything but digits: what follows may read "2 m" and "2m" in two ways."""
+    return "".join(one.split()) == "".join(other.split()) and not _SPACED_DIGITS.search(f"{one}|{other}")
 
 
 def _expected_answer(expected: str) -> str:

@@ -11,7 +11,7 @@ _DECIMAL = re.compile(rf"[-+]?{_NUMBER}(?:[eE][-+]?\d{{1,3}})?", re.ASCII)
 _RATIO = re.compile(rf"([-+]?{_NUMBER})/([-+]?{_NUMBER})", re.ASCII)
 _LATEX_FRACTION = re.compile(rf"([-+]?)(\d*)\\frac\{{([-+]?{_NUMBER})\}}\{{([-+]?{_NUMBER})\}}", re.ASCII)
 _SCIENTIFIC = re.compile(rf"([-+]?{_NUMBER})(?:\\times|\*|x)10\^\{{?([-+]?\d{{1,3}})\}}?", re.ASCII)
-_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\overline\{(\d+)\}", re.ASCII)
+_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}", re.ASCII)
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -47,13 +47,13 @@ class Sequence:
     """The top-level elements of a tuple, interval, set or list."""
 
     opening: str
-    """"(", "[", or "" for a set or a bare list."""
+    """"(", "[", "\\{", or "" for a bare list."""
     items: tuple[str, ...]
     closing: str
 
     @property
     def ordered(self) -> bool:
-        return self.opening != ""
+        return self.opening in ("(", "[")
 
 
 def split_sequence(text: str) -> Sequence | None:
@@ -62,8 +62,7 @@ def split_sequence(text: str) -> Sequence | None:
         closing = next((closing for closing in closings if text.endswith(closing)), "")
         if text.startswith(opening) and closing and closing_bracket(text) == len(text) - 1:
             items = split_top(text[len(opening) : -len(closing)], ",")
-            bare = opening == "\\{"
-            return Sequence("" if bare else opening, items, "" if bare else closing) if len(items) > 1 else None
+            return Sequence(opening, items, closing) if len(items) > 1 else None
     items = split_top(text, ",")
     return Sequence("", items, "") if len(items) > 1 and all(items) else None
 
@@ -116,3 +115,49 @@ def is_balanced(text: str) -> bool:
         if level < 0:
             return False
     return level == 0
+
+
+_RELATION = r"(<|>|\\le(?![A-Za-z]) ?|\\ge(?![A-Za-z]) ?)"
+_INEQUALITY = re.compile(
+    rf"(?:(?P<left>[^<>=,]+?){_RELATION})?(?P<name>[A-Za-z]|[A-Za-z]_\w)(?:{_RELATION}(?P<right>[^<>=,]+))?", re.ASCII
+)
+
+
+def as_interval(text: str) -> str | None:
+    """``1 < x \\le 2`` as the interval ``(1,2]``, and ``x < 3, x > 5`` as the union of two; None for anything else.
+
+    Two inequalities are a union only where no number satisfies both.
+    """
+    bounds = [_bounds(item) for item in split_top(text, ",")]
+    if any(bound is None for bound in bounds) or len({bound.name for bound in bounds if bound}) > 1 or len(bounds) > 2:
+        return None
+    intervals = sorted((bound for bound in bounds if bound), key=lambda bound: bound.low != "-\\infty")
+    if len(intervals) == 2:
+        end, start = parse_number(intervals[0].high), parse_number(intervals[1].low)
+        if end is None or start is None or start < end:
+            return None
+    return "\\cup ".join(f"{bound.opening}{bound.low},{bound.high}{bound.closing}" for bound in intervals)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    name: str
+    opening: str
+    low: str
+    high: str
+    closing: str
+
+
+def _bounds(text: str) -> _Bounds | None:
+    """One inequality in one variable."""
+    match = _INEQUALITY.fullmatch(text)
+    if not match or not (match[2] or match[4]):
+        return None
+    (left, before), (after, right) = (match["left"], match[2]), (match[4], match["right"])
+    downwards = {(relation or "").strip() in (">", "\\ge") for relation in (before, after) if relation}
+    if len(downwards) > 1 or any(re.search(r"\\(?:le|ge|ne)(?![A-Za-z])", side or "") for side in (left, right)):
+        return None
+    if downwards == {True}:
+        (left, before), (after, right) = (right, after), (before, left)
+    opening, closing = ("[" if "e" in (before or "") else "("), ("]" if "e" in (after or "") else ")")
+    return _Bounds(match["name"], opening, left or "-\\infty", right or "\\infty", closing)
