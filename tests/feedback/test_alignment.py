@@ -336,3 +336,19 @@ def test_an_error_in_words_is_found_by_the_answer() -> None:
 def test_a_rewording_keeps_the_result_and_brings_no_number(step: str, reworded: bool) -> None:
     a = align(trace(["3 + 4 = 7", "7 - 1 = 6"]), trace([step, "7 - 1 = 6"]))
     assert (a.first_error, a.matches[0].same_result) == ((None, True) if reworded else (0, False))
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_quoted_step_is_found_whatever_its_correction_is_paired_with(place: int) -> None:
+    right = ["1 + 1 = 2", "2 + 5 = 7", "7 - 5 = 2", "2 + 1 = 3", "3 - 5 = -2"]
+    wrong = [*right[:place], *(step.rpartition(" ")[0] + f" {90 + n}" for n, step in enumerate(right[place:]))]
+    steps = [f"<step_{n}> {text}" for n, text in enumerate(right, 1)]
+    critique = "\n".join([*steps[:place], f"<step_{place + 1}> {wrong[place]}", *steps[place:], "<answer> -2"])
+    a = align(trace(wrong, "94"), critique, expected_answer="-2")
+    assert (a.first_error, a.wrong_text_repeated, a.case) == (place, True, "D")
+
+
+def test_step_numbers_that_the_solver_gave_twice_are_no_quotes() -> None:
+    attempt = "<step_1> 1 + 1 = 2 <step_2> 2 + 2 = 4 <step_1> 3 + 3 = 6 <step_2> 4 + 4 = 9 <answer> 9"
+    a = align(attempt, attempt.replace("9", "8"))
+    assert (a.first_error, a.wrong_text_repeated) == (3, False)

@@ -191,26 +191,24 @@ def _quoted_then_corrected(matches: Sequence[StepMatch], solver: Steps, correcte
     """The first solver step that the critique copies and then writes once more, otherwise: a wrong step quoted in front
     of its correction. Told by a step number given twice, by another result for the same calculation, or, within one
     step, by words that take it back."""
-    added = [match.critique for match in matches if match.status == "added" and match.critique is not None]
-    rewritten = {corrected.spans[index].label: index for index in added}
-    results: dict[str, list[tuple[int, str]]] = {}
-    for index in added:
-        for left, right in calculations(corrected.bodies[index]):
-            results.setdefault(left, []).append((index, right))
-    for match in matches:
-        if match.critique is None or match.solver is None or not match.kept:
+    quoted: int | None = None
+    rewritten: set[str] = set()
+    results: dict[str, set[str]] = {}
+    for match in reversed(matches):  # what was seen already is what the critique writes further on
+        if match.critique is None:
             continue
-        if match.status != "copied":
-            if _takes_itself_back(solver.bodies[match.solver], corrected.bodies[match.critique]):
-                return match.solver
-            continue
-        label = corrected.spans[match.critique].label
-        if label != ANSWER and rewritten.get(label, -1) > match.critique:
-            return match.solver
-        for left, right in calculations(corrected.bodies[match.critique]):
-            if any(index > match.critique and other != right for index, other in results.get(left, ())):
-                return match.solver
-    return None
+        label, body = corrected.spans[match.critique].label, corrected.bodies[match.critique]
+        if not match.kept:
+            for left, right in calculations(body):
+                results.setdefault(left, set()).add(right)
+        elif match.status == "copied":
+            again = any(results.get(left, {right}) != {right} for left, right in calculations(body))
+            quoted = match.solver if again or label in rewritten else quoted
+        elif match.solver is not None and _takes_itself_back(solver.bodies[match.solver], body):
+            quoted = match.solver
+        if label != ANSWER and (match.solver is None or label != solver.spans[match.solver].label):
+            rewritten.add(label)
+    return quoted
 
 
 def _takes_itself_back(text: str, longer: str) -> bool:
