@@ -13,7 +13,7 @@ import report_fixtures as fixtures
 from report_html import Node, read_html
 
 from stepalign.errors import ConfigError
-from stepalign.report import page
+from stepalign.report import page, template
 from stepalign.report.curves import equal_budgets
 from stepalign.report.page import report_html, token_html, write_report, write_token_page
 
@@ -266,9 +266,9 @@ def test_nothing_in_the_page_points_outside(results: dict[str, Any], signal: dic
             assert name not in {"src", "srcset", "action", "style"}
             assert not name.startswith("on")
             assert name != "href" or value.startswith("#")
-    viewer_parts = [f"viewer/{name}.js" for name in page.VIEWER_PARTS]
+    viewer_parts = [f"viewer/{name}.js" for name in template.VIEWER_PARTS]
     for asset in (*viewer_parts, "page.css", "viewer.css"):
-        text = page._asset(asset)
+        text = template.asset(asset)
         for word in (
             "innerHTML",
             "outerHTML",
@@ -284,8 +284,8 @@ def test_nothing_in_the_page_points_outside(results: dict[str, Any], signal: dic
 
 
 def test_every_source_file_of_the_viewer_is_in_the_page() -> None:
-    folder = Path(page.__file__).parent / "assets" / "viewer"
-    assert {path.stem for path in folder.iterdir()} == set(page.VIEWER_PARTS)
+    folder = Path(template.__file__).parent / "assets" / "viewer"
+    assert {path.stem for path in folder.iterdir()} == set(template.VIEWER_PARTS)
 
 
 def test_internal_links_lead_somewhere(results: dict[str, Any], signal: dict[str, Any]) -> None:

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 from stepalign.records import TokenSignal
-from stepalign.signal.localisation import Truth, gini, localise, weighted_auroc, weighted_average_precision
+from stepalign.signal.localisation import Truth, localise
+from stepalign.signal.ranking import Ranking, gini
+
+
+def ranked(scores: np.ndarray, positive: np.ndarray) -> Ranking:
+    """Things that each belong to a rollout of their own: drawing it weighs them."""
+    return Ranking(scores, positive, np.arange(len(scores)))
 
 
 def brute_force(scores: Sequence[float], positive: Sequence[bool], weights: Sequence[float]) -> float:
@@ -32,7 +38,7 @@ token = st.tuples(st.sampled_from([-1.5, -1.0, 0.0, 0.25, 3.0]) | st.floats(-5, 
 @given(tokens=st.lists(token, max_size=25))
 def test_the_area_is_that_of_all_pairs(tokens: list[tuple[float, bool, int]]) -> None:
     scores, positive, weights = ([t[i] for t in tokens] for i in range(3))
-    found = weighted_auroc(np.array(scores), np.array(positive, dtype=bool), np.array(weights, dtype=float))
+    found = ranked(np.array(scores), np.array(positive, dtype=bool)).auroc(np.array(weights, dtype=float))
     assert found == pytest.approx(brute_force(scores, positive, weights), nan_ok=True, abs=1e-12)
 
 
@@ -44,15 +50,16 @@ def test_the_area_is_that_of_mann_and_whitney(up: list[float], down: list[float]
     scores = np.array(up + down)
     positive = np.array([True] * len(up) + [False] * len(down))
     expected = mannwhitneyu(up, down).statistic / (len(up) * len(down))
-    assert weighted_auroc(scores, positive, np.ones(len(scores))) == pytest.approx(expected)
+    assert ranked(scores, positive).auroc(np.ones(len(scores))) == pytest.approx(expected)
 
 
 @given(tokens=st.lists(token, min_size=2, max_size=20))
 def test_whole_weights_are_repetitions(tokens: list[tuple[float, bool, int]]) -> None:
     repeated = [t for t in tokens for _ in range(t[2])]
-    one = weighted_auroc(*(np.array([t[i] for t in tokens]) for i in range(2)), np.array([float(t[2]) for t in tokens]))
+    ranking = ranked(np.array([t[0] for t in tokens]), np.array([t[1] for t in tokens]))
+    one = ranking.auroc(np.array([float(t[2]) for t in tokens]))
     scores = np.array([t[0] for t in repeated], dtype=float)
-    other = weighted_auroc(scores, np.array([t[1] for t in repeated], dtype=bool), np.ones(len(repeated)))
+    other = ranked(scores, np.array([t[1] for t in repeated], dtype=bool)).auroc(np.ones(len(repeated)))
     assert one == pytest.approx(other, nan_ok=True, abs=1e-12)
 
 
@@ -62,16 +69,16 @@ def test_area_and_precision_are_those_of_scikit_learn(tokens: list[tuple[float, 
     scores, positive, weights = (np.array([t[i] for t in tokens], dtype=float) for i in range(3))
     positive = positive.astype(bool)
     assume(weights[positive].sum() and weights[~positive].sum())
-    area = weighted_auroc(scores, positive, weights)
+    area = ranked(scores, positive).auroc(weights)
     assert area == pytest.approx(metrics.roc_auc_score(positive, scores, sample_weight=weights), abs=1e-9)
-    precision = weighted_average_precision(scores, positive, weights)
+    precision = ranked(scores, positive).average_precision(weights)
     assert precision == pytest.approx(
         metrics.average_precision_score(positive, scores, sample_weight=weights), abs=1e-9
     )
 
 
 def test_precision_without_positives_is_undefined() -> None:
-    assert math.isnan(weighted_average_precision(np.zeros(3), np.zeros(3, dtype=bool), np.ones(3)))
+    assert math.isnan(ranked(np.zeros(3), np.zeros(3, dtype=bool)).average_precision(np.ones(3)))
 
 
 def pairwise_gini(sizes: Sequence[float]) -> float:

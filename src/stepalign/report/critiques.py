@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from stepalign.report.page import render_page, write_page
+from stepalign.report.template import render_page, write_page
 from stepalign.report.text import count, number, percent, visible
 
 _OUTCOMES = {"use": "used", "mask": "masked", "fall_back": "replaced by the reference"}

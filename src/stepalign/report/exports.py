@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stepalign.report.page import write_page
 from stepalign.report.results import Cell, results_tables
 from stepalign.report.table import caption, results_markdown
+from stepalign.report.template import write_page
 from stepalign.report.text import finite, visible
 
 _TEX = {

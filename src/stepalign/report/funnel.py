@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stepalign.report import charts
-from stepalign.report.page import render_page, write_page
+from stepalign.report.template import render_page, write_page
 from stepalign.report.text import visible
 
 

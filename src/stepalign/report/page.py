@@ -1,30 +1,21 @@
-"""The report: one self-contained HTML file that makes no network request.
-
-Everything stands inside the file: style, script, charts and data. The content security policy allows exactly the two
-blocks we wrote, by hash, so that no text of a model or critic could run even if it escaped its element. Text reaches
-the page through autoescaping templates or through ``textContent``, never as markup.
-"""
+"""The report, the token viewer and the lab: what stands on each page. ``report.template`` makes a file of it."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from stepalign.errors import ConfigError
-from stepalign.report import charts, costs, curves, drawing, localisation, prose, reading, scale
+from stepalign.report import charts, costs, curves, localisation, prose, reading
 from stepalign.report.payload import page_elements
 from stepalign.report.provenance import example_prompts, provenance_rows
 from stepalign.report.results import Difference, ResultsTable, differences, result_intervals, results_tables
-from stepalign.report.text import MISSING, decimal, listing, megabytes, number, percent, safe_json, seconds, visible
+from stepalign.report.template import package_version, render_page, write_page
+from stepalign.report.text import MISSING, listing, megabytes, safe_json, seconds
 
 FORMAT = 1
 
@@ -73,7 +64,7 @@ def report_html(results: Mapping[str, Any], signal: Mapping[str, Any] | None = N
 
 def token_html(signal: Mapping[str, Any]) -> str:
     """The token viewer by itself as one HTML text."""
-    values = {"provenance": provenance_rows(signal, _version()), "example_prompts": example_prompts(signal)}
+    values = {"provenance": provenance_rows(signal, package_version()), "example_prompts": example_prompts(signal)}
     return render_page("tokens.html.j2", {**_signal_values(signal), **values})
 
 
@@ -305,114 +296,3 @@ def _every_metric(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         for row in (rows if isinstance(rows, list) else [])
         if isinstance(row, Mapping)
     ]
-
-
-def render_page(template: str, values: dict[str, Any], parts: Sequence[str] = (), *, stylesheet: str = "") -> str:
-    """A page of the assets folder as one HTML text.
-
-    Args:
-        parts: scripts of the assets folder that go with the viewer; they may talk to the server the page came from.
-        stylesheet: a stylesheet of its own besides the common one.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Every value of a page passes here: text is made visible first, then escaped by autoescaping.
-        finalize=lambda value: value if isinstance(value, Markup) or hasattr(value, "__html__") else visible(value),
-    )
-    environment.filters |= {
-        "percent": percent,
-        "decimal": decimal,
-        "clock": seconds,
-        "arm_class": drawing.arm_class,
-        "mark": _mark,
-        "exact": _exact,
-    }
-    with_viewer = bool(values.get("signal") or parts)
-    style = "\n".join([_asset("page.css"), _arm_rules(), *([viewer_style()] if with_viewer else [])])
-    if stylesheet:
-        style += "\n" + _asset(stylesheet)
-    script = viewer_script(*parts) if with_viewer else ""
-    return environment.get_template(template).render(
-        **values,
-        style=Markup(style),
-        script=Markup(script),
-        policy=f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; base-uri 'none'; "
-        "form-action 'none'" + ("; connect-src 'self'" if parts else ""),
-        version=_version(),
-    )
-
-
-VIEWER_PARTS = (
-    *("dom", "text", "scale", "data", "list", "head", "panels", "beside", "strip", "numbers", "card", "moves", "links"),
-    *("export", "main"),
-)
-"""Source files of the viewer, in the order in which they are joined."""
-
-
-def viewer_script(*more: str) -> str:
-    """The viewer's parts in one closure, with further files of the assets folder after them."""
-    files = [*(f"viewer/{name}.js" for name in VIEWER_PARTS), *more]
-    return "(() => {\n" + "\n".join(_asset(name) for name in files) + "\n})();"
-
-
-def viewer_style() -> str:
-    """The viewer's rules and the colours of every level of the scale."""
-    return _asset("viewer.css") + "\n" + scale.stylesheet()
-
-
-def _mark(colour: int) -> Markup:
-    """The point of an arm as a small picture, for use beside its name."""
-    point = drawing.marker(colour, 7, 7, 4.4)
-    return Markup(f'<svg class="swatch" viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">{point}</svg>')
-
-
-def _exact(value: Any) -> str:
-    """A number as the JSON file holds it."""
-    plain = number(value)
-    return MISSING if plain is None else json.dumps(value)
-
-
-def _arm_rules() -> str:
-    """One colour per arm as classes, so that dark mode can lift them; SVG attributes alone could not change."""
-    light = [(f"arm-{index}", colour) for index, colour in enumerate(drawing.ARM_COLOURS)] + [
-        ("arm-base", drawing.BASE_COLOUR)
-    ]
-    dark = [(f"arm-{index}", colour) for index, colour in enumerate(DARK_ARMS)] + [("arm-base", "#9aa1ab")]
-    rules = ["\n".join(_arm_rule(name, colour) for name, colour in table) for table in (light, dark)]
-    return f"{rules[0]}\n@media screen and (prefers-color-scheme: dark) {{\n{rules[1]}\n}}"
-
-
-DARK_ARMS = ("#35b8a6", "#e8a04c", "#a994f0", "#ec7aa8", "#84c464", "#6fb5ee", "#c8a774", "#a3afc0")
-
-
-def _arm_rule(name: str, colour: str) -> str:
-    return f".mark.{name},.name.{name},.band.{name}{{fill:{colour}}}.stroke.{name}{{stroke:{colour}}}"
-
-
-def _source(block: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
-    return f"'sha256-{digest}'"
-
-
-def _asset(name: str) -> str:
-    return resources.files("stepalign.report").joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("stepalign")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def write_page(path: Path, text: str) -> None:
-    """All or nothing: a page that is being written is never seen half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
