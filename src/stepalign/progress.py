@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 """Plain lines: brackets in a path or a name stay brackets, and a long path stays one line."""
+
+_SECONDS_BETWEEN_LINES = 30
 
 
 def progress_bars(*, transient: bool = False) -> Progress:
@@ -45,18 +47,15 @@ def headline(rows: list[dict[str, Any]]) -> str:
     return "  ".join(f"{name} {_number(100 * found[name], '.1f')} %" for name in wanted if name in found)
 
 
-class TrainDisplay:
-    """A Listener for one run on this terminal."""
+class _Display:
+    """Bars on a terminal; elsewhere a line now and then, so that a log does not fill with them."""
 
-    def __init__(self, title: str, max_steps: int) -> None:
+    def __init__(self, *, transient: bool = False) -> None:
         self._live = console.is_terminal
-        self._bars = progress_bars()
-        self._steps: TaskID = self._bars.add_task(title, total=max_steps, note="")
-        self._phase: TaskID = self._bars.add_task("", total=None, note="", visible=False)
-        self._title = title
+        self._bars = progress_bars(transient=transient)
         self._told = time.monotonic()
 
-    def __enter__(self) -> TrainDisplay:
+    def __enter__(self) -> Self:
         if self._live:
             self._bars.start()
         return self
@@ -65,6 +64,23 @@ class TrainDisplay:
         if self._live:
             self._bars.stop()
 
+    def _time_to_speak(self) -> bool:
+        """Whether the last line is half a minute old; then this one is the last."""
+        due = time.monotonic() - self._told > _SECONDS_BETWEEN_LINES
+        if due:
+            self._told = time.monotonic()
+        return due
+
+
+class TrainDisplay(_Display):
+    """A Listener for one run on this terminal."""
+
+    def __init__(self, title: str, max_steps: int) -> None:
+        super().__init__()
+        self._steps: TaskID = self._bars.add_task(title, total=max_steps, note="")
+        self._phase: TaskID = self._bars.add_task("", total=None, note="", visible=False)
+        self._title = title
+
     def phase(self, name: str, done: int, total: int) -> None:
         if self._live:
             self._bars.update(self._phase, description=f"  {name}", completed=done, total=total, visible=done < total)
@@ -72,8 +88,7 @@ class TrainDisplay:
     def step(self, step: int, max_steps: int, numbers: dict[str, float]) -> None:
         if self._live:
             self._bars.update(self._steps, completed=step, note=step_note(numbers))
-        elif step == max_steps or time.monotonic() - self._told > 30:
-            self._told = time.monotonic()
+        elif step == max_steps or self._time_to_speak():
             console.print(f"{self._title}: step {step} of {max_steps}  {step_note(numbers)}")
 
     def evaluated(self, step: int, name: str, rows: list[dict[str, Any]]) -> None:
@@ -83,53 +98,31 @@ class TrainDisplay:
         console.print(f"{self._title}: {text}", style="yellow" if text.startswith("warning") else "")
 
 
-class PhaseDisplay:
+class PhaseDisplay(_Display):
     """One bar per phase on a terminal, a line every half minute elsewhere."""
 
     def __init__(self) -> None:
-        self._live = console.is_terminal
-        self._bars = progress_bars()
+        super().__init__()
         self._rows: dict[str, TaskID] = {}
-        self._told = time.monotonic()
-
-    def __enter__(self) -> PhaseDisplay:
-        if self._live:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._bars.stop()
 
     def phase(self, name: str, done: int, total: int) -> None:
         if self._live:
             if name not in self._rows:
                 self._rows[name] = self._bars.add_task(name, total=total, note="")
             self._bars.update(self._rows[name], completed=done, total=total)
-        elif done == total or time.monotonic() - self._told > 30:
-            self._told = time.monotonic()
+        elif done == total or self._time_to_speak():
             console.print(f"{name}: {done} of {total}")
 
     def say(self, text: str) -> None:
         console.print(text, style="yellow" if text.startswith("warning") else "", markup=False)
 
 
-class CompareDisplay:
+class CompareDisplay(_Display):
     """A Watcher: one bar per run; lines for results and warnings."""
 
     def __init__(self) -> None:
-        self._live = console.is_terminal
-        self._bars = progress_bars()
+        super().__init__()
         self._rows: dict[str, TaskID] = {}
-
-    def __enter__(self) -> CompareDisplay:
-        if self._live:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._bars.stop()
 
     def tasks(self, names: list[str]) -> None:
         self._rows = {name: self._bars.add_task(name, total=None, note="waiting") for name in names}
@@ -158,24 +151,13 @@ class CompareDisplay:
         console.print(text, style="yellow" if "warning" in text else "")
 
 
-class CritiqueDisplay:
+class CritiqueDisplay(_Display):
     """The bar of ``stepalign critique``, with the findings so far beside it."""
 
     def __init__(self, total: int) -> None:
-        self._live = console.is_terminal
-        self._bars = progress_bars(transient=True)
+        super().__init__(transient=True)
         self._row = self._bars.add_task("critiques", total=total, note="")
         self._total = total
-        self._told = time.monotonic()
-
-    def __enter__(self) -> CritiqueDisplay:
-        if self._live:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._bars.stop()
 
     def update(self, done: int, found: Mapping[str, int]) -> None:
         """Told after every critique: how many are done, and how often each finding was made."""
@@ -183,8 +165,7 @@ class CritiqueDisplay:
             most = sorted(found.items(), key=lambda item: -item[1])[:2]
             note = "  ".join(f"{count} {name}" for name, count in most)
             self._bars.update(self._row, completed=done, note=note)
-        elif time.monotonic() - self._told > 30:
-            self._told = time.monotonic()
+        elif self._time_to_speak():
             console.print(f"critiques: {done} of {self._total}")
 
     def say(self, text: str) -> None:

@@ -168,14 +168,17 @@ class Collector:
         groups: Sequence[Sequence[tuple[Rollout, Critique | None]]],
         feedback_seconds: float,
     ) -> Batch:
-        usable = [c for group in groups for _, c in group if c is not None and c.status == "ok" and c.policy != "mask"]
+        """Contexts and Samples of a step's judged rollouts, and the numbers about them."""
+        flat = [rollout for group in groups for rollout, _ in group]
+        critiques = [critique for group in groups for _, critique in group if critique is not None]
+        usable = [critique for critique in critiques if critique.status == "ok" and critique.policy != "mask"]
         rewards_PG = torch.tensor([[rollout.reward for rollout, _ in group] for group in groups])
-        advantages_PG = group_advantages(rewards_PG, scale=self.objective.scale_rewards)
+        advantages_PG = group_advantages(rewards_PG, scale=self.objective.scale_rewards).tolist()
+        trains_P = _have_signal(rewards_PG) if self.skip_zero_std_groups else [True] * len(groups)
         contexts: list[Context] = []
         samples: list[Sample] = []
+        counts: Counter[str] = Counter(context_dropped_tokens=0, contexts_cut=0, unlocated_errors=0)
         masked: Counter[str] = Counter()
-        dropped_tokens, contexts_cut, unlocated = 0, 0, 0
-        trains_P = _have_signal(rewards_PG) if self.skip_zero_std_groups else [True] * len(groups)
         for row, (problem, prompt, group) in enumerate(zip(problems, student_prompts, groups, strict=True)):
             own = {rollout.rollout_id for rollout, _ in group}
             shown = _contexts(
@@ -184,49 +187,40 @@ class Collector:
                     problem=problem,
                     rollouts=[rollout for rollout, _ in group],
                     critiques=[critique for _, critique in group],
-                    elsewhere=[c for c in usable if c.rollout_id not in own],
+                    elsewhere=[critique for critique in usable if critique.rollout_id not in own],
                     other_problems=problems,
                 ),
             )
             contexts += shown
             for index, ((rollout, critique), context) in enumerate(zip(group, shown, strict=True)):
-                length = len(rollout.completion.ids)
                 attempt = self._attempt(rollout, critique, context, step)
-                unlocated += attempt.reward == 0 and attempt.first_error is None
+                counts["unlocated_errors"] += attempt.reward == 0 and attempt.first_error is None
                 terms = HYBRIDS[self.objective.hybrid](self.condition, attempt, self.objective)
                 if not trains_P[row]:
-                    terms = Terms(first_token=length)
+                    terms = Terms(first_token=len(rollout.completion.ids))
                 teacher_prompt = None
                 if context.text is not None and (terms.distillation_weight or terms.magnitude_mixing):
                     teacher_prompt = self.prompts.self_teacher(problem, context.text, introduction=context.introduction)
-                    dropped_tokens += teacher_prompt.dropped_tokens
-                    contexts_cut += teacher_prompt.dropped_tokens > 0
+                    counts["context_dropped_tokens"] += teacher_prompt.dropped_tokens
+                    counts["contexts_cut"] += teacher_prompt.dropped_tokens > 0
                 elif context.masked:
                     masked[context.masked] += 1
                 samples.append(
-                    Sample(
-                        rollout_id=rollout.rollout_id,
+                    _sample(
+                        rollout,
                         student_prompt_ids=prompt,
                         teacher_prompt_ids=teacher_prompt.ids if teacher_prompt else None,
-                        completion_ids=rollout.completion.ids,
-                        sampler_log_probs=rollout.completion.log_probs,
-                        loss_mask=tuple(place >= terms.first_token for place in range(length)),
-                        advantage=float(advantages_PG[row, index]),
-                        distillation_weight=terms.distillation_weight,
-                        policy_weight=terms.policy_weight,
-                        magnitude_mixing=terms.magnitude_mixing,
-                        entropy_damping=terms.entropy_damping,
+                        advantage=advantages_PG[row][index],
+                        terms=terms,
                         probe=self.probe(problem, rollout) if self.probe else None,
                     )
                 )
-        flat = [rollout for group in groups for rollout, _ in group]
-        critiques = [c for group in groups for _, c in group if c is not None]
+        if self.objective.hybrid != "rosd":
+            del counts["unlocated_errors"]  # nobody sought them
         numbers = {
             **_rollout_numbers(flat, rewards_PG),
             **(_critique_numbers(critiques) if self.rules else {}),
-            "context_dropped_tokens": float(dropped_tokens),  # of the context section; no other one is ever cut
-            "contexts_cut": float(contexts_cut),
-            **({"unlocated_errors": float(unlocated)} if self.objective.hybrid == "rosd" else {}),
+            **{name: float(count) for name, count in counts.items()},
             "skipped_groups": float(len(groups) - sum(trains_P)),
         }
         return Batch(
@@ -247,6 +241,32 @@ class Collector:
             first_error=first_wrong_token(rollout, critique, self.solver.tokenizer) if seeks_error else None,
             step=step,
         )
+
+
+def _sample(
+    rollout: Rollout,
+    *,
+    student_prompt_ids: tuple[int, ...],
+    teacher_prompt_ids: tuple[int, ...] | None,
+    advantage: float,
+    terms: Terms,
+    probe: tuple[int, int] | None,
+) -> Sample:
+    completion = rollout.completion
+    return Sample(
+        rollout_id=rollout.rollout_id,
+        student_prompt_ids=student_prompt_ids,
+        teacher_prompt_ids=teacher_prompt_ids,
+        completion_ids=completion.ids,
+        sampler_log_probs=completion.log_probs,
+        loss_mask=tuple(place >= terms.first_token for place in range(len(completion.ids))),
+        advantage=advantage,
+        distillation_weight=terms.distillation_weight,
+        policy_weight=terms.policy_weight,
+        magnitude_mixing=terms.magnitude_mixing,
+        entropy_damping=terms.entropy_damping,
+        probe=probe,
+    )
 
 
 def _contexts(design: str, group: designs.Group) -> list[Context]:
