@@ -339,3 +339,14 @@ def test_a_prompt_that_cannot_be_written_is_refused_before_anything_is_asked(
     assert message in done.stderr
     assert not server.bodies
     assert not (tmp_path / "out").exists()
+
+
+def test_a_password_in_the_address_is_nowhere_in_the_folder_and_work_goes_on_without_it(
+    serve: Callable[..., FaultServer], file: Path, tmp_path: Path
+) -> None:
+    server, out = serve(), tmp_path / "out"
+    done = run(file, out, server.url.replace("//", f"//user:{CANARY}@"))
+    assert done.returncode == 0, done.stderr
+    assert {header["authorization"].split()[0] for header in server.headers} == {"Basic"}
+    assert not [path for path in out.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
+    assert run(file, out, server.url, "--resume").returncode == 0

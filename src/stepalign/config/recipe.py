@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from stepalign.config.schema import Config, all_keys
 from stepalign.errors import ConfigError
+
+_USERINFO = re.compile(r"(https?://)[^/@\s]{1,512}@")
 
 
 def load_config(recipe: str | None, settings: Iterable[str] = ()) -> Config:
@@ -162,13 +165,14 @@ def check_checkpoint_rule(config: Config, sizes: Mapping[str, int] | None = None
 
 
 def to_toml(config: Config) -> str:
-    """The resolved configuration, every key included except those that are None."""
-    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+    """The resolved configuration, every key included except those that are None, and addresses without the
+    ``user:password@`` they may have: this text is kept in run folders."""
+    return tomli_w.dumps(_writable(config.model_dump(mode="json")))
 
 
-def _without_none(node: Any) -> Any:
+def _writable(node: Any) -> Any:
     if isinstance(node, dict):
-        return {key: _without_none(value) for key, value in node.items() if value is not None}
+        return {key: _writable(value) for key, value in node.items() if value is not None}
     if isinstance(node, list):
-        return [_without_none(value) for value in node]
-    return node
+        return [_writable(value) for value in node]
+    return _USERINFO.sub(r"\1", node) if isinstance(node, str) else node
