@@ -361,3 +361,9 @@ def test_the_padded_path_pads_little(tiny_solver: Solver) -> None:
 def test_an_empty_prompt_is_an_error(tiny_solver: Solver) -> None:
     with pytest.raises(ValueError, match="empty prompt"):
         completion_hidden(tiny_solver, [((3, 4), (5,)), ((), (5,))])
+
+
+@pytest.mark.parametrize("sequences", [[([5, 6], [])], [([5], []), ([5], [])]], ids=["one", "shared"])
+def test_empty_completions_have_no_hidden_states(tiny_solver: Solver, sequences: list[Scored]) -> None:
+    for score in (completion_hidden, padded_hidden):
+        assert score(tiny_solver, sequences).shape == (0, tiny_solver.head_VH.shape[1])

@@ -371,6 +371,24 @@ def test_a_batch_with_every_token_masked_changes_nothing(make_solver) -> None:
     assert numbers["trained_tokens"] == 0.0
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_a_masked_token_that_no_policy_would_draw_spoils_nothing(make_solver, beta: float) -> None:
+    """Its ratio to the sampler overflows, and infinity at the weight 0 is not 0."""
+    sample = make_sample(random.Random(1), "x", distillation_weight=0.0, policy_weight=1.0, advantage=0.7)
+    numbers, gradients = [], []
+    for at_masked in (-1.0, -1e4):
+        setting = Setting(make_solver, {"beta": beta})
+        log_probs = tuple(
+            p if kept else at_masked for p, kept in zip(sample.sampler_log_probs, sample.loss_mask, strict=True)
+        )
+        assert at_masked in log_probs
+        numbers.append(setting.learner.update([replace(sample, sampler_log_probs=log_probs)], setting.teacher, 0))
+        gradients.append([p.detach().clone() for p in setting.solver.model.parameters()])
+    assert numbers[0]["loss"] == numbers[1]["loss"]
+    assert numbers[1]["grad_norm"] > 0
+    assert all(map(torch.equal, *gradients))
+
+
 def test_masked_tokens_carry_no_gradient_and_idle_samples_still_count(make_solver, samples: list[Sample]) -> None:
     """Loss = sum over unmasked tokens / unmasked tokens of the whole batch: check both halves of the fraction."""
     one, other = Setting(make_solver, {}), Setting(make_solver, {})

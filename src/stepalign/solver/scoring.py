@@ -47,7 +47,8 @@ def completion_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tens
         packed_attention=packed_attention.draw_up(packing, device=device, dtype=solver.model.dtype),
         use_cache=False,
     )
-    return output.last_hidden_state[0].index_select(0, torch.tensor(packing.predictors, device=device))
+    predictors = torch.tensor(packing.predictors, dtype=torch.long, device=device)  # none where completions are empty
+    return output.last_hidden_state[0].index_select(0, predictors)
 
 
 def padded_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tensor:

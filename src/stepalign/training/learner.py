@@ -184,14 +184,15 @@ class Learner:
                 advantages_N[taught_N], compared.log_ratio.float(), mixing=mixing_N, clip=self._objective.rlsd_clip
             )
 
+        # Masked tokens take no part at all: a ratio that overflows there would spoil the sum even at the weight 0.
         anchored = bool(self._objective.beta)
-        rewarded_N = batch.rows(_is_rewarded)
-        scored_N = torch.ones_like(rewarded_N) if anchored else rewarded_N
+        rewarded_N = batch.rows(_is_rewarded) & batch.mask_N
+        scored_N = batch.mask_N if anchored else rewarded_N
         if not scored_N.any():
             return total
         token_ids, temperature = batch.token_ids_N[scored_N], self._temperature
         scored = fused_linear_log_probs(student_NH[scored_N], head_VH, token_ids=token_ids, temperature=temperature)
-        sums.add("student_entropy", scored.entropy[(batch.mask_N & ~taught_N)[scored_N]])  # the others are in already
+        sums.add("student_entropy", scored.entropy[~taught_N[scored_N]])  # the others are in already
         if rewarded_N.any():
             loss_N, clipped_N = clipped_policy_loss(
                 scored.log_probs[rewarded_N[scored_N]],
@@ -202,16 +203,16 @@ class Learner:
             )
             weights_N = (batch.weights_N * batch.per_token(lambda s: s.policy_weight))[rewarded_N]
             total = total + (weights_N * loss_N).sum()
-            sums.add("clip_ratio", clipped_N[batch.mask_N[rewarded_N]].float())
+            sums.add("clip_ratio", clipped_N.float())
         if anchored:
             with torch.no_grad(), teacher.reference_in_place(self._solver.model):
                 reference_NH = completion_hidden(self._solver, student_sequences)
                 reference = fused_linear_log_probs(
-                    reference_NH, self._solver.head_VH.data, token_ids=token_ids, temperature=temperature
+                    reference_NH[scored_N], self._solver.head_VH.data, token_ids=token_ids, temperature=temperature
                 )
             kl_N = kl_to_reference(reference.log_probs, scored.log_probs)
-            total = total + self._objective.beta * (batch.weights_N * kl_N).sum()
-            sums.add("kl", kl_N.detach()[batch.mask_N])
+            total = total + self._objective.beta * (batch.weights_N[scored_N] * kl_N).sum()
+            sums.add("kl", kl_N.detach())
         return total
 
     def _compare(

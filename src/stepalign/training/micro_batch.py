@@ -26,7 +26,7 @@ class MicroBatch:
     @classmethod
     def of(cls, samples: Sequence[Sample], loss_type: LossType, counts: StepCounts, device: torch.device) -> MicroBatch:
         """Flatten the samples. The counts are those of the whole step."""
-        ids_N = torch.tensor([i for s in samples for i in s.completion_ids], device=device)
+        ids_N = torch.tensor([i for s in samples for i in s.completion_ids], dtype=torch.long, device=device)
         mask_N = torch.tensor([m for s in samples for m in s.loss_mask], dtype=torch.bool, device=device)
         lengths_B = torch.tensor([sum(s.loss_mask) for s in samples], device=device)  # trained tokens only
         weights_N = torch.zeros(len(ids_N), device=device)
