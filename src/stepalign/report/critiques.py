@@ -87,7 +87,8 @@ def critique_lines(summary: Mapping[str, Any]) -> list[Text]:
         reasons = ", ".join(f"{amount} {name}" for name, amount in summary["masked"].items())
         lines.append(Text(f"masked: {count(masked)} ({reasons})"))
     for reason, amount in summary["skipped"].items():
-        lines.append(Text(f"{count(amount)} rows of the file were skipped: {visible(reason)}", style="yellow"))
+        rows = "1 row of the file was" if amount == 1 else f"{count(amount)} rows of the file were"
+        lines.append(Text(f"{rows} skipped: {visible(reason)}", style="yellow"))
     if paid := summary["paid"]:
         cost = number(paid["cost"])
         tokens = f"{count(paid['prompt_tokens'])} prompt and {count(paid['completion_tokens'])} completion tokens"
