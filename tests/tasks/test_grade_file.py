@@ -147,3 +147,19 @@ def test_what_a_user_gets_wrong(tmp_path: Path, grader: Grader, rows: list[Any],
     with pytest.raises(ConfigError, match="would replace the input"):
         run(source, source, grader)
     assert os.listdir(tmp_path) == ["in.jsonl"]
+
+
+def test_a_dot_names_a_column_inside_of_another(tmp_path: Path, grader: Grader) -> None:
+    rows = [
+        {"response": {"text": "\\boxed{7}"}, "meta": {"gold": 7}},
+        {"response": None, "meta": {"gold": 7}},
+        {"response": {"text": ""}, "meta": {"gold": 7}},
+        {"response.text": "\\boxed{7}", "response": {"text": "\\boxed{8}"}, "meta": {"gold": 7}},
+    ]
+    out = tmp_path / "out.jsonl"
+    source = str(write(tmp_path / "rows.jsonl", *rows))
+    grade_file(source, out, completion="response.text", answer="meta.gold", grader=grader)
+    verdicts = [json.loads(line)["verdict"] for line in out.read_text().splitlines()]
+    assert verdicts == ["correct", "undecided", "incorrect", "correct"]
+    with pytest.raises(ConfigError, match=r'no column "response\.words"'):
+        grade_file(source, out, completion="response.words", answer="meta.gold", grader=grader)

@@ -416,6 +416,23 @@ def test_split_is_stable_when_problems_come_and_go() -> None:
         split_problems(problems, {"train": 0.5})
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Find $\\dfrac{1}{2}$ of 6.", "find $\\frac{1}{2}$ of 6", True),
+        ("Solve \\(x\\,=\\,3\\)", "Solve $x=3$.", True),
+        ("Solve \\left(x\\right)^{2}", "Solve (x)^2", True),
+        ("It’s “a−b”", 'It\'s "a-b"', True),
+        ("What is 1.5 x?", "What is 15 x?", False),
+        ("What is 2+3?", "What is 2-3?", False),
+        ("n! is even", "n is even", False),
+    ],
+)
+def test_typesetting_hides_no_overlap(one: str, other: str, same: bool) -> None:
+    sets = {name: [Problem(problem_id=name, question=text, answer="1")] for name, text in (("a", one), ("b", other))}
+    assert [overlap.kind for overlap in find_overlaps(sets)] == (["normalised"] if same else [])
+
+
 def test_overlaps_between_sets() -> None:
     sets = {
         "train": [problem("What is 2 + 3?"), problem("What is 2 - 3?")],

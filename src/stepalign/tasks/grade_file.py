@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def grade_file(
 
     Args:
         source: JSON lines, JSON or Parquet; see :func:`~stepalign.tasks.rows.read_rows`.
-        completion: the column with the completion, thinking included.
+        completion: the column with the completion, thinking included; "response.text" is "text" inside of "response".
         answer: the column with the expected answer, bare or as a worked solution that marks it.
 
     Returns:
@@ -79,7 +79,7 @@ def _check_columns(rows: list[tuple[int, Row | Malformed]], columns: tuple[str, 
     first = [row for _, row in rows[:_LOOKED_AT] if not isinstance(row, Malformed)]
     known = list(dict.fromkeys(name for row in first for name in row))
     for column in columns:
-        if first and column not in known:
+        if first and column not in known and all(_cell(row, column) is None for row in first):
             raise ConfigError(
                 f'There is no column "{column}".', where=source, hint=did_you_mean(column, known, "the columns are")
             )
@@ -91,7 +91,9 @@ def _graded(
     """The grade of each row; those that can be graded are handed to the grader together."""
     faults = [_fault(row, completion, answer) for _, row in rows]
     good = [row for (_, row), fault in zip(rows, faults, strict=True) if not fault and not isinstance(row, Malformed)]
-    grades = iter(grader.grade_many([row[completion] for row in good], [cell_text(row[answer]) for row in good]))
+    grades = iter(
+        grader.grade_many([_cell(row, completion) for row in good], [cell_text(_cell(row, answer)) for row in good])
+    )
     for (number, _), fault in zip(rows, faults, strict=True):
         yield number, Grade("undecided", None, fault) if fault else next(grades)
 
@@ -101,13 +103,22 @@ def _fault(row: Row | Malformed, completion: str, answer: str) -> str:
     if isinstance(row, Malformed):
         return f"malformed row: {row.reason}"
     for column in (completion, answer):
-        if row.get(column) is None:
+        if _cell(row, column) is None:
             return f'malformed row: no "{column}"'
-    if not isinstance(row[completion], str):
+    if not isinstance(_cell(row, completion), str):
         return f'malformed row: "{completion}" is no text'
-    if not isinstance(row[answer], str | int | float):
+    if not isinstance(_cell(row, answer), str | int | float):
         return f'malformed row: "{answer}" is no text'
     return ""
+
+
+def _cell(row: Row, column: str) -> Any:
+    """What a column holds; "a.b" is the column b of what the column a holds, unless a column is called that."""
+    if column in row:
+        return row[column]
+    first, _, rest = column.partition(".")
+    inner = row.get(first) if rest else None
+    return _cell(inner, rest) if isinstance(inner, Mapping) else None
 
 
 def _line(number: int, grade: Grade) -> dict[str, Any]:

@@ -243,7 +243,8 @@ def split_problems(
 
 
 def find_overlaps(sets: Mapping[str, Iterable[Problem]]) -> list[Overlap]:
-    """Problems that stand in more than one set: with the same text, or the same but for spacing, case and punctuation.
+    """Problems that stand in more than one set: with the same text, or the same but for spacing, case, punctuation and
+    the typesetting of formulas (``\\dfrac``, ``\\left(``, ``\\,``, delimiters).
 
     A test set that shares problems with the training set measures memory. Empty when the sets are disjoint.
     """
@@ -251,7 +252,7 @@ def find_overlaps(sets: Mapping[str, Iterable[Problem]]) -> list[Overlap]:
     seen: dict[str, list[tuple[str, Problem]]] = {}
     for name, problems in sets.items():
         for problem in problems:
-            key = re.sub(r"[\s$.,;:!?'\"`]+", "", unicodedata.normalize("NFKC", problem.question).casefold())
+            key = _without_typesetting(problem.question)
             for other_name, other in seen.get(key, ()):
                 if other_name != name:
                     kind = "exact" if other.question == problem.question else "normalised"
@@ -266,6 +267,18 @@ def find_overlaps(sets: Mapping[str, Iterable[Problem]]) -> list[Overlap]:
                     )
             seen.setdefault(key, []).append((name, problem))
     return overlaps
+
+
+_TYPESETTING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![a-z])|\\[()\[\],;:! ]|[$~]|(?<=\\)[dt](?=frac)")
+_BRACED_CHARACTER = re.compile(r"\{(\w)\}")
+_PUNCTUATION = re.compile(r"[.,](?!\d)|(?<!\d)[.,]|[;:?'\"`\u2018-\u201f]|!\s*$")
+"""1.5 is not 15, and n! is not n."""
+
+
+def _without_typesetting(question: str) -> str:
+    text = unicodedata.normalize("NFKC", question).casefold().replace("\u2212", "-")
+    text = _BRACED_CHARACTER.sub(r"\1", _TYPESETTING.sub("", text))
+    return "".join(_PUNCTUATION.sub("", text).split())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
