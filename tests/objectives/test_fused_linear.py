@@ -23,6 +23,7 @@ from stepalign.objectives import (
     jensen_shannon,
     log_ratio,
     restrict_to_top_k,
+    row_walk,
     take_tokens,
 )
 
@@ -287,6 +288,15 @@ def test_the_route_of_a_gpu(monkeypatch, shared, gap):
     torch.testing.assert_close(found.per_token, expected.per_token, rtol=1e-5, atol=1e-5)
     for gradient, plain in zip(found_gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, plain, rtol=1e-2, atol=1e-2 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("vocabulary", [31, 700, 5000])
+def test_a_far_self_teacher_is_noticed_by_a_few_entries(vocabulary):
+    difference = torch.randn(40, vocabulary, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    difference[:, 0] = 0.0  # no single entry decides
+    assert not row_walk.is_far(difference * 1.5, 1.0)
+    assert row_walk.is_far(difference * 1.5, 2.0)
+    assert row_walk.is_far(difference * 3.0, 1.0)
 
 
 @pytest.mark.parametrize("chunk_tokens", [64, 5])
