@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from stepalign.compare import arm_differences, plan
+from stepalign.compare import arm_differences, compare, plan
 from stepalign.config import Config, arm_config, changed, difference, load_config
 
 SMALL = {
@@ -382,6 +382,35 @@ def test_an_arm_cannot_move_its_anchor(key: str) -> None:
         changed(load_config("arithmetic"), {"compare.arms": [{"name": "own", "set": {"evaluation.eval_steps": 3}}]}),
         Path("x"),
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"model.path": "no/model"}, "no/model"),
+        ({"data.test": "embedded:arithmetic", "data.train": "shared.jsonl"}, "data.train, data.test"),
+        ({"data.train": "bare.jsonl"}, "arm refsol: condition, data.train"),
+        ({"prompts.self_teacher": "{{ nothing }}"}, "arm refsol: template inline"),
+    ],
+)
+def test_what_every_run_would_stumble_over_is_said_once_and_leaves_no_folder(
+    settings: dict[str, str], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the folder would hold the mistaken recipe, and the mended one would be refused there."""
+    from stepalign.errors import ConfigError
+    from stepalign.progress import CompareDisplay
+    from stepalign.training.problem_sets import load_set
+
+    monkeypatch.chdir(tmp_path)
+    tested = load_set(load_config("arithmetic"), "test").problems[0]
+    Path("shared.jsonl").write_text(json.dumps({"question": tested.question, "answer": tested.answer}))
+    Path("bare.jsonl").write_text('{"question": "1 + 2", "answer": "3"}')
+    arms = [{"name": "grpo", "set": {"condition": "grpo", "sampling.num_generations": 2}}, {"name": "refsol"}]
+    config = changed(load_config("arithmetic"), {"condition": "refsol", "compare.arms": arms, **settings})
+    with pytest.raises(ConfigError) as told:
+        compare(config, "arithmetic", Path("out"), resume=False, watcher=CompareDisplay())
+    assert told.value.where == where
+    assert not Path("out").exists()
 
 
 def test_an_arm_with_longer_completions_is_evaluated_like_the_others() -> None:

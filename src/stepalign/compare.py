@@ -68,7 +68,10 @@ class RunsFailedError(UserError):
 
     def __init__(self, failures: Mapping[str, UserError], out: Path) -> None:
         first = next(iter(failures.values()))
-        each = "; ".join(f"{name}: {error.what}" for name, error in failures.items())
+        names_of: dict[str, list[str]] = {}
+        for name, error in failures.items():
+            names_of.setdefault(error.what, []).append(name)
+        each = "; ".join(f"{', '.join(names)}: {what}" for what, names in names_of.items())
         runs = "one run" if len(failures) == 1 else f"{len(failures)} runs"
         super().__init__(f"{runs} failed; {each}", where=first.where or str(out), hint=first.hint)
         self.failures = dict(failures)
@@ -161,6 +164,7 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, watcher: Wa
     """
     start = time.perf_counter()
     tasks = plan(config, out)
+    _check_inputs(tasks)
     stop = StopRequest("stopping: every run saves itself after its step; Ctrl-C once more stops at once")
     with RunFolder(out, config, resume=resume, kind="comparison"), stop.listening():
         _check_critics(tasks)
@@ -199,6 +203,23 @@ def _publish(results: dict[str, Any], out: Path) -> Path:
 
     write_tables(results, out)
     return write_report(out)
+
+
+def _check_inputs(tasks: list[Task]) -> None:
+    """Find out before anything is written what every run would stumble over: its problems, its model, its prompts."""
+    from stepalign.training.preflight import check_inputs
+
+    checked = set()
+    for task in tasks:
+        arm = task.name.partition("/")[0]  # seeds differ in nothing that is looked at
+        if not task.finished and task.name != SIGNAL and arm not in checked:
+            checked.add(arm)
+            try:
+                check_inputs(task.config)
+            except ConfigError as error:
+                if arm != BASE:  # the others are fine
+                    error.where = f"arm {arm}: {error.where}"
+                raise
 
 
 def _check_critics(tasks: list[Task]) -> None:
