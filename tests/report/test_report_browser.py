@@ -30,7 +30,9 @@ class Visit:
     """One open page with everything it asked for and complained about."""
 
     def __init__(self, browser: Any, path: Path, fragment: str = "", **options: Any) -> None:
-        self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        self.context = browser.new_context(
+            **({"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"} | options)
+        )
         self.page = self.context.new_page()
         self.requests: list[str] = []
         self.complaints: list[str] = []
@@ -50,6 +52,10 @@ class Visit:
     def press(self, *keys: str) -> None:
         for key in keys:
             self.page.keyboard.press(key)
+
+    def address(self) -> str:
+        """As the page has it: the driver hears of a changed fragment a moment later."""
+        return self.page.evaluate("location.href")
 
     def cursor(self) -> list[int]:
         return self.page.evaluate("[...document.querySelectorAll('.t.cur')].map((cell) => Number(cell.dataset.t))")
@@ -119,6 +125,31 @@ def test_alternatives_of_both_sides_are_listed(
     stored = first_wrong(signal)["contexts"][0]["top_teacher"][22]
     shown = seen.page.locator(".tops > div").nth(1).locator("li code").all_inner_texts()
     assert [text.strip() for text in shown] == [text.strip() for text, value in stored if value >= -9.2]
+
+
+@pytest.mark.parametrize("width", [1280, 900, 390])
+def test_no_alternative_is_cut_off(visit: Callable[..., Visit], report: Path, width: int) -> None:
+    """Beside the values or below them, the lists of alternatives have room in the card."""
+    seen = visit(report, "#rollout=r000&t=22&c=1,2", viewport={"width": width, "height": 900})
+    box, card = (seen.page.locator(name).bounding_box() for name in (".tops", ".dock"))
+    assert box["x"] >= card["x"]
+    assert box["x"] + box["width"] <= card["x"] + card["width"]
+    if width > 820:  # a phone scrolls the lists sideways
+        assert seen.page.evaluate("(tops => tops.scrollWidth - tops.clientWidth)(document.querySelector('.tops'))") <= 0
+
+
+def test_text_that_the_tokenizer_does_not_know_carries_a_note(
+    visit: Callable[..., Visit], signal: dict[str, Any], tmp_path: Path
+) -> None:
+    rollouts = [
+        {**rollout, "unknown_tokens": count} for rollout, count in zip(signal["rollouts"], (40, 1), strict=False)
+    ]
+    seen = visit(write_token_page({**signal, "rollouts": rollouts}, tmp_path / "unknown.html"), "#rollout=1")
+    assert seen.text(".note-unknown").endswith("unknown to this model’s tokenizer: the numbers mean little.")
+    seen.press("]")
+    seen.page.locator(".place", has_text="2 / 2").wait_for()
+    assert seen.text(".note-unknown").startswith("1 of ")
+    assert seen.text(".note-unknown").endswith("is unknown to this model’s tokenizer.")
 
 
 def test_panels_follow_each_other(visit: Callable[..., Visit], report: Path) -> None:
@@ -265,8 +296,8 @@ def test_deep_links_open_what_they_say(visit: Callable[..., Visit], report: Path
     assert seen.text(".place") == "2 / 6"
     assert seen.cursor()[0] == 43
     seen.press("ArrowLeft")
-    assert "rollout=r001" in seen.page.url
-    assert "t=42" in seen.page.url
+    assert "rollout=r001" in seen.address()
+    assert "t=42" in seen.address()
     for broken in ("#rollout=nothing&t=x", "#rollout=&t=-3&c=9,0,x", "#rollout=%00"):
         assert visit(report, broken).complaints == []
 
@@ -395,7 +426,7 @@ def test_pins_hold_the_card_and_are_copied_together(
         for context in first_wrong(signal)["contexts"]:
             assert card["contexts"][context["name"]]["ratio"] == round(context["log_ratio"][card["token"]], 6)
     seen.page.locator(".unpin").first.click()
-    assert "pins=30" in seen.page.url
+    assert "pins=30" in seen.address()
     seen.press("Escape")
     assert seen.page.locator(".pins").count() == 0
 
@@ -470,7 +501,7 @@ def test_dragging_across_a_strip_looks_closer_in_all_of_them(visit: Callable[...
     start, end = (int(part) for part in ranges[0].split(" to "))
     assert 8 <= start <= 14
     assert 22 <= end <= 28
-    assert f"range={start}-{end + 1}" in seen.page.url
+    assert f"range={start}-{end + 1}" in seen.address()
     bars = "document.querySelector('.strip .bars.plus').getAttribute('d').split('M').length - 1"
     bars += "+ document.querySelector('.strip .bars.minus').getAttribute('d').split('M').length - 1"
     assert seen.page.evaluate(bars) == end + 1 - start
@@ -490,8 +521,8 @@ def test_a_fixed_limit_is_the_same_for_every_rollout(visit: Callable[..., Visit]
     seen.page.locator(".fixed").fill("2.5")
     seen.page.locator(".fixed").press("Enter")
     assert seen.all(".ticks span")[-1] == "+2.50"
-    assert "limit=2.5" in seen.page.url
-    again = visit(report, "#" + seen.page.url.split("#")[1])
+    assert "limit=2.5" in seen.address()
+    again = visit(report, "#" + seen.address().split("#")[1])
     assert again.all(".ticks span")[-1] == "+2.50"
 
 

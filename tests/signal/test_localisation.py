@@ -189,6 +189,11 @@ def test_a_wrong_result_that_looks_like_the_rest_is_at_chance() -> None:
     assert numbers["share_of_abs_signal_in_wrong_step"]["value"] == pytest.approx(0.5)
 
 
+def test_one_rollout_has_no_interval() -> None:
+    for number in localise([signal("0", [0.3] * 6)], [WRONG])["numbers"]:
+        assert np.isnan([number["low"], number["high"]]).all(), number["name"]
+
+
 def test_a_context_that_suppresses_right_tokens_only_is_below_chance() -> None:
     numbers = by_name(localise([signal("x", [-3.0, -3.0, 1.0, 1.0, 1.0, 0.0])], [WRONG], resamples=100))
     assert numbers["auroc_wrong_result"]["value"] == 0.0

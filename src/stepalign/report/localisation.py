@@ -17,6 +17,7 @@ from stepalign.report.text import (
     count,
     decimal,
     number,
+    number_of,
     percent,
     signed,
 )
@@ -85,7 +86,7 @@ def _localisation_cell(item: Json | None, entry: Json, name: str) -> Cell:
     interval = ""
     if number(low) is not None and number(high) is not None:
         interval = f"{_quantity(low, name)} to {_quantity(high, name)}"
-    detail = f"{count(entry.get('num_rollouts'))} rollouts, {count(entry.get('num_wrong'))} of them wrong"
+    detail = f"{number_of(entry.get('num_rollouts'), 'rollout')}, {count(entry.get('num_wrong'))} of them wrong"
     if number(item.get("baseline")) is not None:
         detail += f"; baseline {_quantity(item.get('baseline'), name)}"
     return Cell(text=_quantity(item["value"], name), interval=interval, detail=detail)

@@ -15,7 +15,7 @@ from stepalign.report.payload import page_elements
 from stepalign.report.provenance import example_prompts, provenance_rows
 from stepalign.report.results import Difference, ResultsTable, differences, result_intervals, results_tables
 from stepalign.report.template import package_version, render_page, write_page
-from stepalign.report.text import MISSING, listing, megabytes, safe_json, seconds
+from stepalign.report.text import MISSING, listing, megabytes, number, safe_json, seconds
 
 FORMAT = 1
 
@@ -130,11 +130,14 @@ def _report_values(results: Mapping[str, Any]) -> dict[str, Any]:
 def _signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
     if signal is None:
         return {"signal": None, "levels": Markup(), "localisation": ([], [])}
+    scored = [number(entry.get("num_rollouts")) or 0 for entry in reading.rows_of(signal, "localisation")]
     index, rollouts = page_elements(signal)
     return {
         "signal": signal,
         "signal_index": Markup(index),
         "signal_rollouts": [Markup(text) for text in rollouts],
+        "num_drawn": len(rollouts),
+        "num_rollouts": max([*scored, len(rollouts)]),
         "localisation": localisation.localisation_rows(signal),
     }
 

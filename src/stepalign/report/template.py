@@ -20,7 +20,7 @@ import jinja2
 from markupsafe import Markup
 
 from stepalign.report import drawing, scale
-from stepalign.report.text import MISSING, decimal, number, percent, seconds, visible
+from stepalign.report.text import MISSING, count, decimal, number, number_of, percent, seconds, visible
 
 VIEWER_PARTS = (
     *("dom", "text", "scale", "data", "list", "head", "panels", "beside", "strip", "numbers", "card", "moves", "links"),
@@ -51,6 +51,8 @@ def render_page(template: str, values: dict[str, Any], parts: Sequence[str] = ()
         "percent": percent,
         "decimal": decimal,
         "clock": seconds,
+        "count": count,
+        "number_of": number_of,
         "arm_class": drawing.arm_class,
         "mark": _mark,
         "exact": _exact,

@@ -95,6 +95,11 @@ def count(value: Any) -> str:
     return MISSING if plain is None else f"{plain:,.0f}"
 
 
+def number_of(value: Any, name: str) -> str:
+    """A count with its noun: 1 rollout, 15,872 rollouts."""
+    return f"{count(value)} {name}" if value == 1 else f"{count(value)} {name}s"
+
+
 def seconds(value: Any) -> str:
     """A duration in the unit a person would choose."""
     plain = number(value)

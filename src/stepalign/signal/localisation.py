@@ -226,8 +226,8 @@ def localise_rollouts(
             {
                 "name": entry.name,
                 "value": found.value,
-                "low": found.low,
-                "high": found.high,
+                "low": found.low if len(rollouts) > 1 else float("nan"),  # one rollout has no spread
+                "high": found.high if len(rollouts) > 1 else float("nan"),
                 "baseline": entry.baseline(np.ones(len(rollouts))) if entry.baseline and rollouts else None,
                 "description": entry.description,
             }

@@ -40,11 +40,17 @@ function changed() {
   clearTimeout(timer);
   const missing = unready();
   say(missing);
-  if (!missing) timer = setTimeout(scoreDesk, DEBOUNCE);
+  timer = missing ? 0 : setTimeout(scoreDesk, DEBOUNCE);
+  markWaiting();
+}
+
+// Whether what is shown is still to catch up with what stands on the desk.
+function markWaiting() {
+  lab.toggleAttribute("data-waiting", Boolean(timer || asking));
 }
 
 async function scoreDesk() {
-  clearTimeout(timer);
+  timer = 0;
   const mine = (number += 1);
   if (asking) asking.abort();
   asking = new AbortController();
@@ -74,6 +80,7 @@ function cancelScoring() {
 function busy(on) {
   lab.setAttribute("aria-busy", String(on));
   fields.cancel.disabled = !on;
+  markWaiting();
   if (on) say("Scoring\u2026");
 }
 
@@ -177,7 +184,7 @@ function saveSheet() {
   document.body.append(link);
   link.click();
   link.remove();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 async function openFile(event) {

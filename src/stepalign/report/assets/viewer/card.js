@@ -160,15 +160,17 @@ function alternatives(rollout, contexts, readings, token) {
   // come without the blank that a piece of running text carries in front.
   const bare = (text) => text.trim() || text;
   const written = bare(rollout.pieces[token]);
-  return h("div", { class: "tops", tabindex: "0", role: "region", "aria-label": "Alternatives to token " + token }, ...lists.map(([title, flat]) => {
+  const region = h("div", { class: "tops", tabindex: "0", role: "region", "aria-label": "Alternatives to token " + token }, ...lists.map(([title, flat]) => {
     const items = [];
     for (let at = 0; at < flat.length; at += 2) {
       const bar = s("svg", { class: "chance", viewBox: "0 0 40 6", width: "40", height: "6", preserveAspectRatio: "none", "aria-hidden": "true" });
       bar.append(s("rect", { x: 0, y: 0, width: 40 * Math.exp(flat[at + 1]), height: 6 }));
       items.push(h("li", { class: bare(flat[at]) === written ? "written" : null }, h("code", { text: oneLine(flat[at].replace(/\ufffd/g, "\u205e")) }), bar, h("span", { text: chance(flat[at + 1]) })));
     }
-    return h("div", {}, h("p", { class: "tops-title", text: title }), h("ol", {}, ...items));
+    return h("div", {}, h("p", { class: "tops-title", title, text: title }), h("ol", {}, ...items));
   }));
+  region.style.setProperty("--lists", lists.length);
+  return region;
 }
 
 function copyCards(button) {

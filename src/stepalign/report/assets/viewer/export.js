@@ -144,7 +144,7 @@ function save(blob, ending) {
   document.body.append(link);
   link.click();
   link.remove();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 // One row per token: what the card shows, for every context that is stored.
