@@ -27,7 +27,7 @@ _NAMED = re.compile(
 )
 _FLIPPED = re.compile(r"([^=]+)=([A-Za-z])")
 _INITIALS = re.compile(r"[A-Z]{3}")
-_BASED = re.compile(r"([0-9A-Fa-f]+)_\{?(\d{1,2})\}?", re.ASCII)
+_BASED = re.compile(r"([0-9][0-9A-Fa-f]*|[A-F]+[0-9]+[0-9A-F]*)_\{?(\d+)\}?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"([-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)),(\d{1,2}|\d{4,})", re.ASCII)
 _UNSEEN_MARKS = ("'", "\\ldots")
 """What math-verify reads over: f' would be f, and 1, 2, ... would be 1, 2."""
@@ -127,14 +127,18 @@ def _equal_prose(gold: str, answer: str) -> tuple[Verdict, str]:
 
 
 def _equal_in_bases(gold: str, answer: str) -> tuple[Verdict, str] | None:
-    """Numbers with their base as subscript, which math-verify does not see; None for anything else."""
-    digits, given = _BASED.fullmatch(gold), _BASED.fullmatch(answer)
-    if not digits or not given:
+    """Numbers with their base as subscript, which math-verify does not see; None for anything else.
+
+    A base may be left out, as a unit may.
+    """
+    numbers = [match for match in (_BASED.fullmatch(gold), _BASED.fullmatch(answer)) if match]
+    if not numbers:
         return None
     try:
-        equal = int(digits[1], int(digits[2])) == int(given[1], int(given[2]))
+        values = {int(number[1], int(number[2]) or 1) for number in numbers}
     except ValueError:  # a digit or a base that does not exist
-        return None
+        return "incorrect", "different number"
+    equal = len(values) == 1 if len(numbers) == 2 else numbers[0][1] in (gold, answer)
     return ("correct", "equal number") if equal else ("incorrect", "different number")
 
 
