@@ -395,7 +395,8 @@ class ArmSection(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     label: str = ""
     set: dict[str, Any] = Field(default_factory=dict)
-    """Dotted keys and their values; ``condition`` is the usual one."""
+    """Dotted keys and their values; ``condition`` is the usual one. Where the arms start and how they are evaluated
+    (``model.path``, the student's prompt, held-out problems, ``evaluation``, seeds) is the same for all."""
 
     @field_validator("set")
     @classmethod
