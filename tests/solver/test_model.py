@@ -53,3 +53,18 @@ def test_a_warning_on_the_command_line_is_one_line_without_a_place_in_the_code(
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
     assert line.startswith(f"warning: the tokenizer of {model_folder} has no chat template")
+
+
+def test_a_name_that_cannot_be_loaded_is_told_apart_from_a_folder_without_tokenizer(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="a Hub name needs the network once"):
+        load_solver("nobody/has-this-model")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in model_folder.iterdir():
+        if not file.name.startswith("tokenizer"):
+            (bare / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ConfigError, match="save it beside the weights"):
+        load_solver(str(bare))

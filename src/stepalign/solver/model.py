@@ -108,8 +108,7 @@ def load_solver(
         raise ConfigError(
             f"no usable tokenizer for the model {path}",
             where=str(folder),
-            hint="save it beside the weights with tokenizer.save_pretrained(FOLDER); "
-            f"the loader said: {_first_line(error)}",
+            hint=f"{_where_it_should_be(folder)}; the loader said: {_first_line(error)}",
         ) from error
     if not tokenizer.chat_template and not plain_prompts:
         raise ConfigError(
@@ -204,6 +203,12 @@ def _resolve(path: str) -> str:
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ConfigError(f"no model at {path}", where=str(folder), hint="give a folder in Hugging Face layout")
     return path
+
+
+def _where_it_should_be(folder: str) -> str:
+    if Path(folder).is_dir():
+        return "save it beside the weights with tokenizer.save_pretrained(FOLDER)"
+    return "a Hub name needs the network once, and a token for a gated model; else name a local folder"
 
 
 def _first_line(error: Exception) -> str:
