@@ -110,4 +110,8 @@ def load_signal(folder: Path, rollout: str | None = None) -> dict[str, Any]:
             if rows[0]["rollout_id"] == rollout:
                 return {**signal, "rollouts": [*shown, page_rollout(rows)]}
     some = ", ".join(str(r.get("rollout_id")) for r in shown[:6])
-    raise ConfigError(f"there is no rollout {rollout!r}", where=str(path), hint=f"there are {some}, ...")
+    raise ConfigError(
+        f"there is no rollout {rollout!r}",
+        where=str(path),
+        hint=f"choose from {some}{', ...' if len(shown) > 6 else ''}",
+    )
