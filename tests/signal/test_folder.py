@@ -309,6 +309,7 @@ def test_text_that_the_tokenizer_does_not_know_is_scored_and_said(
     assert rows["spaced"]["unknown_tokens"] == 0
     for name, given in (("prose", ROW), ("spaced", spaced)):
         assert rows[name]["text"] == "".join(rows[name]["tokens"]) == given["completion"]
+    assert rows["spaced"]["tokens"][4:6] == [" 7\n\n", "+"]  # a line ends with its last token
     wrong = [rows["prose"]["tokens"][i] for i in rows["prose"]["wrong_tokens"]]
     assert "".join(wrong).strip().startswith("=")  # labels are found in the text as it was written
     print_rollout(load_signal(tmp_path / "out", "prose"), "prose", console=Console(width=80))

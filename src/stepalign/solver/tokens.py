@@ -174,8 +174,8 @@ def encode_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
     """The ids of a text that was written elsewhere, control tokens spelled out, and the characters behind each id.
 
     The spans cover the whole text, whatever the vocabulary lacks or a normaliser drops: a character that belongs to no
-    token goes with the token after it. None where the ids spell the text by themselves, or nobody knows the spans
-    (a tokenizer without offsets): then ``decode_with_spans`` has them.
+    token goes with the token after it, the end of a line with the one before. None where the ids spell the text by
+    themselves, or nobody knows the spans (a tokenizer without offsets): then ``decode_with_spans`` has them.
     """
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     if not ids or not tokenizer.is_fast or decode(tokenizer, ids) == text:
@@ -183,8 +183,13 @@ def encode_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
     found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
     spans: list[tuple[int, int]] = []
     reached = 0
-    for _, end in found["offset_mapping"]:
+    for start, end in found["offset_mapping"]:
         if end > reached:
+            line = text.rfind("\n", reached, start) + 1
+            if line and spans:  # what ends a line goes with the token before it
+                pieces = spans.count(spans[-1])
+                spans[-pieces:] = [(spans[-1][0], line)] * pieces
+                reached = line
             spans.append((reached, end))
             reached = end
         else:
