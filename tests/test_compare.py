@@ -390,7 +390,7 @@ def test_an_arm_cannot_move_its_anchor(key: str) -> None:
         ({"model.path": "no/model"}, "no/model"),
         ({"data.test": "embedded:arithmetic", "data.train": "shared.jsonl"}, "data.train, data.test"),
         ({"data.train": "bare.jsonl"}, "arm refsol: condition, data.train"),
-        ({"prompts.self_teacher": "{{ nothing }}"}, "arm refsol: template inline"),
+        ({"prompts.self_teacher": "{{ nothing }}"}, "template inline"),
     ],
 )
 def test_what_every_run_would_stumble_over_is_said_once_and_leaves_no_folder(
