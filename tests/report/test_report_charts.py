@@ -125,6 +125,12 @@ def test_bars_have_the_length_of_their_seconds() -> None:
     assert float(bars[1].attrib["x"]) == pytest.approx(float(bars[0].attrib["x"]) + one, abs=0.02)
 
 
+def test_bars_of_counts_have_no_decimals() -> None:
+    svg = charts.stacked_bars([("A", [("left", 43), ("fell", 17)])], title="t", unit="")
+    assert [text.text for text in parse(svg).iter(f"{NAMESPACE}text") if text.get("class") == "row-value"] == ["60"]
+    assert "43</title>" in svg
+
+
 def test_strip_chart_clips_and_keeps_the_sign() -> None:
     svg = charts.strip_chart([1.0, -1.0, 9.0, None, 0.0], title="t", limit=2.0, bands=[(0, 5, "1", "wrong")])
     paths = {path.get("class"): path.attrib["d"] for path in parse(svg).iter(f"{NAMESPACE}path")}

@@ -71,6 +71,17 @@ def test_costs_are_means_over_the_runs(results: dict[str, Any]) -> None:
         assert row["Critic calls"].classed("point")[0].words == f"{runs[0]['critic']['calls']:,}"
 
 
+def test_critiques_that_nobody_looked_at_are_not_said_to_be_without_findings(results: dict[str, Any]) -> None:
+    results = copy.deepcopy(results)
+    runs = [run for arm in results["arms"] for run in arm["runs"] if run["critic"]["calls"]]
+    for found, said in ((None, "without looking for findings"), ({}, "No critique had a finding"), ({"cut": 2}, "cut")):
+        for run in runs:
+            run["critic"]["findings"] = found
+        words = read_html(report_html(results)).all("main")[0].words
+        assert said in words
+        assert ("No critique had a finding" in words) == (found == {})
+
+
 def test_per_seed_rows_equal_the_file(results: dict[str, Any]) -> None:
     shown = table_rows(read_html(report_html(results)), "results", index=1)
     for metric in results["metrics"]:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from stepalign.report import drawing, page, scale
+from stepalign.report import drawing, scale, template
 
 LEVELS = range(-scale.LEVELS, scale.LEVELS + 1)
 
@@ -66,6 +66,6 @@ def test_limit_is_the_99th_percentile() -> None:
 
 def test_arm_colours_are_visible_on_both_papers() -> None:
     assert min(scale.contrast(colour, "#fcfbf8") for colour in (*drawing.ARM_COLOURS, drawing.BASE_COLOUR)) >= 3
-    assert min(scale.contrast(colour, "#14161a") for colour in page.DARK_ARMS) >= 3
+    assert min(scale.contrast(colour, "#14161a") for colour in template.DARK_ARMS) >= 3
     # Names at the ends of lines are text.
     assert min(scale.contrast(colour, "#fcfbf8") for colour in drawing.ARM_COLOURS) >= 4

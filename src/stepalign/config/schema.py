@@ -185,6 +185,11 @@ class CriticSection(_Section):
     retries: int = Field(default=1, ge=0)
     """How often a critique is asked for again under the policy ``retry``."""
 
+    @property
+    def judged(self) -> bool:
+        """Whether critiques are looked at: not those of a program, which knows the error, unless policies are named."""
+        return self.kind != "programmatic" or any(self.policies.model_dump().values())
+
 
 class SamplingSection(_Section):
     """How the solver attempts a problem while training."""

@@ -181,6 +181,11 @@ def stacked_bars(
     row_height: int = 34,
 ) -> str:
     """One horizontal bar per row, cut into named parts; the same name has the same colour in every row."""
+    counts = all(isinstance(value, int) for _, parts in rows for _, value in parts)
+
+    def amount(value: float) -> str:
+        return f"{value:,.{0 if counts else 1}f} {unit}".rstrip()
+
     names = list(dict.fromkeys(name for _, parts in rows for name, _ in parts))
     totals = [sum(defined(value for _, value in parts)) for _, parts in rows]
     ticks = nice_ticks(0.0, max(totals, default=1.0) or 1.0, 5)
@@ -202,7 +207,8 @@ def stacked_bars(
     for tick, text in zip(ticks, tick_texts(ticks, False), strict=True):
         at = frame.x(tick)
         out.append(f'<line class="grid" stroke="#e3e1da" {line_ends(at, frame.top, at, bottom)}/>')
-        out.append(words_at(at, bottom + 16, f"{text} {unit}" if tick == ticks[-1] else text, "tick", "middle"))
+        named = f"{text} {unit}".rstrip() if tick == ticks[-1] else text
+        out.append(words_at(at, bottom + 16, named, "tick", "middle"))
     for index, (label, parts) in enumerate(rows):
         middle = frame.top + row_height * (index + 0.5)
         out.append(words_at(left - 10, middle + 4, shortened(label), "row-name", "end"))
@@ -215,10 +221,10 @@ def stacked_bars(
             out.append(
                 f'<rect class="phase-{at}" fill="{PHASE_COLOURS[at]}" x="{px(frame.x(start))}" y="{px(middle - 9)}" '
                 f'width="{px(frame.x(start + size) - frame.x(start))}" height="18">'
-                f"<title>{safe(label)}: {safe(name)} {size:,.1f} {safe(unit)}</title></rect>"
+                f"<title>{safe(label)}: {safe(name)} {safe(amount(size))}</title></rect>"
             )
             start += size
-        out.append(words_at(frame.x(start) + 8, middle + 4, f"{start:,.1f} {unit}", "row-value"))
+        out.append(words_at(frame.x(start) + 8, middle + 4, amount(start), "row-value"))
     return svg(out, width, bottom + 26, title, "chart stacked-bars")
 
 

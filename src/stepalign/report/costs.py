@@ -68,17 +68,19 @@ def _setting(value: object) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool | list | dict) else str(value)
 
 
-def finding_rows(results: Json) -> tuple[list[str], list[tuple[Arm, list[str]]]]:
-    """Names of what was found wrong with critiques, and per arm that asked for any how many critiques have it."""
-    arms = [arm for arm in trained(arms_of(results)) if any(_calls(run) for run in arm.runs)]
-    found = {arm.name: [(run.get("critic") or {}).get("findings") or {} for run in arm.runs] for arm in arms}
+def finding_rows(results: Json) -> tuple[list[str], list[tuple[Arm, list[str]]], list[Arm]]:
+    """Names of what was found wrong with critiques; per arm how many critiques have it; arms that took them unread."""
+    asked = [arm for arm in trained(arms_of(results)) if any(_calls(run) for run in arm.runs)]
+    found = {arm.name: [(run.get("critic") or {}).get("findings") for run in arm.runs] for arm in asked}
+    found = {name: [table for table in tables if table is not None] for name, tables in found.items()}
+    arms = [arm for arm in asked if found[arm.name]]
     names = list(dict.fromkeys(name for tables in found.values() for table in tables for name in table))
     rows = []
     for arm in arms:
         calls = sum(_calls(run) for run in arm.runs)
         amounts = [sum(number(table.get(name)) or 0.0 for table in found[arm.name]) for name in names]
         rows.append((arm, [count(calls), *(f"{count(n)} ({percent(n / calls)})" if n else "0" for n in amounts)]))
-    return [name.replace("_", " ") for name in names], rows
+    return [name.replace("_", " ") for name in names], rows, [arm for arm in asked if not found[arm.name]]
 
 
 def _calls(run: Json) -> float:

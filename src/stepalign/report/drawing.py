@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
+
+from markupsafe import Markup
 
 from stepalign.report.text import number, visible
 
@@ -176,3 +179,19 @@ def defined(values: Iterable[float | None]) -> list[float]:
 def padded(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values, default=0.0), max(values, default=1.0)
     return (low, high) if high > low else (low - (abs(low) or 1.0) * 0.1, high + (abs(high) or 1.0) * 0.1)
+
+
+def drawn(
+    chart: Callable[..., str],
+    data: Any,
+    *,
+    wide: Mapping[str, Any] | None = None,
+    phone: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Markup:
+    """A chart, and where a phone needs another drawing of it to keep its text readable, both; the style shows one."""
+    large = Markup(chart(data, **options, **(wide or {})))
+    if phone is None:
+        return large
+    small = Markup(chart(data, **options, **phone))
+    return Markup(f'<div class="on-wide">{large}</div><div class="on-phone">{small}</div>')

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from stepalign.report import charts
+from stepalign.report.drawing import drawn
 from stepalign.report.template import render_page, write_page
 from stepalign.report.text import visible
 
@@ -33,11 +33,13 @@ def funnel_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def write_funnel(manifest: Mapping[str, Any], path: Path) -> Path:
     """The page of a selection: the funnel as bars and as a table, and what was measured with which model."""
     rows = manifest["funnel"]
-    bars = charts.stacked_bars(
+    bars = drawn(
+        charts.stacked_bars,
         [(row["label"], [("left", row["kept"]), ("fell", row["fell"]), ("unknown", row["unknown"])]) for row in rows],
         title="How many problems each gate lets through",
-        unit="problems",
-        width=860,
+        unit="",
+        wide={"width": 860},
+        phone={"width": 354},
     )
-    write_page(path, render_page("funnel.html.j2", {"manifest": manifest, "bars": Markup(bars)}))
+    write_page(path, render_page("funnel.html.j2", {"manifest": manifest, "bars": bars}))
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from stepalign.errors import ConfigError
 from stepalign.report import charts, costs, curves, localisation, prose, reading
+from stepalign.report.drawing import drawn
 from stepalign.report.payload import page_elements
 from stepalign.report.provenance import example_prompts, provenance_rows
 from stepalign.report.results import Difference, ResultsTable, differences, result_intervals, results_tables
@@ -145,25 +146,9 @@ def _signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
 PHONE_LINES = {"width": 354, "height": 260, "end_labels": False}
 
 
-def _drawn(
-    chart: Callable[..., str],
-    data: Any,
-    *,
-    wide: Mapping[str, Any] | None = None,
-    phone: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Markup:
-    """A chart, and where a phone needs another drawing of it to keep its text readable, both; the style shows one."""
-    large = Markup(chart(data, **options, **(wide or {})))
-    if phone is None:
-        return large
-    small = Markup(chart(data, **options, **phone))
-    return Markup(f'<div class="on-wide">{large}</div><div class="on-phone">{small}</div>')
-
-
 def _forest(table: ResultsTable, results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     return [
-        (name, _drawn(charts.interval_chart, rows, title=f"{name} of every arm with intervals", x_range=(0.0, 1.0)))
+        (name, drawn(charts.interval_chart, rows, title=f"{name} of every arm with intervals", x_range=(0.0, 1.0)))
         for name, rows in result_intervals(table, results)
         if any(row.value is not None for row in rows)
     ]
@@ -180,7 +165,7 @@ def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             "set": set_name,
             "checkpoint_rule": rule,
             "rows": rows,
-            "chart": _drawn(
+            "chart": drawn(
                 charts.interval_chart,
                 [row.chart for row in rows],
                 title=f"Paired differences in {metric} with intervals",
@@ -209,7 +194,7 @@ def _learning(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "label": label,
                 "metric": reading.metric_label(metric),
                 "charts": [
-                    _drawn(
+                    drawn(
                         charts.line_chart,
                         by_steps,
                         title=f"{label}, over optimizer steps",
@@ -217,7 +202,7 @@ def _learning(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                         phone=PHONE_LINES,
                         **shared,
                     ),
-                    _drawn(
+                    drawn(
                         charts.line_chart,
                         by_rollouts,
                         title=f"{label}, over solver rollouts",
@@ -231,7 +216,7 @@ def _learning(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "rollouts": rollouts,
                 "readings": readings if share else [],
                 "many_seeds": any(line.faint for line in by_steps),
-                "close_up": _drawn(
+                "close_up": drawn(
                     charts.line_chart,
                     curves.until(by_rollouts, common),
                     title=f"{label}, up to {common:,.0f} solver rollouts",
@@ -276,7 +261,7 @@ def _health(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _phases(results: Mapping[str, Any]) -> Markup | None:
     rows = costs.phase_rows(results)
     title = "Seconds by phase, mean over the runs of an arm"
-    return _drawn(charts.stacked_bars, rows, title=title, phone={"width": 354}) if rows else None
+    return drawn(charts.stacked_bars, rows, title=title, phone={"width": 354}) if rows else None
 
 
 def _every_metric(results: Mapping[str, Any]) -> list[dict[str, Any]]:

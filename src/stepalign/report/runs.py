@@ -95,17 +95,19 @@ def _arm(name: str, runs: Mapping[int, Path], configs: Mapping[Path, Config]) ->
         "label": name,
         "condition": own.condition,
         "config_diff": {key: new for key, (_, new) in difference(shared, own).items()},
-        "runs": [{"seed": seed, "path": str(folder), **_totals(folder)} for seed, folder in runs.items()],
+        "runs": [
+            {"seed": seed, "path": str(folder), **_totals(folder, configs[folder])} for seed, folder in runs.items()
+        ],
     }
 
 
-def _totals(folder: Path) -> dict[str, Any]:
+def _totals(folder: Path, config: Config) -> dict[str, Any]:
     """What a run has cost so far: from its last step, and what only a checkpoint remembers from the newest one."""
     lines = _lines(folder / "metrics.jsonl")
     last = json.loads(lines[-1]) if lines else {}
     states = sorted((folder / "checkpoints").glob("step-*/state.json"))
     saved = json.loads(states[-1].read_text(encoding="utf-8"))["progress"] if states else {}
-    critic = {**saved.get("critic", {}), "findings": saved.get("findings", {})}
+    critic = {**saved.get("critic", {}), "findings": saved.get("findings", {}) if config.critic.judged else None}
     return {
         "steps": last.get("step", 0),
         "rollouts": last.get("total_rollouts", 0),

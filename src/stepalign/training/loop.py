@@ -399,7 +399,7 @@ def run_summary(config: Config, progress: Progress) -> dict[str, Any]:
     }
     critic |= {name: progress.critic.get(name, 0) for name in ("retries", "prompt_tokens", "completion_tokens")}
     critic["cost"] = cost(config.critic.prices, critic["prompt_tokens"], critic["completion_tokens"])
-    critic["findings"] = dict(progress.findings)
+    critic["findings"] = dict(progress.findings) if config.critic.judged else None
     return {
         "seed": config.training.seed,
         "steps": progress.step,

@@ -41,7 +41,7 @@ TRL_NAMES = {
     "right_value_probability": "self_distillation/right_value_probability",
     "student_right_value_probability": "self_distillation/student_right_value_probability",
 }
-"""Our name in metrics.jsonl -> the name that is sent; others are sent as they are."""
+"""Our name in metrics.jsonl -> TRL's; others are the same, or ours alone."""
 
 
 class Tracker(Protocol):
@@ -221,7 +221,8 @@ class Trackers:
 
 
 def _trl_names(numbers: Mapping[str, Any]) -> dict[str, float | None]:
-    return {TRL_NAMES.get(name, name): value for name, value in numbers.items() if name != "step"}
+    """As a tracker shows them for TRL's trainers, which put ``train/`` before each."""
+    return {f"train/{TRL_NAMES.get(name, name)}": value for name, value in numbers.items() if name != "step"}
 
 
 def _evaluation_names(set_name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -109,11 +109,7 @@ def critic_prompt(config: Config, form: CritiqueForm) -> str:
 
 def make_rules(config: Config, grader: Grader) -> Rules | None:
     """How the recipe has critiques judged; None where every one is used whatever is found in it."""
-    section = config.critic
-    chosen = section.policies.model_dump()
-    if section.kind == "programmatic" and not any(chosen.values()):
-        return None  # a program says itself where the error is
-    return rules_of(config, grader)
+    return rules_of(config, grader) if config.critic.judged else None
 
 
 def rules_of(config: Config, grader: Grader) -> Rules:
