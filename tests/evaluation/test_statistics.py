@@ -32,6 +32,15 @@ def scipy_interval(values: np.ndarray, statistic: object, method: str) -> tuple[
     return result.confidence_interval.low, result.confidence_interval.high
 
 
+def test_one_value_has_no_interval_unless_it_is_a_share() -> None:
+    interval = bootstrap_mean([38.0])
+    assert interval.value == 38.0
+    assert math.isnan(interval.low)
+    assert math.isnan(interval.high)
+    # A Clopper-Pearson limit for 1 of 1.
+    assert bootstrap_mean([1.0], share=True).low == pytest.approx(0.025)
+
+
 @pytest.mark.parametrize("method", ["percentile", "bca"])
 def test_bootstrap_agrees_with_scipy(method: str) -> None:
     values = np.random.default_rng(0).exponential(size=60)
@@ -254,7 +263,7 @@ def test_levels_outside_the_unit_interval_are_errors() -> None:
         bootstrap_mean([0.0, 1.0], method="magic")  # pyright: ignore[reportArgumentType]
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(0, 5))
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30), st.integers(0, 5))
 def test_deterministic_ordered_and_inside_the_range(values: list[float], seed: int) -> None:
     interval = bootstrap_mean(values, resamples=200, seed=seed)
     assert interval == bootstrap_mean(values, resamples=200, seed=seed)

@@ -77,6 +77,9 @@ def bootstrap_mean(
         method: how limits follow from the resampled means.
         share: the values are shares in [0, 1]. When all are the same a bootstrap has zero width, which claims
             certainty: then the limits are those of :func:`_room_for_others`.
+
+    Returns:
+        The mean and its limits; limits NaN for one problem whose value is no share, everything NaN for none.
     """
     values_P = _vector(values_P)
     _check_level(level)
@@ -85,6 +88,8 @@ def bootstrap_mean(
     value = float(values_P.mean())
     if share and (values_P == values_P[0]).all():
         return _room_for_others(value, values_P.size, level, bounds=(0.0, 1.0))
+    if values_P.size == 1:  # one value says nothing about how values spread
+        return Interval(value, math.nan, math.nan, level)
     means_R = _resampled_means(values_P, resamples, np.random.default_rng(seed))
     if method == "percentile":
         low, high = _percentiles(means_R, level)
