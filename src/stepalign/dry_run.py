@@ -17,22 +17,14 @@ def describe(config: Config) -> str:
     Raises:
         ConfigError: anything the recipe got wrong.
     """
-    from stepalign.solver.model import load_solver
     from stepalign.training.hybrids import check_terms
     from stepalign.training.preflight import check_material, check_prompts
     from stepalign.training.problem_sets import load_sets
-    from stepalign.training.session import make_prompts
+    from stepalign.training.session import make_prompts, recipe_solver
 
     sets = load_sets(config)
     check_material(config, sets["train"].problems)
-    model = config.model
-    solver = load_solver(
-        model.path,
-        dtype=model.dtype,
-        trust_remote_code=model.trust_remote_code,
-        plain_prompts=model.plain_prompts,
-        weights=False,
-    )
+    solver = recipe_solver(config, weights=False)
     prompts = make_prompts(config, solver)
     condition = check_terms(config)
     check_prompts(config, solver, prompts, {name: found.problems for name, found in sets.items()})

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from stepalign.config import load_config
+from stepalign.dry_run import describe
 from stepalign.errors import ConfigError
 from stepalign.feedback.prompts import load_template
 from stepalign.records import Problem
 from stepalign.solver.model import load_solver, save_solver
 from stepalign.solver.tokens import PromptBuilder
+from stepalign.training.preflight import check_inputs
 
 
 def test_a_base_model_is_asked_in_plain_text_and_says_so(model_folder: Path, tmp_path: Path) -> None:
@@ -40,6 +44,17 @@ def test_a_base_model_is_asked_in_plain_text_and_says_so(model_folder: Path, tmp
     # What was trained under this template is asked under it ever after.
     save_solver(solver, tmp_path / "saved")
     assert load_solver(str(tmp_path / "saved")).tokenizer.chat_template == solver.tokenizer.chat_template
+
+
+def test_looking_ahead_asks_a_base_model_as_its_run_will(write_recipe: Callable[..., Path], model_folder: Path) -> None:
+    (model_folder / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match="no chat template"):
+        check_inputs(load_config(str(write_recipe())))
+    config = load_config(str(write_recipe(model__plain_prompts=True)))
+    with pytest.warns(UserWarning, match="no chat template"):
+        check_inputs(config)
+    with pytest.warns(UserWarning, match="no chat template"):
+        describe(config)
 
 
 def test_a_warning_on_the_command_line_is_one_line_without_a_place_in_the_code(

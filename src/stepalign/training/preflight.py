@@ -8,12 +8,12 @@ from stepalign.config import Config
 from stepalign.errors import ConfigError
 from stepalign.feedback.designs import Need, find_condition, find_design
 from stepalign.records import Problem
-from stepalign.solver.model import Solver, load_solver
+from stepalign.solver.model import Solver
 from stepalign.solver.tokens import PromptBuilder
 from stepalign.tasks.python_problems import is_test_program
 from stepalign.training.problem_sets import load_sets, named
 from stepalign.training.rollouts import problems_of_step
-from stepalign.training.session import make_prompts
+from stepalign.training.session import make_prompts, recipe_solver
 from stepalign.training.trackers import check_trackers
 
 SHOWN = 5
@@ -38,8 +38,7 @@ def check_inputs(config: Config) -> None:
     sets = load_sets(config)
     check_trackers(config)
     check_material(config, sets["train"].problems)
-    model = config.model
-    solver = load_solver(model.path, dtype=model.dtype, trust_remote_code=model.trust_remote_code, weights=False)
+    solver = recipe_solver(config, weights=False)
     check_prompts(config, solver, make_prompts(config, solver), {name: found.problems for name, found in sets.items()})
 
 

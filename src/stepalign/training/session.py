@@ -57,20 +57,26 @@ class Session:
 
 def open_session(config: Config, *, version: Callable[[], int] = lambda: 0) -> Session:
     """Load the solver and what goes with it. Raises ConfigError for anything the recipe got wrong."""
-    model = config.model
-    solver = load_solver(
-        model.path,
-        dtype=model.dtype,
-        device=model.device,
-        trust_remote_code=model.trust_remote_code,
-        plain_prompts=model.plain_prompts,
-    )
+    model, solver = config.model, recipe_solver(config)
     if model.lora is not None:
         solver = with_lora(solver, config)
     if model.gradient_checkpointing:
         solver.model.activation_checkpointing_enable()
     sampler = LocalSampler(solver, max_batch_tokens=config.sampling.max_batch_tokens, version=version)
     return Session(config, solver, sampler, make_prompts(config, solver), make_grader(config))
+
+
+def recipe_solver(config: Config, *, weights: bool = True) -> Solver:
+    """The solver that a recipe names; without weights its device does not matter."""
+    model = config.model
+    return load_solver(
+        model.path,
+        dtype=model.dtype,
+        device=model.device if weights else "cpu",
+        trust_remote_code=model.trust_remote_code,
+        plain_prompts=model.plain_prompts,
+        weights=weights,
+    )
 
 
 def with_lora(solver: Solver, config: Config) -> Solver:
