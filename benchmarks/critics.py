@@ -95,7 +95,7 @@ def bare_client(url: str, count: int, slots: int, folder: Path) -> int:
 
 def our_critic(url: str, count: int, slots: int, folder: Path) -> int:
     """The critic by itself, with its cache on disk."""
-    from stepalign.feedback.critics.endpoint import EndpointCritic
+    from stepalign.critics.endpoint import EndpointCritic
 
     with EndpointCritic(
         url, "critic", concurrency=slots, cache_path=folder / "cache.sqlite", ledger_path=folder / "ledger.jsonl"
@@ -107,8 +107,8 @@ def our_critic(url: str, count: int, slots: int, folder: Path) -> int:
 def whole_command(url: str, count: int, slots: int, folder: Path) -> int:
     """``stepalign critique`` without the start of its process."""
     from stepalign.config import changed, load_config
-    from stepalign.critique_rollouts import critique_rollouts
-    from stepalign.training.attempts import read_attempts
+    from stepalign.verbs.attempts import read_attempts
+    from stepalign.verbs.critique import critique_rollouts
 
     file = _attempts_file(folder, count)
     keys = {"critic.kind": "endpoint", "critic.base_urls": [url], "critic.model": "critic", "critic.concurrency": slots}
@@ -135,7 +135,7 @@ def _attempts_file(folder: Path, count: int) -> Path:
 
 
 def _requests(folder: Path, count: int) -> Any:
-    from stepalign.training.attempts import read_attempts
+    from stepalign.verbs.attempts import read_attempts
 
     return read_attempts(_attempts_file(folder, count)).requests
 
@@ -148,10 +148,6 @@ def main() -> None:
     options = parser.parse_args()
 
     import openai  # noqa: F401 - its start is nobody's throughput
-
-    import stepalign.critique_rollouts
-    import stepalign.feedback.critics.endpoint
-    import stepalign.report.critiques  # noqa: F401
 
     port = multiprocessing.Value("i", 0)
     server = multiprocessing.Process(target=serve, args=(port, options.latency, options.slots), daemon=True)

@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 
 from stepalign.config import load_config
+from stepalign.critics import CritiqueRequest
+from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
+from stepalign.domains.arithmetic.task import MODULUS, Trace, parse_question, write_solution
+from stepalign.domains.sets import load_set
 from stepalign.feedback import findings
-from stepalign.feedback.critics import CritiqueRequest
-from stepalign.feedback.critics.arithmetic import ArithmeticCritic, Faults
-from stepalign.feedback.review import Rules, review
 from stepalign.records import Completion, Problem, Rollout
-from stepalign.tasks.arithmetic import MODULUS, Trace, parse_question, write_solution
-from stepalign.training.problem_sets import load_set
+from stepalign.rollouts.review import Rules, review
 
 SHOWN = ("quotes_wrong_step", "wrong_answer", "misses_error", "invents_error", "full_solution", "not_verbatim")
 SHARE_WRONG = 0.7

@@ -34,9 +34,9 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from stepalign.config import ObjectiveSection, TrainingSection
+from stepalign.models.load import Solver
 from stepalign.objectives import forward_kl
 from stepalign.records import Sample
-from stepalign.solver.model import Solver
 from stepalign.training.learner import Learner
 from stepalign.training.teacher import Teacher
 

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from stepalign.tasks.grading import Grader, GraderConfig
+from stepalign.domains.math.grading import Grader, GraderConfig
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 HOSTILE = {

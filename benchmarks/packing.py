@@ -22,9 +22,9 @@ from functools import partial
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from stepalign.solver.model import Solver, build_tokenizer
-from stepalign.solver.packing import Scored, micro_batches
-from stepalign.solver.scoring import completion_hidden
+from stepalign.models.load import Solver, build_tokenizer
+from stepalign.models.packing import Scored, micro_batches
+from stepalign.models.scoring import completion_hidden
 
 VOCABULARY, ROWS, TOKENS = 8192, 8, 4096
 Batches = list[list[int]]

@@ -19,8 +19,8 @@ from functools import partial
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from stepalign.solver.model import Solver, build_tokenizer
-from stepalign.solver.sampling.local import LocalSampler
+from stepalign.models.load import Solver, build_tokenizer
+from stepalign.models.sampling.local import LocalSampler
 
 VOCABULARY, END_IDS = 128, [1, 2, 3]
 

@@ -26,13 +26,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
+from stepalign.build import make_prompts
 from stepalign.config import Config, changed
+from stepalign.models.load import Solver, build_tokenizer
 from stepalign.records import Completion, Problem, Rollout
-from stepalign.signal.folder import write_signal_folder
-from stepalign.signal.log_ratio import ScoringJob, _hidden_states, _windows, score
-from stepalign.signal.rows import Attempt, Shown
-from stepalign.solver.model import Solver, build_tokenizer
-from stepalign.training.session import make_prompts
+from stepalign.signal.records import Attempt, Shown
+from stepalign.signal.score import ScoringJob, _hidden_states, _windows, score
+from stepalign.verbs.signal.folder import write_signal_folder
 
 BUDGET = 16384
 """Tokens of a forward pass, the default of ``training.max_micro_batch_tokens``."""

@@ -23,7 +23,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from stepalign.solver.model import Solver
+    from stepalign.models.load import Solver
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -35,8 +35,8 @@ CHATML = (
 @pytest.fixture(scope="session")
 def word_tokenizer() -> PreTrainedTokenizerBase:
     """The embedded task's tokenizer: one id a word."""
-    from stepalign.solver.model import build_tokenizer
-    from stepalign.tasks.arithmetic import VOCABULARY
+    from stepalign.domains.arithmetic.task import VOCABULARY
+    from stepalign.models.load import build_tokenizer
 
     return build_tokenizer(VOCABULARY)
 
@@ -46,7 +46,7 @@ def make_solver(word_tokenizer: PreTrainedTokenizerBase) -> Callable[..., Solver
     """Fresh tiny solvers. Large random embeddings, so that the next-token distributions are far from uniform."""
     import torch
 
-    from stepalign.solver.model import Solver, build_tiny_solver
+    from stepalign.models.load import Solver, build_tiny_solver
 
     torch.set_num_threads(1)
 
@@ -112,7 +112,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 @pytest.fixture
 def model_folder(tmp_path: Path, make_solver: Callable[..., Solver]) -> Path:
     """A tiny solver in Hugging Face layout."""
-    from stepalign.solver.model import save_solver
+    from stepalign.models.load import save_solver
 
     folder = tmp_path / "model"
     save_solver(make_solver(), folder)

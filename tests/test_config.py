@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from stepalign.compare import arm_differences
 from stepalign.config import (
     ArmSection,
     Config,
@@ -32,6 +31,7 @@ from stepalign.config import (
     validate,
 )
 from stepalign.errors import ConfigError
+from stepalign.verbs.compare import arm_differences
 
 RECIPES = sorted(path.stem for path in recipe_folder().glob("*.toml"))
 

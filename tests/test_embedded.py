@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from stepalign.build import open_session
 from stepalign.config import load_config
+from stepalign.domains.arithmetic import task as arithmetic
+from stepalign.domains.arithmetic.corpus import draw_knowledge
+from stepalign.domains.sets import load_sets
 from stepalign.evaluation.evaluate import metrics_of, sample_and_grade
-from stepalign.solver.model import EMBEDDED, embedded_folder, load_solver
-from stepalign.tasks import arithmetic
-from stepalign.tasks.arithmetic_corpus import draw_knowledge
-from stepalign.training.problem_sets import load_sets
-from stepalign.training.session import open_session
-from stepalign.training.warmstart import WarmStart, copy_test, make_embedded
+from stepalign.models.load import EMBEDDED, embedded_folder, load_solver
+from stepalign.verbs.warmstart import WarmStart, copy_test, make_embedded
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_vllm_server_could_load_it() -> None:
 
 
 def test_references_follow_rho(config) -> None:
-    from stepalign.training.problem_sets import embedded_problems
+    from stepalign.domains.sets import embedded_problems
 
     shares = {
         rho: sum(p.metadata["reference_order"] == "R" for p in embedded_problems("train", rho)) for rho in (0, 0.5, 1)

@@ -13,14 +13,14 @@ pytest.importorskip("peft", reason="the extra `lora` is not installed")
 
 from safetensors.torch import load_file
 
+from stepalign.build import open_session
 from stepalign.config import Config, changed, load_config
+from stepalign.models.load import EMBEDDED, load_solver
+from stepalign.models.scoring import completion_hidden
 from stepalign.records import Sample
-from stepalign.solver.model import EMBEDDED, load_solver
-from stepalign.solver.scoring import completion_hidden
+from stepalign.storage.run_folder import read_json_lines
 from stepalign.training.learner import Learner
 from stepalign.training.loop import StopRequest, train
-from stepalign.training.run_folder import read_json_lines
-from stepalign.training.session import open_session
 from stepalign.training.teacher import Teacher
 
 

@@ -11,16 +11,16 @@ from fault_server import FaultServer, reply_to
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepalign.build import make_critic
 from stepalign.config import load_config
+from stepalign.critics import CRITIC_PROMPTS, CritiqueRequest
+from stepalign.critics.build import critic_prompt
+from stepalign.critics.endpoint import EndpointCritic
 from stepalign.feedback import critique as reasons
-from stepalign.feedback.critics import CRITIC_PROMPTS, CritiqueRequest
-from stepalign.feedback.critics.build import critic_prompt
-from stepalign.feedback.critics.endpoint import EndpointCritic
 from stepalign.feedback.critique import parse_comment, parse_critique
 from stepalign.feedback.designs import critique_forms
 from stepalign.feedback.prompts import load_template
 from stepalign.records import Completion, Critique, CritiqueForm, Problem, Rollout
-from stepalign.training.session import make_critic
 
 FORMS = get_args(CritiqueForm)
 REQUEST = CritiqueRequest(

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepalign.domains.python.sandbox import why_unavailable
 from stepalign.errors import ConfigError
 from stepalign.feedback.designs import (
     CONDITIONS,
@@ -21,7 +22,6 @@ from stepalign.feedback.designs import (
     make_contexts,
 )
 from stepalign.records import Completion, Critique, Problem, Rollout
-from stepalign.tasks.sandbox import why_unavailable
 
 REFERENCE = "<step_1> 1 + 2 = 3 ; <answer> 3"
 PROBLEM = Problem(problem_id="p", question="1 + 2", answer="3", reference=REFERENCE)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from stepalign.feedback.critics import CritiqueRequest
-from stepalign.feedback.critics.arithmetic import ArithmeticCritic
+from stepalign.critics import CritiqueRequest
+from stepalign.domains.arithmetic.critic import ArithmeticCritic
+from stepalign.domains.arithmetic.task import make_problem, parse_question
+from stepalign.domains.python.sandbox import why_unavailable
 from stepalign.feedback.designs import DESIGNS, Group, find_design, make_contexts
-from stepalign.feedback.designs.own import TEMPLATE_NEEDS
+from stepalign.feedback.designs.custom import TEMPLATE_NEEDS
 from stepalign.feedback.prompts import load_template
+from stepalign.problems.loading import load_problems
 from stepalign.records import Completion, Problem, Rollout
-from stepalign.tasks.arithmetic import make_problem, parse_question
-from stepalign.tasks.problems import load_problems
-from stepalign.tasks.sandbox import why_unavailable
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "designs.md").read_text(encoding="utf-8")

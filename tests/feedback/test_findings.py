@@ -6,12 +6,12 @@ from concurrent.futures import Future
 import pytest
 
 from stepalign.config import PoliciesSection
+from stepalign.critics import BUDGET_SPENT, CritiqueRequest
 from stepalign.errors import BudgetSpentError
 from stepalign.feedback import critique as reasons
-from stepalign.feedback.critics import BUDGET_SPENT, CritiqueRequest
 from stepalign.feedback.findings import FINDINGS, decide, policies
-from stepalign.feedback.review import Review, Rules, follow, review
 from stepalign.records import Completion, Critique, Problem, Rollout
+from stepalign.rollouts.review import Review, Rules, follow, review
 
 WRONG = "<step_1> 8 + 4 = 12 <step_2> 12 - 5 = 6 <step_3> 6 * 2 = 12 <answer> 12"
 RIGHT = "<step_1> 8 + 4 = 12 <step_2> 12 - 5 = 7 <step_3> 7 * 2 = 14 <answer> 14"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import report_fixtures as fixtures
 
-from stepalign.report.prose import notes
+from stepalign.report.summary_text import notes
 
 
 def test_the_budget_and_who_fell_short_are_told() -> None:

@@ -20,8 +20,8 @@ from stepalign.report.runs import run_results
 @pytest.fixture
 def trained(write_recipe: Callable[..., Path], tmp_path: Path) -> dict[str, Path]:
     """Two seeds of one run, and a run at another learning rate."""
+    from stepalign.stopping import StopRequest
     from stepalign.training.loop import train
-    from stepalign.training.stopping import StopRequest
 
     class Quiet:
         def phase(self, *_: Any, **__: Any) -> None: ...

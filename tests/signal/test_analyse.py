@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from stepalign.build import arithmetic_probe, collect_for_signal, open_session
 from stepalign.config import load_config
+from stepalign.domains.arithmetic import task as arithmetic
+from stepalign.domains.sets import load_sets
 from stepalign.signal.analyse import analyse, attempts_under
-from stepalign.signal.rows import analyse_attempts, truth_of
-from stepalign.tasks import arithmetic
-from stepalign.training.problem_sets import load_sets
-from stepalign.training.session import arithmetic_probe, collect_for_signal, open_session
+from stepalign.signal.records import analyse_attempts, truth_of
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from stepalign.compare import write_signal
+from stepalign.build import more_critiques
 from stepalign.config import changed, load_config
+from stepalign.domains.sets import load_set
 from stepalign.feedback.designs import DESIGNS, group_rollouts
-from stepalign.progress import TrainDisplay
-from stepalign.report.signal_file import read_rows
-from stepalign.signal.stored import analyse_run, stored_rollouts
+from stepalign.storage.signal_file import read_rows
 from stepalign.training.loop import StopRequest, train
-from stepalign.training.problem_sets import load_set
-from stepalign.training.session import more_critiques
+from stepalign.verbs.compare import write_signal
+from stepalign.verbs.progress import TrainDisplay
+from stepalign.verbs.signal.from_run import analyse_run, stored_rollouts
 
 SETTINGS = {
     "condition": "grpo",

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from stepalign.config import ObjectiveSection, TeacherSection, TrainingSection
 from stepalign.errors import ConfigError
+from stepalign.models.load import Solver, load_solver
 from stepalign.records import Sample
-from stepalign.solver.model import Solver, load_solver
 from stepalign.training.checkpoint import (
     find_checkpoints,
     load_latest,

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from stepalign.build import open_session
 from stepalign.config import Config, changed, load_config
-from stepalign.dry_run import describe
+from stepalign.domains.sets import load_sets
 from stepalign.errors import ConfigError
 from stepalign.training.loop import StopRequest, train
 from stepalign.training.preflight import check_dtype
-from stepalign.training.problem_sets import load_sets
-from stepalign.training.session import open_session
+from stepalign.verbs.dry_run import describe
 
 
 class Told:

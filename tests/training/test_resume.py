@@ -18,8 +18,8 @@ import pytest
 
 from stepalign.config import Config, changed, load_config
 from stepalign.errors import ConfigError
+from stepalign.storage.run_folder import read_json_lines
 from stepalign.training.loop import Interrupted, StopRequest, train
-from stepalign.training.run_folder import read_json_lines
 
 STEPS = 24
 SETTINGS = {

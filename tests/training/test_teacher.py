@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stepalign.config import TeacherSection
-from stepalign.solver.model import Solver
+from stepalign.models.load import Solver
 from stepalign.training.teacher import Teacher
 
 

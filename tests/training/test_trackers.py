@@ -25,7 +25,7 @@ import os
 from pathlib import Path
 from stepalign.config import load_config
 from stepalign.training.loop import train
-from stepalign.training.stopping import StopRequest
+from stepalign.stopping import StopRequest
 
 class Listener:
     def phase(self, *_): ...

@@ -34,11 +34,11 @@ def critique(
     resume: ResumeOption = False,
 ) -> None:
     """Ask a critic about stored attempts and say what is wrong with its critiques: a linter for feedback."""
-    from stepalign.critique_rollouts import critique_rollouts
-    from stepalign.feedback.critics.build import served_model
-    from stepalign.progress import CritiqueDisplay, console
+    from stepalign.critics.build import served_model
     from stepalign.report.critiques import critique_lines
-    from stepalign.training.attempts import read_attempts
+    from stepalign.verbs.attempts import read_attempts
+    from stepalign.verbs.critique import critique_rollouts
+    from stepalign.verbs.progress import CritiqueDisplay, console
 
     attempts = read_attempts(rollouts, _pairs(columns))
     keys = {"critic.cache_only": True} if cache_only else {}

@@ -45,9 +45,9 @@ def signal(
     settings: SetOption = None,
 ) -> None:
     """A_t of attempts under several contexts: signal.jsonl, arrays and a page; goes on where it stopped."""
-    from stepalign.progress import console, progress_bars
-    from stepalign.signal.plain import find_file
-    from stepalign.signal.stored import analyse_file, analyse_run
+    from stepalign.verbs.progress import console, progress_bars
+    from stepalign.verbs.signal.from_jsonl import find_file
+    from stepalign.verbs.signal.from_run import analyse_file, analyse_run
 
     path = find_file(source)
     names = tuple(name.strip() for name in contexts.split(",") if name.strip())
@@ -112,8 +112,8 @@ def lab(
     settings: SetOption = None,
 ) -> None:
     """A local page: edit feedback and see at once which tokens it reinforces or suppresses."""
-    from stepalign.lab import open_lab
-    from stepalign.progress import console
+    from stepalign.verbs.lab import open_lab
+    from stepalign.verbs.progress import console
 
     def announce(text: str) -> None:
         console.print(f"lab: {text}")
@@ -132,9 +132,9 @@ ContextOption = Annotated[
 
 def show(folder: SignalArgument, rollout: RolloutOption = "0", contexts: ContextOption = None) -> None:
     """One rollout in the terminal, token by token: the twin of the page."""
-    from stepalign.progress import console
     from stepalign.report import print_rollout
-    from stepalign.report.signal_file import load_signal
+    from stepalign.storage.signal_file import load_signal
+    from stepalign.verbs.progress import console
 
     print_rollout(load_signal(folder, rollout), rollout, contexts=contexts or (), console=console)
 
@@ -152,9 +152,9 @@ def figure(
     dpi: Annotated[int, typer.Option("--dpi", help="Dots per inch of a PNG.", min=30, max=1200)] = 300,
 ) -> None:
     """One rollout as a picture for a paper: contexts stacked, one scale, fonts embedded."""
-    from stepalign.progress import console
     from stepalign.report.figure import parse_width, write_figure
-    from stepalign.report.signal_file import load_signal
+    from stepalign.storage.signal_file import load_signal
+    from stepalign.verbs.progress import console
 
     inches = parse_width(width)
     missing = write_figure(
@@ -174,10 +174,10 @@ def report(
     ] = None,
 ) -> None:
     """The page and the tables of a comparison, of a run, or of several runs side by side; finished or not."""
-    from stepalign.progress import console
+    from stepalign.verbs.progress import console
 
     if len(folders) == 1 and (folders[0] / "arms").is_dir():
-        from stepalign.compare import rewrite_results
+        from stepalign.verbs.compare import rewrite_results
 
         console.print(f"page: {rewrite_results(folders[0])}")
         return

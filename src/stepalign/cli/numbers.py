@@ -32,8 +32,8 @@ def evaluate(
     settings: SetOption = None,
 ) -> None:
     """Pass@k, Maj@k and Avg@k with intervals, completion length and truncation; completions lie beside the numbers."""
-    from stepalign.progress import PhaseDisplay, console, headline
-    from stepalign.training.evaluation import evaluate_model
+    from stepalign.verbs.evaluate import evaluate_model
+    from stepalign.verbs.progress import PhaseDisplay, console, headline
 
     config, source = config_for_model(model, recipe, settings, {"evaluation.num_samples": n})
     student = config.prompts.student.strip().splitlines()[0]
@@ -60,9 +60,9 @@ def grade(
     workers: Annotated[int, typer.Option("--workers", help="Child processes; 0: one per core.", min=0)] = 0,
 ) -> None:
     """Verdict, extracted answer and reason for every row of a file; goes on where it was stopped."""
-    from stepalign.progress import console, progress_bars
-    from stepalign.tasks.grade_file import grade_file
-    from stepalign.tasks.grading import Grader, GraderConfig
+    from stepalign.domains.math.grading import Grader, GraderConfig
+    from stepalign.verbs.grade import grade_file
+    from stepalign.verbs.progress import console, progress_bars
 
     config = GraderConfig(function=grader or None, seconds=seconds, num_workers=workers or os.cpu_count() or 1)
     with Grader(config) as opened, progress_bars(transient=True) as bars:
@@ -90,9 +90,9 @@ def select(
     resume: ResumeOption = False,
 ) -> None:
     """Keep the problems that the solver solves seldom but not never, well formatted, and that the critic can solve."""
-    from stepalign.progress import PhaseDisplay, console
     from stepalign.report.funnel import funnel_table, write_funnel
-    from stepalign.training.select import select as run
+    from stepalign.verbs.progress import PhaseDisplay, console
+    from stepalign.verbs.select import select as run
 
     named = [f"data.train={json.dumps(problems)}"] if problems else []
     config = load_config(recipe, [*(settings or ()), *named])

@@ -54,9 +54,9 @@ def train(
     check_checkpoint_rule(config)
     if dry_run:
         return _dry_run(config)
-    from stepalign.progress import TrainDisplay, console
+    from stepalign.stopping import Interrupted, StopRequest
     from stepalign.training.loop import train as run
-    from stepalign.training.stopping import Interrupted, StopRequest
+    from stepalign.verbs.progress import TrainDisplay, console
 
     command = resume_command("train", recipe, out, settings)
     notice = "stopping: the run saves itself after this step; Ctrl-C once more stops at once"
@@ -78,8 +78,8 @@ def warmstart(
     steps: Annotated[int, typer.Option("--steps", help="Only so many steps, to try it out.", min=0)] = 0,
 ) -> None:
     """Make the embedded solver and its problem sets again, from nothing."""
-    from stepalign.progress import console, progress_bars
-    from stepalign.training.warmstart import make_embedded
+    from stepalign.verbs.progress import console, progress_bars
+    from stepalign.verbs.warmstart import make_embedded
 
     with progress_bars(transient=True) as bars:
         row = bars.add_task("warm start", total=None, note="")
@@ -97,7 +97,7 @@ def warmstart(
 
 def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool, dry_run: bool) -> None:
     config = load_config(recipe, settings or ())
-    from stepalign.compare import RunsFailedError, arm_differences, compare, plan
+    from stepalign.verbs.compare import RunsFailedError, arm_differences, compare, plan
 
     plan(config, out)  # every arm must be valid before the first one runs
     if dry_run:
@@ -105,10 +105,10 @@ def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool
             changes = ", ".join(f"{key} = {value!r}" for key, value in keys.items())
             print(f"arm {name}: {changes or 'as the shared configuration'}")
         return _dry_run(config)
+    from stepalign.domains.sets import load_set
     from stepalign.evaluation.comparison import detectable_difference
-    from stepalign.progress import CompareDisplay, console
     from stepalign.report.table import results_table
-    from stepalign.training.problem_sets import load_set
+    from stepalign.verbs.progress import CompareDisplay, console
 
     num_test = len(load_set(config, "test").problems)
     if num_test > 1:
@@ -134,6 +134,6 @@ def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool
 
 
 def _dry_run(config: Config) -> None:
-    from stepalign.dry_run import describe
+    from stepalign.verbs.dry_run import describe
 
     print(describe(config))

@@ -70,7 +70,7 @@ def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> 
 
     Args:
         answers: extracted answer of each completion, equal strings for equal answers (see
-            ``stepalign.tasks.grading.canonical_answer``), None where there is none.
+            ``stepalign.domains.math.grading.canonical_answer``), None where there is none.
         correct: whether each completion is correct. Where equal answers were graded differently, their class is right
             to the extent of its correct share. Entries of unparsed completions are ignored.
         k: completions per draw.

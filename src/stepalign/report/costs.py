@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from stepalign.report.reading import (
+from stepalign.report.results_schema import (
     Arm,
     Json,
     arms_of,

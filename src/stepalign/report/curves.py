@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stepalign.report.charts import Series
-from stepalign.report.reading import (
+from stepalign.report.results_schema import (
     Arm,
     Json,
     arms_of,

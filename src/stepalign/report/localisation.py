@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from stepalign.report.reading import (
+from stepalign.report.results import Cell
+from stepalign.report.results_schema import (
     Json,
     find_by,
     rows_of,
 )
-from stepalign.report.results import Cell
 from stepalign.report.text import (
     MISSING,
     count,

@@ -10,7 +10,9 @@ from typing import Any
 from markupsafe import Markup
 
 from stepalign.errors import ConfigError
-from stepalign.report import charts, costs, curves, localisation, prose, reading
+from stepalign.report import charts, costs, curves, localisation
+from stepalign.report import results_schema as reading
+from stepalign.report import summary_text as prose
 from stepalign.report.drawing import drawn
 from stepalign.report.payload import page_elements
 from stepalign.report.provenance import example_prompts, provenance_rows

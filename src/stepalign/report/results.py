@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepalign.report.charts import Interval
-from stepalign.report.reading import (
+from stepalign.report.results_schema import (
     METRIC_FAMILIES,
     METRIC_HELP,
     Arm,

@@ -10,9 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from stepalign.report.prose import notes
-from stepalign.report.reading import CHECKPOINT_RULES, level_text
 from stepalign.report.results import Cell, ResultsTable, results_tables
+from stepalign.report.results_schema import CHECKPOINT_RULES, level_text
+from stepalign.report.summary_text import notes
 from stepalign.report.text import visible
 
 _COLOURS = ("cyan", "yellow", "magenta", "red", "green", "blue", "white", "bright_black")

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from stepalign.feedback import designs
+from stepalign.models.load import Solver
+from stepalign.models.prompts import PromptBuilder
 from stepalign.records import Critique, Problem, Rollout
-from stepalign.report.signal_file import Row, grouped, page_rollout
 from stepalign.signal.localisation import Summary, localise_rollouts, summarise_rollout
-from stepalign.signal.rows import CASES, Attempt, Shown, analyse_attempts, signal_of, truth_of
+from stepalign.signal.records import CASES, Attempt, Shown, analyse_attempts, signal_of, truth_of
 from stepalign.signal.trace import WrongResult
-from stepalign.solver.model import Solver
-from stepalign.solver.tokens import PromptBuilder
+from stepalign.storage.signal_file import Row, grouped, page_rollout
 
 DEFINITION = "A_t = log p(y_t | question, context, y_<t) - log p(y_t | question, y_<t)"
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from stepalign.errors import ConfigError
 from stepalign.feedback.alignment import align
 from stepalign.feedback.steps import split_steps
+from stepalign.models.load import Solver
+from stepalign.models.prompts import decode_with_spans, tokens_inside
 from stepalign.records import Critique, Problem, Rollout, Step, StepStatus
-from stepalign.solver.model import Solver
-from stepalign.solver.tokens import decode_with_spans, tokens_inside
 
 WrongResult = Callable[[Problem, Rollout], tuple[int, int] | None]
 """Where the truth is known: (position of the token with the first wrong result, id of the right one)."""

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepalign.errors import ConfigError
-from stepalign.solver.model import Solver, save_solver
-from stepalign.training.run_folder import sync_folder
+from stepalign.models.load import Solver, save_solver
+from stepalign.storage.run_folder import sync_folder
 
 TRAINABLE = "trainable.safetensors"
 """Written only where the Hugging Face files do not hold the trainable weights under the model's own names."""

@@ -18,6 +18,10 @@ import torch
 
 from stepalign.config import ObjectiveSection, TrainingSection
 from stepalign.errors import ConfigError
+from stepalign.models.compiling import pays_to_compile
+from stepalign.models.load import Solver
+from stepalign.models.packing import Scored, micro_batches
+from stepalign.models.scoring import completion_hidden
 from stepalign.objectives import (
     FusedDivergence,
     StepCounts,
@@ -30,10 +34,6 @@ from stepalign.objectives import (
     truncated_importance_weights,
 )
 from stepalign.records import Sample
-from stepalign.solver.compiling import pays_to_compile
-from stepalign.solver.model import Solver
-from stepalign.solver.packing import Scored, micro_batches
-from stepalign.solver.scoring import completion_hidden
 from stepalign.training.micro_batch import MicroBatch
 from stepalign.training.teacher import Teacher
 

@@ -22,28 +22,28 @@ from typing import Any, Protocol
 
 import torch
 
-from stepalign.config import Config, check_checkpoint_rule
-from stepalign.errors import BudgetSpentError, ConfigError
-from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
-from stepalign.feedback.critics.build import make_rules
-from stepalign.feedback.critics.ledger import cost
-from stepalign.records import Problem, to_json
-from stepalign.solver.model import EMBEDDED, Solver, save_solver
-from stepalign.training import checkpoint as checkpoints
-from stepalign.training.guards import Guards
-from stepalign.training.hybrids import check_terms
-from stepalign.training.learner import Learner
-from stepalign.training.preflight import check_dtype, check_material, check_prompts
-from stepalign.training.problem_sets import fingerprint, load_sets
-from stepalign.training.rollouts import Batch, Collector, derive_seed, problems_of_step
-from stepalign.training.run_folder import RunFolder, read_json_lines
-from stepalign.training.session import (
+from stepalign.build import (
     Session,
     arithmetic_probe,
     make_critic,
     open_session,
 )
-from stepalign.training.stopping import Interrupted, StopRequest
+from stepalign.config import Config, check_checkpoint_rule
+from stepalign.critics.build import make_rules
+from stepalign.critics.ledger import cost
+from stepalign.domains.sets import fingerprint, load_sets
+from stepalign.errors import BudgetSpentError, ConfigError
+from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
+from stepalign.models.load import EMBEDDED, Solver, save_solver
+from stepalign.records import Problem, to_json
+from stepalign.rollouts.collect import Batch, Collector, derive_seed, problems_of_step
+from stepalign.rollouts.credit import check_terms
+from stepalign.stopping import Interrupted, StopRequest
+from stepalign.storage.run_folder import RunFolder, read_json_lines
+from stepalign.training import checkpoint as checkpoints
+from stepalign.training.guards import Guards
+from stepalign.training.learner import Learner
+from stepalign.training.preflight import check_dtype, check_material, check_prompts
 from stepalign.training.teacher import Teacher
 from stepalign.training.trackers import check_trackers, open_trackers
 

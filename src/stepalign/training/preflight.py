@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from stepalign.build import make_prompts, recipe_solver
 from stepalign.config import Config
+from stepalign.domains.python.problems import is_test_program
+from stepalign.domains.sets import load_sets, named
 from stepalign.errors import ConfigError
 from stepalign.feedback.designs import Need, find_condition, find_design
+from stepalign.models.load import Solver
+from stepalign.models.prompts import PromptBuilder
 from stepalign.records import Problem
-from stepalign.solver.model import Solver
-from stepalign.solver.tokens import PromptBuilder
-from stepalign.tasks.python_problems import is_test_program
-from stepalign.training.problem_sets import load_sets, named
-from stepalign.training.rollouts import problems_of_step
-from stepalign.training.session import make_prompts, recipe_solver
+from stepalign.rollouts.collect import problems_of_step
 from stepalign.training.trackers import check_trackers
 
 SHOWN = 5

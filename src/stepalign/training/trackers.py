@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from stepalign.config import Config
 from stepalign.errors import ConfigError
-from stepalign.training.run_folder import read_json_lines
+from stepalign.storage.run_folder import read_json_lines
 
 STEP = "train/global_step"
 """The axis of every chart: finished optimizer steps."""

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from stepalign.errors import ConfigError
 from stepalign.feedback.designs import critiques, outcomes, solutions
+from stepalign.feedback.designs.custom import is_own, load_own
 from stepalign.feedback.designs.design import Design, Group, Need, NothingToShow
-from stepalign.feedback.designs.own import is_own, load_own
 from stepalign.records import Context, CritiqueForm, Rollout
 
 __all__ = [

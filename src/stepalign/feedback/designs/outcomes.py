@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from stepalign.domains.python.problems import is_test_program, outcome_of
 from stepalign.feedback.designs.design import Group, NothingToShow, joined, verdict_word
-from stepalign.tasks.python_problems import is_test_program, outcome_of
 
 
 def nothing(group: Group, index: int) -> None:

@@ -1,0 +1,261 @@
+"""From a configuration to live objects: everything that `train`, `evaluate` and `signal` share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepalign.config import Config, changed
+from stepalign.critics import Critic, CritiqueRequest
+from stepalign.critics.build import make_endpoint_critic, make_programmatic_critic, make_rules
+from stepalign.domains.arithmetic import task as arithmetic
+from stepalign.domains.math.grading import Grader, canonical_answer
+from stepalign.domains.sets import make_grader
+from stepalign.errors import ConfigError
+from stepalign.feedback import designs
+from stepalign.feedback.prompts import load_template
+from stepalign.models.load import EMBEDDED, Solver, load_solver
+from stepalign.models.prompts import PromptBuilder, decode
+from stepalign.models.sampling import Sampler
+from stepalign.models.sampling.local import LocalSampler
+from stepalign.records import Completion, Critique, Problem, Rollout, Verdict
+from stepalign.rollouts.collect import Collector
+from stepalign.rollouts.review import Rules, follow
+
+
+@dataclass(slots=True)
+class Session:
+    """A solver with the means to sample from it and to judge what it writes."""
+
+    config: Config
+    solver: Solver
+    sampler: Sampler
+    prompts: PromptBuilder
+    grader: Grader
+
+    def sample(self, problems: Sequence[Problem], num_samples: int, seed: int) -> list[list[Completion]]:
+        """Completions as the evaluation draws them."""
+        return self.sampler.sample(
+            [self.prompts.student(problem) for problem in problems],
+            num_samples=num_samples,
+            temperature=self.config.evaluation.temperature,
+            max_tokens=self.config.evaluation_length,
+            seed=seed,
+        )
+
+    def grade(self, problem: Problem, completion: Completion) -> tuple[str, str | None, Verdict]:
+        """(text, canonical answer, verdict) of a completion."""
+        text = decode(self.solver.tokenizer, completion.ids)
+        grade = self.grader.grade(text, problem.answer)
+        return text, canonical_answer(grade.answer) if grade.answer is not None else None, grade.verdict
+
+    def close(self) -> None:
+        self.grader.close()
+
+
+def open_session(config: Config, *, version: Callable[[], int] = lambda: 0) -> Session:
+    """Load the solver and what goes with it. Raises ConfigError for anything the recipe got wrong."""
+    model, solver = config.model, recipe_solver(config)
+    if model.lora is not None:
+        solver = with_lora(solver, config)
+    if model.gradient_checkpointing:
+        solver.model.activation_checkpointing_enable()
+    sampler = LocalSampler(solver, max_batch_tokens=config.sampling.max_batch_tokens, version=version)
+    return Session(config, solver, sampler, make_prompts(config, solver), make_grader(config))
+
+
+def recipe_solver(config: Config, *, weights: bool = True) -> Solver:
+    """The solver that a recipe names; without weights its device does not matter."""
+    model = config.model
+    return load_solver(
+        model.path,
+        dtype=model.dtype,
+        device=model.device if weights else "cpu",
+        trust_remote_code=model.trust_remote_code,
+        plain_prompts=model.plain_prompts,
+        weights=weights,
+    )
+
+
+def with_lora(solver: Solver, config: Config) -> Solver:
+    """The solver with trainable adapters. Raises ConfigError when peft is not installed."""
+    section = config.model.lora
+    assert section is not None
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ConfigError("model.lora needs peft", hint='pip install "stepalign[lora]"') from error
+    import torch
+
+    torch.manual_seed(config.training.seed)  # the adapter's first values are part of the run's seed
+    adapters = LoraConfig(
+        r=section.r,
+        lora_alpha=section.alpha,
+        target_modules=list(section.targets),
+        lora_dropout=0.0,
+        bias="none",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+        return Solver(get_peft_model(solver.model, adapters), solver.tokenizer)  # type: ignore[arg-type]
+
+
+def make_prompts(config: Config, solver: Solver) -> PromptBuilder:
+    """The prompts of student and self-teacher; the latter leaves room for a completion in the model's context."""
+    section = config.prompts
+    room = (solver.context_length or 10**9) - config.sampling.max_completion_length
+    return PromptBuilder(
+        solver.tokenizer,
+        student=load_template(section.student),
+        self_teacher=load_template(section.self_teacher),
+        system=section.system,
+        student_chat_options=section.student_chat_options,
+        teacher_chat_options=section.teacher_chat_options,
+        max_teacher_prompt_length=max(1, min(section.max_teacher_prompt_length, room)),
+        allow_different_suffix=section.allow_different_suffix,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Critics
+
+
+def make_critic(
+    config: Config,
+    folder: Path | None,
+    design_names: Sequence[str],
+    announce: Callable[[str], None] | None = None,
+    ledger_folder: Path | None = None,
+) -> Critic | None:
+    """The critic that the designs need, or None when none of them does.
+
+    A critic writes one form of critique: that of the first design which needs one.
+
+    Args:
+        folder: where the cache of an endpoint's replies lies unless ``critic.cache`` names a file.
+        announce: told in one line when the endpoint pauses.
+        ledger_folder: the run folder, where every attempt of the endpoint is written down.
+
+    Raises:
+        ConfigError: a programmatic critic for problems it does not know.
+        EndpointError: the endpoint does not answer.
+    """
+    forms = designs.critique_forms(design_names)
+    if not forms:
+        return None
+    form, section = forms[0], config.critic
+    if section.kind == "programmatic":
+        if config.data.train != EMBEDDED:
+            raise ConfigError(
+                "the programmatic critic knows the embedded task only",
+                where="critic.kind",
+                hint="give a served critic: --set critic.kind=endpoint --set critic.base_urls='[\"http://...\"]' "
+                "--set critic.model=NAME, or drop what needs one from condition and signal.contexts",
+            )
+        return make_programmatic_critic(config, form)
+    return make_endpoint_critic(config, form=form, cache_folder=folder, ledger_folder=ledger_folder, announce=announce)
+
+
+def check_critic(config: Config, design_names: Sequence[str]) -> None:
+    """Ask whether the critic that the designs need would work, and write nothing. Raises as ``make_critic`` does."""
+    without_cache = changed(config, {"critic.cache": ""}, "critic check")
+    critic = make_critic(without_cache, None, design_names)
+    if critic is not None:
+        critic.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The truth about steps, where a program knows it
+
+
+def arithmetic_probe(solver: Solver) -> Callable[[Problem, Rollout], tuple[int, int] | None]:
+    """Where an attempt at an embedded problem states its first wrong result, and the id of the right one."""
+    vocabulary = solver.tokenizer.get_vocab()
+    values = {value: vocabulary.get(str(value)) for value in range(arithmetic.MODULUS)}
+
+    def probe(problem: Problem, rollout: Rollout) -> tuple[int, int] | None:
+        found = arithmetic.diagnose(problem.question, rollout.text)
+        if found.correction is None:
+            return None
+        if found.num_right >= min(len(found.attempt.steps), len(found.correction.steps)):
+            return None  # nothing wrong, or a step too many
+        wrong, right = found.attempt.steps[found.num_right], found.correction.steps[found.num_right]
+        if (wrong.value, wrong.signed_operand) != (right.value, right.signed_operand):
+            return None  # the books went wrong, not the fact
+        position = 7 * found.num_right + 5  # one id a word: tag, value, operator, operand, equals, result, end
+        stated = rollout.completion.ids[position] if position < len(rollout.completion.ids) else None
+        meant = values[right.result]
+        return (position, meant) if meant is not None and stated == values[wrong.result] else None
+
+    return probe
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rollouts for analysis
+
+
+def collect_for_signal(
+    session: Session, problems: Sequence[Problem], folder: Path, seed: int
+) -> list[tuple[Problem, Rollout, Critique | None]]:
+    """``signal.num_rollouts`` graded rollouts at the sampling temperature, with the critiques that the contexts need.
+
+    One rollout per problem; groups of eight where a context shows siblings.
+    """
+    config = session.config
+    contexts = config.signal.contexts
+    with_siblings = any("siblings" in designs.find_design(name).needs for name in contexts)
+    num_generations = max(8, config.sampling.num_generations) if with_siblings else 1
+    forms = designs.critique_forms(contexts)
+    critic = make_critic(config, folder, _of_form(contexts, forms[0])) if forms else None
+    collector = Collector(
+        solver=session.solver,
+        sampler=session.sampler,
+        prompts=session.prompts,
+        grader=session.grader,
+        critic=critic,
+        condition=designs.find_condition("none"),
+        num_generations=num_generations,
+        temperature=config.sampling.temperature,
+        max_completion_length=config.sampling.max_completion_length,
+        rules=make_rules(config, session.grader),
+    )
+    chosen = problems[: -(-config.signal.num_rollouts // num_generations)]
+    try:
+        batch = collector.collect(chosen, 0, seed)
+    finally:
+        if critic is not None:
+            critic.close()
+    critiques = {critique.rollout_id: critique for critique in batch.critiques}
+    by_id = {problem.problem_id: problem for problem in chosen}
+    return [(by_id[r.problem_id], r, critiques.get(r.rollout_id)) for r in batch.rollouts]
+
+
+def more_critiques(
+    config: Config,
+    folder: Path | None,
+    rollouts: Sequence[tuple[Problem, Rollout, Critique | None]],
+    contexts: Sequence[str],
+    rules: Rules | None = None,
+) -> list[Critique]:
+    """Critiques in the forms that some context asks for and the rollouts do not come with."""
+    there = {critique.form for _, _, critique in rollouts if critique is not None}
+    found: list[Critique] = []
+    for form in designs.critique_forms(contexts):
+        critic = make_critic(config, folder, _of_form(contexts, form)) if form not in there else None
+        if critic is None:
+            continue
+        try:
+            requests = [CritiqueRequest(problem=problem, rollout=rollout) for problem, rollout, _ in rollouts]
+            pending = {critic.submit(request): request for request in requests}
+            found += [review.critique for review in follow(critic, pending, rules)]
+        finally:
+            critic.close()
+    return found
+
+
+def _of_form(contexts: Sequence[str], form: str) -> list[str]:
+    return [
+        name for name in contexts if designs.find_design(name).needs_critic and designs.find_design(name).form == form
+    ]

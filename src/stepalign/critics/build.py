@@ -1,0 +1,126 @@
+"""The critic that a recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from stepalign.config import Config
+from stepalign.critics import CRITIC_PROMPTS, Critic
+from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
+from stepalign.domains.math.grading import Grader
+from stepalign.domains.python import problems as python_problems
+from stepalign.errors import ConfigError
+from stepalign.feedback import findings
+from stepalign.problems.rows import is_environment
+from stepalign.records import CritiqueForm
+from stepalign.rollouts.review import Rules
+
+CACHE = "critiques.sqlite"
+"""Replies of an endpoint critic, where the recipe names no other file."""
+LEDGER = "critic-ledger.jsonl"
+"""Every HTTP attempt of one run."""
+
+
+def make_programmatic_critic(config: Config, form: CritiqueForm = "trace") -> Critic:
+    """The critic of the embedded task, as faulty as the recipe asks."""
+    faults = Faults(**config.critic.quality.model_dump())
+    return ArithmeticCritic(form=form, faults=faults, seed=config.training.seed)
+
+
+def make_endpoint_critic(
+    config: Config,
+    *,
+    form: CritiqueForm = "trace",
+    cache_folder: Path | None = None,
+    ledger_folder: Path | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> Critic:
+    """A critic behind an OpenAI-compatible address.
+
+    Args:
+        form: what it is asked to write.
+        cache_folder: where the replies lie unless ``critic.cache`` names a file; without both nothing is kept.
+        ledger_folder: where the attempts are written down; a budget then holds for all processes of a run.
+        announce: told in one line when the servers pause.
+
+    Raises:
+        ConfigError: no model, or a replay without a cache.
+        EndpointError: no address answers.
+    """
+    from stepalign.critics.endpoint import EndpointCritic
+
+    section = config.critic
+    if not section.model:
+        raise ConfigError("critic.model is empty", hint="--set critic.model=NAME-ON-THE-SERVER")
+    critic = EndpointCritic(
+        section.base_urls,
+        section.model,
+        api_key_env=section.api_key_env or None,
+        prompt_template=critic_prompt(config, form),
+        form=form,
+        sees=section.sees,
+        structured=section.structured,
+        temperature=section.temperature,
+        max_tokens=section.max_tokens,
+        concurrency=section.concurrency,
+        timeout=section.timeout,
+        attempt_timeout=section.attempt_timeout,
+        cache_path=Path(section.cache) if section.cache else cache_folder and cache_folder / CACHE,
+        cache_only=section.cache_only and cache_folder is not None,
+        token_budget=section.token_budget,
+        cost_budget=section.cost_budget,
+        prices=section.prices or None,
+        ledger_path=ledger_folder and ledger_folder / LEDGER,
+        announce=announce,
+    )
+    if not section.cache_only:
+        try:
+            critic.check()
+        except BaseException:
+            critic.close()
+            raise
+    return critic
+
+
+def served_model(config: Config) -> str:
+    """The one model that the critic's servers offer, for a recipe that names none.
+
+    Raises:
+        ConfigError: they offer several, or have no list.
+        EndpointError: no address answers, or the key is refused.
+    """
+    from stepalign.critics.chat import redact_url
+    from stepalign.critics.servers import list_models
+
+    section = config.critic
+    found = list_models(section.base_urls, section.api_key_env or None)
+    if len(found) == 1:
+        return found[0]
+    what = f"the critic's server offers {len(found)} models" if found else "the critic's server lists no models"
+    known = f", one of {', '.join(found[:5])}" if found else ""
+    raise ConfigError(what, where=", ".join(map(redact_url, section.base_urls)), hint=f"--model NAME{known}")
+
+
+def critic_prompt(config: Config, form: CritiqueForm) -> str:
+    """The critic's prompt template: the recipe's, or the packaged one that asks for another form than a trace."""
+    return config.prompts.critic if config.prompts.critic != CRITIC_PROMPTS["trace"] else CRITIC_PROMPTS[form]
+
+
+def make_rules(config: Config, grader: Grader) -> Rules | None:
+    """How the recipe has critiques judged; None where every one is used whatever is found in it."""
+    return rules_of(config, grader) if config.critic.judged else None
+
+
+def rules_of(config: Config, grader: Grader) -> Rules:
+    """The recipe's policies, with the grader to compare answers."""
+    section = config.critic
+    # Tests, or the task of an environment, stand where other problems have an answer: nothing to compare texts with.
+    has_answers = config.data.columns != python_problems.PRESET and not is_environment(
+        config.data.grader_function or ""
+    )
+    return Rules(
+        policies=findings.policies(section.policies.model_dump(), served=section.kind == "endpoint"),
+        retries=section.retries,
+        same_answer=lambda answer, expected: not has_answers or grader.compare(answer, expected).verdict != "incorrect",
+    )

@@ -1,0 +1,1 @@
+"""The embedded task: arithmetic on a 20-hour clock."""

@@ -1,0 +1,275 @@
+"""The normal form of an answer: which answers are the same text or the same number. Pure functions.
+
+Everything here reads text that a model wrote, inside the trainer's own process: each scan is linear in the length of
+the text, and an answer of more than ``MAX_LENGTH`` characters is never analysed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from stepalign.domains.math.notation import closing_bracket, depth, parse_number, split_sequence, split_top
+from stepalign.domains.math.units import currency_of, split_unit
+
+MAX_LENGTH = 512
+"""Characters of an answer that are looked into; extraction cuts longer ones just above it."""
+MAX_DEPTH = 64
+"""Nesting of brackets that is looked into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer in normal form."""
+
+    text: str
+    """Without decoration, spacing and unit; text commands are unwrapped and words are in lower case."""
+    unit: str = ""
+    """Base unit with its power where it is a known one, "%" included; "" otherwise."""
+    number: Fraction | None = None
+    """The exact value where the answer is a plain number, read without its per cent sign."""
+    label: str = ""
+    """"B" of "(B) 12", a choice with what it stands for; the rest of the answer is then "12"."""
+
+
+_CHARACTERS = str.maketrans(
+    {
+        **dict.fromkeys("−–—﹣－", "-"),
+        **dict.fromkeys("×·⋅∙", "\\times "),
+        **dict.fromkeys("\u00a0\u2002\u2003\u2009\u200a\u202f\u3000\t\n\r", " "),
+        **{chr(ord("０") + digit): str(digit) for digit in range(10)},
+        **{"÷": "/", "⁄": "/", "∕": "/", "，": ",", "（": "(", "）": ")", "％": "%", "’": "'", "＝": "="},
+        **{
+            "π": "\\pi ",
+            "∞": "\\infty ",
+            "√": "\\sqrt ",
+            "≤": "\\le ",
+            "≥": "\\ge ",
+            "≠": "\\ne ",
+            "≈": "=",
+            "±": "\\pm ",
+            "…": "\\ldots ",
+        },
+        **{"∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "θ": "\\theta ", "α": "\\alpha "},
+        **{"°": "\\degree ", "²": "^{2}", "³": "^{3}", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}"},
+    }
+)
+_COMMANDS = {
+    **dict.fromkeys(("dfrac", "tfrac", "cfrac"), "\\frac"),
+    **dict.fromkeys(("left", "right", "displaystyle", "textstyle", "limits", "bigl", "bigr", "Bigl", "Bigr"), ""),
+    **dict.fromkeys(("big", "Big", "bigg", "Bigg", "mathopen", "mathclose"), ""),
+    **dict.fromkeys(("dots", "cdots", "dotsc", "dotsb"), "\\ldots"),
+    **dict.fromkeys(("quad", "qquad", "enspace", "thinspace"), " "),
+    **{"leq": "\\le", "geq": "\\ge", "leqslant": "\\le", "geqslant": "\\ge", "lt": "<", "gt": ">", "neq": "\\ne"},
+    **{"cdot": "\\times", "ast": "\\times", "div": "/", "lbrace": "\\{", "rbrace": "\\}", "langle": "(", "rangle": ")"},
+    **{
+        "lbrack": "[",
+        "rbrack": "]",
+        "varnothing": "\\emptyset",
+        "circ": "\\degree",
+        "approx": "=",
+        "simeq": "=",
+        "euro": "€",
+        "pounds": "£",
+        "percent": "%",
+    },
+}
+_TEXT_COMMANDS = (
+    "text|textbf|textit|textrm|textnormal|textsf|texttt|emph|underline|mbox|mathrm|mathbf|mathit|mathsf|boldsymbol|bm"
+)
+_COMMAND = re.compile(r"(\\\\)|\\([A-Za-z]+)|(\\!)|(\\[ ,;:>]|~)")
+_COLOUR = re.compile(r"\\(?:text)?color ?\{[A-Za-z]{1,20}\}")
+_PRIME = re.compile(r"\^ ?(?:\\prime(?![A-Za-z])|\{ ?\\prime ?\})")
+_TEXT = re.compile(rf"\\(?:{_TEXT_COMMANDS})\*?\s?\{{([^{{}}]*)\}}")
+_OPERATOR = re.compile(r"\\operatorname\*? ?\{ ?([A-Za-z]+) ?\}")
+_DEGREE = re.compile(r"(?:\^ ?\{ ?\\degree ?\}|\^? ?\\degree(?![A-Za-z]))(?: ?\"? ?(?P<scale>[CF]) ?\"?$)?")
+_DEGREE_UNITS = {"": "degree", "C": "degree/celsius", "F": "degree/fahrenheit"}
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
+_WORD_NAME = re.compile(r'(?:"[A-Za-z ]{2,40}"|[A-Za-z ]{4,40}) ?= ?([^=]+)')
+_CURRENCY_OR_DELIMITER = re.compile(r"\\?\$|\\[()\[\]]|[€£¥₹]")
+_FRACTION = re.compile(r"\\frac ?(\d|[A-Za-z]|\{[^{}]*\}) ?(\d|[A-Za-z]|\{[^{}]*\})")
+_ROOT = re.compile(r"\\sqrt ?(\d|[A-Za-z](?![A-Za-z]))")
+_ROOT_CALL = re.compile(r"(?<![A-Za-z\\])\\?sqrt ?\(([^()]*)\)|\\sqrt ?\(([^()]*)\)")
+_EXPONENT = re.compile(r"(?:\^|\*\*) ?(-?\d+)")
+_SCRIPT = re.compile(r"([_^])\{([0-9A-Za-z])\}(?! ?\d)")
+_SPACED_SCRIPT = re.compile(r"([_^])(\d) (?=\d)")
+_SPACES = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])|(?<=\d) (?=\d)|( )")
+_MIXED = re.compile(r"([-+]?\d+) (\d+) ?/ ?(\d+)")
+_SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?|[-+]?\d*\.\d{3}(?: \d{3})*(?: \d{1,3})")
+_COMMA_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_AFTER_TERM = r"(?:(?<=[\d})\]])|(?<=[\d})\]] )|(?<=[\d})\]], )|(?<=\b[A-Za-z] )|(?<=\b[A-Za-z], ))"
+_CONNECTOR = re.compile(rf'(?: ?,)? ?(?:" ?(?:or|and) ?"|{_AFTER_TERM}(?:or|and)\b)')
+_CHOICE = re.compile(r"\(?([A-Za-z])[).:]")
+_LABELLED = re.compile(
+    r'(?:"\(([A-J])\)[ .:]*" ?|"?\(([A-J])\)"?[.:]? (?![-+*/^=<>])|([A-J])[.):] )(?![,)])((?:(?!\([A-J]\)).)+)',
+    re.DOTALL,
+)
+_SET_BUILDER = re.compile(r"\\\{([A-Za-z])(?:\\in ?\\mathbb\{R\})?(?:\\mid ?|:|\|)(.+)\\\}", re.DOTALL)
+_MODULUS = re.compile(r"\\(pmod|bmod|mod) ?(\d+)")
+_LEADING_PLUS = re.compile(r"(?:^|(?<=[=({,]))\+")
+_ARTICLE = re.compile(r"(?:an?|the) (?=.{3})")
+_WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\{([A-Za-z]{1,16})\}")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_FUNCTIONS = _words(
+    "frac sqrt sin cos tan cot sec csc log exp arcsin arccos arctan sinh cosh tanh max min gcd lcm mod infty "
+    "pmatrix begin end binom"
+)
+_SHORT_WORDS = _words(
+    "is or no of to in at by if it we so as an on up go the and not yes are was for but all any one two six ten "
+    "odd may can got had has our its you"
+)
+
+
+_SYNONYMS = {
+    "infinity": "\\infty",
+    **dict.fromkeys(("all real numbers", "all reals", "real numbers"), "\\mathbb{R}"),
+    **dict.fromkeys(("no solution", "no solutions", "empty set"), "\\emptyset"),
+    "does not exist": "dne",
+}
+
+
+def canonical_answer(answer: str) -> str:
+    """A spelling that equal answers share, for counting votes: "0.50", "1/2" and ``$\\frac12$`` are all "1/2".
+
+    Units and per cent signs are dropped, the elements of tuples and intervals are brought to normal form each, and
+    those of sets and bare lists are sorted. Equal expressions in different forms, such as ``2(x+1)`` and ``2x+2``,
+    stay different: to see that they are equal takes a :class:`~stepalign.domains.math.grading.Grader`.
+    """
+    return _canonical(normal_form(answer))
+
+
+def _canonical(answer: Answer) -> str:
+    if answer.label:
+        return answer.label.lower()
+    if answer.number is not None:
+        return str(answer.number)
+    sequence = split_sequence(answer.text)
+    if sequence is None:
+        return answer.text
+    items = [_canonical(normal_form(item)) for item in sequence.items]
+    return sequence.opening + ",".join(items) + sequence.closing if sequence.ordered else ",".join(sorted(items))
+
+
+def normal_form(answer: str) -> Answer:
+    """Strip what does not change the meaning of an answer, and read it as a number where it is a plain one."""
+    text = answer.strip()
+    if len(text) > MAX_LENGTH or depth(text) > MAX_DEPTH:
+        return Answer(text)
+    text = text.translate(_CHARACTERS).strip("`* ")
+    text = _PRIME.sub("'", _COLOUR.sub("", text).replace("...", "\\ldots "))
+    text = _OPERATOR.sub(r"\\\1 ", _COMMAND.sub(_plain_command, text))
+    unit = currency_of(text)
+    text = _CURRENCY_OR_DELIMITER.sub("", text).replace("\\%", "%").replace("{,}", ",")
+    text = _SCRIPT.sub(r"\1\2", text)
+    for _ in range(2):  # \text{\textbf{...}}
+        text = _TEXT.sub(_quoted, text)
+    text = " ".join(_CONNECTOR.sub(",", text).split()).rstrip(".,;: ")
+    if labelled := _LABELLED.fullmatch(text):
+        content = normal_form(labelled[4])
+        return replace(content, label=labelled[1] or labelled[2] or labelled[3]) if content.text else content
+    if text.startswith('"') and text.endswith('"') and text.count('"') == 2:
+        text = text.strip('" ').rstrip(".,;: ")
+    if name := _WORD_NAME.fullmatch(text):
+        text = name.group(1)
+    if _TRIGONOMETRIC.search(text):
+        text = _DEGREE.sub(r"\\pi/180", text)
+    elif degree := _DEGREE.search(text):
+        text, unit = _DEGREE.sub("", text), _DEGREE_UNITS[degree["scale"] or ""]
+    text, named_unit = split_unit(text, _read_number)
+    text = _tidy(text)
+    return Answer(text, named_unit or unit, parse_number(text))
+
+
+def has_control_characters(answer: str) -> bool:
+    """Whether an answer holds characters that no one can see: such a text is never taken for an answer."""
+    return _CONTROL.search(answer) is not None
+
+
+def is_prose(text: str) -> bool:
+    """Whether a normal form holds words, so that reading it as mathematics would only pick numbers out of it."""
+    if re.search(r"\d \d", text):
+        return True
+    words = (word.group() for word in _WORD.finditer(_ENVIRONMENT.sub("", text)))
+    return any(word in _SHORT_WORDS or (len(word) > 3 and word not in _FUNCTIONS) for word in words)
+
+
+def _plain_command(match: re.Match[str]) -> str:
+    """One LaTeX command in the spelling used here; a line break of a matrix is kept."""
+    line_break, name, negative_space, _ = match.groups()
+    if line_break:
+        return line_break
+    if name:
+        return _COMMANDS.get(name, match.group())
+    return "" if negative_space else " "
+
+
+def _read_number(text: str) -> Fraction | None:
+    return parse_number(_tidy(text))
+
+
+def _quoted(match: re.Match[str]) -> str:
+    return ' "' + match.group(1).replace('"', "") + '" '
+
+
+def _tidy(text: str) -> str:
+    """Spell fractions, roots, scripts and spacing in one way."""
+    text = text.replace('"', "").strip().rstrip(".,;: ").lstrip("= ")
+    if choice := _CHOICE.fullmatch(text):
+        text = choice.group(1)
+    if mixed := _MIXED.fullmatch(text):
+        text = f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}"
+    if _SPACED_THOUSANDS.fullmatch(text):
+        text = text.replace(" ", "")
+    if _COMMA_THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
+    text = _FRACTION.sub(lambda m: f"\\frac{{{m[1].strip('{}')}}}{{{m[2].strip('{}')}}}", text)
+    text = _ROOT_CALL.sub(lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
+    text = _ROOT.sub(r"\\sqrt{\1}", text)
+    text = _EXPONENT.sub(r"^{\1}", text)
+    text = _SPACED_SCRIPT.sub(r"\1{\2}", _SCRIPT.sub(r"\1\2", text))
+    text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("==", "=")
+    text = _SPACES.sub(lambda m: "" if m[1] else m[0], " ".join(text.split()))
+    while text.startswith("{") and text.endswith("}") and closing_bracket(text) == len(text) - 1:
+        text = text[1:-1]
+    if is_prose(text.lower()):
+        prose = _ARTICLE.sub("", text.lower(), count=1) if _ARTICLE.match(text.lower()) else text.lower()
+        return _SYNONYMS.get(prose, prose)
+    if re.fullmatch(r"[A-Za-z]+", text) and not re.fullmatch(r"[A-Z]{2,3}", text):
+        return text.lower()
+    return _both_signs(_plain_set(_MODULUS.sub(r"\\\1{\2}", text)))
+
+
+def _plain_set(text: str) -> str:
+    """``\\{x \\mid x > 2\\}`` as its condition, and a set of one tuple as that tuple."""
+    if builder := _SET_BUILDER.fullmatch(text):
+        return builder[2]
+    inside = text[2:-2]
+    alone = text.startswith("\\{(") and text.endswith(")\\}") and closing_bracket(inside) == len(inside) - 1
+    return inside if alone else text
+
+
+def _both_signs(text: str) -> str:
+    """Every element with a plus-minus sign as two: "\\pm 3" is "3,-3"."""
+    if "\\pm" not in text or text.startswith(("(", "[")) or "\\pmatrix" in text:
+        return text
+    is_set = text.startswith("\\{") and text.endswith("\\}")
+    items: list[str] = []
+    for item in split_top(text[2:-2] if is_set else text, ","):
+        if re.search(r"\\pm(?![A-Za-z])", item):
+            items += [_with_signs(item, "+", "-"), _with_signs(item, "-", "+")]
+        else:
+            items.append(item)
+    return f"\\{{{','.join(items)}\\}}" if is_set else ",".join(items)
+
+
+def _with_signs(text: str, pm: str, mp: str) -> str:
+    text = re.sub(r"\\pm(?![A-Za-z]) ?", pm, text)
+    return _LEADING_PLUS.sub("", re.sub(r"\\mp(?![A-Za-z]) ?", mp, text))

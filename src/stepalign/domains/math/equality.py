@@ -1,0 +1,251 @@
+"""Whether two answers in normal form are equal: everything but the equality of two single expressions.
+
+What is left, one expression against one expression, goes to a ``Leaf``: a function that the caller brings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+
+from stepalign.domains.math.answers import Answer, canonical_answer, is_prose, normal_form
+from stepalign.domains.math.notation import Sequence, as_interval, is_balanced, split_sequence, split_top
+from stepalign.domains.math.units import contradict, conversion
+from stepalign.records import Verdict
+
+Leaf = Callable[[str, str], tuple[Verdict, str]]
+
+
+_NAMED = re.compile(
+    r"((?:\\[A-Za-z]{2,12} ?|[A-Za-z])(?:_\{?\w{1,8}\}?)?'?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
+    r"|(?:\\angle ?)?[A-Z]{2,3}|\([A-Za-z](?:,[A-Za-z])+\))"
+    r"(?:=|\\in(?![A-Za-z]) ?)(.+)",
+    re.DOTALL,
+)
+_FLIPPED = re.compile(r"([^=]+)=([A-Za-z])")
+_INITIALS = re.compile(r"[A-Z]{3}")
+_BASED = re.compile(r"([0-9][0-9A-Fa-f]*|[A-F]+[0-9]+[0-9A-F]*)_\{?(\d+)\}?", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"([-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)),(\d{1,2}|\d{4,})", re.ASCII)
+_UNSEEN_MARKS = ("'", "\\ldots")
+"""What math-verify reads over: f' would be f, and 1, 2, ... would be 1, 2."""
+_MEMBER = re.compile(r"\\in(?![A-Za-z])")
+_MAX_UNORDERED = 12
+"""Elements of a set that are matched in every order, once the plainly equal ones are paired."""
+
+
+def equal_answers(gold: Answer, answer: Answer, leaf: Leaf) -> tuple[Verdict, str]:
+    """Whether two normal forms are equal, and why."""
+    if not answer.text:
+        return "incorrect", "empty answer"
+    if gold.label or answer.label:
+        labels = _equal_labels(gold, answer)
+        if labels:
+            return labels
+    if contradict(gold.unit, answer.unit):
+        return _equal_amounts(gold, answer)
+    if gold.number is not None and answer.number is not None:
+        return _equal_numbers(gold, answer)
+    if gold.text == answer.text or (gold.text.isalpha() and gold.text.lower() == answer.text.lower()):
+        return "correct", "equal text"
+    if not is_balanced(answer.text):
+        return "incorrect", "unreadable answer"
+    if is_prose(gold.text) or is_prose(answer.text):
+        return _equal_prose(gold.text, answer.text)
+    if _INITIALS.fullmatch(gold.text) and _INITIALS.fullmatch(answer.text):
+        return "incorrect", "different text"
+    if based := _equal_in_bases(gold.text, answer.text):
+        return based
+    if gold.number is not None and _as_decimal_comma(answer.text) == gold.number:
+        return "correct", "equal number"
+    gold_items, items = split_sequence(gold.text), split_sequence(answer.text)
+    gold_interval, interval = as_interval(gold.text), as_interval(answer.text)
+    if gold_interval and not interval and (items is None or items.ordered):
+        return equal_answers(replace(gold, text=gold_interval), answer, leaf)
+    if interval and not gold_interval and (gold_items is None or gold_items.ordered):
+        return equal_answers(gold, replace(answer, text=interval), leaf)
+    if gold_items and items:
+        return _equal_sequences(gold_items, items, leaf)
+    if any(len(split_top(text, "=")) > 1 or _MEMBER.search(text) for text in (gold.text, answer.text)):
+        related = _equal_relations(gold.text, answer.text, leaf)
+        if related:
+            return related
+    if (gold_items and answer.number is not None) or (items and gold.number is not None):
+        return "incorrect", "different number of elements"
+    if bool(gold_interval) != bool(interval):
+        return "incorrect", "different shape"
+    if any(gold.text.count(mark) != answer.text.count(mark) for mark in _UNSEEN_MARKS):
+        return "incorrect", "different expression"
+    if "degree" in (gold.unit, answer.unit) and gold.unit != answer.unit:
+        return leaf(_in_radians(gold, answer), _in_radians(answer, gold))
+    return leaf(gold.text, answer.text)
+
+
+def _equal_labels(gold: Answer, answer: Answer) -> tuple[Verdict, str] | None:
+    """Choices such as "(B) 12" against "(B)" and each other; None where what they stand for is to be compared."""
+    if gold.label and answer.label:
+        return None if gold.label == answer.label else ("incorrect", "different choice")
+    labelled, other = (gold, answer) if gold.label else (answer, gold)
+    if not re.fullmatch(r"[A-Ja-j]", other.text):
+        return None
+    return (
+        ("correct", "equal choice")
+        if labelled.label.lower() == other.text.lower()
+        else ("incorrect", "different choice")
+    )
+
+
+def _equal_amounts(gold: Answer, answer: Answer) -> tuple[Verdict, str]:
+    """Numbers with different units: 2 hours are 120 minutes."""
+    factor = conversion(gold.unit, answer.unit)
+    if factor is None or gold.number is None or answer.number is None or gold.number * factor != answer.number:
+        return "incorrect", "different units"
+    return "correct", "equal number"
+
+
+def _equal_numbers(gold: Answer, answer: Answer) -> tuple[Verdict, str]:
+    """Exact, where a per cent sign may be missing on one side: 50 % is 50 and is 0.5, but 50 is not 0.5."""
+    assert gold.number is not None
+    assert answer.number is not None
+    equal = gold.number == answer.number
+    if gold.unit == "%" != answer.unit:
+        equal = equal or gold.number / 100 == answer.number
+    elif answer.unit == "%" != gold.unit:
+        equal = equal or gold.number == answer.number / 100
+    return ("correct", "equal number") if equal else ("incorrect", "different number")
+
+
+def _equal_prose(gold: str, answer: str) -> tuple[Verdict, str]:
+    """Words; "Alice and Bob" is in no order, "Alice, Bob" may be in one."""
+    if " and " in gold and " and " in answer:
+        parts, given = (sorted(re.split(r", and |, | and ", text)) for text in (gold, answer))
+        if parts == given:
+            return "correct", "equal text"
+    return "incorrect", "different text"
+
+
+def _equal_in_bases(gold: str, answer: str) -> tuple[Verdict, str] | None:
+    """Numbers with their base as subscript, which math-verify does not see; None for anything else.
+
+    A base may be left out, as a unit may.
+    """
+    numbers = [match for match in (_BASED.fullmatch(gold), _BASED.fullmatch(answer)) if match]
+    if not numbers:
+        return None
+    try:
+        values = {int(number[1], int(number[2]) or 1) for number in numbers}
+    except ValueError:  # a digit or a base that does not exist
+        return "incorrect", "different number"
+    equal = len(values) == 1 if len(numbers) == 2 else numbers[0][1] in (gold, answer)
+    return ("correct", "equal number") if equal else ("incorrect", "different number")
+
+
+def _as_decimal_comma(text: str) -> Fraction | None:
+    """The number that "3,5" or "1.234,5" is in Europe."""
+    match = _DECIMAL_COMMA.fullmatch(text)
+    return Fraction(f"{match[1].replace('.', '')}.{match[2]}") if match else None
+
+
+def _in_radians(angle: Answer, other: Answer) -> str:
+    """An angle in degrees as a multiple of pi where the other one is such a multiple."""
+    in_degrees = angle.unit == "degree" and "\\pi" in other.text
+    return f"({angle.text})\\times\\frac{{\\pi}}{{180}}" if in_degrees else angle.text
+
+
+def _equal_relations(gold: str, answer: str, leaf: Leaf) -> tuple[Verdict, str] | None:
+    """``x = 5`` against ``5`` and the like; None for two relations, which are compared as wholes.
+
+    math-verify takes the right side of any equation for its value, so that ``3 = 2`` would be 2. Here every part of a
+    chain must equal the expected answer.
+    """
+    gold_name, gold_value = _named(gold)
+    name, value = _named(answer)
+    if gold_name and gold_name == name:
+        same = equal_answers(normal_form(gold_value), normal_form(value), leaf)
+        return same if same[0] != "incorrect" else None
+    parts = split_top(value, "=")
+    if not name and len(parts) == 1:
+        if gold_name:
+            return equal_answers(normal_form(split_top(gold_value, "=")[-1]), normal_form(answer), leaf)
+        return None if _MEMBER.search(gold + answer) else ("incorrect", "different shape")
+    if gold_name or len(split_top(gold, "=")) > 1:
+        return None
+    result: tuple[Verdict, str] = ("incorrect", "unreadable answer")
+    for part in parts:
+        result = equal_answers(normal_form(gold), normal_form(part), leaf)
+        if result[0] != "correct":
+            break
+    return result
+
+
+def _named(text: str) -> tuple[str, str]:
+    """``x = 5`` and ``f(x) \\in A`` as name and value; the name is "" where there is none."""
+    if flipped := _FLIPPED.fullmatch(text):
+        text = f"{flipped[2]}={flipped[1]}"
+    match = _NAMED.fullmatch(text)
+    return (match[1].strip(), match[2]) if match else ("", text)
+
+
+def _equal_sequences(gold: Sequence, answer: Sequence, leaf: Leaf) -> tuple[Verdict, str]:
+    """Element by element, in order where either side is a tuple. A bare list may stand for a tuple and for a set.
+
+    The first undecided element ends the comparison, so that many slow elements cost no more time than one.
+    """
+    brackets, given = (gold.opening, gold.closing), (answer.opening, answer.closing)
+    half_open = given in (("(", "]"), ("[", ")"))
+    if given != brackets and ((gold.opening and answer.opening) or half_open):
+        return "incorrect", "different brackets"
+    if not gold.ordered and not answer.ordered:
+        return _equal_sets(gold, answer, leaf)
+    if len(gold.items) != len(answer.items):
+        return "incorrect", "different number of elements"
+    for expected, item in zip(gold.items, _in_order(gold, answer), strict=True):
+        verdict, reason = equal_answers(normal_form(expected), normal_form(item), leaf)
+        if verdict != "correct":
+            return verdict, reason
+    return "correct", "equal elements"
+
+
+def _in_order(gold: Sequence, answer: Sequence) -> tuple[str, ...]:
+    """The elements of an answer; ``y = 2, x = 1`` for a pair of plain values by their names."""
+    names = [_named(item)[0] for item in answer.items]
+    if not all(re.fullmatch("[A-Za-z]", name) for name in names) or any(_named(item)[0] for item in gold.items):
+        return answer.items
+    return tuple(item for _, item in sorted(zip(names, answer.items, strict=True)))
+
+
+def _equal_sets(gold: Sequence, answer: Sequence, leaf: Leaf) -> tuple[Verdict, str]:
+    """In any order. How often an element stands there counts only where a bare list repeats one: 2, 2, 3."""
+    expected = [(canonical_answer(item), item) for item in gold.items]
+    given = [(canonical_answer(item), item) for item in answer.items]
+    if gold.opening or len(dict(expected)) == len(expected):
+        expected, given = list(dict(expected).items()), list(dict(given).items())
+    missing, extra = _without(expected, given), _without(given, expected)
+    if len(missing) != len(extra):
+        return "incorrect", "different number of elements"
+    if len(missing) > _MAX_UNORDERED:
+        return "incorrect", "different elements"
+    for item in missing:
+        for index, candidate in enumerate(extra):
+            verdict, reason = equal_answers(normal_form(item), normal_form(candidate), leaf)
+            if verdict == "undecided":
+                return verdict, reason
+            if verdict == "correct":
+                del extra[index]
+                break
+        else:
+            return "incorrect", "different elements"
+    return "correct", "equal elements"
+
+
+def _without(items: list[tuple[str, str]], others: list[tuple[str, str]]) -> list[str]:
+    """The items, in canonical and written form, that have no partner of the same canonical form; as written."""
+    partners = Counter(key for key, _ in others)
+    left: list[str] = []
+    for key, item in items:
+        partners[key] -= 1
+        if partners[key] < 0:
+            left.append(item)
+    return left

@@ -1,0 +1,182 @@
+"""Where the final answer of a text stands. Pure functions.
+
+Everything here reads text that a model wrote, inside the trainer's own process: each scan is linear in the length of
+the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from stepalign.domains.math.answers import MAX_LENGTH, canonical_answer, normal_form
+
+MAX_MARKS = 256
+"""Only so many marked answers, the last ones, are compared with each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """The final answer of a text."""
+
+    answer: str | None
+    """None where the text marks no answer; "" where it marks an empty one."""
+    rivals: tuple[str, ...] = ()
+    """All final answers in order, where they differ from each other: a spray of guesses, or the parts of a set."""
+
+
+def extract_answer(text: str) -> str | None:
+    """The final answer that a text marks, or None.
+
+    Only what follows a think block counts. The last of these wins: a top-level ``\\boxed{...}`` (by matching braces) or
+    an ``<answer>`` tag (up to ``</answer>``, or to the end of the text, as in step-tagged traces). Without one, the
+    rest of the line after the last ``####``; without that, after the last "The answer is", "Answer:" or "A:" at the
+    start of a line, unless that asks a question. A number in plain prose is not an answer.
+    """
+    return find_answer(text).answer or None
+
+
+def find_answer(text: str) -> Extraction:
+    """As :func:`extract_answer`, with the final answers that contradict each other.
+
+    Boxes and tags before the last ``<step_N>`` tag are intermediate results and may differ.
+    """
+    text = _after_thinking(text)
+    found = _boxed_or_tagged(text) or _hashed(text)
+    if found is None:
+        announced = (_sentence(text, mark.end()) for mark in reversed(list(_ANNOUNCEMENT.finditer(text))))
+        found = Extraction(next((sentence for sentence in announced if sentence is not None), None))
+    return found
+
+
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_STEP_TAG = re.compile(r"</?step_\d{1,6}>")
+_BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\\\(?!boxed|fbox)|\\[{}]|[{}]")
+_UNBRACED_BOX = re.compile(r"\\boxed[ \t]{1,8}([^\s${}\\]{1,64})")
+_HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
+_ANNOUNCEMENT = re.compile(
+    r"\banswer[ \t]{0,8}(?:\*\*)?[ \t]{0,8}(?:is\b:?|:|=)(?:\*\*)?|^[ \t]{0,8}A:", re.IGNORECASE | re.MULTILINE
+)
+_SENTENCE_END = re.compile(r"\n|[.!?](?=\s|\*\*|$)")
+
+
+def _after_thinking(text: str) -> str:
+    """The text behind the last think block; a block that never closes hides the rest."""
+    closed = text.rfind("</think>")
+    if closed >= 0:
+        text = text[closed + len("</think>") :]
+    opened = text.find("<think>")
+    return text if opened < 0 else text[:opened]
+
+
+def _boxed_or_tagged(text: str) -> Extraction | None:
+    tags = _tag_spans(text)
+    found = [(start, _in_tag(text[start:end])) for start, end in tags]
+    found += [(start, Extraction(content)) for start, content in _outside(_boxes(text), tags)]
+    if not found:
+        return None
+    found.sort(key=lambda item: item[0])
+    step_ends = [match.end() for match in _STEP_TAG.finditer(text)]
+    if step_ends:
+        first = next((start for start, _ in tags if start >= step_ends[-1]), step_ends[-1])
+        found = [item for item in found if item[0] >= first] or found[-1:]
+    answers = [answer for _, extraction in found for answer in extraction.rivals or (extraction.answer or "",)]
+    return Extraction(found[-1][1].answer, _if_different(answers))
+
+
+def _in_tag(content: str) -> Extraction:
+    """A tag holds a box, a sentence that announces the answer, or the bare answer."""
+    boxes = [box for _, box in _boxes(content)]
+    if boxes:
+        return Extraction(boxes[-1], _if_different(boxes))
+    announced = _ANNOUNCEMENT.search(content)
+    return Extraction(_sentence(content, announced.end()) or "" if announced else _cut(content))
+
+
+def _tag_spans(text: str) -> list[tuple[int, int]]:
+    """Start and end of the content of every answer tag, closed or not."""
+    spans: list[tuple[int, int]] = []
+    opened = -1
+    for tag in _TAG.finditer(text):
+        if opened >= 0:
+            spans.append((opened, tag.start()))
+        opened = -1 if tag.group(1) else tag.end()
+    if opened >= 0:
+        spans.append((opened, len(text)))
+    return spans[-MAX_MARKS:]
+
+
+def _boxes(text: str) -> list[tuple[int, str]]:
+    """Start and content of every top-level box, in one pass over the braces."""
+    starts = [at for at in (text.find("\\boxed"), text.find("\\fbox")) if at >= 0]
+    if not starts:
+        return []
+    opened: list[tuple[int, int] | None] = []
+    closed: list[tuple[int, int, int]] = []
+    for brace in _BRACE.finditer(text, min(starts)):
+        symbol = brace.group()
+        if symbol == "{":
+            opened.append(None)
+        elif symbol == "}":
+            box = opened.pop() if opened else None
+            if box:
+                closed.append((*box, brace.start()))
+        elif len(symbol) > 2:
+            opened.append((brace.start(), brace.end()))
+    top: list[tuple[int, int, int]] = []
+    for box in sorted(closed):
+        if not top or box[0] > top[-1][2]:
+            top.append(box)
+    if top:
+        return [(start, _unboxed(_cut(text[content:end]))) for start, content, end in top[-MAX_MARKS:]]
+    unbraced = list(_UNBRACED_BOX.finditer(text))[-MAX_MARKS:]
+    return [(box.start(), box.group(1).rstrip(".,;")) for box in unbraced]
+
+
+def _unboxed(content: str) -> str:
+    """The inside of a box in a box."""
+    boxes = _boxes(content) if content.startswith("\\boxed{") and content.endswith("}") else []
+    return boxes[0][1] if len(boxes) == 1 else content
+
+
+def _outside(boxes: Iterable[tuple[int, str]], spans: list[tuple[int, int]]) -> Iterator[tuple[int, str]]:
+    """The boxes that do not start inside one of the spans; both are in order."""
+    index = 0
+    for start, content in boxes:
+        while index < len(spans) and spans[index][1] <= start:
+            index += 1
+        if index == len(spans) or start < spans[index][0]:
+            yield start, content
+
+
+def _hashed(text: str) -> Extraction | None:
+    """The rest of the line after the last ``####``. Others may be Markdown headings, so only numbers contradict."""
+    lines = [_cut(mark.group(1)) for mark in list(_HASHES.finditer(text))[-MAX_MARKS:]]
+    if not lines:
+        return None
+    return Extraction(lines[-1], _if_different([line for line in lines if normal_form(line).number is not None]))
+
+
+def _sentence(text: str, start: int) -> str | None:
+    """What follows an announcement, up to the end of its sentence; the next line where its own is empty.
+
+    None for a question.
+    """
+    while start < len(text) and text[start] in " \t\n:*":
+        start += 1
+    end = _SENTENCE_END.search(text, start)
+    if end is None:
+        return _cut(text[start:])
+    return None if end.group() == "?" else _cut(text[start : end.start()])
+
+
+def _cut(answer: str) -> str:
+    return answer.strip()[: MAX_LENGTH + 1]
+
+
+def _if_different(answers: list[str]) -> tuple[str, ...]:
+    """The answers when they differ, else nothing."""
+    distinct = list(dict.fromkeys(answers))
+    first = canonical_answer(distinct[0]) if distinct else ""
+    return tuple(answers) if any(canonical_answer(answer) != first for answer in distinct[1:]) else ()

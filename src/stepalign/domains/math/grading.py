@@ -1,0 +1,200 @@
+"""Grading: is the final answer of a completion right? Correct, incorrect or undecided, whatever a model writes.
+
+Three stages, cheapest first. The answer is found by our own scanners (``extraction.py``); equal texts,
+plain numbers and polynomials (``exact.py``) are decided in this process; what is left, one expression
+against one expression, goes to math-verify in a child process with a limit on CPU time, wall time and memory.
+math-verify's own limit is a signal that works in one thread only and costs 5 s for a tower of powers; a child can be
+killed.
+
+"undecided" means that we could not tell (time, memory, an unreadable reference). It is not a wrong answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from stepalign.domains.math.answers import (
+    MAX_DEPTH,
+    MAX_LENGTH,
+    canonical_answer,
+    has_control_characters,
+    normal_form,
+)
+from stepalign.domains.math.bounded import ChildPool, GraderConfig
+from stepalign.domains.math.equality import Leaf, equal_answers
+from stepalign.domains.math.exact import equal_expressions
+from stepalign.domains.math.extraction import extract_answer, find_answer
+from stepalign.domains.math.notation import depth, split_sequence
+from stepalign.records import Verdict
+
+__all__ = ["Grade", "Grader", "GraderConfig", "canonical_answer", "extract_answer"]
+
+
+_SPACED_DIGITS = re.compile(r"\d\s+\d")
+_MAX_REMEMBERED = 100_000
+"""Comparisons whose verdict a grader keeps: some 50 MB at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """A verdict with the answer it is about."""
+
+    verdict: Verdict
+    answer: str | None
+    """The extracted answer as written (cut above 512 characters), or None where there is none."""
+    reason: str
+    """Few words, one of a fixed set for the built-in grader: made to be counted."""
+
+
+class Grader:
+    """Grades completions. Deterministic; safe to call from several threads; a context manager.
+
+    Rules: no answer, an empty one, or several different final answers are incorrect (but a set may be given in several
+    boxes). Text outside the marked answer never counts. Per cent signs and units may be left out, not contradicted.
+    A chain ``1 + 1 = 2`` is right only if all its parts are. Decimals against irrational numbers count as equal when
+    they agree to 6 decimal places; plain numbers are compared exactly.
+    """
+
+    def __init__(self, config: GraderConfig | None = None) -> None:
+        self.config = config or GraderConfig()
+        self._pool = ChildPool(self.config)
+        self._decided: dict[tuple[str, str], tuple[Verdict, str]] = {}
+        if self.config.function:
+            self._pool.check()
+
+    def grade(self, text: str, expected: str) -> Grade:
+        """The verdict on a completion.
+
+        Args:
+            text: the completion, thinking included.
+            expected: the expected answer, bare or as a worked solution that marks its answer.
+        """
+        if self.config.function:
+            verdict, reason = self._pool.ask({"answer": text, "expected": expected})
+            return Grade(verdict, extract_answer(text), reason)
+        return self._grade(text, expected, self._leaf)
+
+    def compare(self, answer: str | None, expected: str) -> Grade:
+        """The verdict on an answer that was extracted already."""
+        return _compare(answer, expected, self._leaf)
+
+    def grade_many(self, texts: Iterable[str], expected: Iterable[str]) -> list[Grade]:
+        """Grades in the order of the texts; comparisons in child processes run side by side.
+
+        Raises:
+            ValueError: for unequal numbers of texts and expected answers.
+        """
+        pairs = list(zip(texts, expected, strict=True))
+        if self.config.function:
+            return self._side_by_side(pairs)
+        grades: list[Grade | None] = []
+        for text, answer in pairs:
+            try:
+                grades.append(self._grade(text, answer, self._leaf_here))
+            except _NeedsChildError:
+                grades.append(None)
+        open_pairs = [pair for pair, grade in zip(pairs, grades, strict=True) if grade is None]
+        late = iter(self._side_by_side(open_pairs))
+        return [next(late) if grade is None else grade for grade in grades]
+
+    def _side_by_side(self, pairs: list[tuple[str, str]]) -> list[Grade]:
+        """Grades of pairs that wait for a child each."""
+        if len(pairs) < 2:
+            return [self.grade(*pair) for pair in pairs]
+        with ThreadPoolExecutor(max_workers=self.config.num_workers) as threads:
+            return list(threads.map(lambda pair: self.grade(*pair), pairs))
+
+    def close(self) -> None:
+        """Stop the child processes. The grader may be used again: it starts new ones."""
+        self._pool.close()
+
+    @property
+    def num_children(self) -> int:
+        """Child processes there are now."""
+        return self._pool.num_children
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[Grader], tuple[GraderConfig]]:
+        return Grader, (self.config,)
+
+    def _grade(self, text: str, expected: str, leaf: Leaf) -> Grade:
+        found = find_answer(text)
+        if len(found.rivals) > 1:
+            gold = _expected_answer(expected)
+            sequence = split_sequence(normal_form(gold).text)
+            if sequence is None or sequence.ordered or len(sequence.items) != len(found.rivals):
+                return Grade("incorrect", found.answer, "several different answers")
+            return _compare(", ".join(found.rivals), gold, leaf)
+        return _compare(found.answer, expected, leaf)
+
+    def _leaf(self, gold: str, answer: str) -> tuple[Verdict, str]:
+        """One expression against one; the completions of a group often give the same answer, so it is remembered."""
+        known = self._known(gold, answer)
+        if known is None:
+            known = self._pool.ask({"answer": answer, "expected": gold})
+            if known[0] != "undecided" and len(self._decided) < _MAX_REMEMBERED:
+                self._decided[gold, answer] = known
+        return known
+
+    def _leaf_here(self, gold: str, answer: str) -> tuple[Verdict, str]:
+        """As ``_leaf``, where that needs no child."""
+        known = self._known(gold, answer)
+        if known is None:
+            raise _NeedsChildError
+        return known
+
+    def _known(self, gold: str, answer: str) -> tuple[Verdict, str] | None:
+        equal = equal_expressions(gold, answer)
+        if equal is not None:
+            return ("correct", "equal expression") if equal else ("incorrect", "different expression")
+        return self._decided.get((gold, answer))
+
+
+class _NeedsChildError(Exception):
+    """This comparison goes to math-verify."""
+
+
+def _compare(answer: str | None, expected: str, leaf: Leaf) -> Grade:
+    verdict, reason = _verdict(answer, expected, leaf)
+    return Grade(verdict, answer or None, reason)
+
+
+def _verdict(answer: str | None, expected: str, leaf: Leaf) -> tuple[Verdict, str]:
+    gold = _expected_answer(expected)
+    if not gold:
+        return "undecided", "no expected answer"
+    if answer is None:
+        return "incorrect", "no answer"
+    answer = answer.strip()
+    if not answer:
+        return "incorrect", "empty answer"
+    if len(gold) > MAX_LENGTH:
+        return "undecided", "expected answer too long"
+    if len(answer) > MAX_LENGTH:
+        return "incorrect", "answer too long"
+    if depth(answer) > MAX_DEPTH:
+        return "incorrect", "nested too deeply"
+    if has_control_characters(answer):
+        return "incorrect", "control characters"
+    wanted, given = normal_form(gold), normal_form(answer)
+    if (wanted.number is None or given.number is None) and _is_same_text(gold, answer):
+        return "correct", "equal text"
+    return equal_answers(wanted, given, leaf)
+
+
+def _is_same_text(one: str, other: str) -> bool:
+    """Equal but for spaces between anything but digits: what follows may read "2 m" and "2m" in two ways."""
+    return "".join(one.split()) == "".join(other.split()) and not _SPACED_DIGITS.search(f"{one}|{other}")
+
+
+def _expected_answer(expected: str) -> str:
+    """The answer of a worked reference solution, or the text itself when it marks none."""
+    return extract_answer(expected) or expected.strip()

@@ -1,0 +1,1 @@
+"""Problems whose answer is a program, judged by its tests in a sandbox."""

@@ -1,0 +1,280 @@
+"""Solvers: any Hugging Face causal language model from a folder or the Hub, or the one that ships with the package."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stepalign.domains.arithmetic.task import EMBEDDED, embedded_folder
+from stepalign.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|> ' + message['content'] }}"
+    "{{ ' <|end|> ' if message['role'] == 'assistant' else ' ' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+# What a base model reads, which was never taught whose turn it is: the texts one after another.
+_PLAIN_TEMPLATE = (
+    "{% if bos_token %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}{{ message['content'] + '\n\n' }}{% endfor %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """A model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a completion."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured]
+        found = {i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+        return tuple(sorted(found))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of prompt and completion that the model was made for; None where it does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def decoder(self) -> torch.nn.Module:
+        """Everything below the head: ids in, hidden states out."""
+        return self.model.get_decoder()
+
+    @property
+    def head_VH(self) -> torch.Tensor:
+        """The output embedding; logits are hidden states times its transpose (checked when the model is loaded)."""
+        head = self.model.get_output_embeddings()
+        assert head is not None
+        return head.weight  # type: ignore[return-value]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., H] -> [..., V] in float32, before any temperature."""
+        return torch.nn.functional.linear(hidden, self.head_VH).float()
+
+
+def load_solver(
+    path: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    plain_prompts: bool = False,
+    weights: bool = True,
+) -> Solver:
+    """Load a solver.
+
+    Args:
+        path: ``embedded:arithmetic``, a folder in Hugging Face layout, or a Hub name.
+        dtype: "float32", "bfloat16" or "float16".
+        device: a torch device.
+        plain_prompts: a tokenizer without chat template (a base model's) gets a plain one, and a warning says so.
+        weights: False leaves them out, for whoever needs tokenizer and shapes only.
+
+    Raises:
+        ConfigError: nothing there, no tokenizer, no usable chat template, weights that are not safetensors, or a
+            device that this machine lacks.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    place = _device(device)
+    folder = _resolve(path)
+    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **common)
+        if not tokenizer.encode("1 a", add_special_tokens=False):  # made up from config.json, without a vocabulary
+            raise ValueError("there are no tokenizer files")
+    except Exception as error:
+        raise ConfigError(
+            f"no usable tokenizer for the model {path}",
+            where=str(folder),
+            hint=f"{_where_it_should_be(folder)}; the loader said: {_first_line(error)}",
+        ) from error
+    if not tokenizer.chat_template and not plain_prompts:
+        raise ConfigError(
+            f"the tokenizer of {path} has no chat template",
+            where=str(folder),
+            hint="base models have none: ask them in plain text with --set model.plain_prompts=true, or put a "
+            "chat_template.jinja into the folder",
+        )
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _PLAIN_TEMPLATE
+        warnings.warn(
+            f"the tokenizer of {path} has no chat template: prompts are plain text, a blank line between their parts "
+            "(a chat_template.jinja in the model's folder changes that)",
+            stacklevel=2,
+        )
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "1 a"}], add_generation_prompt=True, tokenize=False)
+    except Exception as error:
+        raise ConfigError(
+            f"the chat template of {path} does not work: {_first_line(error)}",
+            where=str(folder),
+            hint="mend chat_template.jinja (or chat_template in tokenizer_config.json)",
+        ) from error
+    try:
+        if weights:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation="sdpa", **common
+            )
+        else:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **common), **common)
+    except Exception as error:
+        raise ConfigError(
+            f"cannot load the model {path}",
+            where=str(folder),
+            hint="weights must be safetensors (model.save_pretrained writes them); "
+            f"the loader said: {_first_line(error)}",
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"the tokenizer of {path} has no end-of-text token", where=str(folder))
+    num_embeddings = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    if len(tokenizer) > num_embeddings:
+        raise ConfigError(
+            f"the tokenizer of {path} has {len(tokenizer)} ids, the model only {num_embeddings} embeddings",
+            where=str(folder),
+            hint="tokenizer and weights belong to different models",
+        )
+    solver = Solver(model, tokenizer)
+    if weights:
+        model.eval().to(place)  # type: ignore[arg-type]
+        _check_head(solver, path)
+    return solver
+
+
+def _device(name: str) -> torch.device:
+    """The device. Raises ConfigError where this machine has none of that name."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        hint = f"use cpu, cuda, cuda:0, mps; torch said: {_first_line(error)}"
+        raise ConfigError(f"no device {name} here", where="model.device", hint=hint) from error
+    return device
+
+
+@torch.inference_mode()
+def _check_head(solver: Solver, path: str) -> None:
+    """The objective works on hidden states and a plain linear head. Raises ConfigError for models that do more."""
+    ids_BS = torch.tensor([[solver.tokenizer.eos_token_id] * 2], device=solver.device)
+    hidden_BSH = solver.decoder(input_ids=ids_BS, use_cache=False).last_hidden_state
+    expected_BSV = solver.model(input_ids=ids_BS, use_cache=False).logits.float()
+    if not torch.allclose(solver.logits(hidden_BSH), expected_BSV, rtol=1e-2, atol=1e-2):
+        raise ConfigError(
+            f"the logits of {path} are not its hidden states times its output embedding (a bias, a scale or a cap)",
+            where="model.path",
+            hint="such models are not supported: the objective never forms the logits of a whole batch",
+        )
+
+
+def _resolve(path: str) -> str:
+    """A loadable address; a local path that does not exist is an error here and not a question to the Hub."""
+    if path == EMBEDDED:
+        return str(embedded_folder() / "solver")
+    if path.startswith("embedded:"):
+        raise ConfigError(f"unknown embedded solver {path}", hint=f"the only one is {EMBEDDED}")
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+            hint = "a run folder holds its last weights in final/" if (folder / "final").is_dir() else None
+            raise ConfigError(f"no model in {path}: config.json is missing", where=str(folder), hint=hint)
+        return str(folder)
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ConfigError(f"no model at {path}", where=str(folder), hint="give a folder in Hugging Face layout")
+    return path
+
+
+def _where_it_should_be(folder: str) -> str:
+    if Path(folder).is_dir():
+        return "save it beside the weights with tokenizer.save_pretrained(FOLDER)"
+    return "a Hub name needs the network once, and a token for a gated model; else name a local folder"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def save_solver(solver: Solver, folder: Path) -> None:
+    """Hugging Face layout, safetensors."""
+    solver.model.save_pretrained(folder, safe_serialization=True)
+    solver.tokenizer.save_pretrained(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The embedded solver
+
+
+def build_tokenizer(vocabulary: tuple[str, ...]) -> PreTrainedTokenizerBase:
+    """One id a word. The bar is split off so that no plain text can spell a control token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ("<|pad|>", "<|end|>", "<|unknown|>", "<|user|>", "<|assistant|>")
+    ids = {word: index for index, word in enumerate((*special, *vocabulary))}
+    words = Tokenizer(models.WordLevel(ids, unk_token="<|unknown|>"))
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("|", "isolated")]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        unk_token="<|unknown|>",
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = _CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_tiny_solver(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    hidden_size: int = 96,
+    num_layers: int = 3,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    intermediate_size: int = 288,
+    max_positions: int = 512,
+) -> Solver:
+    """An untrained Qwen3 model; head_dim 32 is the smallest that a vLLM server loads."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        head_dim=32,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.convert_tokens_to_ids("<|pad|>"),  # type: ignore[arg-type]
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),  # type: ignore[arg-type]
+        bos_token_id=None,
+    )
+    torch.manual_seed(seed)
+    return Solver(Qwen3ForCausalLM(config), tokenizer)

@@ -1,0 +1,1 @@
+"""Problems in: rows of files and data sets, their columns, sets and selection."""

@@ -1,0 +1,166 @@
+"""Column maps: which column of a row holds what, and presets for the layouts that are common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from stepalign.domains.python import problems as python_problems
+from stepalign.errors import ConfigError
+from stepalign.problems.rows import Row, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnMap:
+    """Which column of a row holds what."""
+
+    question: str = "question"
+    answer: str | None = "answer"
+    """The expected answer, bare or as a worked solution that marks its answer (a box, ``####``, an answer tag).
+    None: the answer is the one that ``reference`` marks."""
+    reference: str | None = None
+    """A worked solution. None: the answer column, where that holds one."""
+    metadata: tuple[str, ...] = ()
+    """Columns to keep as they are."""
+    marked: bool = False
+    """The answer column must mark its answer: a row without a mark is skipped, not taken for a bare answer."""
+    verbatim: bool = False
+    """Answer and reference are taken as they stand, however long: programs, not answers to be found in a text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    maps: tuple[ColumnMap, ...]
+    """Layouts in use; the first one whose columns all exist is taken."""
+    prepare: Callable[[Row], Row | str] = lambda row: row
+    """Changes a row before it is mapped, or gives the reason to skip it."""
+
+
+def _from_messages(row: Row) -> Row | str:
+    """A chat: the last user message is the question, the assistant message after it a worked solution."""
+    messages = row.get("messages")
+    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+        return "no list of messages"
+    asked = [index for index, message in enumerate(messages) if message.get("role") == "user"]
+    if not asked:
+        return "no user message"
+    replies = [message.get("content") for message in messages[asked[-1] + 1 :] if message.get("role") == "assistant"]
+    return {**row, "question": messages[asked[-1]].get("content"), "solution": replies[-1] if replies else None}
+
+
+def _from_open_math_reasoning(row: Row) -> Row | str:
+    """All columns are strings, a missing pass rate is "n/a", and only some rows have a checkable answer."""
+    if row.get("problem_type", "has_answer_extracted") != "has_answer_extracted":
+        return f"problem_type is {row['problem_type']}"
+    try:
+        pass_rate = float(row.get("pass_rate_72b_tir", "n/a"))
+    except (TypeError, ValueError):
+        pass_rate = None
+    return {**row, "pass_rate_72b_tir": pass_rate}
+
+
+_OPEN_MATH_METADATA = ("pass_rate_72b_tir", "problem_source", "generation_model", "inference_mode")
+PRESETS: dict[str, Preset] = {
+    "stepalign": Preset(
+        maps=(
+            ColumnMap(reference="reference", metadata=("metadata",)),
+            ColumnMap(reference="reference"),
+            ColumnMap(),
+        )
+    ),
+    "gsm8k": Preset(maps=(ColumnMap(marked=True),)),
+    "math": Preset(
+        maps=(
+            ColumnMap(question="problem", answer="answer", reference="solution", metadata=("level", "subject")),
+            ColumnMap(question="problem", answer="answer", reference="solution"),
+            ColumnMap(question="problem", answer=None, reference="solution", metadata=("level", "type")),
+            ColumnMap(question="problem", answer=None, reference="solution"),
+            ColumnMap(question="problem", answer="answer"),
+        )
+    ),
+    "openmathreasoning": Preset(
+        maps=(
+            ColumnMap(
+                question="problem",
+                answer="expected_answer",
+                reference="generated_solution",
+                metadata=_OPEN_MATH_METADATA,
+            ),
+            ColumnMap(question="problem", answer="expected_answer", reference="generated_solution"),
+            ColumnMap(question="problem", answer="expected_answer", metadata=("pass_rate_72b_tir",)),
+        ),
+        prepare=_from_open_math_reasoning,
+    ),
+    "aime": Preset(
+        maps=(
+            ColumnMap(question="problem", answer="answer", reference="solution"),
+            ColumnMap(question="Problem", answer="Answer", reference="Solution", metadata=("ID",)),
+            ColumnMap(question="problem", answer="answer"),
+            ColumnMap(question="question", answer="answer"),
+            ColumnMap(question="Question", answer="Answer"),
+        )
+    ),
+    "messages": Preset(
+        maps=(
+            ColumnMap(answer="answer", reference="solution"),
+            ColumnMap(answer=None, reference="solution"),
+        ),
+        prepare=_from_messages,
+    ),
+    "python": Preset(
+        maps=(ColumnMap(answer="tests", reference="reference", verbatim=True),),
+        prepare=python_problems.read_row,
+    ),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Column maps
+
+
+def as_preset(columns: str | ColumnMap | Mapping[str, Any]) -> Preset:
+    if isinstance(columns, ColumnMap):
+        return Preset(maps=(columns,))
+    if isinstance(columns, str):
+        if columns not in PRESETS:
+            raise ConfigError(
+                f'No column preset is called "{columns}".',
+                where="columns",
+                hint=did_you_mean(columns, PRESETS, "the presets are"),
+            )
+        return PRESETS[columns]
+    names = [entry.name for entry in fields(ColumnMap)]
+    for key in columns:
+        if key not in names:
+            raise ConfigError(
+                f'A column map has no key "{key}".', where="columns", hint=did_you_mean(key, names, "the keys are")
+            )
+    values = dict(columns)
+    if "metadata" in values:
+        values["metadata"] = (values["metadata"],) if isinstance(values["metadata"], str) else tuple(values["metadata"])
+    return Preset(maps=(ColumnMap(**values),))
+
+
+def choose_map(maps: Sequence[ColumnMap], row: Row, where: str) -> ColumnMap:
+    """The first layout whose columns are all there.
+
+    Raises:
+        ConfigError: none fits; names the first column that the layout nearest to fitting lacks.
+    """
+    lacking = [[name for name in _columns_of(columns) if name not in row] for columns in maps]
+    best = min(range(len(maps)), key=lambda index: len(lacking[index]))
+    if lacking[best]:
+        missing = lacking[best][0]
+        raise ConfigError(
+            f'There is no column "{missing}".',
+            where=where,
+            hint=did_you_mean(missing, [str(name) for name in row], "the columns are")
+            + '; name them with data.columns, e.g. {question = "...", answer = "..."}',
+        )
+    return maps[best]
+
+
+def _columns_of(columns: ColumnMap) -> list[str]:
+    named = (columns.question, columns.answer, columns.reference, *columns.metadata)
+    return [name for name in named if name is not None]

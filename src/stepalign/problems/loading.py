@@ -1,0 +1,319 @@
+"""Problems in: rows of a JSONL or Parquet file, or of a Hub data set, as :class:`~stepalign.records.Problem`.
+
+A column map says which column holds what; presets know the common layouts. A row that cannot be used is counted with
+its reason and never silently lost; a file none of whose rows can be used is an error that names the first line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from stepalign.domains.math.answers import MAX_LENGTH
+from stepalign.domains.math.extraction import extract_answer
+from stepalign.errors import ConfigError
+from stepalign.problems.columns import ColumnMap, as_preset, choose_map
+from stepalign.problems.rows import Malformed, Row, cell_text, is_environment, is_hub, read_rows
+from stepalign.records import Problem
+
+__all__ = ["ColumnMap", "Overlap", "ProblemSet", "find_overlaps", "load_problems", "save_problems", "split_problems"]
+
+_CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemSet:
+    """Problems and what was left out."""
+
+    problems: tuple[Problem, ...]
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Reason -> number of rows."""
+    num_rows: int = 0
+    """Rows read. With a limit, reading stops early."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """A problem that two sets share."""
+
+    first: str
+    second: str
+    """Names of the two sets."""
+    kind: Literal["exact", "normalised"]
+    first_id: str
+    second_id: str
+
+
+def load_problems(
+    path: str | os.PathLike[str],
+    columns: str | ColumnMap | Mapping[str, Any] = "stepalign",
+    *,
+    limit: int | None = None,
+) -> ProblemSet:
+    """The problems of a file or of a Hub data set, without duplicates, in the order of the rows.
+
+    Args:
+        path: a ``.jsonl`` or ``.json`` file, a ``.parquet`` file, or ``hub:OWNER/NAME[/CONFIG][@SPLIT]`` (split "train"
+            unless given). The last two need the extra ``data``. A Hub data set is read once and then taken from a
+            frozen copy on this machine, so that a run neither depends on the network nor changes when it is resumed.
+            ``verifiers:TASKSET[?KEY=VALUE]`` is an environment (extra ``verifiers``); it has no columns to map.
+        columns: the name of a preset ("stepalign", "gsm8k", "math", "openmathreasoning", "aime", "messages",
+            "python"), a
+            :class:`ColumnMap`, or its fields as a dictionary.
+        limit: stop after so many problems.
+
+    Raises:
+        ConfigError: no such file, wrong column, a line that is not JSON, no usable row, a missing extra.
+    """
+    source = os.fspath(path)
+    if is_hub(source):
+        return _load_frozen(source, columns, limit)
+    if is_environment(source):
+        from stepalign.domains.verifiers import COLUMNS, read_tasks
+
+        return _load(source, COLUMNS, limit, read_tasks(source))
+    return _load(source, columns, limit, read_rows(source))
+
+
+def _load(
+    source: str,
+    columns: str | ColumnMap | Mapping[str, Any],
+    limit: int | None,
+    rows: Iterable[tuple[int, Row | Malformed | str]],
+) -> ProblemSet:
+    """Rows as problems; a row that is a text is the reason to skip it."""
+    preset = as_preset(columns)
+    column_map: ColumnMap | None = None
+    problems: dict[str, Problem] = {}
+    skipped: Counter[str] = Counter()
+    first_skip = ""
+    num_rows = 0
+    for number, row in rows:
+        if limit is not None and len(problems) >= limit:
+            break
+        num_rows += 1
+        if isinstance(row, Malformed):  # a damaged file, not a row that does not fit
+            raise ConfigError(f"This line cannot be read: {row.reason}.", where=f"{source}, line {number}")
+        row = row if isinstance(row, str) else preset.prepare(row)
+        if column_map is None and not isinstance(row, str):
+            column_map = choose_map(preset.maps, row, source)
+        reason = row if isinstance(row, str) else _add(row, column_map or preset.maps[0], problems)
+        if reason:
+            skipped[reason] += 1
+            first_skip = first_skip or f"{source}, line {number}: {reason}"
+    if not num_rows:
+        raise ConfigError("The file holds no problems: it has no rows.", where=source)
+    if not problems:
+        counts = ", ".join(f"{count} x {reason}" for reason, count in skipped.most_common())
+        raise ConfigError(
+            f"None of the {num_rows} rows can be used: {counts}.",
+            where=first_skip,
+            hint="Check the column map (data.columns): which column holds the question, which the answer?",
+        )
+    return ProblemSet(problems=tuple(problems.values()), skipped=dict(skipped.most_common()), num_rows=num_rows)
+
+
+def save_problems(problems: Iterable[Problem], path: str | os.PathLike[str]) -> str:
+    """Freeze problems to a JSONL file in the layout of the preset "stepalign", atomically.
+
+    Returns:
+        The SHA-256 checksum of the file, in hexadecimal: what a manifest or a recipe records.
+    """
+    lines = [json.dumps(asdict(problem), ensure_ascii=False, default=str) + "\n" for problem in problems]
+    content = "".join(lines).encode()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def frozen_folder() -> Path:
+    """Where copies of Hub data sets lie: ``$STEPALIGN_CACHE/problems``, or below the user's cache folder."""
+    named = os.environ.get("STEPALIGN_CACHE")
+    below = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "stepalign"
+    return below.expanduser() / "problems"
+
+
+def _load_frozen(source: str, columns: str | ColumnMap | Mapping[str, Any], limit: int | None) -> ProblemSet:
+    """The frozen copy of what a source gives with a column map; made when it is read for the first time."""
+    mapped = asdict(columns) if isinstance(columns, ColumnMap) else columns
+    key = {"source": source, "columns": mapped, "limit": limit}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+    name = re.sub(r"[^\w.-]+", "-", source.removeprefix("hub:")).strip("-.")[-60:]
+    copy = frozen_folder() / f"{name}-{digest[:12]}.jsonl"
+    manifest = copy.with_suffix(".json")
+    if copy.exists() and manifest.exists():
+        kept = json.loads(manifest.read_bytes())
+        if hashlib.sha256(copy.read_bytes()).hexdigest() != kept["sha256"]:
+            raise ConfigError(
+                f"The frozen copy of {source} was changed since it was made.",
+                where=str(copy),
+                hint=f"rm {manifest} makes it anew from the Hub; to keep the changed problems, name the copy itself",
+            )
+        return ProblemSet(problems=_load(str(copy), "stepalign", None, read_rows(str(copy))).problems, **kept["rows"])
+    loaded = _load(source, columns, limit, read_rows(source))
+    checksum = save_problems(loaded.problems, copy)
+    rows = {"skipped": loaded.skipped, "num_rows": loaded.num_rows}
+    _write_whole(manifest, json.dumps({**key, "sha256": checksum, "rows": rows}, indent=1, default=str).encode())
+    return loaded
+
+
+def is_selection(source: str) -> bool:
+    """Whether a source is a folder that ``stepalign select`` has written."""
+    return not is_hub(source) and (Path(source).expanduser() / "manifest.json").is_file()
+
+
+def load_selection(folder: str, name: str, *, limit: int | None = None) -> ProblemSet:
+    """The "train" or "test" problems that a selection has frozen.
+
+    Raises:
+        ConfigError: the selection has no such set, or the file was changed since.
+    """
+    path = Path(folder).expanduser()
+    try:
+        files = json.loads((path / "manifest.json").read_bytes())["files"]
+        entry = files.get(name)
+        file = path / entry["file"] if entry else None
+        expected = entry["sha256"] if entry else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError("This is no manifest of a selection.", where=str(path / "manifest.json")) from None
+    if file is None:
+        raise ConfigError(f"The selection has no {name} problems; it has {', '.join(files) or 'none'}.", where=folder)
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+        raise ConfigError(
+            "The selected problems were changed or removed since they were frozen.",
+            where=str(file),
+            hint="select them again; to use changed ones, name the file itself",
+        )
+    return _load(str(file), "stepalign", limit, read_rows(str(file)))
+
+
+def problem_id(question: str) -> str:
+    """16 hexadecimal digits that depend on the question's text only, not on spacing, case or dollar signs."""
+    return hashlib.sha256(normalise_question(question).encode()).hexdigest()[:16]
+
+
+def normalise_question(question: str) -> str:
+    """A question without spacing, case, dollar signs and final punctuation. Operators stay: 2 + 3 is not 2 - 3."""
+    text = unicodedata.normalize("NFC", question).casefold()
+    return "".join(text.replace("$", "").split()).rstrip(".?!:;")
+
+
+def split_problems(
+    problems: Iterable[Problem], shares: Mapping[str, float], *, salt: str = ""
+) -> dict[str, tuple[Problem, ...]]:
+    """Assign each problem to a split by the hash of its content.
+
+    A problem keeps its split when others are added, removed or reordered, so that a test set stays one. The shares are
+    met in expectation.
+
+    Args:
+        shares: name of the split -> share; together 1.
+        salt: another salt makes another split.
+
+    Raises:
+        ValueError: for shares that are negative or do not sum to 1.
+    """
+    if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+        raise ValueError(f"shares must be positive and sum to 1, got {dict(shares)}")
+    names = list(shares)
+    bounds = list(itertools.accumulate(shares.values()))
+    splits: dict[str, list[Problem]] = {name: [] for name in names}
+    for problem in problems:
+        digest = hashlib.sha256(f"{salt}\0{normalise_question(problem.question)}".encode()).digest()
+        position = int.from_bytes(digest[:8], "big") / 2**64
+        chosen = next((name for name, bound in zip(names, bounds, strict=True) if position < bound), names[-1])
+        splits[chosen].append(problem)
+    return {name: tuple(members) for name, members in splits.items()}
+
+
+def find_overlaps(sets: Mapping[str, Iterable[Problem]]) -> list[Overlap]:
+    """Problems that stand in more than one set: with the same text, or the same but for spacing, case, punctuation and
+    the typesetting of formulas (``\\dfrac``, ``\\left(``, ``\\,``, delimiters).
+
+    A test set that shares problems with the training set measures memory. Empty when the sets are disjoint.
+    """
+    overlaps: list[Overlap] = []
+    seen: dict[str, list[tuple[str, Problem]]] = {}
+    for name, problems in sets.items():
+        for problem in problems:
+            key = _without_typesetting(problem.question)
+            for other_name, other in seen.get(key, ()):
+                if other_name != name:
+                    kind = "exact" if other.question == problem.question else "normalised"
+                    overlaps.append(
+                        Overlap(
+                            first=other_name,
+                            second=name,
+                            kind=kind,
+                            first_id=other.problem_id,
+                            second_id=problem.problem_id,
+                        )
+                    )
+            seen.setdefault(key, []).append((name, problem))
+    return overlaps
+
+
+_TYPESETTING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![a-z])|\\[()\[\],;:! ]|[$~]|(?<=\\)[dt](?=frac)")
+_BRACED_CHARACTER = re.compile(r"\{(\w)\}")
+_PUNCTUATION = re.compile(r"[.,](?!\d)|(?<!\d)[.,]|[;:?'\"`\u2018-\u201f]|!\s*$")
+"""1.5 is not 15, and n! is not n."""
+
+
+def _without_typesetting(question: str) -> str:
+    text = unicodedata.normalize("NFKC", question).casefold().replace("\u2212", "-")
+    text = _BRACED_CHARACTER.sub(r"\1", _TYPESETTING.sub("", text))
+    return "".join(_PUNCTUATION.sub("", text).split())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One row
+
+
+def _add(row: Row, columns: ColumnMap, problems: dict[str, Problem]) -> str:
+    """Add the problem of a row; the reason why not, or ""."""
+    question = cell_text(row.get(columns.question))
+    if not question:
+        return "no question"
+    given = cell_text(row.get(columns.answer)) if columns.answer else ""
+    reference = cell_text(row.get(columns.reference)) if columns.reference else ""
+    source = given or ("" if columns.answer else reference)
+    marked = None if columns.verbatim else extract_answer(source)
+    if not source:
+        return "no answer"
+    if marked is None and (columns.marked or columns.answer is None):
+        return "no marked answer"
+    answer = (marked or source).strip()
+    if len(answer) > MAX_LENGTH and not columns.verbatim:
+        return "answer too long to be one"
+    if not reference and marked is not None and source != marked:
+        reference = source
+    metadata = {name: row[name] for name in columns.metadata if name in row}
+    if set(metadata) == {"metadata"} and isinstance(metadata["metadata"], Mapping):
+        metadata = dict(metadata["metadata"])
+    problem = Problem(
+        problem_id=problem_id(question),
+        question=question,
+        answer=answer,
+        reference=(reference if columns.verbatim else _CALCULATOR_NOTE.sub("", reference)) or None,
+        metadata=metadata,
+    )
+    known = problems.setdefault(problem.problem_id, problem)
+    if known is problem:
+        return ""
+    return "duplicate question" if known.answer == answer else "duplicate question with another answer"

@@ -1,0 +1,129 @@
+"""How verdict and self-teacher work together: on which terms of the loss one rollout trains.
+
+A hybrid is a small function in a literal table. What it returns is data of the Sample, so the learner, which knows
+terms and weights only, stays blind to it. Formulas, sources and departures: docs/objective.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stepalign.config import Config, Hybrid, ObjectiveSection
+from stepalign.errors import ConfigError
+from stepalign.feedback.designs import Condition, check_condition
+from stepalign.feedback.steps import split_steps
+from stepalign.models.prompts import decode_with_spans, tokens_inside
+from stepalign.records import Critique, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """What is known about a rollout when its terms are chosen."""
+
+    reward: float
+    """NaN where the verdict is undecided."""
+    has_context: bool
+    """Whether the self-teacher has something to read."""
+    first_error: int | None
+    """Index of the first token of the first wrong step; None where there is none or it was not found."""
+    step: int
+    """Optimizer step, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """The fields of a Sample that decide what it trains on."""
+
+    distillation_weight: float = 0.0
+    policy_weight: float = 0.0
+    magnitude_mixing: float = 0.0
+    entropy_damping: float = 0.0
+    first_token: int = 0
+    """Completion tokens before this one do not train."""
+
+
+def _as_the_condition_says(condition: Condition, attempt: Attempt, _: ObjectiveSection) -> Terms:
+    return Terms(
+        distillation_weight=condition.distillation_weight if attempt.has_context else 0.0,
+        policy_weight=condition.policy_weight,
+    )
+
+
+def _weighted_sum(_: Condition, attempt: Attempt, section: ObjectiveSection) -> Terms:
+    """Both terms on every rollout; without a context the policy term stays."""
+    weight = section.distillation_weight
+    return Terms(distillation_weight=weight if attempt.has_context else 0.0, policy_weight=1.0 - weight)
+
+
+def _rlsd(_: Condition, attempt: Attempt, section: ObjectiveSection) -> Terms:
+    """RLSD (arXiv 2604.03128): the verdict's advantage, sized token by token by the self-teacher, ever less so."""
+    left = 1.0 - attempt.step / section.rlsd_decay_steps if section.rlsd_decay_steps else 1.0
+    return Terms(policy_weight=1.0, magnitude_mixing=section.rlsd_mixing * max(0.0, left) * attempt.has_context)
+
+
+def _srpo(_: Condition, attempt: Attempt, section: ObjectiveSection) -> Terms:
+    """SRPO (arXiv 2604.02288): wrong rollouts with a context go to the self-teacher, all others to the verdict."""
+    if attempt.has_context and attempt.reward < 0.5:
+        return Terms(distillation_weight=1.0, entropy_damping=section.srpo_entropy_damping)
+    return Terms(policy_weight=1.0)
+
+
+def _rosd(condition: Condition, attempt: Attempt, section: ObjectiveSection) -> Terms:
+    """ROSD (arXiv 2605.28014): only tokens from the first error on train; all of them where none was found."""
+    plain = _as_the_condition_says(condition, attempt, section)
+    return Terms(
+        distillation_weight=plain.distillation_weight,
+        policy_weight=plain.policy_weight,
+        first_token=attempt.first_error or 0,
+    )
+
+
+HYBRIDS: dict[Hybrid, Callable[[Condition, Attempt, ObjectiveSection], Terms]] = {
+    "none": _as_the_condition_says,
+    "weighted_sum": _weighted_sum,
+    "rlsd": _rlsd,
+    "srpo": _srpo,
+    "rosd": _rosd,
+}
+"""What a rollout trains on, by ``objective.hybrid``."""
+
+
+def check_terms(config: Config) -> Condition:
+    """The recipe's condition. Raises ConfigError where the loss would have no signal, whatever the rollouts are."""
+    per_step = config.training.problems_per_step
+    condition = check_condition(config.condition, config.sampling.num_generations, per_step)
+    hybrid = config.objective.hybrid
+    if hybrid != "none" and condition.design == "none":
+        raise ConfigError(
+            f"the hybrid {hybrid} needs a self-teacher, and the condition {config.condition} shows it nothing",
+            where="objective.hybrid",
+            hint="choose a condition with a context, such as stepalign or refsol",
+        )
+    probe = Attempt(reward=1.0, has_context=True, first_error=None, step=0)
+    uses_verdicts = HYBRIDS[hybrid](condition, probe, config.objective).policy_weight
+    if uses_verdicts and config.sampling.num_generations < 2 and config.training.max_steps:
+        raise ConfigError(
+            "an advantage compares the completions of a problem, and there is only one",
+            where="sampling.num_generations = 1",
+            hint="--set sampling.num_generations=8, or drop the policy term",
+        )
+    return condition
+
+
+def first_wrong_token(rollout: Rollout, critique: Critique | None, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Where the rollout's first wrong step begins, by the critique's label of it; None where that cannot be told."""
+    if critique is None or not critique.first_error:
+        return None
+    wrong = next((step for step in split_steps(rollout.text) if step.label == critique.first_error), None)
+    if wrong is None:
+        return None
+    try:
+        text, spans = decode_with_spans(tokenizer, rollout.completion.ids)
+    except ValueError:  # a tokenizer without spans
+        return None
+    return min(tokens_inside(text, spans, wrong.start, wrong.end), default=None)

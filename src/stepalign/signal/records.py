@@ -1,0 +1,238 @@
+"""From attempts to the lines of signal.jsonl, and from lines back to what the localisation needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stepalign.feedback.designs import DESIGNS
+from stepalign.models.load import Solver
+from stepalign.models.prompts import PromptBuilder, TeacherPrompt, decode, unknown_id
+from stepalign.records import Critique, Problem, Rollout, TokenSignal
+from stepalign.report.payload import LEAST_ALTERNATIVE
+from stepalign.signal.localisation import Truth
+from stepalign.signal.score import Scores, ScoringJob, SideScores, score
+from stepalign.signal.style import style_tokens
+from stepalign.signal.trace import Labels, Trace, WrongResult, trace
+from stepalign.storage.signal_file import Row
+
+CASES = {"A": "correct", "B": "correct", "C": "incomplete", "D": "one_wrong_step", "F": "wrong_approach"}
+DIGITS = 6
+"""Decimals of the numbers in signal.jsonl, nats. The arrays hold all that float32 has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """What the self-teacher sees under one context."""
+
+    text: str
+    introduction: str = ""
+    """The sentence in front of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One rollout, the contexts to score it under, and what is known about it."""
+
+    problem: Problem
+    rollout: Rollout
+    contexts: Mapping[str, Shown]
+    critique: Critique | None = None
+    labels: Labels = field(default_factory=Labels)
+    case: str = ""
+    """What kind of attempt it is; the critic's case where this is empty."""
+    spans: Sequence[tuple[int, int]] | None = None
+    """Characters of the rollout's text behind each token, where its text is more than its tokens spell."""
+    prompts: PromptBuilder | None = None
+    """Prompts of its own; those of the analysis where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Analysed:
+    """One attempt with its numbers."""
+
+    attempt: Attempt
+    trace: Trace
+    scores: Scores
+    rows: list[Row]
+
+
+def analyse_attempts(
+    solver: Solver,
+    prompts: PromptBuilder,
+    attempts: Iterable[Attempt],
+    *,
+    temperature: float,
+    top_k: int,
+    wrong_result: WrongResult | None = None,
+    max_micro_batch_tokens: int = 16384,
+) -> Iterator[Analysed]:
+    """Score attempts and describe them, in order, with bounded memory.
+
+    Raises:
+        ConfigError: a label that does not fit its attempt, or a question without room for a context.
+    """
+    waiting: list[tuple[Attempt, dict[str, TeacherPrompt]]] = []  # those whose scores are on their way
+
+    def jobs() -> Iterator[ScoringJob]:
+        for attempt in attempts:
+            own = attempt.prompts or prompts
+            teachers = {
+                name: own.self_teacher(attempt.problem, shown.text, introduction=shown.introduction)
+                for name, shown in attempt.contexts.items()
+            }
+            waiting.append((attempt, teachers))
+            yield ScoringJob(
+                completion_ids=attempt.rollout.completion.ids,
+                student_prompt_ids=own.student(attempt.problem),
+                teacher_prompt_ids={name: teacher.ids for name, teacher in teachers.items()},
+            )
+
+    names = _token_names(solver)
+    scored = score(solver, jobs(), temperature=temperature, top_k=top_k, max_micro_batch_tokens=max_micro_batch_tokens)
+    for scores in scored:
+        attempt, teachers = waiting.pop(0)
+        cut = trace(
+            solver,
+            attempt.problem,
+            attempt.rollout,
+            attempt.critique,
+            labels=attempt.labels,
+            wrong_result=wrong_result,
+            spans=attempt.spans,
+        )
+        unknown = attempt.rollout.completion.ids.count(unknown_id(solver.tokenizer))
+        yield Analysed(attempt, cut, scores, _rows(attempt, cut, scores, teachers, names, unknown))
+
+
+def _comes_from_critic(context: str) -> bool:
+    """Whether the critique's reading belongs beside a context: not where a design shows something else."""
+    return context not in DESIGNS or DESIGNS[context].needs_critic  # others are contexts of a plain file, or one's own
+
+
+def _rows(
+    attempt: Attempt,
+    cut: Trace,
+    scores: Scores,
+    teachers: Mapping[str, TeacherPrompt],
+    names: Callable[[int], str],
+    unknown_tokens: int,
+) -> list[Row]:
+    """One line per context. What the contexts share stands in each of them, so that a line speaks for itself."""
+    rollout, critique = attempt.rollout, attempt.critique
+    critic_case = critique.case if critique else ""
+    shared: Row = {
+        "rollout_id": rollout.rollout_id,
+        "question": attempt.problem.question,
+        "expected_answer": attempt.problem.answer or None,
+        "reference": attempt.problem.reference,
+        "verdict": rollout.verdict,
+        "case": attempt.case or CASES.get(critic_case, "unknown"),
+        "text": cut.text,
+        "token_ids": list(rollout.completion.ids),
+        "tokens": cut.tokens,
+        "spans": [list(span) for span in cut.spans],
+        "special": [i for i, (a, b) in enumerate(cut.spans) if a == b],
+        "unknown_tokens": unknown_tokens,
+        "step": cut.step_of,
+        "wrong_tokens": cut.wrong_tokens,
+        "result_tokens": cut.result_tokens,
+        "student_log_prob": _rounded(scores.student.log_probs),
+        "student_entropy": _rounded(scores.student.entropy),
+    }
+    student_alternatives = _alternatives(scores.student, names)
+    rows = []
+    for name, shown in attempt.contexts.items():
+        found = scores.contexts[name]
+        sums = np.zeros(len(cut.steps))
+        steps = np.array(cut.step_of, dtype=int)
+        np.add.at(sums, steps[steps >= 0], found.log_ratio[steps >= 0])
+        row = {
+            **shared,
+            "context": name,
+            "context_text": shown.text,
+            "context_tokens_dropped": teachers[name].dropped_tokens,
+            "critic_case": critic_case if _comes_from_critic(name) else "",
+            "first_error": critique.first_error if critique and _comes_from_critic(name) else "",
+            "steps": [
+                {"label": s.label, "start": s.start, "end": s.end, "status": status, "sum": round(float(total), DIGITS)}
+                for s, status, total in zip(cut.steps, cut.statuses, sums, strict=True)
+            ],
+            "log_ratio": _rounded(found.log_ratio),
+            "teacher_log_prob": _rounded(found.teacher.log_probs),
+            "forward_kl": _rounded(found.forward_kl),
+            "teacher_entropy": _rounded(found.teacher.entropy),
+        }
+        if student_alternatives:
+            row["top_student"], row["top_teacher"] = student_alternatives, _alternatives(found.teacher, names)
+        rows.append(row)
+    return rows
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return (np.round(values.astype(np.float64), DIGITS) + 0.0).tolist()  # + 0.0 turns -0.0 into 0.0
+
+
+def _alternatives(side: SideScores, names: Callable[[int], str]) -> list[list[list[Any]]]:
+    """Per token [[text, log-probability], ...]; those below one in ten thousand are in the arrays only."""
+    if not side.top_ids.shape[1]:
+        return []
+    log_probs = np.round(side.top_log_probs.astype(np.float64), 4)
+    return [
+        [[names(token), value] for token, value in zip(ids, values, strict=True) if value >= LEAST_ALTERNATIVE]
+        for ids, values in zip(side.top_ids.tolist(), log_probs.tolist(), strict=True)
+    ]
+
+
+def _token_names(solver: Solver) -> Callable[[int], str]:
+    """Tokens as text, special ones by their own name; each is decoded once."""
+    known: dict[int, str] = {}
+
+    def name(token: int) -> str:
+        if token not in known:
+            known[token] = decode(solver.tokenizer, [token]) or str(solver.tokenizer.convert_ids_to_tokens(token))
+        return known[token]
+
+    return name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Back again
+
+
+def signal_of(row: Row) -> TokenSignal:
+    """The numbers of a line."""
+    return TokenSignal(
+        rollout_id=row["rollout_id"],
+        design=row["context"],
+        log_ratio=tuple(row["log_ratio"]),
+        student_log_probs=tuple(row["student_log_prob"]),
+        teacher_log_probs=tuple(row["teacher_log_prob"]),
+        forward_kl=tuple(row["forward_kl"]),
+        student_entropy=tuple(row["student_entropy"]),
+        teacher_entropy=tuple(row["teacher_entropy"]),
+    )
+
+
+def truth_of(row: Row) -> Truth:
+    """What a line knows about its tokens. Tokens without text (special ones) have no place."""
+    inside: list[set[int]] = [set() for _ in row["steps"]]
+    special = set(row["special"])
+    for token, step in enumerate(row["step"]):
+        if step >= 0 and token not in special:
+            inside[step].add(token)
+    of = {status: [] for status in ("right", "wrong", "after_error", "unknown")}
+    for step, tokens in zip(row["steps"], inside, strict=True):
+        of[step["status"]].append(frozenset(tokens))
+    style = style_tokens(row["text"], row["spans"])
+    return Truth(
+        right=frozenset().union(*of["right"]),
+        wrong_step=frozenset().union(*of["wrong"]),
+        wrong_result=frozenset(row["wrong_tokens"]),
+        results=frozenset(row["result_tokens"]),
+        right_steps=tuple(tokens for tokens in of["right"] if tokens),
+        style=frozenset(i for i, is_style in enumerate(style) if is_style),
+    )

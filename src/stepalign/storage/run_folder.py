@@ -1,0 +1,286 @@
+"""A run on disk: one lock, append-only records, nothing half-written, nothing lost.
+
+Layout: docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import stepalign
+from stepalign.config import Config, difference, load_config, to_toml
+from stepalign.critics.build import CACHE, LEDGER
+from stepalign.critics.cache import holds_replies
+from stepalign.errors import ConfigError, LockedError, UserError
+
+RECORDS = ("rollouts", "critiques", "contexts", "metrics", "evaluations")
+
+
+_REACHING = ("base_urls", "api_key_env", "concurrency", "timeout", "attempt_timeout", "cache", "cache_only")
+_SPENDING = ("token_budget", "cost_budget")
+_GATES = ("pass_rate_above", "average_above", "average_below", "formatted_above", "critic_solves", "test_share")
+MAY_CHANGE = frozenset(
+    [*(f"critic.{key}" for key in (*_REACHING, *_SPENDING)), *(f"selection.{key}" for key in _GATES)]
+)
+"""What may change when the work goes on: how the critic is reached and what it may cost, not what it says; where the
+gates of a selection stand, not what is measured for them."""
+
+
+def to_json_line(record: Mapping[str, Any]) -> str:
+    """One line of strict JSON; NaN and infinities become null."""
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError):  # long records are rarely the ones with a NaN
+        return json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
+
+
+def finite(node: Any) -> Any:
+    """A tree in which NaN and infinities are None: strict JSON has neither."""
+    if isinstance(node, float) and not math.isfinite(node):
+        return None
+    if isinstance(node, Mapping):
+        return {key: finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [finite(value) for value in node]
+    return node
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or none: temporary file, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file; a torn last line (a process died while writing it) is left out."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:  # a torn end may be no text
+        for line in file:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+class RunFolder:
+    """A locked folder that one process writes.
+
+    Leaving it by a user's error before anything was recorded takes back what was made: the next attempt, with the
+    error mended, finds no half-begun run.
+
+    Args:
+        path: the folder; made when missing.
+        config: what the run does. A folder that holds another configuration is refused.
+        resume: continue a run that is there already.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+        LockedError: another process writes here, the folder holds a run and ``resume`` is off, or it holds a different
+            run, or files that no run has made.
+    """
+
+    def __init__(self, path: Path, config: Config, *, resume: bool, kind: str = "run") -> None:
+        self.path = path
+        self._files: dict[str, TextIO] = {}
+        self._made: list[Path] = []
+        """Folders that were not there before, the innermost first."""
+        self._is_new = False
+        try:
+            self._made = [p for p in (path, *path.parents) if not p.exists()]
+            path.mkdir(parents=True, exist_ok=True)
+            self._refuse_strangers()  # before the lock file joins them
+            self._lock = _lock(path / "run.lock", path)
+        except OSError as error:
+            what = error.strerror or str(error)
+            raise ConfigError(f"cannot write here: {what}", where=str(path), hint="give another --out") from error
+        try:
+            self._check_or_write_config(config, resume=resume, kind=kind)
+        except BaseException:
+            self.close()
+            raise
+
+    def _refuse_strangers(self) -> None:
+        """A folder without a run must hold nothing else, except what a process killed at its start has left."""
+        if (self.path / "config.toml").exists():
+            return
+        found = sorted(p.name for p in self.path.iterdir())
+        own = (
+            (CACHE, LEDGER, "run.lock", "versions.json", ".versions.json.", ".config.toml.")
+            if "run.lock" in found
+            else (CACHE, LEDGER)
+        )
+        strangers = [name for name in found if not name.startswith(own)]
+        if strangers:
+            raise LockedError(
+                f"the folder holds other files, such as {strangers[0]}",
+                where=str(self.path),
+                hint="give an empty or a new folder with --out",
+            )
+
+    def _check_or_write_config(self, config: Config, *, resume: bool, kind: str) -> None:
+        file = self.path / "config.toml"
+        if not file.exists():
+            self._refuse_strangers()
+            self._is_new = True
+            write_atomically(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+            write_atomically(file, to_toml(config))
+            return
+        differing = difference(load_config(str(file)), config)
+        changed = {key: values for key, values in differing.items() if key not in MAY_CHANGE}
+        if changed:
+            key, (before, now) = next(iter(changed.items()))
+            raise LockedError(
+                f"the folder holds another {kind}: {key} is {before!r} there and {now!r} here"
+                + (f" ({len(changed)} keys differ)" if len(changed) > 1 else ""),
+                where=str(self.path),
+                hint="give another --out, or the settings of that run",
+            )
+        if not resume:
+            raise LockedError(
+                f"the folder already holds this {kind}",
+                where=str(self.path),
+                hint="continue it with --resume, or give another --out",
+            )
+        if differing:
+            write_atomically(file, to_toml(config))
+
+    def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append records to NAME.jsonl, one write for all of them."""
+        lines = "".join(to_json_line(record) + "\n" for record in records)
+        if not lines:
+            return
+        if name not in self._files:
+            self._files[name] = (self.path / f"{name}.jsonl").open("a", encoding="utf-8")
+        self._files[name].write(lines)
+        self._files[name].flush()
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every record file, made durable first: a checkpoint remembers them."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        paths = {name: self.path / f"{name}.jsonl" for name in RECORDS}
+        return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
+
+    def rewind(self, sizes: Mapping[str, int]) -> None:
+        """Cut the record files back to a checkpoint. What is cut moves to superseded/, it is never deleted."""
+        for name in RECORDS:
+            path = self.path / f"{name}.jsonl"
+            keep = sizes.get(name, 0)
+            if not path.exists() or path.stat().st_size <= keep:
+                continue
+            with path.open("rb+") as file:
+                file.seek(keep)
+                tail = file.read()
+                folder = self.path / "superseded"
+                folder.mkdir(exist_ok=True)
+                with (folder / f"{name}.jsonl").open("ab") as kept:
+                    kept.write(tail if tail.endswith(b"\n") else tail + b"\n")
+                    kept.flush()
+                    os.fsync(kept.fileno())
+                file.truncate(keep)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files = {}
+        self._lock.close()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._is_new and isinstance(error, UserError):
+            self._take_back()
+        self.close()
+
+    def _take_back(self) -> None:
+        """Remove a folder in which nothing was recorded yet. Replies that a critic was paid for stay."""
+        cache = self.path / CACHE
+        own = {self.path / name for name in ("config.toml", "versions.json", "run.lock")}
+        own |= {cache.with_name(cache.name + suffix) for suffix in ("", "-wal", "-shm")} | {self.path / LEDGER}
+        if any(p not in own and not p.is_dir() for p in self.path.rglob("*")):
+            return
+        kept = {p for p in own if p.name.startswith(CACHE) and holds_replies(cache)} | {self.path / LEDGER}
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)  # holds no file
+            elif path not in kept:
+                path.unlink()
+        with contextlib.suppress(OSError):  # not empty: another run, or the replies
+            for folder in self._made:
+                folder.rmdir()
+
+
+def _lock(path: Path, folder: Path) -> TextIO:
+    """An exclusive lock that the kernel frees when the process dies, whatever kills it."""
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise BlockingIOError  # its owner has taken the folder back between our two calls
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise LockedError(
+            f"another process writes to this folder ({owner or 'unknown'})",
+            where=str(folder),
+            hint="wait for it, or give another --out",
+        ) from None
+    file.seek(0)
+    file.truncate()
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}\n")
+    file.flush()
+    return file
+
+
+def versions() -> dict[str, Any]:
+    """What ran: package, revision, interpreter, libraries, platform."""
+    import importlib.metadata
+
+    libraries = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "openai")
+    found: dict[str, Any] = {"stepalign": stepalign.__version__, "revision": _revision()}
+    found["python"], found["platform"] = platform.python_version(), platform.platform()
+    for library in libraries:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[library] = importlib.metadata.version(library)
+    return found
+
+
+def _revision() -> str | None:
+    """The git commit of a source checkout, with a mark when files were changed."""
+    here = Path(__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here, capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

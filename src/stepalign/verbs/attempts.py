@@ -1,0 +1,201 @@
+"""Attempts to be criticised, from where they lie: a run folder, its rollouts.jsonl, or any JSON lines. Loads no torch.
+
+A plain file has one attempt a row. Its columns are found by their usual names (``COLUMNS``), or named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepalign.config import Config, load_config
+from stepalign.critics import CritiqueRequest
+from stepalign.domains.math.extraction import extract_answer
+from stepalign.domains.math.grading import Grader
+from stepalign.domains.sets import load_set
+from stepalign.errors import ConfigError
+from stepalign.problems.loading import problem_id
+from stepalign.problems.rows import Malformed, Row, cell_text, read_rows
+from stepalign.records import Completion, Problem, Rollout
+from stepalign.storage.run_folder import read_json_lines
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "question": ("question", "problem"),
+    "completion": ("completion", "attempt", "solution", "response", "generated_solution"),
+    "answer": ("answer", "expected_answer"),
+    "reference": ("reference", "reference_solution"),
+    "rollout_id": ("rollout_id", "id"),
+    "finish_reason": ("finish_reason",),
+}
+"""Our name -> names that a column may have in a plain file; the first that is there counts. Only question and
+completion must be there. A worked solution in the answer column serves as reference too."""
+_NEEDED = ("question", "completion")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempts:
+    """What a file holds, and what was left out."""
+
+    requests: Sequence[CritiqueRequest]
+    """In the order of the file. Attempts of a plain file are not graded yet: see :func:`graded`."""
+    source: str
+    sha256: str
+    """Of the file."""
+    skipped: Mapping[str, int]
+    """Reason -> rows."""
+    config: Config | None
+    """Of the run that made them; None for a plain file."""
+
+
+def read_attempts(path: Path, columns: Mapping[str, str] | None = None) -> Attempts:
+    """The attempts of a run folder, of its rollouts.jsonl, or of a plain file.
+
+    Args:
+        columns: our name -> column, for a plain file whose columns have other names than ``COLUMNS``.
+
+    Raises:
+        ConfigError: no such file, no usable row, a column that is not there, a run without its recipe.
+    """
+    file = path / "rollouts.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        what = "the folder holds no rollouts.jsonl" if path.is_dir() else "there is no such file"
+        raise ConfigError(
+            what, where=str(path), hint="give a run folder, its rollouts.jsonl, or JSON lines with question, completion"
+        )
+    first = next(iter(read_rows(str(file))), None)
+    from_run = first is not None and isinstance(first[1], Mapping) and isinstance(first[1].get("completion"), Mapping)
+    skipped: Counter[str] = Counter()
+    config = None
+    if from_run:
+        if columns:
+            raise ConfigError("a run's rollouts need no columns", where=str(file), hint="leave --columns out")
+        config, requests = _of_run(file)
+    else:
+        requests = list(_of_rows(file, columns or {}, skipped))
+    if not requests:
+        reasons = "".join(f"; {count} rows: {reason}" for reason, count in skipped.items())
+        raise ConfigError(f"the file holds no attempts{reasons}", where=str(file))
+    names = Counter(request.rollout.rollout_id for request in requests)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two attempts are called {twice!r}", where=str(file), hint="give every attempt its own id")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Attempts(requests=requests, source=str(path), sha256=digest, skipped=dict(skipped), config=config)
+
+
+def graded(request: CritiqueRequest, grader: Grader) -> CritiqueRequest:
+    """The request with a verdict on its attempt; one that has a verdict, or no expected answer, stays as it is."""
+    rollout = request.rollout
+    if rollout.verdict != "undecided" or not request.problem.answer:
+        return request
+    grade = grader.grade(rollout.text, request.problem.answer)
+    reward = {"correct": 1.0, "incorrect": 0.0, "undecided": float("nan")}[grade.verdict]
+    fields = {name: getattr(rollout, name) for name in Rollout.__slots__}
+    judged = Rollout(**(fields | {"answer": grade.answer, "verdict": grade.verdict, "reward": reward}))
+    return CritiqueRequest(problem=request.problem, rollout=judged)
+
+
+def rollout_of(row: Mapping[str, Any]) -> Rollout:
+    """A line of rollouts.jsonl as the record it was."""
+    fields = {name: value for name, value in row.items() if name != "record_step"}
+    completion, reward = fields.pop("completion"), fields.pop("reward")
+    return Rollout(
+        **fields,
+        reward=float("nan") if reward is None else reward,
+        completion=Completion(
+            ids=tuple(completion["ids"]),
+            log_probs=tuple(float("nan") if p is None else p for p in completion["log_probs"]),
+            finish_reason=completion["finish_reason"],
+            policy_version=completion["policy_version"],
+        ),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _of_run(file: Path) -> tuple[Config, list[CritiqueRequest]]:
+    recipe = file.parent / "config.toml"
+    if not recipe.is_file():
+        raise ConfigError(
+            "the rollouts of a run need its recipe, which names their problems: config.toml is missing beside them",
+            where=str(file),
+            hint="give the run folder, or a plain file with question and completion",
+        )
+    config = load_config(str(recipe))
+    problems = {problem.problem_id: problem for problem in load_set(config, "train").problems}
+    requests = []
+    for row in read_json_lines(file):
+        rollout = rollout_of(row)
+        if rollout.problem_id not in problems:
+            raise ConfigError(
+                f"rollout {rollout.rollout_id} belongs to a problem that the recipe's training set no longer has",
+                where=str(file),
+            )
+        requests.append(CritiqueRequest(problem=problems[rollout.problem_id], rollout=rollout))
+    return config, requests
+
+
+def _of_rows(file: Path, columns: Mapping[str, str], skipped: Counter[str]) -> Iterator[CritiqueRequest]:
+    unknown = sorted(columns.keys() - COLUMNS.keys())
+    if unknown:
+        raise ConfigError(f"unknown column name {unknown[0]}", where="--columns", hint=f"known: {', '.join(COLUMNS)}")
+    names: dict[str, str] = {}
+    for number, row in read_rows(str(file)):
+        if isinstance(row, Malformed):
+            skipped[row.reason] += 1
+            continue
+        names = names or _columns_of(row, columns, file)
+        cells = {name: cell_text(row.get(column)) for name, column in names.items()}
+        if not cells["question"]:
+            skipped["no question"] += 1
+        elif not isinstance(row.get(names["completion"]), str):
+            skipped["no completion"] += 1
+        else:
+            yield _request(number, cells, str(row[names["completion"]]))
+
+
+def _columns_of(row: Row, chosen: Mapping[str, str], file: Path) -> dict[str, str]:
+    """Our name -> column of this file."""
+    found = {name: next((c for c in usual if c in row), None) for name, usual in COLUMNS.items()} | dict(chosen)
+    for name, column in found.items():
+        if column not in row and (name in chosen or name in _NEEDED):
+            raise ConfigError(
+                f"there is no column {column or name}",
+                where=f"{file}, line 1",
+                hint=f"--columns {name}=COLUMN; the file has {', '.join(map(str, row))}",
+            )
+    return {name: column for name, column in found.items() if column is not None}
+
+
+def _request(number: int, cells: Mapping[str, str], text: str) -> CritiqueRequest:
+    given, reference = cells.get("answer", ""), cells.get("reference", "")
+    marked = extract_answer(given or reference)
+    question = cells["question"]
+    problem = Problem(
+        problem_id=problem_id(question),
+        question=question,
+        answer=(marked or given).strip(),
+        reference=reference or (given if marked is not None and given != marked else None) or None,
+    )
+    rollout = Rollout(
+        rollout_id=cells.get("rollout_id") or f"line-{number:06d}",
+        problem_id=problem.problem_id,
+        step=0,
+        group_index=0,
+        completion=Completion(
+            ids=(),
+            log_probs=(),
+            finish_reason="length" if cells.get("finish_reason") in ("length", "max_tokens") else "stop",
+            policy_version=0,
+        ),
+        text=text,
+        answer=extract_answer(text),
+        verdict="undecided",
+        reward=float("nan"),
+    )
+    return CritiqueRequest(problem=problem, rollout=rollout)

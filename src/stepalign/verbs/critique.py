@@ -1,0 +1,298 @@
+"""``stepalign critique``: a critic over stored attempts, what is wrong with its critiques, and a page about it.
+
+    attempts -> critic -> review -> critiques.jsonl -> findings.json -> index.html
+
+Every critique is on disk as soon as it is judged, and every reply before that is in the cache, so a command that is
+killed at any instant goes on where it was and asks for nothing twice. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepalign.config import Config
+from stepalign.critics import Critic, CritiqueRequest
+from stepalign.critics.build import make_endpoint_critic, make_programmatic_critic, rules_of
+from stepalign.domains.arithmetic.task import parse_question
+from stepalign.domains.sets import make_grader
+from stepalign.errors import BudgetSpentError, ConfigError, LockedError
+from stepalign.feedback.alignment import Alignment
+from stepalign.feedback.findings import FINDINGS
+from stepalign.records import to_json
+from stepalign.rollouts.review import Review, Rules, follow
+from stepalign.storage.run_folder import RunFolder, finite, read_json_lines, write_atomically
+from stepalign.verbs.attempts import Attempts, graded
+
+FORMAT = 1
+NUM_EXAMPLES = 6
+"""Examples kept of each finding."""
+PAID = ("attempts", "prompt_tokens", "completion_tokens", "cost", "faults")
+MAX_STEP = 2_000
+"""Characters of a step in an example; what is cut is said."""
+
+Watch = Callable[[int, Counter[str]], None]
+"""Told after every critique: (how many are done, the findings so far)."""
+
+
+def critique_rollouts(
+    config: Config,
+    attempts: Attempts,
+    out: Path,
+    *,
+    resume: bool,
+    watch: Watch = lambda done, found: None,
+    announce: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Ask for a critique of every attempt; write critiques.jsonl, findings.json and index.html (docs/formats.md).
+
+    Args:
+        resume: go on in a folder that holds a part of the same work. Critiques that failed are asked for again.
+
+    Returns:
+        What findings.json holds.
+
+    Raises:
+        BudgetSpentError: the budget ended before the work; what is there is written, page included.
+        ConfigError, EndpointError, LockedError: nothing was asked.
+    """
+    _refuse_foreign_problems(config, attempts)
+    with RunFolder(out, config, resume=resume, kind="critique") as folder:
+        _refuse_other_attempts(out / "source.json", attempts)
+        done = _kept_lines(out / "critiques.jsonl")
+        names = {line["rollout_id"] for line in done}
+        with make_grader(config) as grader:
+            rules = rules_of(config, grader)
+            critic = _make_critic(config, out, announce)
+            _remember_attempts(out / "source.json", attempts)
+            found = Counter(name for line in done for name in line["findings"])
+            wanted = (graded(r, grader) for r in attempts.requests if r.rollout.rollout_id not in names)
+            reviews = follow(critic, {}, rules, more=wanted, ahead=2 * config.critic.concurrency)
+            try:
+                watch(len(done), found)
+                for review in reviews:
+                    line = _line(review)
+                    folder.append("critiques", [line])
+                    done.append(line)
+                    found.update(line["findings"])
+                    watch(len(done), found)
+            except BudgetSpentError:
+                _publish(config, attempts, done, rules, critic, out)
+                raise
+            finally:
+                critic.close()
+        return _publish(config, attempts, done, rules, critic, out)
+
+
+def _make_critic(config: Config, out: Path, announce: Callable[[str], None]) -> Critic:
+    if config.critic.kind == "programmatic":
+        return make_programmatic_critic(config)
+    return make_endpoint_critic(config, cache_folder=out, ledger_folder=out, announce=announce)
+
+
+def _refuse_foreign_problems(config: Config, attempts: Attempts) -> None:
+    if config.critic.kind != "programmatic":
+        return
+    try:
+        for request in attempts.requests:
+            parse_question(request.problem.question)
+    except ValueError as error:
+        raise ConfigError(
+            f"the programmatic critic knows the embedded task only: {str(error)[:200]}",
+            where=attempts.source,
+            hint="give a served critic: --critic http://HOST:PORT/v1 --model NAME",
+        ) from None
+
+
+def _remember_attempts(file: Path, attempts: Attempts) -> None:
+    """Write down which attempts a folder is about."""
+    about = {"source": attempts.source, "sha256": attempts.sha256, "attempts": len(attempts.requests)}
+    if not file.exists():
+        write_atomically(file, json.dumps({**about, "skipped": attempts.skipped}, indent=1) + "\n")
+
+
+def _refuse_other_attempts(file: Path, attempts: Attempts) -> None:
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    if before is not None and before["sha256"] != attempts.sha256:
+        raise LockedError(
+            f"the folder holds the critiques of other attempts: {before['source']}, or that file has changed since",
+            where=str(file),
+            hint="give another --out; replies that were paid for stay usable with --set critic.cache=FILE",
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# critiques.jsonl
+
+
+def _kept_lines(file: Path) -> list[dict[str, Any]]:
+    """The critiques that need not be asked for again. Failed ones and a torn end leave the file for superseded/."""
+    if not file.exists():
+        return []
+    whole = file.read_bytes()
+    lines = list(read_json_lines(file))
+    kept = [line for line in lines if line["status"] != "failed"]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+    if len(kept) < len(lines) or not whole.endswith(b"\n"):
+        folder = file.parent / "superseded"
+        folder.mkdir(exist_ok=True)
+        dropped = [json.dumps(line, ensure_ascii=False).encode() for line in lines if line["status"] == "failed"]
+        torn = whole.rpartition(b"\n")[2]
+        with (folder / file.name).open("ab") as superseded:
+            superseded.write(b"".join(line + b"\n" for line in [*dropped, *([torn] if torn else [])]))
+            superseded.flush()
+            os.fsync(superseded.fileno())
+        write_atomically(file, text)
+    return kept
+
+
+def _line(review: Review) -> dict[str, Any]:
+    """A critique with its alignment and everything that the summary needs, JSON-ready."""
+    rollout = review.request.rollout
+    return {
+        **finite(to_json(review.critique)),
+        "problem_id": rollout.problem_id,
+        "verdict": rollout.verdict,
+        "details": dict(review.details),
+        "alignment": None if review.alignment is None else finite(_alignment(review.alignment)),
+    }
+
+
+def _alignment(found: Alignment) -> dict[str, Any]:
+    return {
+        "case": found.case,
+        "first_error": found.first_error_label,
+        "verbatim_share": found.verbatim_share,
+        "wrong_text_repeated": found.wrong_text_repeated,
+        "full_solution": found.full_solution,
+        "solver_answer": found.solver_answer,
+        "critique_answer": found.critique_answer,
+        "answer_right": found.answer_right,
+        "matches": [
+            {
+                "status": match.status,
+                "solver": _span(found.solver_steps, match.solver),
+                "critique": _span(found.critique_steps, match.critique),
+                "first_error": match.solver is not None and match.solver == found.first_error,
+            }
+            for match in found.matches
+        ],
+    }
+
+
+def _span(steps: Sequence[Any], index: int | None) -> list[Any] | None:
+    return None if index is None else [steps[index].label, steps[index].start, steps[index].end]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# findings.json and the page
+
+
+def _publish(
+    config: Config,
+    attempts: Attempts,
+    lines: Sequence[Mapping[str, Any]],
+    rules: Rules,
+    critic: Critic,
+    out: Path,
+) -> dict[str, Any]:
+    from stepalign.report.critiques import write_critique_page
+
+    summary = finite(_summary(config, attempts, lines, rules, critic))
+    write_atomically(out / "findings.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
+    write_critique_page(summary, out / "index.html")
+    return summary
+
+
+def _summary(
+    config: Config, attempts: Attempts, lines: Sequence[Mapping[str, Any]], rules: Rules, critic: Critic
+) -> dict[str, Any]:
+    requests = {request.rollout.rollout_id: request for request in attempts.requests}
+    order = {name: place for place, name in enumerate(requests)}
+    lines = sorted(lines, key=lambda line: order[line["rollout_id"]])  # replies come in any order
+    shares = [line["alignment"]["verbatim_share"] for line in lines if line["alignment"]]
+    shares = [share for share in shares if share is not None]
+    ledger = getattr(critic, "ledger", None)
+    spent = {} if ledger is None else ledger.as_dict()
+    return {
+        "format": FORMAT,
+        "critic": critic.name,
+        "sees": config.critic.sees,
+        "prompt_hash": next((line["prompt_hash"] for line in lines), ""),
+        "source": attempts.source,
+        "attempts": len(attempts.requests),
+        "skipped": dict(attempts.skipped),
+        "critiques": len(lines),
+        "usable": sum(line["status"] == "ok" for line in lines),
+        "without_finding": sum(not line["findings"] for line in lines),
+        "verdicts": dict(Counter(line["verdict"] for line in lines)),
+        "cases": dict(sorted(Counter(line["case"] or "unknown" for line in lines).items())),
+        "policies": dict(rules.policies),
+        "outcomes": dict(Counter(line["policy"] for line in lines)),
+        "masked": dict(Counter(line["decided_by"] for line in lines if line["policy"] == "mask").most_common()),
+        "retries": sum(line["retries"] for line in lines),
+        "mean_verbatim_share": sum(shares) / len(shares) if shares else float("nan"),
+        "paid": {name: spent[name] for name in PAID} if spent else None,
+        "cached": sum(line["cached"] for line in lines),
+        "findings": [
+            {
+                "name": name,
+                "count": sum(name in line["findings"] for line in lines),
+                "summary": finding.summary,
+                "teaches": finding.teaches,
+                "policy": rules.policies[name],
+                "examples": list(_examples((line for line in lines if name in line["findings"]), name, requests)),
+            }
+            for name, finding in FINDINGS.items()
+        ],
+        "clean_examples": list(_examples((line for line in lines if not line["findings"]), "", requests)),
+    }
+
+
+def _examples(
+    lines: Iterable[Mapping[str, Any]], name: str, requests: Mapping[str, CritiqueRequest]
+) -> Iterator[dict[str, Any]]:
+    for _, line in zip(range(NUM_EXAMPLES), lines, strict=False):
+        request = requests[line["rollout_id"]]
+        yield {
+            "rollout_id": line["rollout_id"],
+            "verdict": line["verdict"],
+            "case": line["case"],
+            "policy": line["policy"],
+            "decided_by": line["decided_by"],
+            "detail": line["details"].get(name, ""),
+            "question": _cut(request.problem.question),
+            "expected_answer": request.problem.answer,
+            "attempt": _cut(request.rollout.text) if line["alignment"] is None else "",
+            "reply": _cut(line["raw"]) if line["alignment"] is None else "",
+            "steps": _step_pairs(line, request.rollout.text),
+        }
+
+
+def _step_pairs(line: Mapping[str, Any], attempt: str) -> list[dict[str, Any]]:
+    """The two texts side by side, step by step."""
+    if line["alignment"] is None:
+        return []
+    return [
+        {
+            "status": match["status"],
+            "first_error": match["first_error"],
+            "solver": _text(attempt, match["solver"]),
+            "critique": _text(line["text"], match["critique"]),
+        }
+        for match in line["alignment"]["matches"]
+    ]
+
+
+def _text(text: str, span: Sequence[Any] | None) -> str | None:
+    return None if span is None else _cut(text[span[1] : span[2]].strip())
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_STEP:
+        return text
+    return f"{text[:MAX_STEP]} [... {len(text) - MAX_STEP} more characters]"

@@ -1,0 +1,114 @@
+"""What ``--dry-run`` prints: the resolved configuration, the prompts of one problem, the token budgets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stepalign.config import Config, to_toml
+from stepalign.feedback import designs
+from stepalign.feedback.prompts import load_template
+from stepalign.records import Completion, Critique, CritiqueForm, Problem, Rollout
+from stepalign.report.text import visible
+
+
+def describe(config: Config) -> str:
+    """Everything that a run would do first, without doing it. Loads the tokenizer; of the model its shapes only.
+
+    Raises:
+        ConfigError: anything the recipe got wrong.
+    """
+    from stepalign.build import make_prompts, recipe_solver
+    from stepalign.domains.sets import load_sets
+    from stepalign.rollouts.credit import check_terms
+    from stepalign.training.preflight import check_material, check_prompts
+
+    sets = load_sets(config)
+    check_material(config, sets["train"].problems)
+    solver = recipe_solver(config, weights=False)
+    prompts = make_prompts(config, solver)
+    condition = check_terms(config)
+    check_prompts(config, solver, prompts, {name: found.problems for name, found in sets.items()})
+    problem = sets["train"].problems[0]
+    student_ids = prompts.student(problem)
+    parts = [
+        ("configuration", to_toml(config)),
+        ("problems", "\n".join(f"{name}: {_count(found.problems, found.skipped)}" for name, found in sets.items())),
+        (f"student prompt ({len(student_ids)} tokens)", solver.tokenizer.decode(list(student_ids))),
+    ]
+    design = designs.find_design(condition.design)
+    if condition.distillation_weight:
+        context = _example_context(condition.design, problem)
+        teacher = prompts.self_teacher(problem, context, introduction=design.introduction)
+        note = "" if not design.needs_critic else "; the reference stands in for the critique that a run would ask for"
+        parts.append(
+            (f"self-teacher prompt ({len(teacher.ids)} tokens{note})", solver.tokenizer.decode(list(teacher.ids)))
+        )
+    if design.needs_critic:
+        parts.append(("critic prompt", _critic_prompt(config, problem, design.form)))
+    parts.append(("token budgets", _budgets(config, len(student_ids))))
+    # Problems and templates are foreign text: what a terminal would obey is made visible.
+    return "\n\n".join(f"== {title} ==\n{visible(text.rstrip())}" for title, text in parts)
+
+
+def _count(problems: tuple[Problem, ...], skipped: object) -> str:
+    return f"{len(problems)} problems" + (f", skipped {dict(skipped)}" if skipped else "")  # type: ignore[call-overload]
+
+
+def _example_context(design: str, problem: Problem) -> str:
+    """A context of the design for an invented attempt."""
+    text = problem.reference or f"<answer> {problem.answer}"
+    completion = Completion(ids=(), log_probs=(), finish_reason="stop", policy_version=0)
+    rollout = Rollout(
+        rollout_id="example",
+        problem_id=problem.problem_id,
+        step=0,
+        group_index=0,
+        completion=completion,
+        text=text,
+        answer=problem.answer,
+        verdict="correct",
+        reward=1.0,
+    )
+    critique = Critique(rollout_id="example", critic="", status="ok", text=text)
+    group = designs.Group(
+        problem=problem,
+        rollouts=[rollout, rollout, replace(rollout, verdict="incorrect")],
+        critiques=[critique] * 3,
+        elsewhere=[critique],
+        other_problems=[replace(problem, problem_id="another")],
+    )
+    return designs.make_contexts(design, group)[0].text or text
+
+
+def _critic_prompt(config: Config, problem: Problem, form: CritiqueForm) -> str:
+    if config.critic.kind == "programmatic":
+        return "(none: the programmatic critic reads the attempt itself)"
+    from stepalign.critics.build import critic_prompt
+
+    sees = config.critic.sees
+    seen = {"answer": problem.answer} if sees != "nothing" else {}
+    if sees == "solution" and problem.reference:
+        seen["solution"] = problem.reference
+    messages = load_template(critic_prompt(config, form)).messages(
+        question=problem.question,
+        attempt="(the solver's attempt)",
+        sees=sees,
+        structured=config.critic.structured,
+        truncated=False,
+        **seen,
+    )
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
+
+
+def _budgets(config: Config, student_tokens: int) -> str:
+    sampling, training = config.sampling, config.training
+    completions = sampling.num_generations * training.problems_per_step
+    return "\n".join(
+        [
+            f"completion: at most {sampling.max_completion_length} tokens",
+            f"self-teacher prompt: at most {config.prompts.max_teacher_prompt_length} tokens, context cut first",
+            f"completions: {completions} a step, {completions * training.max_steps} in all",
+            f"sampled tokens: at most {completions * sampling.max_completion_length} a step",
+            f"student sequence of this problem: at most {student_tokens + sampling.max_completion_length} tokens",
+        ]
+    )

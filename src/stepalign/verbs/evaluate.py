@@ -1,0 +1,109 @@
+"""``stepalign evaluate``: one model, one file of problems, every metric."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from stepalign.build import open_session
+from stepalign.config import Config, changed
+from stepalign.domains.sets import load_set
+from stepalign.errors import ConfigError, LockedError
+from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
+from stepalign.models.load import EMBEDDED
+from stepalign.rollouts.collect import derive_seed
+from stepalign.storage.run_folder import finite, write_atomically
+
+
+class Watcher(Protocol):
+    """Told how far the evaluation is, and what else there is to say."""
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+def evaluate_model(config: Config, problems: str, out: Path, watcher: Watcher) -> dict[str, Any]:
+    """Sample, grade and measure; the completions go to OUT with the suffix .samples.jsonl and are not drawn twice.
+
+    Args:
+        config: which model, with which prompts and settings.
+        problems: a JSONL file, or ``embedded:arithmetic`` for its test set.
+        out: JSON file for the numbers.
+        watcher: told about progress and skipped rows.
+
+    Raises:
+        ConfigError: no problems, or anything wrong with model or file.
+        LockedError: the completions beside OUT belong to another evaluation.
+    """
+    config = changed(config, {"data.test": problems}, "evaluate")
+    found = load_set(config, "test")
+    if not found.problems:
+        raise ConfigError("there are no problems to evaluate", where=problems)
+    for reason, count in found.skipped.items():
+        watcher.say(f"{count} rows skipped: {reason}")
+    samples = out.with_suffix(".samples.jsonl")
+    session = open_session(config)
+    try:
+        _claim(out.with_suffix(".samples.json"), _key(config, problems), samples)
+        done = sample_and_grade(
+            found.problems,
+            num_samples=config.evaluation.num_samples,
+            seed=derive_seed(config.evaluation.seed, "test"),
+            sample=session.sample,
+            grade=session.grade,
+            file=samples,
+            on_progress=lambda done, total: watcher.phase("problems", done, total),
+        )
+    finally:
+        session.close()
+    section = config.evaluation
+    metrics = metrics_of(done, config.ks)
+    result = {
+        "model": config.model.path,
+        "problems": problems if problems != EMBEDDED else f"{EMBEDDED} (test)",
+        "num_problems": len(done),
+        "skipped": dict(found.skipped),
+        "num_samples": section.num_samples,
+        "temperature": section.temperature,
+        "max_completion_length": config.evaluation_length,
+        "confidence": section.confidence,
+        "tie_rule": "maj@k: ties share the win equally; unparsed answers neither vote nor win",
+        "metrics": metric_rows(metrics, level=section.confidence, resamples=section.bootstrap_samples),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, json.dumps(finite(result), indent=1) + "\n")
+    return result
+
+
+def _key(config: Config, problems: str) -> dict[str, Any]:
+    """Everything that completions and verdicts depend on, as far as the configuration knows."""
+    sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "prompts", "evaluation")}
+    return {
+        **sections,
+        "weights": _fingerprint(Path(config.model.path)),
+        "max_completion_length": config.evaluation_length,
+        "problems": problems,
+        "columns": config.data.columns,
+        "grader": [config.data.grader_function, config.data.grader_seconds],
+        "rho": config.data.rho,
+    }
+
+
+def _fingerprint(folder: Path) -> dict[str, list[int]]:
+    """Size and time of change of each weight file: other weights under the same path are another evaluation."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
+def _claim(file: Path, key: dict[str, Any], samples: Path) -> None:
+    """Remember what the stored completions belong to, so that they are continued only by the same evaluation."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(key, indent=1) + "\n"
+    if samples.exists() and (not file.exists() or file.read_text(encoding="utf-8") != text):
+        raise LockedError(
+            "the completions beside the output belong to another evaluation",
+            where=str(samples),
+            hint="give another --out, or remove that file",
+        )
+    write_atomically(file, text)

@@ -1,0 +1,152 @@
+"""``stepalign grade``: a verdict for every row of a file of completions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepalign.domains.math.answers import MAX_LENGTH
+from stepalign.domains.math.grading import Grade, Grader
+from stepalign.errors import ConfigError
+from stepalign.problems.rows import Malformed, Row, cell_text, did_you_mean, read_rows
+
+BATCH = 2_000
+"""Rows graded and written at once: what an interruption can cost."""
+_LOOKED_AT = 200
+"""Rows of which one must have the columns; else the names are wrong, not the rows."""
+
+OnProgress = Callable[[int, int], None]
+"""Called with (rows done, rows in all)."""
+
+
+def grade_file(
+    source: str,
+    out: Path,
+    *,
+    completion: str,
+    answer: str,
+    grader: Grader,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Counter[str]]:
+    """Grade every row; OUT gets one JSON line per row of the source, in its order.
+
+    A line has ``row`` (its number in the source, from 1), ``verdict``, ``extracted`` (the final answer as written, cut
+    above 512 characters, or null) and ``reason``. A row that cannot be graded - not JSON, no such column, not text - is
+    "undecided" with that reason. OUT appears when all is done; a second call goes on where the first was stopped.
+
+    Args:
+        source: JSON lines, JSON or Parquet; see :func:`~stepalign.problems.rows.read_rows`.
+        completion: the column with the completion, thinking included; "response.text" is "text" inside of "response".
+        answer: the column with the expected answer, bare or as a worked solution that marks it.
+
+    Returns:
+        How many rows got each verdict ("verdicts") and each reason ("reasons").
+
+    Raises:
+        ConfigError: no such file, an empty one, none of the first rows has the columns, or OUT is the source.
+    """
+    if out.exists() and os.path.exists(source) and os.path.samefile(source, out):
+        raise ConfigError("The output would replace the input.", where=str(out), hint="Give another --out")
+    rows = list(read_rows(source))
+    _check_columns(rows, (completion, answer), source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    job = json.dumps([completion, answer, grader.config.function, _fingerprint(source)])
+    partial = out.with_name(f".{out.name}.{hashlib.sha256(job.encode()).hexdigest()[:12]}.partial")
+    counts = {"verdicts": Counter[str](), "reasons": Counter[str]()}
+    done = _count_again(partial, counts)
+    with partial.open("ab") as file:
+        for start in range(done, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            lines = [_line(number, grade) for number, grade in _graded(batch, completion, answer, grader)]
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+            file.flush()
+            _count(lines, counts)
+            if on_progress is not None:
+                on_progress(start + len(batch), len(rows))
+        os.fsync(file.fileno())
+    os.replace(partial, out)
+    return counts
+
+
+def _check_columns(rows: list[tuple[int, Row | Malformed]], columns: tuple[str, str], source: str) -> None:
+    if not rows:
+        raise ConfigError("The file has no rows.", where=source)
+    first = [row for _, row in rows[:_LOOKED_AT] if not isinstance(row, Malformed)]
+    known = list(dict.fromkeys(name for row in first for name in row))
+    for column in columns:
+        if first and column not in known and all(_cell(row, column) is None for row in first):
+            raise ConfigError(
+                f'There is no column "{column}".', where=source, hint=did_you_mean(column, known, "the columns are")
+            )
+
+
+def _graded(
+    rows: Sequence[tuple[int, Row | Malformed]], completion: str, answer: str, grader: Grader
+) -> Iterator[tuple[int, Grade]]:
+    """The grade of each row; those that can be graded are handed to the grader together."""
+    faults = [_fault(row, completion, answer) for _, row in rows]
+    good = [row for (_, row), fault in zip(rows, faults, strict=True) if not fault and not isinstance(row, Malformed)]
+    grades = iter(
+        grader.grade_many([_cell(row, completion) for row in good], [cell_text(_cell(row, answer)) for row in good])
+    )
+    for (number, _), fault in zip(rows, faults, strict=True):
+        yield number, Grade("undecided", None, fault) if fault else next(grades)
+
+
+def _fault(row: Row | Malformed, completion: str, answer: str) -> str:
+    """Why a row cannot be graded, or ""."""
+    if isinstance(row, Malformed):
+        return f"malformed row: {row.reason}"
+    for column in (completion, answer):
+        if _cell(row, column) is None:
+            return f'malformed row: no "{column}"'
+    if not isinstance(_cell(row, completion), str):
+        return f'malformed row: "{completion}" is no text'
+    if not isinstance(_cell(row, answer), str | int | float):
+        return f'malformed row: "{answer}" is no text'
+    return ""
+
+
+def _cell(row: Row, column: str) -> Any:
+    """What a column holds; "a.b" is the column b of what the column a holds, unless a column is called that."""
+    if column in row:
+        return row[column]
+    first, _, rest = column.partition(".")
+    inner = row.get(first) if rest else None
+    return _cell(inner, rest) if isinstance(inner, Mapping) else None
+
+
+def _line(number: int, grade: Grade) -> dict[str, Any]:
+    extracted = grade.answer
+    if extracted is not None and len(extracted) > MAX_LENGTH:
+        extracted = extracted[:MAX_LENGTH] + "..."
+    return {"row": number, "verdict": grade.verdict, "extracted": extracted, "reason": grade.reason}
+
+
+def _count(lines: Iterable[dict[str, Any]], counts: dict[str, Counter[str]]) -> None:
+    for line in lines:
+        counts["verdicts"][line["verdict"]] += 1
+        counts["reasons"][line["reason"]] += 1
+
+
+def _count_again(partial: Path, counts: dict[str, Counter[str]]) -> int:
+    """Rows that an interrupted call has graded; its torn last line goes."""
+    if not partial.exists():
+        return 0
+    whole = [line for line in partial.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    with partial.open("rb+") as file:
+        file.truncate(sum(map(len, whole)))
+    _count(map(json.loads, whole), counts)
+    return len(whole)
+
+
+def _fingerprint(source: str) -> list[Any]:
+    """Which file, in which state: another one is another job."""
+    path = Path(source).expanduser()
+    status = path.stat() if path.exists() else None
+    return [str(path.absolute()), status and status.st_size, status and status.st_mtime_ns]

@@ -1,0 +1,195 @@
+"""The lab's server: loopback only, one page, three questions one can ask it.
+
+Whoever reaches a local port is not yet whoever started it: another user of the machine, or a page in the browser that
+guesses the port. So every request must name this very server as its host (a foreign name that resolves to the loopback
+address does not), must come from this page where it says where it comes from (Origin), and must carry the token, which
+only the one who reads the terminal knows.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stepalign.errors import ConfigError, UserError
+from stepalign.report.page import lab_html
+from stepalign.report.payload import page_data
+from stepalign.report.text import safe_json
+from stepalign.verbs.lab.queue import Cancelled, Queue
+from stepalign.verbs.lab.sheet import Sheet, read_sheet
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+HOST = "127.0.0.1"
+MAX_BODY_BYTES = 4_000_000
+
+HEADERS = {
+    # What the page may load stands in the page; nobody may put it into a frame.
+    "content-security-policy": "frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class Scorer(Protocol):
+    """What the server needs of a ``bench.Bench``."""
+
+    @property
+    def designs(self) -> list[dict[str, str]]: ...
+
+    def score(self, sheet: Sheet, cancelled: threading.Event) -> dict[str, Any]: ...
+
+    def fill(self, design: str, sheet: Sheet) -> str: ...
+
+
+def make_app(bench: Scorer, desk: dict[str, Any], *, token: str, port: int) -> Starlette:
+    """The application.
+
+    Args:
+        desk: what the page starts with: ``model``, ``temperature``, ``examples``.
+        token: what every request must carry, in the page's address or as a header.
+        port: of the server, part of the only host names it answers to.
+    """
+    from starlette.applications import Starlette
+    from starlette.responses import HTMLResponse, PlainTextResponse, Response
+    from starlette.routing import Route
+
+    hosts = {f"{name}:{port}" for name in (HOST, "localhost")}
+    html = lab_html({**desk, "designs": bench.designs})
+    queue = Queue()
+
+    def refusal(request: Request, given: str) -> str:
+        if request.headers.get("host") not in hosts:
+            return "this server answers to its own address only"
+        origin = request.headers.get("origin")
+        if origin is not None and origin.removeprefix("http://") not in hosts:
+            return "this request comes from another page"
+        if not secrets.compare_digest(given.encode(), token.encode()):
+            return "the token is missing or wrong: use the address that the terminal shows"
+        return ""
+
+    def reply(value: Any, status: int = 200) -> Response:
+        return Response(safe_json(value), status, media_type="application/json")
+
+    async def page(request: Request) -> Response:
+        refused = refusal(request, request.query_params.get("token", ""))
+        return PlainTextResponse(refused, 403) if refused else HTMLResponse(html)
+
+    def question(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            refused = refusal(request, request.headers.get("x-lab-token", ""))
+            if refused:
+                return reply({"error": refused}, 403)
+            try:
+                return reply(await answer(await _body(request)))
+            except UserError as error:
+                return reply({"error": str(error)}, 422)
+            except Cancelled:
+                return reply({"cancelled": True}, 409)
+
+        return endpoint
+
+    async def score(body: dict[str, Any]) -> dict[str, Any]:
+        sheet = read_sheet(body.get("sheet"))
+        return page_data(await queue.run(_client(body), partial(bench.score, sheet)))
+
+    async def fill(body: dict[str, Any]) -> dict[str, Any]:
+        sheet, design = read_sheet(body.get("sheet")), str(body.get("design"))
+        return {"text": await queue.run(f"{_client(body)} fill", lambda _: bench.fill(design, sheet))}
+
+    async def cancel(body: dict[str, Any]) -> dict[str, Any]:
+        queue.cancel(_client(body))
+        return {}
+
+    @asynccontextmanager
+    async def closing(_: Starlette):  # type: ignore[no-untyped-def]
+        yield
+        queue.close()
+
+    questions = {"/score": score, "/fill": fill, "/cancel": cancel}
+    return Starlette(
+        lifespan=closing,
+        routes=[
+            Route("/", page),
+            *(Route(path, question(answer), methods=["POST"]) for path, answer in questions.items()),
+        ],
+    )
+
+
+def _client(body: dict[str, Any]) -> str:
+    return str(body.get("client"))[:64]
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """The JSON object of a request. Raises ConfigError for anything else, and for more than MAX_BODY_BYTES."""
+    received = bytearray()
+    async for chunk in request.stream():
+        received += chunk
+        if len(received) > MAX_BODY_BYTES:
+            raise ConfigError(f"the request is larger than {MAX_BODY_BYTES:,} bytes")
+    try:
+        value = json.loads(received)
+    except (ValueError, RecursionError):
+        raise ConfigError("the request is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise ConfigError("the request should be one JSON object")
+    return value
+
+
+def bind(port: int) -> socket.socket:
+    """A socket on the loopback address; any free port for 0. Raises ConfigError where the port is taken."""
+    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((HOST, port))
+    except OSError as error:
+        found.close()
+        hint = "--port 0 takes any free one"
+        raise ConfigError(f"cannot listen on port {port}: {error.strerror}", where=HOST, hint=hint) from None
+    return found
+
+
+def check_installed() -> None:
+    """Raises ConfigError with the install line where the server library is missing."""
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise ConfigError("the lab needs starlette and uvicorn", hint="pip install 'stepalign[serve]'") from None
+
+
+def serve(bench: Scorer, desk: dict[str, Any], found: socket.socket, announce: Callable[[str], None]) -> None:
+    """Serve until interrupted. ``announce`` is told the address, token included, once the server answers."""
+    import uvicorn
+
+    token = secrets.token_urlsafe(24)
+    port = found.getsockname()[1]
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            announce(f"http://{HOST}:{port}/?token={token}  (Ctrl-C ends it)")
+
+    config = uvicorn.Config(
+        make_app(bench, desk, token=token, port=port),
+        log_level="warning",
+        access_log=False,  # its lines would hold the token
+        server_header=False,
+        headers=list(HEADERS.items()),
+        timeout_graceful_shutdown=1,
+    )
+    Server(config).run(sockets=[found])

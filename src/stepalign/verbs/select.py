@@ -1,0 +1,285 @@
+"""``stepalign select``: measure the solver and the critic on every problem, and freeze those inside the band.
+
+Everything measured is appended to the folder as it comes, so that an interrupted selection goes on where it was and
+nothing is sampled or asked twice. A chunk of problems is written when all its completions are there: kept one by one,
+those that were short enough to finish before an interruption would be drawn more often than the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from stepalign.build import Session, make_critic, open_session
+from stepalign.config import Config, changed
+from stepalign.critics import Critic, CritiqueRequest
+from stepalign.domains.arithmetic.task import EMBEDDED, embedded_folder
+from stepalign.domains.sets import load_set, make_grader
+from stepalign.errors import ConfigError
+from stepalign.feedback.steps import split_steps
+from stepalign.models.prompts import decode
+from stepalign.problems.loading import find_overlaps, save_problems, split_problems
+from stepalign.problems.selection import Attempts, Evidence, Passage, funnel_rows, gates_of, pass_gates
+from stepalign.records import Completion, Critique, Problem, Rollout
+from stepalign.rollouts.collect import derive_seed
+from stepalign.storage.run_folder import RunFolder, finite, read_json_lines, write_atomically
+
+CHUNK = 32
+"""Problems whose completions are drawn and written together."""
+
+
+WIDEN = "what was measured is kept: widen a gate, such as --set selection.average_below=0.5, and go on with --resume"
+
+
+class Watcher(Protocol):
+    """Told how far the sampling and the critic are, and what else there is to say."""
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+def select(config: Config, out: Path, *, resume: bool, watcher: Watcher) -> dict[str, Any]:
+    """Pass the problems of ``data.train`` through the gates of ``selection``; see docs/formats.md for what OUT holds.
+
+    Returns:
+        The manifest, with the rows of the funnel under "funnel".
+
+    Raises:
+        ConfigError, EndpointError, LockedError: see the session and the run folder; also when no problem is left.
+    """
+    found = load_set(changed(config, {"data.validation_share": 0.0}, "selection"), "train")  # nothing is set aside here
+    for reason, count in found.skipped.items():
+        watcher.say(f"{count} rows skipped: {reason}")
+    with RunFolder(out, config, resume=resume, kind="selection") as folder:
+        section = config.selection
+        kept, passages = pass_gates(
+            [Evidence(problem=problem) for problem in found.problems], gates_of(section, "problem"), section
+        )
+        if gates_of(section, "solver"):
+            session = open_session(config)
+            try:
+                attempts = _sample_all(session, [one.problem for one in kept], folder, watcher)
+            finally:
+                session.close()
+            kept = [replace(one, attempts=attempts[one.problem.problem_id]) for one in kept]
+            kept, more = pass_gates(kept, gates_of(section, "solver"), section)
+            passages += more
+        if gates_of(section, "critic"):
+            verdicts = _ask_all(config, [one.problem for one in kept], folder, watcher)
+            kept = [replace(one, critic_verdict=verdicts.get(one.problem.problem_id)) for one in kept]
+            kept, more = pass_gates(kept, gates_of(section, "critic"), section)
+            passages += more
+        num_rows = found.num_rows or len(found.problems) + sum(found.skipped.values())
+        return _freeze(config, out, kept, num_rows, dict(found.skipped), passages)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+def _sample_all(session: Session, problems: Sequence[Problem], folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+    """The solver's attempts at every problem, by id; those on disk are taken from there."""
+    config, file = session.config, folder.path / "samples.jsonl"
+    _drop_torn_end(file)
+    stored = {row["problem_id"]: _attempts(row) for row in read_json_lines(file)}
+    missing = [problem for problem in problems if problem.problem_id not in stored]
+    done = len(problems) - len(missing)
+    watcher.phase("sampling", done, len(problems))
+    for start in range(0, len(missing), CHUNK):
+        chunk = missing[start : start + CHUNK]
+        drawn = session.sampler.sample(
+            [session.prompts.student(problem) for problem in chunk],
+            num_samples=config.selection.num_samples,
+            temperature=config.sampling.temperature,
+            max_tokens=config.sampling.max_completion_length,
+            seed=derive_seed(config.selection.seed, "selection", chunk[0].problem_id),
+        )
+        new = [_graded(session, problem, row) for problem, row in zip(chunk, drawn, strict=True)]
+        folder.append("samples", [asdict(attempts) for attempts in new])
+        stored |= {attempts.problem_id: attempts for attempts in new}
+        done += len(chunk)
+        watcher.phase("sampling", done, len(problems))
+    return stored
+
+
+def _graded(session: Session, problem: Problem, completions: Sequence[Completion]) -> Attempts:
+    texts = [decode(session.solver.tokenizer, completion.ids) for completion in completions]
+    grades = session.grader.grade_many(texts, [problem.answer] * len(texts))
+    formatted = [
+        completion.finish_reason == "stop"
+        and grade.answer is not None
+        and (session.config.selection.form == "answer" or _has_steps(text))
+        for completion, grade, text in zip(completions, grades, texts, strict=True)
+    ]
+    return Attempts(
+        problem_id=problem.problem_id,
+        verdicts=tuple(grade.verdict for grade in grades),
+        formatted=tuple(formatted),
+        texts=tuple(texts),
+        lengths=tuple(len(completion.ids) for completion in completions),
+    )
+
+
+def _has_steps(text: str) -> bool:
+    """Whether a text is cut into steps tagged 1, 2, 3, ... without gaps."""
+    labels = [step.label for step in split_steps(text, "tags") if step.label.isdigit()]
+    return bool(labels) and labels == [str(number) for number in range(1, len(labels) + 1)]
+
+
+def _attempts(row: dict[str, Any]) -> Attempts:
+    return Attempts(problem_id=row.pop("problem_id"), **{name: tuple(values) for name, values in row.items()})
+
+
+def _ask_all(config: Config, problems: Sequence[Problem], folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+    """The verdict on the critic's own solution of every problem, by id. Without one: it did not answer."""
+    file = folder.path / "critic-solutions.jsonl"
+    _drop_torn_end(file)
+    verdicts = {row["problem_id"]: row["verdict"] for row in read_json_lines(file)}
+    missing = [problem for problem in problems if problem.problem_id not in verdicts]
+    watcher.phase("asking the critic", len(problems) - len(missing), len(problems))
+    if not missing:
+        return verdicts
+    # It is shown what the solver is shown: the question, and the form of an answer.
+    alone = {"critic.sees": "nothing", "critic.structured": False, "prompts.critic": config.prompts.student}
+    critic = make_critic(changed(config, alone, "selection"), folder.path, ["step_aligned"], watcher.say)
+    assert critic is not None
+    failed = 0
+    try:
+        with make_grader(config) as grader:
+            for problem, critique in _solutions(critic, missing, config.critic.concurrency):
+                if critique.status == "failed":
+                    failed += 1
+                    continue
+                text = critique.raw or critique.text
+                grade = grader.grade(text, problem.answer)
+                verdicts[problem.problem_id] = grade.verdict
+                row = {"problem_id": problem.problem_id, "verdict": grade.verdict, "answer": grade.answer}
+                folder.append("critic-solutions", [{**row, "reason": grade.reason, "text": text}])
+                watcher.phase("asking the critic", len(verdicts), len(problems))
+    finally:
+        critic.close()
+    if failed:
+        watcher.say(f"warning: the critic did not answer for {failed} problems; the same command asks for them again")
+    return verdicts
+
+
+def _solutions(critic: Critic, problems: Sequence[Problem], ahead: int) -> Iterator[tuple[Problem, Critique]]:
+    """The critic's solutions in the order of the problems, with so many requests under way."""
+    pending: list[tuple[Problem, Future[Critique]]] = []
+    for problem in problems:
+        pending.append((problem, critic.submit(CritiqueRequest(problem=problem, rollout=_no_attempt(problem)))))
+        if len(pending) > ahead:
+            first, future = pending.pop(0)
+            yield first, future.result()
+    for problem, future in pending:
+        yield problem, future.result()
+
+
+def _no_attempt(problem: Problem) -> Rollout:
+    return Rollout(
+        rollout_id=f"selection-{problem.problem_id}",
+        problem_id=problem.problem_id,
+        step=0,
+        group_index=0,
+        completion=Completion(ids=(), log_probs=(), finish_reason="stop", policy_version=0),
+        text="",
+        answer=None,
+        verdict="incorrect",
+        reward=0.0,
+    )
+
+
+def _drop_torn_end(file: Path) -> None:
+    """Cut a last line that a killed process did not finish, so that the next one begins a line."""
+    if file.exists():
+        content = file.read_bytes()
+        with file.open("rb+") as opened:
+            opened.truncate(content.rfind(b"\n") + 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Freezing
+
+
+def _freeze(
+    config: Config,
+    out: Path,
+    kept: Sequence[Evidence],
+    num_rows: int,
+    skipped: dict[str, int],
+    passages: list[Passage],
+) -> dict[str, Any]:
+    """Write the selected problems and say where they come from."""
+    share = config.selection.test_share
+    splits = split_problems([_with_numbers(one) for one in kept], {"train": 1 - share, "test": share})
+    splits, apart = _without_overlaps(splits)
+    funnel = funnel_rows(num_rows, skipped, [*passages, *apart])
+    write_atomically(out / "funnel.json", json.dumps(finite({"funnel": funnel}), indent=1) + "\n")
+    if not splits["train"]:
+        rows = "; ".join(f"{row['label']}: {row['kept']} of {row['before']} left" for row in funnel)
+        raise ConfigError(f"no problem is left to train on ({rows})", where=str(out), hint=WIDEN)
+    files = {
+        name: {
+            "file": f"{name}.jsonl",
+            "problems": len(problems),
+            "sha256": save_problems(problems, out / f"{name}.jsonl"),
+        }
+        for name, problems in splits.items()
+        if problems
+    }
+    manifest = {
+        "format": 1,
+        "files": files,
+        "source": {"name": config.data.train, "columns": config.data.columns, "sha256": _checksum(config.data.train)},
+        "selection": config.selection.model_dump(mode="json"),
+        "solver": {
+            "path": config.model.path,
+            "weights": _weights(config.model.path),
+            "temperature": config.sampling.temperature,
+            "max_completion_length": config.sampling.max_completion_length,
+        },
+        "critic": {"kind": config.critic.kind, "model": config.critic.model}
+        if config.selection.critic_solves
+        else None,
+        "funnel": funnel,
+    }
+    write_atomically(out / "manifest.json", json.dumps(finite(manifest), indent=1) + "\n")
+    return manifest
+
+
+def _with_numbers(one: Evidence) -> Problem:
+    """The problem with what was measured among its metadata."""
+    if one.attempts is None:
+        return one.problem
+    measured = {f"avg@{len(one.attempts.verdicts)}": one.attempts.average}
+    measured["formatting_rate"] = one.attempts.formatting_rate
+    return replace(one.problem, metadata={**one.problem.metadata, **measured})
+
+
+def _without_overlaps(splits: dict[str, tuple[Problem, ...]]) -> tuple[dict[str, tuple[Problem, ...]], list[Passage]]:
+    """Training problems that the test set holds in nearly the same words leave the training set."""
+    twins = {overlap.first_id for overlap in find_overlaps(splits)}  # "train" stands first
+    if not twins:
+        return splits, []
+    total = sum(map(len, splits.values()))
+    passage = Passage(name="distinct", label="not in the test set in nearly the same words", before=total)
+    passage.fell, passage.fallen = len(twins), sorted(twins)
+    return {**splits, "train": tuple(p for p in splits["train"] if p.problem_id not in twins)}, [passage]
+
+
+def _weights(model: str) -> dict[str, str]:
+    """SHA-256 of each weight file of a local model; a Hub name is its own identity."""
+    folder = embedded_folder() / "solver" if model == EMBEDDED else Path(model)
+    return {file.name: _checksum(str(file)) or "" for file in sorted(folder.glob("*.safetensors"))}
+
+
+def _checksum(source: str) -> str | None:
+    if not Path(source).is_file():
+        return None
+    with Path(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,250 @@
+"""The folder that ``stepalign signal`` writes: append-only, resumable, with memory that does not grow.
+
+Attempts are scored in shards of a few thousand tokens. A shard's arrays are written first and its lines of signal.jsonl
+after them, in one piece; so a shard whose lines are there is complete. The cut into shards depends on the attempts
+alone, and a process that was killed continues with the shard it died in, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepalign.config import Config
+from stepalign.errors import ConfigError, LockedError
+from stepalign.models.load import EMBEDDED, Solver, embedded_folder
+from stepalign.models.prompts import PromptBuilder
+from stepalign.report.page import write_token_page
+from stepalign.signal.analyse import header, summarise
+from stepalign.signal.records import Analysed, Attempt, analyse_attempts
+from stepalign.signal.trace import WrongResult
+from stepalign.storage.run_folder import RunFolder, finite, sync_folder, write_atomically
+from stepalign.storage.signal_file import PAGE_DATA, RECORDS, read_rows
+
+SHARD_TOKENS = 8192
+"""Completion tokens of a shard, unless one completion alone is longer. What a killed process loses at most."""
+ARRAYS = "arrays"
+SOURCE = "source.json"
+
+
+def write_signal_folder(
+    out: Path,
+    config: Config,
+    solver: Solver,
+    prompts: PromptBuilder,
+    attempts: Iterable[Attempt],
+    *,
+    source: Mapping[str, Any],
+    labels: Mapping[str, str],
+    prompts_from: str,
+    wrong_result: WrongResult | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Score attempts into a folder, or go on with it, and write its page. Layout: docs/formats.md.
+
+    Args:
+        attempts: taken one after the other; the same ones whenever an analysis goes on.
+        source: what is analysed, JSON-ready; an analysis of something else is refused.
+        labels: contexts by name, in the order of the page.
+        prompts_from: where the prompts come from, for the reader.
+        on_progress: told how many attempts are done.
+
+    Raises:
+        ConfigError: no context has anything to say, or a label does not fit its attempt.
+        LockedError: the folder is in use, or holds another analysis.
+    """
+    with RunFolder(out, config, resume=True, kind="analysis") as folder:
+        _check_source(out, source)
+        first: Attempt | None = None
+        done = 0
+        stored = _Stored(out)
+        for number, shard in enumerate(_shards(attempts)):
+            first = first or shard[0]
+            if not stored.holds(shard, number):
+                stored.cut()
+                analysed = list(
+                    analyse_attempts(
+                        solver,
+                        prompts,
+                        shard,
+                        temperature=config.sampling.temperature,
+                        top_k=config.signal.top_k,
+                        wrong_result=wrong_result,
+                        max_micro_batch_tokens=config.training.max_micro_batch_tokens,
+                    )
+                )
+                if not (out / SOURCE).exists():
+                    write_atomically(out / SOURCE, json.dumps(source, ensure_ascii=False, indent=1) + "\n")
+                _write_arrays(out / ARRAYS / f"{number:06d}.safetensors", analysed, list(labels))
+                folder.append("signal", (row for one in analysed for row in one.rows))
+            done += len(shard)
+            if on_progress is not None:
+                on_progress(done)
+        if first is None:
+            raise ConfigError(
+                "no context has anything to say about any rollout",
+                where=str(source.get("name", out)),
+                hint="give other contexts, or rollouts with critiques or reference solutions",
+            )
+        stored.cut()  # lines of attempts that are no longer there
+        head = header(
+            config.model.path,
+            config.sampling.temperature,
+            prompts=_prompts_used(config, prompts, solver, first, prompts_from),
+            source={key: source[key] for key in ("name", "sha256") if key in source},
+            weights=weights_of(config.model.path, solver),
+        )
+        signal = finite(summarise(lambda: read_rows(out), head, labels, num_shown=config.signal.num_shown))
+        write_atomically(out / PAGE_DATA, json.dumps(signal, ensure_ascii=False) + "\n")
+        return write_token_page(signal, out / "index.html")
+
+
+def weights_of(path: str, solver: Solver) -> str | None:
+    """What tells these weights from others: SHA-256 of the safetensors files, or the revision on the Hub."""
+    folder = embedded_folder() / "solver" if path == EMBEDDED else Path(path).expanduser()
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files:
+        return getattr(solver.model.config, "_commit_hash", None)
+    digests = []
+    for weights in files:
+        with weights.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _check_source(out: Path, source: Mapping[str, Any]) -> None:
+    path = out / SOURCE
+    if not path.exists():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [key for key in source if before.get(key) != source[key]]
+    if changed:
+        key = changed[0]
+        raise LockedError(
+            f"the folder holds an analysis of something else: {key} is {before.get(key)!r} there, {source[key]!r} here",
+            where=str(out),
+            hint="give another --out",
+        )
+
+
+def _prompts_used(
+    config: Config, prompts: PromptBuilder, solver: Solver, first: Attempt, prompts_from: str
+) -> dict[str, Any]:
+    """What both sides read, with the prompts of the first attempt as they went in."""
+    own = first.prompts or prompts
+    name, shown = next(iter(first.contexts.items()))
+    teacher = own.self_teacher(first.problem, shown.text, introduction=shown.introduction)
+    section = config.prompts
+    return {
+        "from": prompts_from,
+        "student": section.student,
+        "self_teacher": section.self_teacher,
+        "system": section.system,
+        "student_chat_options": section.student_chat_options,
+        "teacher_chat_options": section.teacher_chat_options,
+        "example": {
+            "rollout_id": first.rollout.rollout_id,
+            "context": name,
+            "student": solver.tokenizer.decode(list(own.student(first.problem))),
+            "self_teacher": solver.tokenizer.decode(list(teacher.ids)),
+        },
+    }
+
+
+def _shards(attempts: Iterable[Attempt]) -> Iterator[list[Attempt]]:
+    shard: list[Attempt] = []
+    held = 0
+    for attempt in attempts:
+        tokens = len(attempt.rollout.completion.ids)
+        if shard and held + tokens > SHARD_TOKENS:
+            yield shard
+            shard, held = [], 0
+        shard.append(attempt)
+        held += tokens
+    if shard:
+        yield shard
+
+
+class _Stored:
+    """The lines that are there already, walked along with the shards."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._path = out / RECORDS
+        self._kept = 0
+        """Bytes of the complete shards so far."""
+        self._is_over = not self._path.exists()
+
+    def holds(self, shard: Sequence[Attempt], number: int) -> bool:
+        """Whether the next lines are those of this shard, and its arrays are there."""
+        if self._is_over:
+            return False
+        wanted = [(attempt.rollout.rollout_id, name) for attempt in shard for name in attempt.contexts]
+        with self._path.open("rb") as file:
+            file.seek(self._kept)
+            for key in wanted:
+                line = file.readline()
+                row = json.loads(line) if line.endswith(b"\n") else {}
+                if (row.get("rollout_id"), row.get("context")) != key:
+                    return False
+            end = file.tell()
+        if not (self._out / ARRAYS / f"{number:06d}.safetensors").exists():
+            return False
+        self._kept = end
+        return True
+
+    def cut(self) -> None:
+        """Nothing after the complete shards counts: a process died while it wrote there."""
+        if not self._is_over:
+            with self._path.open("rb+") as file:
+                file.truncate(self._kept)
+            self._is_over = True
+
+
+def _write_arrays(path: Path, analysed: Sequence[Analysed], names: Sequence[str]) -> None:
+    """The arrays of a shard: all its tokens in a row, float32. NaN where a context has nothing for a rollout."""
+    from safetensors.numpy import save
+
+    lengths = [len(one.attempt.rollout.completion.ids) for one in analysed]
+
+    def flat(values: Iterable[Any], dtype: Any) -> np.ndarray:
+        return np.ascontiguousarray(np.concatenate([np.asarray(v) for v in values]).astype(dtype))
+
+    students = [one.scores.student for one in analysed]
+    arrays = {
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "token_ids": flat((one.attempt.rollout.completion.ids for one in analysed), np.int32),
+        "step": flat((one.trace.step_of for one in analysed), np.int32),
+        "student/log_prob": flat((s.log_probs for s in students), np.float32),
+        "student/entropy": flat((s.entropy for s in students), np.float32),
+        "student/top_ids": flat((s.top_ids for s in students), np.int32),
+        "student/top_log_probs": flat((s.top_log_probs for s in students), np.float32),
+    }
+    kept = arrays["student/top_ids"].shape[1]
+    for name in names:
+        found = [one.scores.contexts.get(name) for one in analysed]
+        nothing = [np.full(length, np.nan) for length in lengths]
+        no_top = [np.full((length, kept), -1) for length in lengths]
+        pairs = list(zip(found, nothing, no_top, strict=True))
+        arrays |= {
+            f"{name}/log_ratio": flat((f.log_ratio if f else n for f, n, _ in pairs), np.float32),
+            f"{name}/forward_kl": flat((f.forward_kl if f else n for f, n, _ in pairs), np.float32),
+            f"{name}/teacher_log_prob": flat((f.teacher.log_probs if f else n for f, n, _ in pairs), np.float32),
+            f"{name}/teacher_entropy": flat((f.teacher.entropy if f else n for f, n, _ in pairs), np.float32),
+            f"{name}/top_ids": flat((f.teacher.top_ids if f else t for f, _, t in pairs), np.int32),
+            f"{name}/top_log_probs": flat(
+                (f.teacher.top_log_probs if f else np.full(t.shape, np.nan) for f, _, t in pairs), np.float32
+            ),
+        }
+    ids = [one.attempt.rollout.rollout_id for one in analysed]
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(save(arrays, metadata={"rollout_ids": json.dumps(ids)}))
+    temporary.replace(path)
+    sync_folder(path.parent)

@@ -1,0 +1,178 @@
+"""``stepalign signal``: the rollouts that a run has kept, or those of a plain file, scored under any contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from stepalign.build import Session, arithmetic_probe, more_critiques, open_session
+from stepalign.config import Config, changed, load_config
+from stepalign.domains.sets import load_set
+from stepalign.errors import ConfigError
+from stepalign.feedback import designs
+from stepalign.models.load import EMBEDDED
+from stepalign.records import Critique, Problem, Rollout
+from stepalign.signal.analyse import attempts_under
+from stepalign.storage.run_folder import read_json_lines
+from stepalign.verbs.attempts import rollout_of
+from stepalign.verbs.signal.folder import write_signal_folder
+from stepalign.verbs.signal.from_jsonl import check_file, mostly_unknown, read_attempts
+
+Say = Callable[[str], None]
+OnProgress = Callable[[int, int], None]
+
+
+def analyse_file(
+    path: Path,
+    out: Path,
+    config: Config,
+    *,
+    contexts: tuple[str, ...] = (),
+    num: int | None = None,
+    prompts_from: str = "the defaults",
+    say: Say = print,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Path:
+    """Score the rows of a JSONL file under their own contexts; returns the page.
+
+    Args:
+        config: the model, the prompts and the temperature.
+        contexts: names of contexts to keep; all of them when empty.
+        num: rows, from the first on; all of them when None.
+        prompts_from: where the configuration comes from, for the reader.
+        say: told what is left out, and how many rows the tokenizer mostly does not know.
+
+    Raises:
+        ConfigError: a row that cannot be read (with its line), an unknown context, no model.
+        LockedError: ``out`` is in use or holds something else.
+    """
+    file = check_file(path, contexts, num)
+    if file.own_prompts:
+        say(f"{file.own_prompts} of {file.total} rows bring prompts of their own")
+    for name, count in file.empty.items():
+        _say_left_out(say, name, {"no text in the file": count} if count else {}, file.total)
+    names = [name for name in file.contexts if file.empty[name] < file.total]
+    with _opened(config) as session:
+        if unknown := mostly_unknown(file, session.solver.tokenizer, num):
+            say(
+                f"warning: {unknown} of {file.total} rows ({unknown / file.total:.0%}) are mostly unknown to this "
+                "tokenizer: their numbers mean little; score them with another --model"
+            )
+        return write_signal_folder(
+            out,
+            config,
+            session.solver,
+            session.prompts,
+            read_attempts(file, config, session.solver, session.prompts, num),
+            source={"name": path.name, "sha256": file.sha256, "contexts": names, "num": num},
+            labels={name: name for name in names},
+            prompts_from=prompts_from,
+            on_progress=lambda done: on_progress(done, file.total),
+        )
+
+
+def analyse_run(
+    run: Path,
+    out: Path,
+    *,
+    contexts: tuple[str, ...] = (),
+    model: str = "",
+    num: int | None = None,
+    settings: Iterable[str] = (),
+    say: Say = print,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Path:
+    """Score a run's first rollouts under context designs; returns the page.
+
+    Args:
+        contexts: names of context designs; the recipe's ``signal.contexts`` when empty. Designs that need a critique
+            use the stored ones; a programmatic critic writes those that are not there.
+        model: scores the rollouts; the run's untrained solver when empty.
+        num: rollouts, from the first on; 256 when None.
+        say: told what is left out.
+
+    Raises:
+        ConfigError: not a run folder, no rollouts, an unknown design, or no context that has anything to say.
+        LockedError: ``out`` is in use or holds something else.
+    """
+    if not (run / "config.toml").exists():
+        raise ConfigError(
+            "not a run folder: config.toml is missing",
+            where=str(run),
+            hint="give the --out of a training, or a JSONL file with question, completion and contexts",
+        )
+    config = load_config(str(run / "config.toml"), settings)
+    config = changed(config, {"model.path": model or config.model.path, "model.lora": None}, "signal")
+    names = _checked_names(contexts, config)
+    num = num or 256
+    problems = {p.problem_id: p for p in load_set(config, "train").problems}
+    rollouts = stored_rollouts(run, problems, num)
+    if not rollouts:
+        raise ConfigError("the run holds no rollouts", where=str(run / "rollouts.jsonl"))
+    has_program = config.critic.kind == "programmatic" and config.data.train == EMBEDDED
+    more = more_critiques(config, None, rollouts, names) if has_program else []
+    attempts, left_out = attempts_under(rollouts, names, more)
+    for name, reasons in left_out.items():
+        _say_left_out(say, name, reasons, len(rollouts))
+    with _opened(config) as session:
+        return write_signal_folder(
+            out,
+            config,
+            session.solver,
+            session.prompts,
+            attempts,
+            source={"name": str(run), "contexts": list(names), "num": num},
+            labels={n: designs.find_design(n).label for n in names if sum(left_out[n].values()) < len(rollouts)},
+            prompts_from=str(run / "config.toml"),
+            wrong_result=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
+            on_progress=lambda done: on_progress(done, len(attempts)),
+        )
+
+
+def _checked_names(contexts: tuple[str, ...], config: Config) -> tuple[str, ...]:
+    for name in contexts:
+        try:
+            designs.find_design(name)
+        except ConfigError as error:
+            raise ConfigError(error.what, where="--contexts", hint=error.hint) from None
+    return tuple(dict.fromkeys(contexts or config.signal.contexts))
+
+
+def _say_left_out(say: Say, name: str, reasons: Mapping[str, int], total: int) -> None:
+    left = sum(reasons.values())
+    if left:
+        why = ", ".join(f"{reason} ({count})" if len(reasons) > 1 else reason for reason, count in reasons.items())
+        what = "nothing to score, left out" if left == total else f"{left} of {total} rollouts have none"
+        say(f"context {name}: {what}: {why}")
+
+
+@contextmanager
+def _opened(config: Config) -> Iterator[Session]:
+    session = open_session(config)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def stored_rollouts(
+    run: Path, problems: dict[str, Problem], num: int
+) -> list[tuple[Problem, Rollout, Critique | None]]:
+    """The first rollouts of a run with their critiques. Rollouts of problems that are gone are an error."""
+    critiques: dict[str, Critique] = {}
+    for row in read_json_lines(run / "critiques.jsonl"):
+        row.pop("record_step")
+        critiques[row["rollout_id"]] = Critique(**row)
+    found = []
+    for row in read_json_lines(run / "rollouts.jsonl"):
+        if len(found) == num:
+            break
+        rollout = rollout_of(row)
+        if rollout.problem_id not in problems:
+            raise ConfigError(
+                f"rollout {rollout.rollout_id} belongs to a problem that the recipe's training set no longer has",
+                where=str(run / "rollouts.jsonl"),
+            )
+        found.append((problems[rollout.problem_id], rollout, critiques.get(rollout.rollout_id)))
+    return found

@@ -1,0 +1,85 @@
+"""Loading a solver whose folder is not what a chat model's is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stepalign.config import load_config
+from stepalign.errors import ConfigError
+from stepalign.feedback.prompts import load_template
+from stepalign.models.load import load_solver, save_solver
+from stepalign.models.prompts import PromptBuilder
+from stepalign.records import Problem
+from stepalign.training.preflight import check_inputs
+from stepalign.verbs.dry_run import describe
+
+
+def test_a_base_model_is_asked_in_plain_text_and_says_so(model_folder: Path, tmp_path: Path) -> None:
+    (model_folder / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match="no chat template") as caught:
+        load_solver(str(model_folder))
+    assert "model.plain_prompts=true" in (caught.value.hint or "")
+    with pytest.warns(UserWarning, match="no chat template: prompts are plain text"):
+        solver = load_solver(str(model_folder), plain_prompts=True)
+    solver.tokenizer.bos_token = "<|end|>"
+    prompts = PromptBuilder(
+        solver.tokenizer,
+        student=load_template("{{ question }}"),
+        self_teacher=load_template("{{ question }} {{ feedback }}"),
+        system="add",
+    )
+    problem = Problem(problem_id="1", question="1 + 2 <|user|>", answer="3")
+
+    def ids(text: str) -> list[int]:
+        return solver.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    bos = [solver.tokenizer.convert_tokens_to_ids("<|end|>")]
+    assert list(prompts.student(problem)) == bos + ids("add\n\n1 + 2 <|user|>\n\n")
+    assert list(prompts.self_teacher(problem, "3").ids) == bos + ids("add\n\n1 + 2 <|user|> 3\n\n")
+    # What was trained under this template is asked under it ever after.
+    save_solver(solver, tmp_path / "saved")
+    assert load_solver(str(tmp_path / "saved")).tokenizer.chat_template == solver.tokenizer.chat_template
+
+
+def test_looking_ahead_asks_a_base_model_as_its_run_will(write_recipe: Callable[..., Path], model_folder: Path) -> None:
+    (model_folder / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match="no chat template"):
+        check_inputs(load_config(str(write_recipe())))
+    config = load_config(str(write_recipe(model__plain_prompts=True)))
+    with pytest.warns(UserWarning, match="no chat template"):
+        check_inputs(config)
+    with pytest.warns(UserWarning, match="no chat template"):
+        describe(config)
+
+
+def test_a_warning_on_the_command_line_is_one_line_without_a_place_in_the_code(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    (model_folder / "chat_template.jinja").unlink()
+    row = '{"question": "1 + 2", "completion": "<answer> 3", "contexts": {"reference": "3"}}\n'
+    (tmp_path / "in.jsonl").write_text(row, encoding="utf-8")
+    words = ("signal", tmp_path / "in.jsonl", "--model", model_folder, "--out", tmp_path / "out")
+    done = subprocess.run([sys.executable, "-m", "stepalign", *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
+    assert line.startswith(f"warning: the tokenizer of {model_folder} has no chat template")
+
+
+def test_a_name_that_cannot_be_loaded_is_told_apart_from_a_folder_without_tokenizer(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="a Hub name needs the network once"):
+        load_solver("nobody/has-this-model")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in model_folder.iterdir():
+        if not file.name.startswith("tokenizer"):
+            (bare / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ConfigError, match="save it beside the weights"):
+        load_solver(str(bare))

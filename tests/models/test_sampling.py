@@ -1,0 +1,260 @@
+"""The sampler against transformers' own generation, against plain forward passes, and against exact probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from stepalign.models.load import Solver
+from stepalign.models.sampling.local import LocalSampler, draw
+from stepalign.records import Completion
+
+ENDS = (1, 20, 21, 22, 23, 24)
+PROMPTS = [[3, 14, 30, 16, 4], [3, 9, 4], [3, 20, 31, 12, 30, 25, 31, 11, 4], [3, 15, 30, 15, 4]]
+
+
+def llama(seed: int, vocabulary: int, tokenizer) -> Solver:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+    return Solver(model, tokenizer)
+
+
+@pytest.fixture(params=["qwen3", "llama"])
+def solver(request: pytest.FixtureRequest, make_solver: Callable[..., Solver], word_tokenizer) -> Solver:
+    """Two architectures, both with several end tokens, so that rows leave the batch at different times."""
+    solver = make_solver(3) if request.param == "qwen3" else llama(4, len(word_tokenizer), word_tokenizer)
+    solver.model.generation_config.eos_token_id = list(ENDS)
+    return solver
+
+
+@pytest.fixture
+def ending_solver(make_solver: Callable[..., Solver]) -> Solver:
+    """A solver with several end tokens, so that many completions end before the limit, and flat probabilities."""
+    solver = make_solver(0, scale=3.0)
+    solver.model.generation_config.eos_token_id = list(ENDS)
+    assert solver.end_ids == ENDS
+    return solver
+
+
+def sample(solver: Solver, prompts=PROMPTS, *, num_samples=1, temperature=1.0, max_tokens=16, seed=0, **options):
+    sampler = LocalSampler(solver, **{k: options.pop(k) for k in ("max_batch_tokens", "version") if k in options})
+    return sampler.sample(
+        prompts, num_samples=num_samples, temperature=temperature, max_tokens=max_tokens, seed=seed, **options
+    )
+
+
+@torch.no_grad()
+def full_log_probs(solver: Solver, prompt: list[int], completion: Completion, temperature: float) -> torch.Tensor:
+    """Log-probabilities of a completion from one forward pass over the whole sequence, without cache or padding."""
+    ids = torch.tensor([[*prompt, *completion.ids]])
+    logits = solver.model(ids).logits[0, len(prompt) - 1 : -1].double() / temperature
+    return logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is drawn
+
+
+def test_greedy_is_what_generate_gives(solver: Solver) -> None:
+    found = sample(solver, temperature=0, max_tokens=20)
+    for prompt, (mine,) in zip(PROMPTS, found, strict=True):
+        whole = solver.model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=20
+        )
+        assert list(mine.ids) == whole[0, len(prompt) :].tolist()
+        assert set(mine.log_probs) == {0.0}  # greedy is certain of what it takes
+
+
+def test_log_probs_are_those_of_the_distribution_drawn_from(solver: Solver) -> None:
+    for temperature in (0.7, 1.0, 1.3):
+        found = sample(solver, num_samples=4, temperature=temperature, max_tokens=24, seed=5)
+        lengths = {len(c.ids) for row in found for c in row}
+        assert len(lengths) > 1  # rows have left the batch at different times
+        for prompt, row in zip(PROMPTS, found, strict=True):
+            for completion in row:
+                expected = full_log_probs(solver, prompt, completion, temperature)
+                torch.testing.assert_close(
+                    torch.tensor(completion.log_probs, dtype=torch.float64), expected, atol=2e-5, rtol=1e-5
+                )
+
+
+@pytest.mark.parametrize("temperature", [0.8, 1.5])
+def test_first_tokens_come_as_often_as_their_probability_says(tiny_solver: Solver, temperature: float) -> None:
+    from scipy.stats import chisquare
+
+    count, prompt = 20_000, PROMPTS[0]
+    (row,) = sample(
+        tiny_solver, [prompt], num_samples=count, temperature=temperature, max_tokens=1, seed=11, max_batch_tokens=10**6
+    )
+    with torch.no_grad():
+        logits = tiny_solver.model(torch.tensor([prompt])).logits[0, -1].double()
+    probabilities = (logits / temperature).softmax(-1)
+    found = Counter(c.ids[0] for c in row)
+    likely = [i for i in range(len(probabilities)) if probabilities[i] * count >= 10]
+    assert len(likely) > 5
+    observed = [*(found[i] for i in likely), count - sum(found[i] for i in likely)]
+    expected = [*(float(probabilities[i]) * count for i in likely)]
+    expected.append(count - sum(expected))
+    if expected[-1] < 5:  # fold a tiny rest into the last cell
+        observed[-2:], expected[-2:] = [sum(observed[-2:])], [sum(expected[-2:])]
+    assert chisquare(observed, expected).pvalue > 1e-4
+
+
+def test_second_tokens_come_as_often_as_their_probability_says(tiny_solver: Solver) -> None:
+    """The joint law of two tokens: the second one is drawn behind the first one that was really taken."""
+    from scipy.stats import chisquare
+
+    count, prompt = 20_000, PROMPTS[1]
+    (row,) = sample(tiny_solver, [prompt], num_samples=count, temperature=0.6, max_tokens=2, seed=3)
+    found = Counter(c.ids for c in row)
+    observed, expected = [], []
+    for ids, times in found.most_common(12):
+        log_probs = full_log_probs(
+            tiny_solver,
+            prompt,
+            Completion(ids=ids, log_probs=(), finish_reason="stop", policy_version=0),
+            temperature=0.6,
+        )
+        observed.append(times)
+        expected.append(count * math.exp(float(log_probs.sum())))
+    assert min(expected) > 5
+    observed.append(count - sum(observed))
+    expected.append(count - sum(expected))
+    assert chisquare(observed, expected).pvalue > 1e-4
+
+
+def test_draws_of_impossible_tokens_never_happen() -> None:
+    logits = torch.full((2000, 5), 1.0)
+    logits[:, 1] = -math.inf
+    logits[:, 3] = -200.0
+    ids, log_probs = draw(logits, 1.0, torch.Generator().manual_seed(0))
+    assert set(ids.tolist()) == {0, 2, 4}
+    torch.testing.assert_close(log_probs, torch.full((2000,), -math.log(3)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What must make no difference
+
+
+def test_batching_and_padding_change_no_greedy_completion(solver: Solver) -> None:
+    together = sample(solver, temperature=0, max_tokens=20)
+    alone = [sample(solver, [prompt], temperature=0, max_tokens=20)[0] for prompt in PROMPTS]
+    small = sample(solver, temperature=0, max_tokens=20, max_batch_tokens=30)
+    backwards = sample(solver, PROMPTS[::-1], temperature=0, max_tokens=20)[::-1]
+    for one, *others in zip(together, alone, small, backwards, strict=True):
+        assert all(one[0].ids == other[0].ids for other in others)
+
+
+def test_all_samples_of_a_greedy_prompt_are_the_same(tiny_solver: Solver) -> None:
+    for row in sample(tiny_solver, num_samples=3, temperature=0):
+        assert len(row) == 3
+        assert len(set(row)) == 1
+
+
+def test_the_same_seed_draws_the_same(tiny_solver: Solver) -> None:
+    torch.manual_seed(1)
+    one = sample(tiny_solver, num_samples=5, seed=8)
+    torch.manual_seed(2)
+    torch.rand(100)
+    assert sample(tiny_solver, num_samples=5, seed=8) == one
+    assert sample(tiny_solver, num_samples=5, seed=9) != one
+    assert len({c.ids for c in one[0]}) > 1  # and the samples of one prompt are draws of their own
+
+
+def test_sampling_leaves_the_generator_and_the_mode_of_the_model_alone(tiny_solver: Solver) -> None:
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    for training in (True, False):
+        tiny_solver.model.train(training)
+        sample(tiny_solver)
+        assert tiny_solver.model.training is training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None and p.requires_grad for p in tiny_solver.model.parameters())
+
+
+def test_the_weights_at_the_time_of_the_call_are_used(make_solver: Callable[..., Solver]) -> None:
+    solver, other = make_solver(0), make_solver(1)
+    sampler = LocalSampler(solver)
+    settings = {"num_samples": 2, "temperature": 1.0, "max_tokens": 8, "seed": 0}
+    before = sampler.sample(PROMPTS, **settings)
+    solver.model.load_state_dict(other.model.state_dict())
+    after = sampler.sample(PROMPTS, **settings)
+    assert after != before
+    assert after == LocalSampler(other).sample(PROMPTS, **settings)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ends and reports
+
+
+def test_completions_end_with_the_end_token_or_at_the_limit(ending_solver: Solver) -> None:
+    found = [c for row in sample(ending_solver, num_samples=12, max_tokens=12, seed=1) for c in row]
+    assert len({c.ids[-1] for c in found if c.finish_reason == "stop"}) > 1
+    reasons = Counter(c.finish_reason for c in found)
+    assert reasons["stop"] >= 3
+    assert reasons["length"] >= 3
+    for completion in found:
+        assert not set(completion.ids[:-1]) & set(ENDS)
+        assert (completion.ids[-1] in ENDS) == (completion.finish_reason == "stop")
+        assert 1 <= len(completion.ids) == len(completion.log_probs) <= 12
+        if completion.finish_reason == "length":
+            assert len(completion.ids) == 12
+
+
+def test_an_end_on_the_last_allowed_token_is_an_end(ending_solver: Solver) -> None:
+    long = sample(ending_solver, num_samples=12, max_tokens=12, seed=1)
+    ended = next((p, s, c) for p, row in enumerate(long) for s, c in enumerate(row) if c.finish_reason == "stop")
+    prompt, _, completion = ended
+    again = sample(ending_solver, [PROMPTS[prompt]], num_samples=400, max_tokens=len(completion.ids), seed=2)
+    last = {c.finish_reason for c in again[0] if len(c.ids) == len(completion.ids)}
+    assert "stop" in last
+    for c in again[0]:
+        assert (c.finish_reason == "stop") == (c.ids[-1] in ending_solver.end_ids)
+
+
+def test_every_completion_is_reported_once_when_it_ends(ending_solver: Solver) -> None:
+    reported: list[tuple[int, int, Completion]] = []
+    found = sample(
+        ending_solver,
+        num_samples=3,
+        max_tokens=10,
+        max_batch_tokens=60,  # several batches
+        on_finished=lambda p, s, c: reported.append((p, s, c)),
+    )
+    assert len(reported) == 12
+    assert {(p, s): c for p, s, c in reported} == {(p, s): c for p, row in enumerate(found) for s, c in enumerate(row)}
+    # within one batch, shorter ones are reported first
+    one_batch: list[int] = []
+    sample(ending_solver, num_samples=6, max_tokens=10, on_finished=lambda p, s, c: one_batch.append(len(c.ids)))
+    assert one_batch == sorted(one_batch)
+    assert len(set(one_batch)) > 1
+
+
+def test_the_policy_version_is_that_of_the_call(tiny_solver: Solver) -> None:
+    versions = iter((17, 17, 17, 17))
+    found = sample(tiny_solver, version=lambda: next(versions))
+    assert {c.policy_version for row in found for c in row} == {17}
+
+
+def test_no_prompts_give_no_completions(tiny_solver: Solver) -> None:
+    assert sample(tiny_solver, []) == []

@@ -1,0 +1,347 @@
+"""The lab as people meet it: a real server process, and a real Chromium in front of it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal as signals
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+pytest.importorskip("starlette", reason="the lab's server library is not installed")
+pytest.importorskip("uvicorn", reason="the lab's server library is not installed")
+
+
+@dataclass(frozen=True)
+class Lab:
+    address: str
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.address).port or 0
+
+    @property
+    def token(self) -> str:
+        return parse_qs(urlsplit(self.address).query)["token"][0]
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body=None if body is None else json.dumps(body), headers=given)
+        reply = connection.getresponse()
+        text = reply.read().decode()
+        connection.close()
+        return reply.status, {name.lower(): value for name, value in reply.getheaders()}, text
+
+    def post(self, path: str, **body: Any) -> tuple[int, dict[str, Any]]:
+        status, _, text = self.ask("POST", path, {"client": "test", **body}, x_lab_token=self.token)
+        return status, json.loads(text)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stepalign", "lab", "embedded:arithmetic"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if "http://" in line:
+            break
+    found = re.search(r"http://\S+", "".join(seen))
+    assert found, "".join(seen)
+    yield Lab(found.group())
+    process.send_signal(signals.SIGINT)
+    assert process.wait(20) in (0, 130)
+    assert "Traceback" not in process.stdout.read()
+
+
+SHEET = {"question": "1 + 2 + 3", "completion": "<step_1> 1 + 2 = 4 ; <step_2> 4 + 3 = 7 ; <answer> 7"}
+FEEDBACK = "<step_1> 1 + 2 = 3 ; <step_2> 3 + 3 = 6 ; <answer> 6"
+
+
+def test_only_who_has_the_token_is_served(lab: Lab) -> None:
+    for path in ("/", "/?token=", "/?token=wrong", f"/?token={lab.token[:-1]}", "/?token=%00%ff"):
+        status, _, text = lab.ask("GET", path)
+        assert status == 403
+        assert "<" not in text
+    status, headers, html = lab.ask("GET", f"/?token={lab.token}")
+    assert status == 200
+    assert lab.token not in html
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cache-control"] == "no-store"
+    for given in ({}, {"x_lab_token": "wrong"}):
+        status, _, text = lab.ask("POST", "/score", {"sheet": SHEET}, **given)
+        assert status == 403
+        assert set(json.loads(text)) == {"error"}
+
+
+def test_other_hosts_and_other_pages_are_refused(lab: Lab) -> None:
+    page = f"/?token={lab.token}"
+    for host in ("example.invalid", f"example.invalid:{lab.port}", f"127.0.0.1:{lab.port + 1}", "127.0.0.1", ""):
+        assert lab.ask("GET", page, host=host)[0] in (400, 403)
+    for origin in (
+        "https://example.invalid",
+        "null",
+        f"http://example.invalid:{lab.port}",
+        f"https://127.0.0.1:{lab.port}",
+    ):
+        assert lab.ask("POST", "/score", {}, x_lab_token=lab.token, origin=origin)[0] == 403
+    assert lab.ask("GET", page, host=f"localhost:{lab.port}")[0] == 200
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are listed under /proc on Linux only")
+def test_the_server_listens_on_the_loopback_address_alone(lab: Lab) -> None:
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    listening = [row[1] for row in rows if row[3] == "0A" and row[1].endswith(f":{lab.port:04X}")]
+    assert listening == [f"0100007F:{lab.port:04X}"]
+
+
+def test_requests_that_make_no_sense_are_answered_with_an_error(lab: Lab) -> None:
+    for body in ([], "x", {"sheet": {}}, {"sheet": {**SHEET, "contexts": {}}}):
+        status, _, text = lab.ask("POST", "/score", body, x_lab_token=lab.token)
+        assert status == 422
+        assert json.loads(text)["error"]
+    status, found = lab.post("/score", sheet={**SHEET, "completion": "1 + 2 = 3 ; " * 400, "contexts": {"a": "right"}})
+    assert status == 422
+    assert "positions" in found["error"]
+    status, found = lab.post("/score", sheet={**SHEET, "contexts": {"long": "1 + 2 = 3 ; " * 400}})
+    assert status == 200
+    assert found["rollouts"][0]["contexts"][0]["dropped"] > 1000, "what did not fit is counted"
+    assert lab.post("/score", sheet={**SHEET, "completion": "", "contexts": {"a": "x"}})[1]["error"].startswith(
+        "there is no"
+    )
+    assert lab.post("/fill", sheet={**SHEET, "contexts": {"a": ""}}, design="../etc")[0] == 422
+
+
+def by_hand(sheet: dict[str, Any], context: str, temperature: float) -> tuple[list[float], list[float]]:
+    """log p of every token of the attempt, without and with the feedback: two plain forward passes."""
+    import torch
+
+    from stepalign.build import make_prompts
+    from stepalign.config import load_config
+    from stepalign.models.load import load_solver
+
+    config = load_config("arithmetic")
+    solver = load_solver("embedded:arithmetic")
+    prompts = make_prompts(config, solver)
+    from stepalign.records import Problem
+
+    problem = Problem(problem_id="x", question=sheet["question"], answer="")
+    completion = solver.tokenizer.encode(sheet["completion"], add_special_tokens=False)
+    found = []
+    for prompt in (prompts.student(problem), prompts.self_teacher(problem, context).ids):
+        with torch.no_grad():
+            logits = solver.model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].double()
+        log_probs = (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
+        found.append([float(log_probs[at, token]) for at, token in enumerate(completion)])
+    return found[0], found[1]
+
+
+def test_scores_equal_two_forward_passes_done_by_hand(lab: Lab) -> None:
+    sheet = {**SHEET, "contexts": {"fixed": FEEDBACK, "same": FEEDBACK}, "temperature": 1.3}
+    status, found = lab.post("/score", sheet=sheet)
+    assert status == 200
+    (rollout,) = found["rollouts"]
+    student, teacher = by_hand(sheet, FEEDBACK, 1.3)
+    expected = [after - before for before, after in zip(student, teacher, strict=True)]
+    assert rollout["contexts"][0]["a"] == pytest.approx(expected, abs=2e-5)
+    assert rollout["contexts"][0]["a"] == rollout["contexts"][1]["a"]
+    assert rollout["student"] == pytest.approx(student, abs=2e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In the browser
+
+
+class Desk:
+    """One open page of the lab with everything it asked for and complained about."""
+
+    def __init__(self, browser: Any, lab: Lab, **options: Any) -> None:
+        self.context = browser.new_context(
+            **({"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"} | options)
+        )
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(lab.address)
+        self.page.locator(".viewer.ready").wait_for(timeout=30_000)
+        self.settle()
+
+    def settle(self, text: str = "") -> None:
+        """Until what is shown belongs to what stands on the desk, and the status line says this."""
+        self.page.locator('#lab[aria-busy="false"]:not([data-waiting])').wait_for()
+        self.page.locator(".status", has_text=re.compile(f"^{text}")).wait_for(timeout=20_000)
+
+    def write(self, name: str, text: str) -> None:
+        self.page.get_by_label(name, exact=True).fill(text)
+        self.settle()
+
+    def values(self, panel: int = 0) -> list[float]:
+        labels = self.page.evaluate(
+            f"[...document.querySelectorAll('.t[data-panel=\"{panel}\"]')].map((cell) => cell.ariaLabel)"
+        )
+        return [float(label.rsplit(" ", 1)[1].replace("−", "-")) for label in labels]
+
+
+@pytest.fixture
+def open_desk(chromium: Any, lab: Lab) -> Iterator[Callable[..., Desk]]:
+    desks: list[Desk] = []
+
+    def open_one(**options: Any) -> Desk:
+        desks.append(Desk(chromium, lab, **options))
+        return desks[-1]
+
+    yield open_one
+    for desk in desks:
+        desk.context.close()
+
+
+def test_editing_the_feedback_recolours_the_tokens(open_desk: Callable[..., Desk], lab: Lab) -> None:
+    desk = open_desk()
+    assert desk.page.locator(".panel-head h3").all_inner_texts() == ["step_aligned", "reference"]
+    desk.write("Question", SHEET["question"])
+    desk.write("Attempt", SHEET["completion"])
+    desk.write("Feedback 1", FEEDBACK)
+    before = desk.values()
+    student, teacher = by_hand(SHEET, FEEDBACK, 1.1)
+    assert before == pytest.approx([b - a for a, b in zip(student, teacher, strict=True)], abs=6e-4)
+    # Typed faster than it can be scored: what counts is the last state.
+    box = desk.page.get_by_label("Feedback 1", exact=True)
+    for text in ("4", "4 +", "4 + 3", SHEET["completion"]):
+        box.fill(text)
+    desk.settle()
+    student, teacher = by_hand(SHEET, SHEET["completion"], 1.1)
+    assert desk.values() == pytest.approx([b - a for a, b in zip(student, teacher, strict=True)], abs=6e-4)
+    assert desk.values() != before
+    assert desk.complaints == []
+    own = f"http://127.0.0.1:{lab.port}/"
+    assert all(url.startswith(own) for url in desk.requests)
+    assert {urlsplit(url).path for url in desk.requests} <= {"/", "/score", "/cancel"}
+
+
+def test_what_is_saved_can_be_opened_again(open_desk: Callable[..., Desk], tmp_path: Path) -> None:
+    desk = open_desk()
+    with desk.page.expect_download() as waiting:
+        desk.page.locator(".save").click()
+    target = tmp_path / "lab.jsonl"
+    waiting.value.save_as(target)
+    (row,) = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+    assert set(row["contexts"]) == {"step_aligned", "reference"}
+    assert row["question"]
+    assert row["completion"]
+    before = desk.values()
+    again = open_desk()
+    again.write("Feedback 1", "wrong")
+    with again.page.expect_response("**/score"):
+        again.page.locator("input[type=file]").set_input_files(target)
+    again.settle()
+    assert again.values() == before
+    target.write_text("no json\n")
+    again.page.locator("input[type=file]").set_input_files(target)
+    again.settle("This file cannot be read")
+
+
+def test_the_signal_of_a_saved_file_has_the_numbers_of_the_page(
+    open_desk: Callable[..., Desk], lab: Lab, tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from stepalign.cli import app
+
+    desk = open_desk()
+    desk.write("Feedback 1", FEEDBACK)
+    shown = desk.values()
+    with desk.page.expect_download() as waiting:
+        desk.page.locator(".save").click()
+    waiting.value.save_as(tmp_path / "lab.jsonl")
+    words = ["signal", str(tmp_path / "lab.jsonl"), "--model", "embedded:arithmetic", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (tmp_path / "out" / "signal.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["context"] for row in rows] == ["step_aligned", "reference"]
+    assert shown == [round(value, 3) + 0.0 for value in rows[0]["log_ratio"]]
+    (saved,) = [json.loads(line) for line in (tmp_path / "lab.jsonl").read_text(encoding="utf-8").splitlines()]
+    _, found = lab.post("/score", sheet=saved)
+    assert [context["a"] for context in found["rollouts"][0]["contexts"]] == [row["log_ratio"] for row in rows]
+
+
+def test_designs_fill_in_and_contexts_come_and_go(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk()
+    desk.page.get_by_role("button", name="add feedback").click()
+    desk.page.select_option('select[aria-label="Fill feedback 3 from a design"]', "verdict")
+    desk.page.wait_for_function("document.querySelector('[aria-label=\"Feedback 3\"]').value === 'wrong'")
+    desk.settle()
+    assert desk.page.locator(".panel-head h3").all_inner_texts() == ["step_aligned", "reference", "verdict"]
+    desk.page.get_by_label("Remove feedback 1").click()
+    desk.settle()
+    assert desk.page.locator(".panel-head h3").all_inner_texts() == ["reference", "verdict"]
+    desk.page.get_by_label("Name of feedback 1").fill("verdict")
+    desk.settle("Two feedbacks have the same name")
+    assert desk.complaints == []
+
+
+def test_a_slow_answer_can_be_cancelled_and_an_error_is_said(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk()
+    before = desk.values()
+    held: list[Any] = []
+    desk.page.route("**/score", lambda route: held.append(route))
+    desk.page.get_by_label("Feedback 1", exact=True).fill("right")
+    desk.page.locator('#lab[aria-busy="true"]').wait_for()
+    desk.page.locator(".cancel").click()
+    desk.settle("Cancelled")
+    assert desk.values() == before
+    desk.page.unroute("**/score")
+    desk.page.get_by_label("Attempt", exact=True).fill("1 + 2 = 3 ; " * 400)
+    desk.settle(r"\d+ tokens of prompt and attempt")
+    assert "wrong" in (desk.page.locator(".status").get_attribute("class") or "")
+
+
+HOSTILE = "</script><img src=x onerror=window.hit=1><svg onload=window.hit=1>{{7*7}} \u202egnp.exe"
+
+
+def test_hostile_text_on_the_desk_is_inert(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk()
+    for name in ("Question", "Attempt", "Feedback 1"):
+        desk.write(name, HOSTILE)
+    desk.page.get_by_label("Name of feedback 1").fill(HOSTILE[:70])
+    desk.settle()
+    assert desk.page.evaluate("window.hit") is None
+    assert desk.page.locator("main img, main svg[onload]").count() == 0
+    assert desk.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("moment", ["at rest", "while scoring"])
+def test_an_accessibility_audit_of_the_lab_finds_nothing(
+    open_desk: Callable[..., Desk], scheme: str, moment: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    desk = open_desk(color_scheme=scheme)
+    if moment == "while scoring":
+        desk.page.route("**/score", lambda route: None)  # an answer that does not come
+        desk.page.get_by_label("Feedback 1", exact=True).fill("4")
+        desk.page.locator('#lab[aria-busy="true"]').wait_for()
+    desk.page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = desk.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    assert [(problem["id"], [node["html"][:160] for node in problem["nodes"]]) for problem in found["violations"]] == []
+
+
+def test_the_lab_fits_a_phone(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk(viewport={"width": 390, "height": 844})
+    assert desk.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
