@@ -1,19 +1,11 @@
 """Numbers with intervals: exact sampling metrics, bootstrap intervals, paired comparisons. Needs no torch."""
 
-from stepalign.evaluation.metrics import (
-    GradedCompletion,
-    Metric,
-    avg_at_k,
-    compute_metrics,
-    maj_at_k,
-    pass_at_k,
-)
+from stepalign.evaluation.metrics import GradedCompletion, Metric, avg_at_k, compute_metrics, maj_at_k, pass_at_k
 from stepalign.evaluation.statistics import (
     Interval,
     PairedDifference,
     bootstrap,
     bootstrap_mean,
-    bootstrap_ratio,
     hierarchical_bootstrap,
     minimum_detectable_difference,
     paired_difference,
@@ -28,7 +20,6 @@ __all__ = [
     "avg_at_k",
     "bootstrap",
     "bootstrap_mean",
-    "bootstrap_ratio",
     "compute_metrics",
     "hierarchical_bootstrap",
     "maj_at_k",

@@ -1,11 +1,6 @@
 """The numbers of a comparison, from the files of its runs: metrics with intervals, paired differences, curves.
 
-Every number names its metric, k, n, set, step and checkpoint rule. Three rules are known:
-
-* ``last``: the weights after the last step;
-* ``best_on_validation``: the step with the highest avg@n on the validation problems;
-* ``best_per_metric_on_test``: for every metric the step that is best on the test problems themselves. This is how the
-  paper reports, and it flatters every arm.
+Every number names its metric, k, n, set, step and checkpoint rule.
 """
 
 from __future__ import annotations
@@ -22,16 +17,17 @@ import numpy as np
 from stepalign.evaluation.evaluate import metrics_of, read_samples
 from stepalign.evaluation.metrics import NO_SHARES, Metric
 from stepalign.evaluation.statistics import (
-    bootstrap_mean,
     hierarchical_bootstrap,
     minimum_detectable_difference,
     paired_difference,
 )
 
 RULES = ("last", "best_on_validation", "best_per_metric_on_test")
+"""The step whose test numbers count: the last one; the one with the highest avg@n on the validation problems; for every
+metric the one that is best on the test problems themselves, as the paper reports, which flatters every arm."""
 SMALLER_IS_BETTER = ("mean_length", "truncated_share", "unparsed_share", "undecided_share", "repetitive_share")
 UNRANKED = ("hedge_words", "distinct_answers")
-"""Neither more nor less of it is better: the rules that pick a best step do not pick by them."""
+"""Neither more nor less is better: no step is picked by these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,9 +61,9 @@ class Evaluations:
         if rule == "best_per_metric_on_test" and metric in UNRANKED:
             return None
         where, name = ("validation", f"avg@{n}") if rule == "best_on_validation" else ("test", metric)
-        candidates = [step for step in self.steps(where) if step in tested]
         if len(tested) < 2 or set(self.steps(where)) - {0} != set(tested) - {0}:
             return None  # tested at the end only: nothing to choose from
+        candidates = [step for step in self.steps(where) if step in tested]
         sign = -1 if name in SMALLER_IS_BETTER else 1
         return max(candidates, key=lambda step: (sign * self.metrics[step, where][name].value, -step))
 
@@ -93,51 +89,41 @@ Found = Mapping[str, Mapping[int, Evaluations]]
 
 
 def _metric_rows(found: Found, n: int, level: float, resamples: int) -> Iterable[dict[str, Any]]:
+    """Per arm, rule and metric: one row per seed, then one of all seeds pooled (``seed`` None)."""
     for arm, runs in found.items():
-        names = list(dict.fromkeys(m for run in runs.values() for table in run.metrics.values() for m in table))
-        for rule in RULES:
-            for name in names:
-                picked = {seed: run.step_by_rule(rule, name, n) for seed, run in runs.items()}
-                chosen = {seed: (s, runs[seed].metrics[s, "test"][name]) for seed, s in picked.items() if s is not None}
-                if not chosen or (arm == "base" and rule != "last"):
-                    continue
-                common = {"arm": arm, "set": "test", "metric": name, "checkpoint_rule": rule}
-                if arm != "base":
-                    for seed, (step, metric) in chosen.items():
-                        interval = bootstrap_mean(
-                            metric.per_problem, level=level, resamples=resamples, share=name not in NO_SHARES
-                        )
-                        yield _row(common, seed, step, [metric], interval)
-                metrics = [metric for _, metric in chosen.values()]
-                if arm == "base" or len(chosen) == 1:
-                    pooled = bootstrap_mean(
-                        metrics[0].per_problem, level=level, resamples=resamples, share=name not in NO_SHARES
-                    )
-                else:
-                    values_SP = np.stack([metric.per_problem for metric in metrics])
-                    bounds = None if name in NO_SHARES else (0.0, 1.0)
-                    pooled = hierarchical_bootstrap(values_SP, level=level, resamples=resamples, bounds=bounds)
-                steps = {step for step, _ in chosen.values()}
-                yield _row(common, None, steps.pop() if len(steps) == 1 else None, metrics, pooled)
-
-
-def _row(
-    common: dict[str, Any], seed: int | None, step: int | None, metrics: Sequence[Metric], interval: Any
-) -> dict[str, Any]:
-    return {
-        **common,
-        "seed": seed,
-        "step": step,
-        "k": metrics[0].k,
-        "n": metrics[0].n,
-        "value": interval.value,
-        "numerator": sum(m.numerator for m in metrics),
-        "denominator": sum(m.denominator for m in metrics),
-        "low": interval.low,
-        "high": interval.high,
-        "problems": metrics[0].num_problems,
-        "seeds": len(metrics),
-    }
+        names = dict.fromkeys(m for run in runs.values() for table in run.metrics.values() for m in table)
+        for rule, name in product(RULES if arm != "base" else ("last",), names):
+            steps = {seed: run.step_by_rule(rule, name, n) for seed, run in runs.items()}
+            chosen = {seed: (s, runs[seed].metrics[s, "test"][name]) for seed, s in steps.items() if s is not None}
+            rows = [] if arm == "base" else [(seed, [picked]) for seed, picked in chosen.items()]
+            if chosen:
+                rows.append((None, list(chosen.values())))
+            for seed, picked in rows:
+                metrics = [metric for _, metric in picked]
+                interval = hierarchical_bootstrap(
+                    np.stack([metric.per_problem for metric in metrics]),
+                    level=level,
+                    resamples=resamples,
+                    bounds=None if name in NO_SHARES else (0.0, 1.0),
+                )
+                step = picked[0][0] if len({step for step, _ in picked}) == 1 else None
+                yield {
+                    "arm": arm,
+                    "set": "test",
+                    "metric": name,
+                    "checkpoint_rule": rule,
+                    "seed": seed,
+                    "step": step,
+                    "k": metrics[0].k,
+                    "n": metrics[0].n,
+                    "value": interval.value,
+                    "numerator": sum(m.numerator for m in metrics),
+                    "denominator": sum(m.denominator for m in metrics),
+                    "low": interval.low,
+                    "high": interval.high,
+                    "problems": metrics[0].num_problems,
+                    "seeds": len(metrics),
+                }
 
 
 def _paired_rows(found: Found, n: int, level: float, resamples: int) -> Iterable[dict[str, Any]]:
@@ -170,10 +156,7 @@ def _paired_rows(found: Found, n: int, level: float, resamples: int) -> Iterable
 
 
 def _picked(runs: Mapping[int, Evaluations], seed: int, rule: str, metric: str, n: int) -> Metric | None:
-    """A metric of the step that a rule picks in the run of a seed.
-
-    The untrained solver has one run with one step, which stands for every seed and under every rule.
-    """
+    """A metric of the step that a rule picks in the run of a seed; the untrained solver's one step serves them all."""
     run = runs.get(seed) or next(iter(runs.values()))
     step = run.step_by_rule("last" if run.steps("test") == [0] else rule, metric, n)
     return None if step is None else run.metrics[step, "test"][metric]

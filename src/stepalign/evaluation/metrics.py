@@ -6,8 +6,8 @@ replacement. That is an unbiased estimate of the result of k fresh completions, 
 Rules that hold everywhere in this module:
 
 - NaN where a metric is undefined (fewer than k completions), never 0.
-- An undecided completion counts as not correct, stays in the denominator, and is reported as ``undecided_share``:
-  a verdict we could not reach must neither help an arm nor silently shrink its test set.
+- An undecided completion counts as not correct, stays in the denominator, and is reported as ``undecided_share``: it
+  neither helps an arm nor shrinks its test set.
 - A completion without an extracted answer has no vote; when no completion of a draw has one, the majority is wrong.
 - Answers tied for most frequent share the win equally: the value of a uniformly random choice among them.
 """
@@ -48,18 +48,10 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 def avg_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Expected accuracy of k completions drawn without replacement from n: ``c / n`` for every k up to n.
 
-    k is part of the name of the metric only: it says how many completions a published number rests on.
-
-    Returns:
-        A number in [0, 1], or NaN for n < k.
-
-    Raises:
-        ValueError: as :func:`pass_at_k`.
+    k only names how many completions a number rests on. Returns and raises as :func:`pass_at_k`.
     """
     _check_counts(num_samples, num_correct, k)
-    if num_samples < k:
-        return math.nan
-    return num_correct / num_samples
+    return num_correct / num_samples if num_samples >= k else math.nan
 
 
 def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
@@ -71,8 +63,8 @@ def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> 
     Args:
         answers: extracted answer of each completion, equal strings for equal answers (see
             ``stepalign.domains.math.grading.canonical_answer``), None where there is none.
-        correct: whether each completion is correct. Where equal answers were graded differently, their class is right
-            to the extent of its correct share. Entries of unparsed completions are ignored.
+        correct: whether each completion is correct; ignored for those without an answer. Equal answers that were graded
+            differently are right to the extent of their correct share.
         k: completions per draw.
 
     Returns:
@@ -111,11 +103,7 @@ def _check_counts(num_samples: int, num_correct: int, k: int) -> None:
 def _win_share(count: int, others: tuple[int, ...], num_unparsed: int, k: int) -> Fraction:
     """Expected share of the win of one answer over all draws of k completions.
 
-    Args:
-        count: completions with this answer.
-        others: completions with each of the other answers, sorted.
-        num_unparsed: completions without an answer, which fill a draw but do not vote.
-        k: completions per draw; at most the sum of all the counts.
+    ``count`` completions have this answer, ``others`` (sorted) each of the other answers, ``num_unparsed`` none.
     """
     weighted = Fraction(0)
     for votes in range(1, min(count, k) + 1):
@@ -168,7 +156,7 @@ def _power(polynomial: list[int], exponent: int, degree: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradedCompletion:
-    """What the metrics need to know about one completion."""
+    """One completion as the metrics see it."""
 
     answer: str | None
     """The extracted answer in canonical form (equal strings vote together), or None."""
@@ -177,12 +165,12 @@ class GradedCompletion:
     """Sampled tokens."""
     finish_reason: FinishReason
     text: str = ""
-    """What was written; the canaries read it."""
+    """Read by the canaries."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Metric:
-    """One number over a set of problems with what it was made of."""
+    """One number over a set of problems, with its parts."""
 
     name: str
     """"pass@4", "maj@4", "avg@4", "mean_length" (tokens), "truncated_share", "unparsed_share", "undecided_share"; the
@@ -192,13 +180,13 @@ class Metric:
     n: int | None
     """Completions per problem; None where problems have different numbers."""
     value: float
-    """Mean of ``per_problem``; NaN when a single problem is undefined or there is none."""
+    """Mean of ``per_problem``; NaN when one of them is undefined or there is none."""
     numerator: float
     """numerator / denominator = value. Summed over completions for metrics that are means over completions."""
     denominator: int
     """Completions, or problems for pass@k, maj@k and sets with unequal n."""
     per_problem: np.ndarray
-    """Value of each problem, float64 of shape (P,), in the order given: what bootstraps and paired tests resample."""
+    """Value of each problem, float64 of shape (P,), in the order given."""
 
     @property
     def num_problems(self) -> int:
@@ -212,8 +200,7 @@ NO_SHARES = ("mean_length", "hedge_words")
 def compute_metrics(problems: Iterable[Sequence[GradedCompletion]], ks: Iterable[int]) -> dict[str, Metric]:
     """Every metric of a set of problems, by name, in a fixed order.
 
-    The problem is the unit: a value is the plain mean over problems of the value of each. A set is NaN at k when any
-    of its problems has fewer than k completions, so that dropping problems never goes unseen.
+    A value is the plain mean over problems; at k it is NaN when any problem has fewer than k completions.
 
     Args:
         problems: for each problem its graded completions.

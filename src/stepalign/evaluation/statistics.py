@@ -1,8 +1,11 @@
-"""How sure a number is: bootstrap intervals, paired comparison of arms, the smallest difference a test set can show.
+"""Bootstrap intervals, paired comparison of arms, and the smallest difference that a test set can show.
 
-The problem is the unit of resampling: completions of one problem are correlated, so an interval that resamples
-completions is too narrow. Where several training seeds were run on the same problems, seeds and problems are resampled
-both. Every function is deterministic in its ``seed``; an undefined input (NaN, no problems) gives NaN, never a number.
+Problems are resampled, not completions: completions of one problem are correlated, and an interval over them is too
+narrow. Several training seeds on the same problems are resampled as well. Every function is deterministic in its
+``seed``; an undefined input (NaN, no problems) gives NaN.
+
+The few lines of numpy stay instead of ``scipy.stats``: scipy has no crossed bootstrap, other random draws would change
+the published tables in their last digits, and it would be a dependency of 110 MB. The tests compare with scipy.
 
 Shape suffixes: P problems, S training seeds, R resamples.
 
@@ -17,7 +20,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -54,62 +57,21 @@ class PairedDifference:
 
 
 def bootstrap_mean(
-    values_P: ArrayLike,
-    *,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    method: Literal["percentile", "bca"] = "percentile",
-    share: bool = False,
+    values_P: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0, share: bool = False
 ) -> Interval:
-    """Problem-level bootstrap interval for the mean of per-problem values.
+    """Problem-level percentile interval for the mean of per-problem values.
 
-    percentile: quantiles of the means of P problems drawn with replacement. bca: the same with bias correction
-    ``z0 = Phi^-1(share of means below the mean)`` and acceleration ``a = sum u^3 / (6 (sum u^2)^1.5)`` for jackknife
-    deviations u; better for skewed values such as lengths (Efron and Tibshirani, ch. 14). Simulated coverage of the
-    95 % interval of an avg@12: 15 problems 92 % (bca 93 %), 30 problems 93.5 % (94 %), 100 problems 94.5 % (95 %).
+    Simulated coverage of the 95 % interval of an avg@12: 15 problems 92 %, 30 problems 93.5 %, 100 problems 94.5 %.
 
     Args:
         values_P: one value per problem.
         level: coverage, e.g. 0.95.
         resamples: number of resampled sets.
         seed: of the random generator.
-        method: how limits follow from the resampled means.
-        share: the values are shares in [0, 1]. When all are the same a bootstrap has zero width, which claims
-            certainty: then the limits are those of :func:`_room_for_others`.
-
-    Returns:
-        The mean and its limits; limits NaN for one problem whose value is no share, everything NaN for none.
+        share: the values are shares in [0, 1]; see ``bounds`` of :func:`hierarchical_bootstrap`.
     """
-    values_P = _vector(values_P)
-    _check_level(level)
-    if values_P.size == 0 or np.isnan(values_P).any():
-        return _undefined(level)
-    value = float(values_P.mean())
-    if share and (values_P == values_P[0]).all():
-        return _room_for_others(value, values_P.size, level, bounds=(0.0, 1.0))
-    if values_P.size == 1:  # one value says nothing about how values spread
-        return Interval(value, math.nan, math.nan, level)
-    means_R = _resampled_means(values_P, resamples, np.random.default_rng(seed))
-    if method == "percentile":
-        low, high = _percentiles(means_R, level)
-    elif method == "bca":
-        low, high = np.quantile(means_R, _bca_quantiles(values_P, means_R, level))
-    else:
-        raise ValueError(f'method must be "percentile" or "bca", got {method!r}')
-    return Interval(value, float(low), float(high), level)
-
-
-def _room_for_others(value: float, num_problems: int, level: float, bounds: tuple[float, float]) -> Interval:
-    """The interval of a mean where every problem gave the same value, and the values lie within ``bounds``.
-
-    A share r of problems that differ goes unseen in P problems with probability (1 - r)^P, so the largest that the
-    level allows is ``r = 1 - (alpha / 2) ** (1 / P)``, the exact binomial limit (Clopper-Pearson); each of them may lie
-    anywhere within the bounds. Several seeds on the same problems add none.
-    """
-    room = 1 - ((1 - level) / 2) ** (1 / num_problems)
-    low, high = bounds
-    return Interval(value, value - room * (value - low), value + room * (high - value), level)
+    bounds = (0.0, 1.0) if share else None
+    return hierarchical_bootstrap(_vector(values_P), level=level, resamples=resamples, seed=seed, bounds=bounds)
 
 
 def hierarchical_bootstrap(
@@ -120,29 +82,45 @@ def hierarchical_bootstrap(
     seed: int = 0,
     bounds: tuple[float, float] | None = None,
 ) -> Interval:
-    """Interval for the mean over training seeds and problems, both resampled with replacement.
+    """Percentile interval for the mean over training seeds and problems, both resampled with replacement.
 
-    All seeds answer the same problems (the factors are crossed), so one draw of problems is used for every drawn
-    seed; drawing problems anew inside each seed would average the difficulty of problems away (Owen 2007). With S = 1
-    this is :func:`bootstrap_mean`. With few seeds the spread between seeds is underestimated by the factor (S - 1) / S:
-    two seeds show that seeds differ, not by how much (simulated coverage of the 95 % interval 92 %, with five seeds
-    95 %).
+    All seeds answer the same problems (the factors are crossed), so one draw of problems serves every drawn seed:
+    drawing problems anew inside each seed would average their difficulty away (Owen 2007). With few seeds the spread
+    between seeds is underestimated by the factor (S - 1) / S (simulated coverage of the 95 % interval: two seeds 92 %,
+    five seeds 95 %).
 
     Args:
         values_SP: one row per seed, one column per problem; a vector is one seed.
         level, resamples, seed: as :func:`bootstrap_mean`.
-        bounds: what the values lie between, (0, 1) for shares. When all are the same, the limits are those of
-            :func:`_room_for_others` instead of an interval without width.
+        bounds: limits of the values, (0, 1) for shares. Equal values then get the interval of
+            :func:`_unseen_interval`; a bootstrap would have zero width, which claims certainty.
+
+    Returns:
+        The mean and its limits. Limits are NaN for a single value without bounds; everything is NaN for no values or
+        a NaN among them.
     """
     values_SP = _matrix(values_SP)
     _check_level(level)
     if values_SP.size == 0 or np.isnan(values_SP).any():
         return _undefined(level)
     if bounds is not None and (values_SP == values_SP[0, 0]).all():
-        return _room_for_others(float(values_SP[0, 0]), values_SP.shape[1], level, bounds)
-    means_R = _crossed_means(values_SP, resamples, np.random.default_rng(seed))
-    low, high = _percentiles(means_R, level)
-    return Interval(float(values_SP.mean()), float(low), float(high), level)
+        return _unseen_interval(float(values_SP[0, 0]), values_SP.shape[1], level, bounds)
+    value = float(values_SP.mean())
+    if values_SP.size == 1:  # one value does not show how values spread
+        return _undefined(level, value)
+    return _percentile_interval(value, _crossed_means(values_SP, resamples, np.random.default_rng(seed)), level)
+
+
+def _unseen_interval(value: float, num_problems: int, level: float, bounds: tuple[float, float]) -> Interval:
+    """The interval of a mean where every problem gave the same value, and the values lie within ``bounds``.
+
+    A share r of problems that differ goes unseen in P problems with probability (1 - r)^P, so the largest that the
+    level allows is ``r = 1 - (alpha / 2) ** (1 / P)``, the exact binomial limit (Clopper-Pearson); each of them may lie
+    anywhere within the bounds. Several seeds on the same problems add none.
+    """
+    unseen = 1 - ((1 - level) / 2) ** (1 / num_problems)
+    low, high = bounds
+    return Interval(value, value - unseen * (value - low), value + unseen * (high - value), level)
 
 
 def paired_difference(
@@ -157,14 +135,14 @@ def paired_difference(
     """Mean of a - b over the same problems and seeds, with interval and p-value.
 
     Pairing removes the difficulty of problems, which is most of the spread of an accuracy. The interval resamples seeds
-    and problems (:func:`hierarchical_bootstrap` of the differences) and so speaks about new seeds and new problems. The
-    p-value flips the signs of problems only (:func:`sign_flip_p_value`): it speaks about these trained models on new
-    problems, because two to five seeds allow no smaller p-value than 2 ** (1 - S).
+    and problems (:func:`hierarchical_bootstrap`): it covers new seeds and new problems. The p-value flips the signs of
+    problems only (:func:`sign_flip_p_value`): it covers these trained models on new problems, because two to five seeds
+    allow no p-value below 2 ** (1 - S).
 
     Args:
         a_SP, b_SP: per-problem values of the two arms, equal shapes: row = seed, column = problem.
         level, resamples, seed: as :func:`bootstrap_mean`.
-        share: the values are shares in [0, 1]: two arms that agree on every problem are then not known to be equal.
+        share: the values are shares in [0, 1]; two arms that agree on every problem then keep an interval.
 
     Raises:
         ValueError: for unequal shapes.
@@ -181,7 +159,7 @@ def paired_difference(
         low=interval.low,
         high=interval.high,
         p_value=sign_flip_p_value(differences_SP.mean(axis=0), resamples=resamples, seed=seed) if defined else math.nan,
-        seed_differences=tuple(float(d) for d in differences_SP.mean(axis=1)) if differences_SP.size else (),
+        seed_differences=tuple(differences_SP.mean(axis=1).tolist()) if differences_SP.size else (),
         num_seeds=differences_SP.shape[0],
         num_problems=differences_SP.shape[1],
         level=level,
@@ -198,7 +176,7 @@ def sign_flip_p_value(differences_P: ArrayLike, *, resamples: int = RESAMPLES, s
     differences_P = _vector(differences_P)
     if differences_P.size == 0 or np.isnan(differences_P).any():
         return math.nan
-    # A problem without a difference says nothing, whichever sign it gets: left out, more cases are enumerated exactly.
+    # A difference of zero has no sign: left out, more cases are enumerated exactly.
     differences_P = differences_P[differences_P != 0]
     if differences_P.size == 0:
         return 1.0
@@ -216,35 +194,6 @@ def sign_flip_p_value(differences_P: ArrayLike, *, resamples: int = RESAMPLES, s
     return (1 + reached) / (1 + resamples)
 
 
-def bootstrap_ratio(
-    numerators_P: ArrayLike,
-    denominators_P: ArrayLike,
-    *,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Problem-level percentile interval for a ratio of sums, e.g. |signal| inside the wrong step over all |signal|.
-
-    The ratio of sums, not the mean of ratios: units with a small denominator do not dominate. Resamples whose
-    denominators sum to zero are undefined and left out; NaN when most are.
-
-    Raises:
-        ValueError: for unequal lengths.
-    """
-    numerators_P, denominators_P = _vector(numerators_P), _vector(denominators_P)
-    if numerators_P.size != denominators_P.size:
-        raise ValueError(f"{numerators_P.size} numerators, {denominators_P.size} denominators")
-    return bootstrap(
-        _ratio_of_sums, np.stack([numerators_P, denominators_P], 1), level=level, resamples=resamples, seed=seed
-    )
-
-
-def _ratio_of_sums(pairs: np.ndarray) -> float:
-    numerator, denominator = pairs.sum(axis=0)
-    return float(numerator / denominator) if denominator else math.nan
-
-
 def bootstrap(
     statistic: Callable[[Any], float],
     units: Sequence[Any] | np.ndarray,
@@ -257,8 +206,8 @@ def bootstrap(
 
     Args:
         statistic: takes units like ``units`` (an array where that is an array, else a list); NaN where undefined.
-        units: what is drawn with replacement. Tokens of one rollout are not independent: a unit is a whole rollout, or
-            a whole problem where several rollouts share one.
+        units: drawn with replacement. Tokens of one rollout are not independent: a unit is a whole rollout, or a whole
+            problem where several rollouts share one.
         level, seed: as :func:`bootstrap_mean`.
         resamples: calls of ``statistic``.
 
@@ -277,8 +226,7 @@ def bootstrap(
     results = results[~np.isnan(results)]
     if math.isnan(value) or 2 * results.size <= resamples:
         return _undefined(level, value)
-    low, high = _percentiles(results, level)
-    return Interval(value, float(low), float(high), level)
+    return _percentile_interval(value, results, level)
 
 
 def minimum_detectable_difference(
@@ -301,15 +249,14 @@ def minimum_detectable_difference(
         num_problems: P, at least 2.
         num_samples: n, completions per problem, arm and seed.
         num_seeds: S, training seeds per arm.
-        within_variance: v, mean over problems of p (1 - p) for a completion's chance p to be correct. 0.25 is the
-            worst case; a base solver's own completions give a better figure.
+        within_variance: v, mean over problems of p (1 - p) for a completion's chance p to be correct; 0.25 at worst.
         effect_spread: e, standard deviation over problems of the true difference.
-        seed_spread: s, standard deviation over seeds of the true difference. 0 speaks about these trained models only.
+        seed_spread: s, standard deviation over seeds of the true difference; 0 covers these trained models only.
         level: 1 - alpha of the two-sided test.
         power: chance to detect the difference.
 
     Returns:
-        A difference of accuracies in [0, inf); a result above 1 means that nothing can be detected.
+        A difference of accuracies; above 1 nothing can be detected.
 
     Raises:
         ValueError: for fewer than 2 problems, no samples or no seeds.
@@ -365,8 +312,9 @@ def _undefined(level: float, value: float = math.nan) -> Interval:
     return Interval(value, math.nan, math.nan, level)
 
 
-def _percentiles(results_R: np.ndarray, level: float) -> np.ndarray:
-    return np.quantile(results_R, [(1 - level) / 2, (1 + level) / 2])
+def _percentile_interval(value: float, results_R: np.ndarray, level: float) -> Interval:
+    low, high = np.quantile(results_R, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), level)
 
 
 def _chunks(resamples: int, row_entries: int) -> list[int]:
@@ -374,36 +322,16 @@ def _chunks(resamples: int, row_entries: int) -> list[int]:
     return [min(rows, resamples - start) for start in range(0, resamples, rows)]
 
 
-def _resampled_means(values_P: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    size = values_P.size
-    chunks = _chunks(resamples, size)
-    return np.concatenate([values_P[rng.integers(0, size, size=(rows, size))].mean(axis=1) for rows in chunks])
-
-
 def _crossed_means(values_SP: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """The means of R resamples of shape (R,); one row of ``values_SP`` needs no draw of seeds."""
     num_seeds, num_problems = values_SP.shape
-    if num_seeds == 1:
-        return _resampled_means(values_SP[0], resamples, rng)
     means = []
     for rows in _chunks(resamples, num_problems):
-        drawn_seeds = rng.integers(0, num_seeds, size=(rows, num_seeds))
-        weights_RS = (drawn_seeds[:, :, None] == np.arange(num_seeds)).mean(axis=1)
+        values_RP = values_SP
+        if num_seeds > 1:
+            drawn_seeds = rng.integers(0, num_seeds, size=(rows, num_seeds))
+            weights_RS = (drawn_seeds[:, :, None] == np.arange(num_seeds)).mean(axis=1)
+            values_RP = weights_RS @ values_SP
         drawn_problems = rng.integers(0, num_problems, size=(rows, num_problems))
-        means.append(np.take_along_axis(weights_RS @ values_SP, drawn_problems, axis=1).mean(axis=1))
+        means.append(np.take_along_axis(values_RP, drawn_problems, axis=1).mean(axis=1))
     return np.concatenate(means)
-
-
-def _bca_quantiles(values_P: np.ndarray, means_R: np.ndarray, level: float) -> list[float]:
-    """Quantiles of the resampled means that are the BCa limits; those of the percentile method in degenerate cases."""
-    plain = [(1 - level) / 2, (1 + level) / 2]
-    mean = values_P.mean()
-    below = float(((means_R < mean).sum() + 0.5 * (means_R == mean).sum()) / means_R.size)
-    deviations = values_P - mean  # proportional to those of the jackknife
-    spread = float((deviations**2).sum())
-    if not 0 < below < 1 or spread == 0:
-        return plain
-    normal = NormalDist()
-    bias = normal.inv_cdf(below)
-    acceleration = float((deviations**3).sum()) / (6 * spread**1.5)
-    shifted = [bias + normal.inv_cdf(quantile) for quantile in plain]
-    return [normal.cdf(bias + z / (1 - acceleration * z)) for z in shifted]
