@@ -6,22 +6,30 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO   ?= runs/demo
 
-.PHONY: demo test check format clean
+.PHONY: demo test quick check format docs clean
 
 demo: $(VENV)/.core
 	@$(BIN)/stepalign demo --out $(DEMO)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20
+
+quick: $(VENV)/.dev
+	@echo "all tests but long runs and browsers: under 90 seconds on 2 free cores"
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --quiet -m "not slow and not browser"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/python dev/generate_docs.py --check
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev
+	$(BIN)/python dev/generate_docs.py
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -17,11 +17,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stepalign.domains.python.sandbox import confinement
-from stepalign.domains.python.sandbox.values import decode, encode
 
 from stepalign.domains.python import sandbox
-from stepalign.domains.python.sandbox import Limits, run_tests
+from stepalign.domains.python.sandbox import Limits, confinement, run_tests
+from stepalign.domains.python.sandbox.values import decode, encode
 
 UNAVAILABLE = sandbox.why_unavailable() if sys.platform.startswith("linux") else "no Linux"
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason=f"no sandbox here: {UNAVAILABLE}")
