@@ -16,7 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Verdict = Literal["correct", "incorrect", "undecided"]
+from stepalign.domains.math.grade import Grade as Grade
+from stepalign.domains.math.grade import Verdict
+
 FinishReason = Literal["stop", "length"]
 CritiqueStatus = Literal["ok", "malformed", "failed"]
 StepStatus = Literal["right", "wrong", "after_error", "unknown"]

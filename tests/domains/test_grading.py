@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from stepalign.domains.math.answers import normal_form
 from stepalign.domains.math.extraction import find_answer
+from stepalign.domains.math.grade import GraderError
 from stepalign.domains.math.grading import Grader, GraderConfig, canonical_answer, extract_answer
 from stepalign.domains.math.notation import parse_number
 from stepalign.errors import ConfigError
@@ -481,5 +482,5 @@ def test_a_recipe_names_its_grader_and_how_long_it_may_take() -> None:
     ],
 )
 def test_a_wrong_import_path_is_an_error_at_once(path: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(GraderError, match=message):
         Grader(GraderConfig(function=path))

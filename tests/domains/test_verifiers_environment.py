@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from stepalign.cli import app
 from stepalign.config import load_config
-from stepalign.domains.math.grading import Grader, GraderConfig
+from stepalign.domains.domain import open_grader
 from stepalign.errors import ConfigError
 from stepalign.problems.loading import load_problems
 
@@ -77,7 +77,7 @@ def test_without_the_package_the_error_names_the_extra() -> None:
     with pytest.raises(ConfigError, match=r'pip install "stepalign\[verifiers\]"'):
         load_problems("verifiers:anything")
     with pytest.raises(ConfigError, match=r"stepalign\[verifiers\]"):
-        Grader(GraderConfig(function="verifiers:anything"))
+        open_grader("verifiers:anything")
 
 
 @needs_verifiers
@@ -97,7 +97,7 @@ def test_tasks_become_problems(sums: str) -> None:
 @needs_verifiers
 def test_the_rewards_are_the_verdict(sums: str) -> None:
     expected = load_problems(sums).problems[2].answer
-    with Grader(GraderConfig(function=sums, num_workers=1)) as grader:
+    with open_grader(sums, num_workers=1) as grader:
         grades = {
             text: grader.grade(text, expected)
             for text in (

@@ -60,12 +60,12 @@ def grade(
     workers: Annotated[int, typer.Option("--workers", help="Child processes; 0: one per core.", min=0)] = 0,
 ) -> None:
     """Verdict, extracted answer and reason for every row of a file; goes on where it was stopped."""
-    from stepalign.domains.math.grading import Grader, GraderConfig
+    from stepalign.domains.domain import open_grader
     from stepalign.verbs.grade import grade_file
     from stepalign.verbs.progress import console, progress_bars
 
-    config = GraderConfig(function=grader or None, seconds=seconds, num_workers=workers or os.cpu_count() or 1)
-    with Grader(config) as opened, progress_bars(transient=True) as bars:
+    opening = open_grader(grader, seconds=seconds, num_workers=workers or os.cpu_count() or 1)
+    with opening as opened, progress_bars(transient=True) as bars:
         bar = bars.add_task("grading", total=None, note="")
         counts = grade_file(
             file,

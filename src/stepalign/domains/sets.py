@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from stepalign.config import Config
 from stepalign.domains.arithmetic import task as arithmetic
 from stepalign.domains.arithmetic.task import EMBEDDED, embedded_folder
-from stepalign.domains.math.grading import Grader, GraderConfig
+from stepalign.domains.domain import open_grader
+from stepalign.domains.math.grading import Grader
 from stepalign.domains.python import problems as python_problems
 from stepalign.domains.python import sandbox
 from stepalign.errors import ConfigError
@@ -106,7 +107,7 @@ def make_grader(config: Config) -> Grader:
                 where="data.columns = python",
                 hint="run on Linux 5.13 or newer, or name a grader of your own with data.grader",
             )
-        return Grader(GraderConfig(function=python_problems.GRADER, seconds=python_problems.GRADER_SECONDS))
+        return open_grader(python_problems.GRADER, seconds=python_problems.GRADER_SECONDS)
     if is_environment(data.grader_function or "") and not data.grader:
         for name, source in (("validation", data.validation), ("test", data.test)):
             if source and source.partition("?")[0] != data.train.partition("?")[0]:
@@ -115,4 +116,4 @@ def make_grader(config: Config) -> Grader:
                     where=f"data.{name}",
                     hint=f"take them from the same taskset, or none at all: --set data.{name}=null",
                 )
-    return Grader(GraderConfig(function=data.grader_function, seconds=data.grader_seconds))
+    return open_grader(data.grader_function or "", seconds=data.grader_seconds)

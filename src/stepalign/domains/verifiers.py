@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from stepalign.domains.math.grade import Grade, undecided
 from stepalign.errors import ConfigError
 from stepalign.problems.columns import ColumnMap
-from stepalign.records import Verdict
 
 try:
     import verifiers.v1 as vf  # pyright: ignore[reportMissingImports]
@@ -35,10 +35,6 @@ except ImportError as error:
     ) from None
 
 COLUMNS = ColumnMap(metadata=("metadata",), verbatim=True)
-CORRECT_FROM = 1.0
-"""A completion is correct from this total reward on (the weighted sum of the task's reward functions)."""
-_ROUNDING = 1e-9
-"""Weights such as 0.7 + 0.2 + 0.1 do not sum to 1 in floating point."""
 _THINK_END = "</think>"
 
 
@@ -63,24 +59,24 @@ def read_tasks(source: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
         raise ConfigError(f"The taskset cannot be read: {type(error).__name__}: {error}", where=source) from None
 
 
-def load_grader(source: str) -> Callable[[str, str], tuple[Verdict, str]]:
+def load_grader(source: str) -> Callable[[str, str], Grade]:
     """The grader of a taskset, called with a completion and the ``answer`` of its row.
 
-    Correct from a total reward of ``CORRECT_FROM`` on. What the environment raises is raised: the caller makes it
-    undecided. A reward that is missing or no finite number is undecided.
+    The score is the total reward (the weighted sum of the task's reward functions), cut to [0, 1]. Exceptions of the
+    environment are raised: the caller makes them undecided. A reward that is missing or no finite number is undecided.
     """
     taskset = _load_taskset(source)
     task_type = type(taskset).task_type()
 
-    def grade(completion: str, expected: str) -> tuple[Verdict, str]:
+    def grade(completion: str, expected: str) -> Grade:
         data = task_type.data_type().model_validate_json(expected)
         task = task_type(data, taskset.config.task)
         trace = _trace(task, completion)
         asyncio.run(task.score(trace))
         missing = [name for name, reward in trace.rewards.items() if reward is None]
         if missing or not math.isfinite(trace.reward):
-            return "undecided", f"no reward from {', '.join(missing)}" if missing else "reward is not finite"
-        return ("correct" if trace.reward >= CORRECT_FROM - _ROUNDING else "incorrect"), f"reward {trace.reward:.3g}"
+            return undecided(f"no reward from {', '.join(missing)}" if missing else "reward is not finite")
+        return Grade(min(max(trace.reward, 0.0), 1.0), reason=f"reward {trace.reward:.3g}")
 
     return grade
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stepalign.config import SelectionSection
-from stepalign.records import Problem, Verdict
+from stepalign.records import Grade, Problem, Verdict
 
 Source = Literal["problem", "solver", "critic"]
 """What a gate asks: what stands beside the problem already, completions of the solver, or an attempt of the critic."""
@@ -75,7 +75,7 @@ def _pass_rate(evidence: Evidence) -> float:
 
 
 def _critic_solves(evidence: Evidence) -> float:
-    return {"correct": 1.0, "incorrect": 0.0}.get(evidence.critic_verdict or "", math.nan)
+    return Grade.of(evidence.critic_verdict or "undecided").score
 
 
 # In the order of their cost: what is known already, then the solver's time, then the critic's money.

@@ -147,7 +147,6 @@ class Collector:
     def _grade(self, problem: Problem, completion: Completion, name: str, step: int, index: int) -> Rollout:
         text = decode(self.solver.tokenizer, completion.ids)
         grade = self.grader.grade(text, problem.answer)
-        reward = {"correct": 1.0, "incorrect": 0.0, "undecided": float("nan")}[grade.verdict]
         return Rollout(
             rollout_id=name,
             problem_id=problem.problem_id,
@@ -157,7 +156,7 @@ class Collector:
             text=text,
             answer=grade.answer,
             verdict=grade.verdict,
-            reward=reward,
+            reward=grade.score,
         )
 
     def _prepare(

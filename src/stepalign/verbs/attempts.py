@@ -93,9 +93,8 @@ def graded(request: CritiqueRequest, grader: Grader) -> CritiqueRequest:
     if rollout.verdict != "undecided" or not request.problem.answer:
         return request
     grade = grader.grade(rollout.text, request.problem.answer)
-    reward = {"correct": 1.0, "incorrect": 0.0, "undecided": float("nan")}[grade.verdict]
     fields = {name: getattr(rollout, name) for name in Rollout.__slots__}
-    judged = Rollout(**(fields | {"answer": grade.answer, "verdict": grade.verdict, "reward": reward}))
+    judged = Rollout(**(fields | {"answer": grade.answer, "verdict": grade.verdict, "reward": grade.score}))
     return CritiqueRequest(problem=request.problem, rollout=judged)
 
 

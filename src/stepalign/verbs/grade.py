@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.domains.math.answers import MAX_LENGTH
-from stepalign.domains.math.grading import Grade, Grader
+from stepalign.domains.math.grade import Grade, undecided
+from stepalign.domains.math.grading import Grader
 from stepalign.errors import ConfigError
 from stepalign.problems.rows import Malformed, Row, cell_text, did_you_mean, read_rows
 
@@ -55,7 +56,7 @@ def grade_file(
     rows = list(read_rows(source))
     _check_columns(rows, (completion, answer), source)
     out.parent.mkdir(parents=True, exist_ok=True)
-    job = json.dumps([completion, answer, grader.config.function, _fingerprint(source)])
+    job = json.dumps([completion, answer, grader.config.argument or grader.config.function, _fingerprint(source)])
     partial = out.with_name(f".{out.name}.{hashlib.sha256(job.encode()).hexdigest()[:12]}.partial")
     counts = {"verdicts": Counter[str](), "reasons": Counter[str]()}
     done = _count_again(partial, counts)
@@ -95,7 +96,7 @@ def _graded(
         grader.grade_many([_cell(row, completion) for row in good], [cell_text(_cell(row, answer)) for row in good])
     )
     for (number, _), fault in zip(rows, faults, strict=True):
-        yield number, Grade("undecided", None, fault) if fault else next(grades)
+        yield number, undecided(fault) if fault else next(grades)
 
 
 def _fault(row: Row | Malformed, completion: str, answer: str) -> str:

@@ -12,11 +12,11 @@ from dataclasses import replace
 from fractions import Fraction
 
 from stepalign.domains.math.answers import Answer, canonical_answer, is_prose, normal_form
+from stepalign.domains.math.grade import Grade, correct, incorrect
 from stepalign.domains.math.notation import Sequence, as_interval, is_balanced, split_sequence, split_top
 from stepalign.domains.math.units import contradict, conversion
-from stepalign.records import Verdict
 
-Leaf = Callable[[str, str], tuple[Verdict, str]]
+Leaf = Callable[[str, str], Grade]
 
 
 _NAMED = re.compile(
@@ -36,10 +36,10 @@ _MAX_UNORDERED = 12
 """Elements of a set that are matched in every order, once the plainly equal ones are paired."""
 
 
-def equal_answers(gold: Answer, answer: Answer, leaf: Leaf) -> tuple[Verdict, str]:
+def equal_answers(gold: Answer, answer: Answer, leaf: Leaf) -> Grade:
     """Whether two normal forms are equal, and why."""
     if not answer.text:
-        return "incorrect", "empty answer"
+        return incorrect("empty answer")
     if gold.label or answer.label:
         labels = _equal_labels(gold, answer)
         if labels:
@@ -49,17 +49,17 @@ def equal_answers(gold: Answer, answer: Answer, leaf: Leaf) -> tuple[Verdict, st
     if gold.number is not None and answer.number is not None:
         return _equal_numbers(gold, answer)
     if gold.text == answer.text or (gold.text.isalpha() and gold.text.lower() == answer.text.lower()):
-        return "correct", "equal text"
+        return correct("equal text")
     if not is_balanced(answer.text):
-        return "incorrect", "unreadable answer"
+        return incorrect("unreadable answer")
     if is_prose(gold.text) or is_prose(answer.text):
         return _equal_prose(gold.text, answer.text)
     if _INITIALS.fullmatch(gold.text) and _INITIALS.fullmatch(answer.text):
-        return "incorrect", "different text"
+        return incorrect("different text")
     if based := _equal_in_bases(gold.text, answer.text):
         return based
     if gold.number is not None and _as_decimal_comma(answer.text) == gold.number:
-        return "correct", "equal number"
+        return correct("equal number")
     gold_items, items = split_sequence(gold.text), split_sequence(answer.text)
     gold_interval, interval = as_interval(gold.text), as_interval(answer.text)
     if gold_interval and not interval and (items is None or items.ordered):
@@ -73,39 +73,36 @@ def equal_answers(gold: Answer, answer: Answer, leaf: Leaf) -> tuple[Verdict, st
         if related:
             return related
     if (gold_items and answer.number is not None) or (items and gold.number is not None):
-        return "incorrect", "different number of elements"
+        return incorrect("different number of elements")
     if bool(gold_interval) != bool(interval):
-        return "incorrect", "different shape"
+        return incorrect("different shape")
     if any(gold.text.count(mark) != answer.text.count(mark) for mark in _UNSEEN_MARKS):
-        return "incorrect", "different expression"
+        return incorrect("different expression")
     if "degree" in (gold.unit, answer.unit) and gold.unit != answer.unit:
         return leaf(_in_radians(gold, answer), _in_radians(answer, gold))
     return leaf(gold.text, answer.text)
 
 
-def _equal_labels(gold: Answer, answer: Answer) -> tuple[Verdict, str] | None:
+def _equal_labels(gold: Answer, answer: Answer) -> Grade | None:
     """Choices such as "(B) 12" against "(B)" and each other; None where what they stand for is to be compared."""
     if gold.label and answer.label:
-        return None if gold.label == answer.label else ("incorrect", "different choice")
+        return None if gold.label == answer.label else incorrect("different choice")
     labelled, other = (gold, answer) if gold.label else (answer, gold)
     if not re.fullmatch(r"[A-Ja-j]", other.text):
         return None
-    return (
-        ("correct", "equal choice")
-        if labelled.label.lower() == other.text.lower()
-        else ("incorrect", "different choice")
-    )
+    same = labelled.label.lower() == other.text.lower()
+    return correct("equal choice") if same else incorrect("different choice")
 
 
-def _equal_amounts(gold: Answer, answer: Answer) -> tuple[Verdict, str]:
+def _equal_amounts(gold: Answer, answer: Answer) -> Grade:
     """Numbers with different units: 2 hours are 120 minutes."""
     factor = conversion(gold.unit, answer.unit)
     if factor is None or gold.number is None or answer.number is None or gold.number * factor != answer.number:
-        return "incorrect", "different units"
-    return "correct", "equal number"
+        return incorrect("different units")
+    return correct("equal number")
 
 
-def _equal_numbers(gold: Answer, answer: Answer) -> tuple[Verdict, str]:
+def _equal_numbers(gold: Answer, answer: Answer) -> Grade:
     """Exact, where a per cent sign may be missing on one side: 50 % is 50 and is 0.5, but 50 is not 0.5."""
     assert gold.number is not None
     assert answer.number is not None
@@ -114,19 +111,19 @@ def _equal_numbers(gold: Answer, answer: Answer) -> tuple[Verdict, str]:
         equal = equal or gold.number / 100 == answer.number
     elif answer.unit == "%" != gold.unit:
         equal = equal or gold.number == answer.number / 100
-    return ("correct", "equal number") if equal else ("incorrect", "different number")
+    return correct("equal number") if equal else incorrect("different number")
 
 
-def _equal_prose(gold: str, answer: str) -> tuple[Verdict, str]:
+def _equal_prose(gold: str, answer: str) -> Grade:
     """Words; "Alice and Bob" is in no order, "Alice, Bob" may be in one."""
     if " and " in gold and " and " in answer:
         parts, given = (sorted(re.split(r", and |, | and ", text)) for text in (gold, answer))
         if parts == given:
-            return "correct", "equal text"
-    return "incorrect", "different text"
+            return correct("equal text")
+    return incorrect("different text")
 
 
-def _equal_in_bases(gold: str, answer: str) -> tuple[Verdict, str] | None:
+def _equal_in_bases(gold: str, answer: str) -> Grade | None:
     """Numbers with their base as subscript, which math-verify does not see; None for anything else.
 
     A base may be left out, as a unit may.
@@ -137,9 +134,9 @@ def _equal_in_bases(gold: str, answer: str) -> tuple[Verdict, str] | None:
     try:
         values = {int(number[1], int(number[2]) or 1) for number in numbers}
     except ValueError:  # a digit or a base that does not exist
-        return "incorrect", "different number"
+        return incorrect("different number")
     equal = len(values) == 1 if len(numbers) == 2 else numbers[0][1] in (gold, answer)
-    return ("correct", "equal number") if equal else ("incorrect", "different number")
+    return correct("equal number") if equal else incorrect("different number")
 
 
 def _as_decimal_comma(text: str) -> Fraction | None:
@@ -154,7 +151,7 @@ def _in_radians(angle: Answer, other: Answer) -> str:
     return f"({angle.text})\\times\\frac{{\\pi}}{{180}}" if in_degrees else angle.text
 
 
-def _equal_relations(gold: str, answer: str, leaf: Leaf) -> tuple[Verdict, str] | None:
+def _equal_relations(gold: str, answer: str, leaf: Leaf) -> Grade | None:
     """``x = 5`` against ``5`` and the like; None for two relations, which are compared as wholes.
 
     math-verify takes the right side of any equation for its value, so that ``3 = 2`` would be 2. Here every part of a
@@ -164,18 +161,18 @@ def _equal_relations(gold: str, answer: str, leaf: Leaf) -> tuple[Verdict, str] 
     name, value = _named(answer)
     if gold_name and gold_name == name:
         same = equal_answers(normal_form(gold_value), normal_form(value), leaf)
-        return same if same[0] != "incorrect" else None
+        return same if same.verdict != "incorrect" else None
     parts = split_top(value, "=")
     if not name and len(parts) == 1:
         if gold_name:
             return equal_answers(normal_form(split_top(gold_value, "=")[-1]), normal_form(answer), leaf)
-        return None if _MEMBER.search(gold + answer) else ("incorrect", "different shape")
+        return None if _MEMBER.search(gold + answer) else incorrect("different shape")
     if gold_name or len(split_top(gold, "=")) > 1:
         return None
-    result: tuple[Verdict, str] = ("incorrect", "unreadable answer")
+    result = incorrect("unreadable answer")
     for part in parts:
         result = equal_answers(normal_form(gold), normal_form(part), leaf)
-        if result[0] != "correct":
+        if result.verdict != "correct":
             break
     return result
 
@@ -188,7 +185,7 @@ def _named(text: str) -> tuple[str, str]:
     return (match[1].strip(), match[2]) if match else ("", text)
 
 
-def _equal_sequences(gold: Sequence, answer: Sequence, leaf: Leaf) -> tuple[Verdict, str]:
+def _equal_sequences(gold: Sequence, answer: Sequence, leaf: Leaf) -> Grade:
     """Element by element, in order where either side is a tuple. A bare list may stand for a tuple and for a set.
 
     The first undecided element ends the comparison, so that many slow elements cost no more time than one.
@@ -196,16 +193,16 @@ def _equal_sequences(gold: Sequence, answer: Sequence, leaf: Leaf) -> tuple[Verd
     brackets, given = (gold.opening, gold.closing), (answer.opening, answer.closing)
     half_open = given in (("(", "]"), ("[", ")"))
     if given != brackets and ((gold.opening and answer.opening) or half_open):
-        return "incorrect", "different brackets"
+        return incorrect("different brackets")
     if not gold.ordered and not answer.ordered:
         return _equal_sets(gold, answer, leaf)
     if len(gold.items) != len(answer.items):
-        return "incorrect", "different number of elements"
+        return incorrect("different number of elements")
     for expected, item in zip(gold.items, _in_order(gold, answer), strict=True):
-        verdict, reason = equal_answers(normal_form(expected), normal_form(item), leaf)
-        if verdict != "correct":
-            return verdict, reason
-    return "correct", "equal elements"
+        grade = equal_answers(normal_form(expected), normal_form(item), leaf)
+        if grade.verdict != "correct":
+            return grade
+    return correct("equal elements")
 
 
 def _in_order(gold: Sequence, answer: Sequence) -> tuple[str, ...]:
@@ -216,7 +213,7 @@ def _in_order(gold: Sequence, answer: Sequence) -> tuple[str, ...]:
     return tuple(item for _, item in sorted(zip(names, answer.items, strict=True)))
 
 
-def _equal_sets(gold: Sequence, answer: Sequence, leaf: Leaf) -> tuple[Verdict, str]:
+def _equal_sets(gold: Sequence, answer: Sequence, leaf: Leaf) -> Grade:
     """In any order. How often an element stands there counts only where a bare list repeats one: 2, 2, 3."""
     expected = [(canonical_answer(item), item) for item in gold.items]
     given = [(canonical_answer(item), item) for item in answer.items]
@@ -224,20 +221,20 @@ def _equal_sets(gold: Sequence, answer: Sequence, leaf: Leaf) -> tuple[Verdict, 
         expected, given = list(dict(expected).items()), list(dict(given).items())
     missing, extra = _without(expected, given), _without(given, expected)
     if len(missing) != len(extra):
-        return "incorrect", "different number of elements"
+        return incorrect("different number of elements")
     if len(missing) > _MAX_UNORDERED:
-        return "incorrect", "different elements"
+        return incorrect("different elements")
     for item in missing:
         for index, candidate in enumerate(extra):
-            verdict, reason = equal_answers(normal_form(item), normal_form(candidate), leaf)
-            if verdict == "undecided":
-                return verdict, reason
-            if verdict == "correct":
+            grade = equal_answers(normal_form(item), normal_form(candidate), leaf)
+            if grade.verdict == "undecided":
+                return grade
+            if grade.verdict == "correct":
                 del extra[index]
                 break
         else:
-            return "incorrect", "different elements"
-    return "correct", "equal elements"
+            return incorrect("different elements")
+    return correct("equal elements")
 
 
 def _without(items: list[tuple[str, str]], others: list[tuple[str, str]]) -> list[str]:

@@ -1,12 +1,10 @@
-"""Grading: is the final answer of a completion right? Correct, incorrect or undecided, whatever a model writes.
+"""Grading: is the final answer of a completion right? Correct, incorrect or undecided for any text.
 
 Three stages, cheapest first. The answer is found by our own scanners (``extraction.py``); equal texts,
 plain numbers and polynomials (``exact.py``) are decided in this process; what is left, one expression
 against one expression, goes to math-verify in a child process with a limit on CPU time, wall time and memory.
 math-verify's own limit is a signal that works in one thread only and costs 5 s for a tower of powers; a child can be
 killed.
-
-"undecided" means that we could not tell (time, memory, an unreadable reference). It is not a wrong answer.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 
 from stepalign.domains.math.answers import (
     MAX_DEPTH,
@@ -27,26 +25,14 @@ from stepalign.domains.math.bounded import ChildPool, GraderConfig
 from stepalign.domains.math.equality import Leaf, equal_answers
 from stepalign.domains.math.exact import equal_expressions
 from stepalign.domains.math.extraction import extract_answer, find_answer
+from stepalign.domains.math.grade import Grade, correct, incorrect, undecided
 from stepalign.domains.math.notation import depth, split_sequence
-from stepalign.records import Verdict
 
-__all__ = ["Grade", "Grader", "GraderConfig", "canonical_answer", "extract_answer"]
-
+__all__ = ["Grader", "GraderConfig", "canonical_answer", "extract_answer"]
 
 _SPACED_DIGITS = re.compile(r"\d\s+\d")
 _MAX_REMEMBERED = 100_000
-"""Comparisons whose verdict a grader keeps: some 50 MB at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grade:
-    """A verdict with the answer it is about."""
-
-    verdict: Verdict
-    answer: str | None
-    """The extracted answer as written (cut above 512 characters), or None where there is none."""
-    reason: str
-    """Few words, one of a fixed set for the built-in grader: made to be counted."""
+"""Comparisons whose grade a grader keeps: some 50 MB at most."""
 
 
 class Grader:
@@ -56,29 +42,32 @@ class Grader:
     boxes). Text outside the marked answer never counts. Per cent signs and units may be left out, not contradicted.
     A chain ``1 + 1 = 2`` is right only if all its parts are. Decimals against irrational numbers count as equal when
     they agree to 6 decimal places; plain numbers are compared exactly.
+
+    Raises:
+        GraderError: a grader of your own that cannot be started.
     """
 
     def __init__(self, config: GraderConfig | None = None) -> None:
         self.config = config or GraderConfig()
         self._pool = ChildPool(self.config)
-        self._decided: dict[tuple[str, str], tuple[Verdict, str]] = {}
+        self._decided: dict[tuple[str, str], Grade] = {}
         if self.config.function:
             self._pool.check()
 
     def grade(self, text: str, expected: str) -> Grade:
-        """The verdict on a completion.
+        """The grade of a completion.
 
         Args:
             text: the completion, thinking included.
             expected: the expected answer, bare or as a worked solution that marks its answer.
         """
-        if self.config.function:
-            verdict, reason = self._pool.ask({"answer": text, "expected": expected})
-            return Grade(verdict, extract_answer(text), reason)
-        return self._grade(text, expected, self._leaf)
+        if not self.config.function:
+            return self._grade(text, expected, self._leaf)
+        grade = self._pool.ask(text, expected)
+        return grade if grade.answer is not None else replace(grade, answer=extract_answer(text))
 
     def compare(self, answer: str | None, expected: str) -> Grade:
-        """The verdict on an answer that was extracted already."""
+        """The grade of an answer that was extracted already."""
         return _compare(answer, expected, self._leaf)
 
     def grade_many(self, texts: Iterable[str], expected: Iterable[str]) -> list[Grade]:
@@ -131,30 +120,30 @@ class Grader:
             gold = _expected_answer(expected)
             sequence = split_sequence(normal_form(gold).text)
             if sequence is None or sequence.ordered or len(sequence.items) != len(found.rivals):
-                return Grade("incorrect", found.answer, "several different answers")
+                return replace(incorrect("several different answers"), answer=found.answer)
             return _compare(", ".join(found.rivals), gold, leaf)
         return _compare(found.answer, expected, leaf)
 
-    def _leaf(self, gold: str, answer: str) -> tuple[Verdict, str]:
+    def _leaf(self, gold: str, answer: str) -> Grade:
         """One expression against one; the completions of a group often give the same answer, so it is remembered."""
         known = self._known(gold, answer)
         if known is None:
-            known = self._pool.ask({"answer": answer, "expected": gold})
-            if known[0] != "undecided" and len(self._decided) < _MAX_REMEMBERED:
+            known = self._pool.ask(answer, gold)
+            if known.verdict != "undecided" and len(self._decided) < _MAX_REMEMBERED:
                 self._decided[gold, answer] = known
         return known
 
-    def _leaf_here(self, gold: str, answer: str) -> tuple[Verdict, str]:
+    def _leaf_here(self, gold: str, answer: str) -> Grade:
         """As ``_leaf``, where that needs no child."""
         known = self._known(gold, answer)
         if known is None:
             raise _NeedsChildError
         return known
 
-    def _known(self, gold: str, answer: str) -> tuple[Verdict, str] | None:
+    def _known(self, gold: str, answer: str) -> Grade | None:
         equal = equal_expressions(gold, answer)
         if equal is not None:
-            return ("correct", "equal expression") if equal else ("incorrect", "different expression")
+            return correct("equal expression") if equal else incorrect("different expression")
         return self._decided.get((gold, answer))
 
 
@@ -163,30 +152,29 @@ class _NeedsChildError(Exception):
 
 
 def _compare(answer: str | None, expected: str, leaf: Leaf) -> Grade:
-    verdict, reason = _verdict(answer, expected, leaf)
-    return Grade(verdict, answer or None, reason)
+    return replace(_compare_answers(answer, expected, leaf), answer=answer or None)
 
 
-def _verdict(answer: str | None, expected: str, leaf: Leaf) -> tuple[Verdict, str]:
+def _compare_answers(answer: str | None, expected: str, leaf: Leaf) -> Grade:
     gold = _expected_answer(expected)
     if not gold:
-        return "undecided", "no expected answer"
+        return undecided("no expected answer")
     if answer is None:
-        return "incorrect", "no answer"
+        return incorrect("no answer")
     answer = answer.strip()
     if not answer:
-        return "incorrect", "empty answer"
+        return incorrect("empty answer")
     if len(gold) > MAX_LENGTH:
-        return "undecided", "expected answer too long"
+        return undecided("expected answer too long")
     if len(answer) > MAX_LENGTH:
-        return "incorrect", "answer too long"
+        return incorrect("answer too long")
     if depth(answer) > MAX_DEPTH:
-        return "incorrect", "nested too deeply"
+        return incorrect("nested too deeply")
     if has_control_characters(answer):
-        return "incorrect", "control characters"
+        return incorrect("control characters")
     wanted, given = normal_form(gold), normal_form(answer)
     if (wanted.number is None or given.number is None) and _is_same_text(gold, answer):
-        return "correct", "equal text"
+        return correct("equal text")
     return equal_answers(wanted, given, leaf)
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from stepalign.domains.math.grade import Grade
 from stepalign.domains.python.sandbox import Limits, Outcome, run_tests
-from stepalign.records import Verdict
 
 PRESET = "python"
 """The name of the column preset; recipes with it are graded here."""
@@ -37,10 +37,10 @@ def extract_code(completion: str) -> str | None:
     return (defining or blocks or [None])[-1]
 
 
-def grade_code(completion: str, tests: str) -> tuple[Verdict, str]:
-    """(verdict, reason) of a completion: a grader as ``data.grader`` names one."""
+def grade_code(completion: str, tests: str) -> Grade:
+    """The grade of a completion: a grader as ``data.grader`` names one."""
     outcome = outcome_of(completion, tests)
-    return outcome.verdict, outcome.reason
+    return Grade.of(outcome.verdict, outcome.reason, detail=outcome.detail)
 
 
 @lru_cache(maxsize=256)

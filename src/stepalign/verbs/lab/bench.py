@@ -20,7 +20,7 @@ from stepalign.feedback import designs
 from stepalign.feedback.alignment import align
 from stepalign.models.load import EMBEDDED
 from stepalign.models.prompts import PromptBuilder, decode, encode_with_spans
-from stepalign.records import Completion, Critique, Problem, Rollout
+from stepalign.records import Completion, Critique, Grade, Problem, Rollout
 from stepalign.signal.analyse import header
 from stepalign.signal.records import Attempt, Shown, analyse_attempts
 from stepalign.signal.trace import Labels
@@ -166,7 +166,7 @@ class Bench:
             _, answer, verdict = self._session.grade(problem, completion)
         rollout = Rollout(
             rollout_id="lab", problem_id="lab", step=0, group_index=0, completion=completion, text=text,
-            answer=answer, verdict=verdict, reward={"correct": 1.0, "incorrect": 0.0}.get(verdict, float("nan")),
+            answer=answer, verdict=verdict, reward=Grade.of(verdict).score,
         )  # fmt: skip
         return problem, rollout, spans
 

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from stepalign.records import Verdict
+from stepalign.domains.math.grade import Verdict
 
 _HERE = Path(__file__).parent
 
