@@ -102,7 +102,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes_and_samples_nothing_twice(
     out = tmp_path / "out"
     script = (
         "import os, sys\nfrom pathlib import Path\nfrom stepalign.config import load_config\n"
-        "from stepalign.training import select as m\n"
+        "from stepalign.verbs import select as m\n"
         "m.CHUNK = 8\n"
         "class Watcher:\n"
         "    def say(self, text): ...\n"
