@@ -243,7 +243,8 @@ def _load(path: str, argument: str) -> Callable[[str, str], Any]:
     function: Any = getattr(importlib.import_module(module), name)
     if not callable(function):
         raise TypeError(f"{path} is not callable")
-    return function(argument) if argument else function
+    made: Any = function(argument) if argument else function
+    return made
 
 
 def _as_grade(result: Any, name: str) -> Grade:
