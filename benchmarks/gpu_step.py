@@ -35,7 +35,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from stepalign.config import ObjectiveSection, TrainingSection
 from stepalign.models.load import Solver
-from stepalign.objectives import forward_kl
+from stepalign.objectives.divergences import forward_kl
 from stepalign.records import Sample
 from stepalign.training.learner import Learner
 from stepalign.training.teacher import Teacher

@@ -32,12 +32,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
-from stepalign.objectives import (
-    DIVERGENCES,
+from stepalign.objectives.divergences import DIVERGENCES
+from stepalign.objectives.fused import fused_linear_divergence
+from stepalign.objectives.policy_gradient import (
     LOSS_TYPES,
     StepCounts,
     clipped_policy_loss,
-    fused_linear_divergence,
     group_advantages,
     kl_to_reference,
 )

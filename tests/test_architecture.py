@@ -20,8 +20,9 @@ MODULES = {
 # From the ground up. A module may import its own floor and those below.
 FLOORS = (
     ("records", "errors", "stopping", "domains.math"),
+    ("objectives",),
     ("storage", "config"),
-    ("feedback", "objectives"),
+    ("feedback",),
     ("models", "critics", "problems", "evaluation"),
     ("domains",),
     ("rollouts",),

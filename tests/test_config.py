@@ -31,6 +31,7 @@ from stepalign.config import (
     validate,
 )
 from stepalign.errors import ConfigError
+from stepalign.objectives.divergences import DIVERGENCES
 from stepalign.verbs.compare import arm_differences
 
 RECIPES = sorted(path.stem for path in recipe_folder().glob("*.toml"))
@@ -47,6 +48,8 @@ def leaves(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, st.Se
         key, hint = prefix + name, hints[name]
         if isinstance(hint, type) and issubclass(hint, BaseModel):
             found |= leaves(hint, f"{key}.")
+        elif key == "objective.divergence":
+            found[key] = st.sampled_from([*DIVERGENCES, "jensen_shannon(0.3)"])
         elif key not in ("compare.arms", "evaluation.ks"):
             found[key] = values(hint, field.metadata)
     return found

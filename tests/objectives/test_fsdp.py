@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from stepalign.objectives import fused_linear_divergence
+from stepalign.objectives.fused import fused_linear_divergence
 
 PROCESSES = 2
 TOKENS = 24

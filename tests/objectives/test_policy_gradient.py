@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepalign.objectives import (
+from stepalign.objectives.fused import fused_linear_log_probs
+from stepalign.objectives.policy_gradient import (
     LOSS_TYPES,
     StepCounts,
     clipped_policy_loss,
-    fused_linear_log_probs,
     group_advantages,
     kl_to_reference,
     rlsd_advantages,

@@ -14,7 +14,7 @@ import torch
 
 from stepalign.config import ObjectiveSection, TeacherSection, TrainingSection
 from stepalign.models.load import Solver
-from stepalign.objectives import restrict_to_top_k, sampled_token_loss
+from stepalign.objectives.tokens import restrict_to_top_k, sampled_token_loss
 from stepalign.records import Sample
 from stepalign.training.learner import Learner
 from stepalign.training.teacher import Teacher

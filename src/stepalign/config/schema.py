@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "sampled_token"]
+from stepalign.objectives.divergences import Remainder, Support, find_divergence
+
 TeacherWeights = Literal["initial", "ema", "live", "trust_region"]
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 Hybrid = Literal["none", "weighted_sum", "rlsd", "srpo", "rosd"]
@@ -220,10 +221,12 @@ class TeacherSection(_Section):
 class ObjectiveSection(_Section):
     """What the optimizer minimises. Both sides' logits are divided by ``sampling.temperature``."""
 
-    divergence: Divergence = "forward_kl"
+    divergence: str = "forward_kl"
     """forward_kl = KL(self-teacher || student), reverse_kl = KL(student || self-teacher), jensen_shannon between them;
-    sampled_token = reverse_kl estimated at the token taken, cheaper nowhere and noisier."""
+    sampled_token = reverse_kl estimated at the token taken, cheaper nowhere and noisier. A parameter stands in
+    parentheses: "jensen_shannon(0.3)"."""
     jensen_shannon_weight: float = Field(default=0.5, gt=0, lt=1)
+    """The self-teacher's share of the mixture where ``divergence`` names none."""
     teacher: TeacherSection = TeacherSection()
     entry_clip: float | None = Field(default=None, gt=0)
     """Upper bound of each vocabulary entry's contribution, nats."""
@@ -231,9 +234,9 @@ class ObjectiveSection(_Section):
     """Upper bound of each token's divergence, nats; clipped tokens have no gradient."""
     top_k: int | None = Field(default=None, ge=1)
     """Compare on the likeliest tokens only; None compares whole distributions, which costs less."""
-    top_k_support: Literal["student", "teacher"] = "student"
+    top_k_support: Support = "student"
     """Whose likeliest tokens."""
-    top_k_remainder: Literal["tail", "renormalise"] = "tail"
+    top_k_remainder: Remainder = "tail"
     """The other tokens become one more bucket with their mass, or are left out and the rest is renormalised."""
     importance_clip: float | None = Field(default=None, gt=0)
     """The self-teacher's term of a token is multiplied by min(importance ratio, this), as in SDPO (2.0): for
@@ -268,10 +271,16 @@ class ObjectiveSection(_Section):
     srpo_entropy_damping: float = Field(default=1.0, ge=0)
     """srpo: a token's distillation weight is multiplied by exp(-damping * the self-teacher's entropy in nats)."""
 
+    @field_validator("divergence")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        find_divergence(value)
+        return value
+
     @model_validator(mode="after")
     def _one_support(self) -> ObjectiveSection:
-        if self.divergence == "sampled_token" and self.top_k is not None:
-            raise ValueError("objective.top_k has no meaning for the divergence sampled_token")
+        if self.top_k is not None and find_divergence(self.divergence).formula is None:
+            raise ValueError(f"objective.top_k has no meaning for the divergence {self.divergence}")
         return self
 
 

@@ -24,7 +24,7 @@ from stepalign.feedback.findings import FINDINGS
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder, decode
 from stepalign.models.sampling import Sampler
-from stepalign.objectives import group_advantages
+from stepalign.objectives.policy_gradient import group_advantages
 from stepalign.records import Completion, Context, Critique, Problem, Rollout, Sample
 from stepalign.rollouts.credit import HYBRIDS, Attempt, Terms, first_wrong_token
 from stepalign.rollouts.review import Rules, follow

@@ -16,8 +16,8 @@ from torch import Tensor
 from stepalign.models.load import Solver
 from stepalign.models.packing import micro_batches
 from stepalign.models.scoring import completion_hidden
-from stepalign.objectives.head_products import logit_buffer, logit_parts, row_blocks
-from stepalign.objectives.row_walk import log_softmax, wide_dtype
+from stepalign.objectives.fused_kernel import log_softmax, wide_dtype
+from stepalign.objectives.head import logit_buffer, logit_parts, row_blocks
 
 CHUNK_TOKENS = 512
 """Completion tokens whose logits are formed together (fewer on a CPU); memory grows with it and with the contexts."""
@@ -136,10 +136,10 @@ def _compare(
     for (part, student_PV), *others in zip(*parts, strict=True):
         for rows in row_blocks(student_PV):
             ids_R1 = ids_T1[part][rows]
-            student_RV = log_softmax(student_PV[rows], scale=1 / temperature, excluded_V=None)
+            student_RV = log_softmax(student_PV[rows], temperature=temperature, excluded_V=None)
             student.append(_side(student_RV, student_RV.exp(), ids_R1, kept))
             for found, (_, teacher_PV) in zip(teachers, others, strict=True):
-                teacher_RV = log_softmax(teacher_PV[rows], scale=1 / temperature, excluded_V=None)
+                teacher_RV = log_softmax(teacher_PV[rows], temperature=temperature, excluded_V=None)
                 p_RV = teacher_RV.exp()
                 side = _side(teacher_RV, p_RV, ids_R1, kept)
                 difference_RV = teacher_RV.sub_(student_RV)

@@ -22,13 +22,11 @@ from stepalign.models.compiling import pays_to_compile
 from stepalign.models.load import Solver
 from stepalign.models.packing import Scored, micro_batches
 from stepalign.models.scoring import completion_hidden
-from stepalign.objectives import (
-    FusedDivergence,
+from stepalign.objectives.divergences import TopK, find_divergence
+from stepalign.objectives.fused import FusedDivergence, fused_linear_divergence, fused_linear_log_probs
+from stepalign.objectives.policy_gradient import (
     StepCounts,
-    TopK,
     clipped_policy_loss,
-    fused_linear_divergence,
-    fused_linear_log_probs,
     kl_to_reference,
     rlsd_advantages,
     truncated_importance_weights,
@@ -87,6 +85,8 @@ class Learner:
         self._training = training
         self._temperature = temperature
         self._max_completion_length = max_completion_length
+        weight = f"({objective.jensen_shannon_weight})" if objective.divergence == "jensen_shannon" else ""
+        self._divergence = find_divergence(objective.divergence + weight)
         self._top_k = _top_k(objective, len(solver.head_VH))
         wanted = objective.compiled
         self._compiled = pays_to_compile(solver.head_VH) if wanted is None else wanted
@@ -235,10 +235,9 @@ class Learner:
             side.head_VH,
             live_hidden=side.live_NH,
             live_share=side.live_share,
-            divergence=self._objective.divergence,
+            divergence=self._divergence,
             temperature=self._temperature,
             token_ids=batch.token_ids_N[taught_N],
-            mixture_weight=self._objective.jensen_shannon_weight,
             top_k=self._top_k,
             entry_clip=self._objective.entry_clip,
             token_clip=self._objective.token_clip,

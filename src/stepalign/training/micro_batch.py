@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepalign.objectives import LOSS_TYPES, LossType, StepCounts
+from stepalign.objectives.policy_gradient import LOSS_TYPES, LossType, StepCounts
 from stepalign.records import Sample
 
 

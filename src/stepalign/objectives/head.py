@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepalign.objectives.row_walk import wide_dtype
+from stepalign.objectives.fused_kernel import wide_dtype
 
 HEAD_TILE = {"cpu": 2048, "cuda": 2**15}
 """Rows of the head per step where a product is cut: small enough for the cache, large enough for the kernel."""
@@ -92,9 +92,13 @@ class Gradients:
             head_VH=empty(head_VH, dtype=head_dtype) if needs[1] else None,
         )
 
+    @property
+    def wanted(self) -> bool:
+        return self.hidden_NH is not None or self.head_VH is not None
+
     def add(self, chunk: slice, gradient_CV: Tensor, hidden_CH: Tensor, head_VH: Tensor) -> None:
         """Carries the gradient of one chunk's logits to its hidden states and to the head."""
-        if self.hidden_NH is None and self.head_VH is None:
+        if not self.wanted:
             return
         gradient_CV = gradient_CV.to(head_VH.dtype)
         if self.hidden_NH is not None:
