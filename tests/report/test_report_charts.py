@@ -131,16 +131,6 @@ def test_bars_of_counts_have_no_decimals() -> None:
     assert "43</title>" in svg
 
 
-def test_strip_chart_clips_and_keeps_the_sign() -> None:
-    svg = charts.strip_chart([1.0, -1.0, 9.0, None, 0.0], title="t", limit=2.0, bands=[(0, 5, "1", "wrong")])
-    paths = {path.get("class"): path.attrib["d"] for path in parse(svg).iter(f"{NAMESPACE}path")}
-    heights = [float(part) for part in re.findall(r"V([\d.]+)", paths["plus"])]
-    zero = float(re.findall(r"M[\d.]+ ([\d.]+)", paths["plus"])[0])
-    assert zero - heights[1] == pytest.approx(2 * (zero - heights[0]), abs=0.02)
-    (down,) = [float(part) for part in re.findall(r"V([\d.]+)", paths["minus"])]
-    assert down - zero == pytest.approx(zero - heights[0], abs=0.02)
-
-
 def test_labels_are_escaped() -> None:
     label = '<script>alert("1")</script>\x1b[0m\u202e'
     line = Series(label=label, colour=0, x=(0, 1), y=(0, 1))

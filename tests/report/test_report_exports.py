@@ -11,7 +11,7 @@ from typing import Any
 
 import report_fixtures as fixtures
 
-from stepalign.report.exports import latex, results_csv, results_latex, write_tables
+from stepalign.report.table import latex, results_csv, results_latex, write_tables
 
 
 def test_csv_holds_every_metric_unrounded() -> None:

@@ -6,16 +6,18 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import report_fixtures as fixtures
 from report_html import Node, read_html
 
+from stepalign.config import CheckpointRule
 from stepalign.errors import ConfigError
 from stepalign.report import page, template
 from stepalign.report.curves import equal_budgets
 from stepalign.report.page import report_html, token_html, write_report, write_token_page
+from stepalign.report.results_schema import CHECKPOINT_RULES, read_results
 
 SHARES = {"pass@12": "Pass@12", "maj@12": "Maj@12", "avg@12": "Avg@12", "truncated_share": "Truncated"}
 
@@ -157,7 +159,8 @@ def test_a_reading_before_the_first_measurement_is_none() -> None:
             "late": [{"step": 1, "rollouts": 100, "value": 0.5}, {"step": 2, "rollouts": 200, "value": 0.6}],
         }.items()
     ]
-    _, _, readings = equal_budgets({"arms": [{"name": "early"}, {"name": "late"}], "curves": curves}, "test", "avg@4")
+    results = read_results({"arms": [{"name": "early"}, {"name": "late"}], "curves": curves})
+    _, _, readings = equal_budgets(results, "test", "avg@4")
     assert [reading.at_rollouts for reading in readings] == ["40.0 %", "–, first measured at 100 rollouts"]
 
 
@@ -174,7 +177,11 @@ def test_selection_on_the_test_set_is_noted(rule: str, noted: bool) -> None:
     document = read_html(report_html(fixtures.make_results(rule=rule)))
     assert ("selects on the test set" in document.all("main")[0].words) is noted
     for table in document.classed("results"):
-        assert page.reading.CHECKPOINT_RULES[rule] in table.all("caption")[0].words
+        assert CHECKPOINT_RULES[rule] in table.all("caption")[0].words
+
+
+def test_every_checkpoint_rule_of_a_recipe_has_its_words() -> None:
+    assert tuple(CHECKPOINT_RULES) == get_args(CheckpointRule)
 
 
 def test_unfinished_comparison_is_shown_as_far_as_it_goes(results: dict[str, Any]) -> None:
@@ -197,7 +204,7 @@ def test_the_untrained_solver_joins_the_table_of_the_rule_in_force(results: dict
     for row in mixed["metrics"]:
         if row["arm"] != "base":
             row["checkpoint_rule"] = "best_on_validation"
-    tables = page.results_tables(mixed)
+    tables = page.results_tables(read_results(mixed))
     assert [(table.set, table.checkpoint_rule) for table in tables] == [("test", "best_on_validation")]
     assert tables[0].rows[0].arm.name == "base"
 
@@ -206,7 +213,7 @@ def test_other_rules_and_sets_get_their_own_tables(results: dict[str, Any]) -> N
     more = copy.deepcopy(results)
     more["metrics"] += [row | {"set": "validation"} for row in results["metrics"]]
     more["metrics"] += [row | {"checkpoint_rule": "best_per_metric_on_test"} for row in results["metrics"]]
-    tables = page.results_tables(more)
+    tables = page.results_tables(read_results(more))
     assert [(table.set, table.checkpoint_rule) for table in tables] == [
         ("test", "last"),
         ("validation", "last"),

@@ -181,7 +181,7 @@ def report(
 
         console.print(f"page: {rewrite_results(folders[0])}")
         return
-    from stepalign.report.exports import write_tables
+    from stepalign.report.table import write_tables
     from stepalign.report.page import write_run_report
     from stepalign.report.runs import run_results
 

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from stepalign.config import CheckpointRule
 from stepalign.evaluation.evaluate import metrics_of, read_samples
 from stepalign.evaluation.metrics import NO_SHARES, Metric
 from stepalign.evaluation.statistics import (
@@ -22,7 +23,7 @@ from stepalign.evaluation.statistics import (
     paired_difference,
 )
 
-RULES = ("last", "best_on_validation", "best_per_metric_on_test")
+RULES = get_args(CheckpointRule)
 """The step whose test numbers count: the last one; the one with the highest avg@n on the validation problems; for every
 metric the one that is best on the test problems themselves, as the paper reports, which flatters every arm."""
 SMALLER_IS_BETTER = ("mean_length", "truncated_share", "unparsed_share", "undecided_share", "repetitive_share")
@@ -95,10 +96,12 @@ def _metric_rows(found: Found, n: int, level: float, resamples: int) -> Iterable
         for rule, name in product(RULES if arm != "base" else ("last",), names):
             steps = {seed: run.step_by_rule(rule, name, n) for seed, run in runs.items()}
             chosen = {seed: (s, runs[seed].metrics[s, "test"][name]) for seed, s in steps.items() if s is not None}
-            rows = [] if arm == "base" else [(seed, [picked]) for seed, picked in chosen.items()]
+            rows: dict[int | None, list[tuple[int, Metric]]] = {}
+            if arm != "base":
+                rows |= {seed: [picked] for seed, picked in chosen.items()}
             if chosen:
-                rows.append((None, list(chosen.values())))
-            for seed, picked in rows:
+                rows[None] = list(chosen.values())
+            for seed, picked in rows.items():
                 metrics = [metric for _, metric in picked]
                 interval = hierarchical_bootstrap(
                     np.stack([metric.per_problem for metric in metrics]),

@@ -1,7 +1,7 @@
-"""The pens of the charts: frames, ticks, colours, markers and text as SVG. Pure functions, data in, string out.
+"""SVG elements of the charts: frames, ticks, colours, markers and text. Pure functions, data in, string out.
 
-Colours stand in the markup as presentation attributes (a chart saved by itself still looks right) and again as classes
-(``arm-0`` ...), which the page's style sheet overrides, for instance in dark mode. All text is escaped.
+Colours are presentation attributes (a chart saved by itself keeps them) and classes (``arm-0`` ...), which the page's
+style sheet overrides, for instance in dark mode. All text is escaped.
 """
 
 from __future__ import annotations
@@ -19,15 +19,25 @@ from stepalign.report.text import number, visible
 
 # Dark enough for thin lines on white (3:1 and more), told apart under deuteranopia and protanopia by lightness as well.
 ARM_COLOURS = ("#00776b", "#b9620b", "#6b4bb5", "#b02a63", "#3a7d1e", "#1f6fb0", "#7a5a2e", "#4a5568")
-
 BASE_COLOUR = "#6b7078"
-
 PHASE_COLOURS = ("#39495c", "#7f95ab", "#b9a27a", "#c9d3dc", "#8f7fa8", "#dccfb4")
-
-# After eight arms colours repeat; a dash pattern then tells them apart.
 DASHES = ("", "7 4", "2 3")
+"""After eight arms colours repeat; a dash pattern then tells them apart."""
 
-DASHED = 'stroke="#8a8f98" stroke-dasharray="3 3"'
+_PLUS = (
+    (-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4), (1.2, 0.4), (0.4, 0.4),
+    (0.4, 1.2), (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4), (-1.2, -0.4), (-0.4, -0.4),
+)  # fmt: skip
+_CORNERS = (
+    ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    ((0.0, -1.2), (1.15, 0.9), (-1.15, 0.9)),
+    ((0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0)),
+    ((0.0, 1.2), (1.15, -0.9), (-1.15, -0.9)),
+    _PLUS,
+    ((-0.6, -1.1), (0.6, -1.1), (1.2, 0.0), (0.6, 1.1), (-0.6, 1.1), (-1.2, 0.0)),
+    tuple((0.75 * (across - down), 0.75 * (across + down)) for across, down in _PLUS),
+)
+"""Outlines of the markers after the circle, in units of their size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +50,16 @@ class Frame:
     height: float
     x_low: float
     x_high: float
-    y_low: float
-    y_high: float
+    y_low: float = 0.0
+    y_high: float = 1.0
+
+    @property
+    def right(self) -> float:
+        return self.left + self.width
+
+    @property
+    def bottom(self) -> float:
+        return self.top + self.height
 
     def x(self, value: float) -> float:
         return self.left + self.width * (value - self.x_low) / (self.x_high - self.x_low)
@@ -88,27 +106,12 @@ def marker(index: int, x: float, y: float, size: float = 3.4, title: str = "") -
     paint = f'class="mark {arm_class(index)}" fill="{arm_colour(index)}"'
     if shape == 0:
         return f'<circle {paint} cx="{px(x)}" cy="{px(y)}" r="{px(size)}">{inside}</circle>'
-    corners = {
-        1: ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
-        2: ((0.0, -1.2), (1.15, 0.9), (-1.15, 0.9)),
-        3: ((0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0)),
-        4: ((0.0, 1.2), (1.15, -0.9), (-1.15, -0.9)),
-        5: _PLUS,
-        6: ((-0.6, -1.1), (0.6, -1.1), (1.2, 0.0), (0.6, 1.1), (-0.6, 1.1), (-1.2, 0.0)),
-        7: tuple((0.75 * (across - down), 0.75 * (across + down)) for across, down in _PLUS),
-    }[shape]
-    points = " ".join(f"{px(x + size * across)},{px(y + size * down)}" for across, down in corners)
+    points = " ".join(f"{px(x + size * across)},{px(y + size * down)}" for across, down in _CORNERS[shape - 1])
     return f'<polygon {paint} points="{points}">{inside}</polygon>'
 
 
-_PLUS = (
-    (-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4), (1.2, 0.4), (0.4, 0.4),
-    (0.4, 1.2), (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4), (-1.2, -0.4), (-0.4, -0.4),
-)  # fmt: skip
-
-
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Sorted places moved as little as a single sweep each way needs to stand at least ``gap`` apart within bounds."""
+    """Sorted places moved at least ``gap`` apart within bounds, in one sweep each way."""
     out = list(places)
     for index in range(1, len(out)):
         out[index] = max(out[index], out[index - 1] + gap)
@@ -127,23 +130,8 @@ def svg(parts: Iterable[str], width: float, height: float, title: str, kind: str
     )
 
 
-def defined_runs(points: Iterable[tuple[float, ...] | None]) -> list[list[tuple[float, ...]]]:
-    """Stretches of defined points; an undefined one ends a stretch."""
-    runs: list[list[tuple[float, ...]]] = [[]]
-    for point in points:
-        if point is None:
-            runs.append([])
-        else:
-            runs[-1].append(point)
-    return [run for run in runs if run]
-
-
-def path_data(points: Iterable[tuple[float, float]], first: str) -> str:
-    return first + "L".join(f"{px(x)} {px(y)}" for x, y in points)
-
-
-def line_ends(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'x1="{px(x1)}" y1="{px(y1)}" x2="{px(x2)}" y2="{px(y2)}"'
+def line(kind: str, x1: float, y1: float, x2: float, y2: float, paint: str) -> str:
+    return f'<line class="{kind}" {paint} x1="{px(x1)}" y1="{px(y1)}" x2="{px(x2)}" y2="{px(y2)}"/>'
 
 
 def words_at(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
@@ -151,13 +139,42 @@ def words_at(x: float, y: float, text: str, kind: str, anchor: str = "start") ->
     return f'<text class="{kind}" fill="{fill}" text-anchor="{anchor}" x="{px(x)}" y="{px(y)}">{safe(text)}</text>'
 
 
+def path_data(points: Iterable[Sequence[float]]) -> str:
+    return "M" + "L".join(f"{px(x)} {px(y)}" for x, y in points)
+
+
+def defined_runs(rows: Iterable[Sequence[Any]]) -> list[list[tuple[float, ...]]]:
+    """Stretches of rows without an undefined value (None, NaN); a row with one ends a stretch."""
+    runs: list[list[tuple[float, ...]]] = [[]]
+    for row in rows:
+        values = defined(row)
+        if len(values) == len(row):
+            runs[-1].append(tuple(values))
+        else:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+def defined(values: Iterable[Any]) -> list[float]:
+    return [plain for plain in map(number, values) if plain is not None]
+
+
+def padded(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    return (low, high) if high > low else (low - (abs(low) or 1.0) * 0.1, high + (abs(high) or 1.0) * 0.1)
+
+
 def text_width(text: str) -> float:
     """Width of 12 px sans-serif text in px; a rough upper estimate, no font file is at hand."""
     return sum(3.6 if sign in "iljtfr.,:;|!' []()" else 9.6 if sign in "mwMW@%" else 7.0 for sign in text)
 
 
+def widest(texts: Iterable[str]) -> float:
+    return max(map(text_width, texts), default=0.0)
+
+
 def shortened(label: str, limit: int = 26) -> str:
-    """A label cut in its middle: what tells two labels apart stands at their beginning or at their end."""
+    """A label cut in its middle: the difference between two labels is mostly at their beginning or end."""
     if len(label) <= limit:
         return label
     head = limit // 2
@@ -170,15 +187,6 @@ def safe(text: object) -> str:
 
 def px(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
-def defined(values: Iterable[float | None]) -> list[float]:
-    return [plain for plain in map(number, values) if plain is not None]
-
-
-def padded(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    return (low, high) if high > low else (low - (abs(low) or 1.0) * 0.1, high + (abs(high) or 1.0) * 0.1)
 
 
 def drawn(

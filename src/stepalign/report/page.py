@@ -1,4 +1,4 @@
-"""The report, the token viewer and the lab: what stands on each page. ``report.template`` makes a file of it."""
+"""The contents of the report, the token viewer and the lab; ``report.template`` makes a file of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from typing import Any
 from markupsafe import Markup
 
 from stepalign.errors import ConfigError
-from stepalign.report import charts, costs, curves, localisation
-from stepalign.report import results_schema as reading
-from stepalign.report import summary_text as prose
+from stepalign.report import charts, costs, curves, localisation, summary_text
 from stepalign.report.drawing import drawn
 from stepalign.report.payload import page_elements
 from stepalign.report.provenance import example_prompts, provenance_rows
 from stepalign.report.results import Difference, ResultsTable, differences, result_intervals, results_tables
+from stepalign.report.results_schema import (
+    CHECKPOINT_RULES,
+    Results,
+    is_share,
+    metric_label,
+    read_results,
+)
 from stepalign.report.template import package_version, render_page, write_page
-from stepalign.report.text import MISSING, listing, megabytes, number, safe_json, seconds
+from stepalign.report.text import listing, megabytes, safe_json, seconds
 
 FORMAT = 1
 
@@ -26,18 +31,13 @@ FORMAT = 1
 def write_report(folder: Path) -> Path:
     """Write ``folder/report.html`` from ``folder/results.json`` and, where there is one, ``folder/signal.json``.
 
-    An unfinished comparison is shown as far as it goes, with what is missing named.
+    An unfinished comparison is shown as far as it goes, and its missing parts are named.
 
     Raises:
         ConfigError: when results.json is missing, or either file is not what docs/formats.md describes.
     """
-    folder = Path(folder)
     results = read_json(folder / "results.json", hint="run `stepalign compare RECIPE --out DIR` first")
-    signal_path = folder / "signal.json"
-    signal = read_json(signal_path, hint="write it again with `stepalign signal`") if signal_path.exists() else None
-    target = folder / "report.html"
-    write_page(target, report_html(results, signal))
-    return target
+    return write_run_report(results, folder, examples=folder)
 
 
 def write_run_report(results: Mapping[str, Any], folder: Path, *, examples: Path | None = None) -> Path:
@@ -46,23 +46,23 @@ def write_run_report(results: Mapping[str, Any], folder: Path, *, examples: Path
     Args:
         examples: a folder whose signal.json, where there is one, gives the token viewer.
     """
-    signal_path = examples / "signal.json" if examples else None
-    signal = read_json(signal_path, hint="write it again") if signal_path and signal_path.exists() else None
-    target = Path(folder) / "report.html"
+    signal = None
+    if examples and (file := examples / "signal.json").exists():
+        signal = read_json(file, hint="write it again with `stepalign signal`")
+    target = folder / "report.html"
     write_page(target, report_html(results, signal))
     return target
 
 
 def write_token_page(signal: Mapping[str, Any], path: Path) -> Path:
     """Write a page that holds the token viewer and the localisation table of one signal.json, nothing else."""
-    path = Path(path)
     write_page(path, token_html(signal))
     return path
 
 
 def report_html(results: Mapping[str, Any], signal: Mapping[str, Any] | None = None) -> str:
     """The whole report as one HTML text."""
-    return render_page("report.html.j2", {**_report_values(results), **_signal_values(signal)})
+    return render_page("report.html.j2", {**_report_values(read_results(results)), **_signal_values(signal)})
 
 
 def token_html(signal: Mapping[str, Any]) -> str:
@@ -101,54 +101,52 @@ def read_json(path: Path, *, hint: str) -> dict[str, Any]:
     return data
 
 
-def _report_values(results: Mapping[str, Any]) -> dict[str, Any]:
-    arms = reading.arms_of(results)
+def _report_values(results: Results) -> dict[str, Any]:
     tables = results_tables(results)
+    health, silent = curves.health_series(results)
+    phases = costs.phase_rows(results)
     return {
         "results": results,
-        "arms": reading.trained(arms),
-        "level": reading.level_text(results),
-        "headline": prose.headline(results),
-        "sentences": prose.summary_sentences(results),
-        "changes": prose.changes(results),
-        "notes": prose.notes(results),
+        "headline": summary_text.headline(results),
+        "sentences": summary_text.summary_sentences(results),
+        "changes": summary_text.changes(results),
+        "notes": summary_text.notes(results),
         "tables": tables,
         "forest": _forest(tables[0], results),
-        "rules": reading.CHECKPOINT_RULES,
+        "rules": CHECKPOINT_RULES,
         "differences": _differences(results),
-        "learning": _learning(results),
-        "health": _health(results),
-        "silent": listing(curves.silent_health(results)),
+        "learning": [_learning(results, set_name, metric) for set_name, metric in curves.curve_names(results)],
+        "health": [_health(key, series) for key, series in health.items()],
+        "silent": listing(silent),
         "costs": costs.cost_rows(results),
-        "phases": _phases(results),
+        "phases": drawn(
+            charts.stacked_bars, phases, title="Seconds by phase, mean over the runs of an arm", phone={"width": 354}
+        )
+        if phases
+        else None,
         "configuration": costs.config_rows(results),
         "findings": costs.finding_rows(results),
-        "warnings": prose.warnings_of(results),
-        "timings": [(name, seconds(value)) for name, value in (results.get("timings") or {}).items()],
-        "memory": megabytes(results.get("peak_memory_bytes")),
-        "every_metric": _every_metric(results),
+        "warnings": summary_text.warnings_of(results),
+        "timings": [(name, seconds(value)) for name, value in results.timings.items()],
+        "memory": megabytes(results.peak_memory_bytes),
     }
 
 
 def _signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
     if signal is None:
         return {"signal": None, "levels": Markup(), "localisation": ([], [])}
-    scored = [number(entry.get("num_rollouts")) or 0 for entry in reading.rows_of(signal, "localisation")]
     index, rollouts = page_elements(signal)
     return {
         "signal": signal,
         "signal_index": Markup(index),
         "signal_rollouts": [Markup(text) for text in rollouts],
         "num_drawn": len(rollouts),
-        "num_rollouts": max([*scored, len(rollouts)]),
+        "num_rollouts": max([entry["num_rollouts"] for entry in signal.get("localisation", ())] + [len(rollouts)]),
         "localisation": localisation.localisation_rows(signal),
     }
 
 
-PHONE_LINES = {"width": 354, "height": 260, "end_labels": False}
-
-
-def _forest(table: ResultsTable, results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+def _forest(table: ResultsTable, results: Results) -> list[tuple[str, Markup]]:
     return [
         (name, drawn(charts.interval_chart, rows, title=f"{name} of every arm with intervals", x_range=(0.0, 1.0)))
         for name, rows in result_intervals(table, results)
@@ -156,7 +154,7 @@ def _forest(table: ResultsTable, results: Mapping[str, Any]) -> list[tuple[str, 
     ]
 
 
-def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _differences(results: Results) -> list[dict[str, Any]]:
     """Paired differences grouped by what they measure, each group with one interval chart."""
     groups: dict[tuple[str, str, str], list[Difference]] = {}
     for row in differences(results):
@@ -181,56 +179,43 @@ def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _learning(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    out = []
-    for set_name, metric in curves.curve_names(results):
-        by_steps = curves.curve_series(results, set_name, metric, "steps")
-        by_rollouts = curves.curve_series(results, set_name, metric, "rollouts")
-        share = reading.is_share(metric)
-        common = curves.common_rollouts(by_rollouts)
-        label = f"{reading.metric_label(metric)}, {set_name} problems"
-        shared = {"y_label": label, "as_percent": share, "y_range": _from_zero(by_steps) if share else None}
-        steps, rollouts, readings = curves.equal_budgets(results, set_name, metric)
-        out.append(
-            {
-                "label": label,
-                "metric": reading.metric_label(metric),
-                "charts": [
-                    drawn(
-                        charts.line_chart,
-                        by_steps,
-                        title=f"{label}, over optimizer steps",
-                        x_label="optimizer steps",
-                        phone=PHONE_LINES,
-                        **shared,
-                    ),
-                    drawn(
-                        charts.line_chart,
-                        by_rollouts,
-                        title=f"{label}, over solver rollouts",
-                        x_label="solver rollouts",
-                        guide=(common, "equal rollouts") if common else None,
-                        phone=PHONE_LINES,
-                        **shared,
-                    ),
-                ],
-                "steps": steps,
-                "rollouts": rollouts,
-                "readings": readings if share else [],
-                "many_seeds": any(line.faint for line in by_steps),
-                "close_up": drawn(
-                    charts.line_chart,
-                    curves.until(by_rollouts, common),
-                    title=f"{label}, up to {common:,.0f} solver rollouts",
-                    x_label="solver rollouts",
-                    phone=PHONE_LINES,
-                    **shared,
-                )
-                if common
-                else None,
-            }
+def _learning(results: Results, set_name: str, metric: str) -> dict[str, Any]:
+    """One held-out metric over steps, over rollouts, and over the rollouts that every arm reached."""
+    by_steps, by_rollouts = (curves.curve_series(results, set_name, metric, axis) for axis in ("step", "rollouts"))
+    common = curves.common_rollouts(by_rollouts)
+    share = is_share(metric)
+    label = f"{metric_label(metric)}, {set_name} problems"
+    y_range = _from_zero(by_steps) if share else None
+
+    def chart(series: list[charts.Series], title: str, x_label: str, guide: tuple[float, str] | None = None) -> Markup:
+        return drawn(
+            charts.line_chart,
+            series,
+            title=f"{label}, {title}",
+            x_label=x_label,
+            y_label=label,
+            as_percent=share,
+            y_range=y_range,
+            guide=guide,
+            phone={"width": 354, "height": 260, "end_labels": False},
         )
-    return out
+
+    steps, rollouts, readings = curves.equal_budgets(results, set_name, metric)
+    guide = (common, "equal rollouts") if common else None
+    return {
+        "label": label,
+        "charts": [
+            chart(by_steps, "over optimizer steps", "optimizer steps"),
+            chart(by_rollouts, "over solver rollouts", "solver rollouts", guide),
+        ],
+        "steps": steps,
+        "rollouts": rollouts,
+        "readings": readings if share else [],
+        "many_seeds": any(line.faint for line in by_steps),
+        "close_up": chart(curves.until(by_rollouts, common), f"up to {common:,.0f} solver rollouts", "solver rollouts")
+        if common
+        else None,
+    }
 
 
 def _from_zero(series: list[charts.Series]) -> tuple[float, float]:
@@ -240,49 +225,17 @@ def _from_zero(series: list[charts.Series]) -> tuple[float, float]:
     return (0.0, 1.0) if top > 0.5 or top <= 0 else (0.0, top)
 
 
-def _health(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    out, silent = [], curves.silent_health(results)
-    for key, (name, about, share) in curves.HEALTH.items():
-        series = curves.health_series(results, key)
-        if series and name.lower() not in silent:
-            chart = charts.line_chart(
-                series,
-                title=f"{name} over optimizer steps",
-                x_label="optimizer steps",
-                y_label="",
-                as_percent=share,
-                y_range=(0.0, 1.0) if share else None,
-                width=380,
-                height=210,
-                end_labels=False,
-            )
-            out.append({"name": name, "about": about, "chart": Markup(chart)})
-    return out
-
-
-def _phases(results: Mapping[str, Any]) -> Markup | None:
-    rows = costs.phase_rows(results)
-    title = "Seconds by phase, mean over the runs of an arm"
-    return drawn(charts.stacked_bars, rows, title=title, phone={"width": 354}) if rows else None
-
-
-def _every_metric(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    labels = {arm.name: arm.label for arm in reading.arms_of(results)}
-    rows = results.get("metrics")
-    return [
-        {
-            "arm": labels.get(str(row.get("arm")), str(row.get("arm"))),
-            "seed": "all" if row.get("seed") is None else row["seed"],
-            "set": row.get("set", MISSING),
-            "metric": row.get("metric", MISSING),
-            "k": MISSING if row.get("k") is None else row["k"],
-            "n": MISSING if row.get("n") is None else row["n"],
-            "rule": str(row.get("checkpoint_rule", MISSING)).replace("_", " "),
-            "step": MISSING if row.get("step") is None else row["step"],
-            "value": row,
-            "share": reading.is_share(str(row.get("metric"))),
-            "problems": MISSING if row.get("problems") is None else row["problems"],
-        }
-        for row in (rows if isinstance(rows, list) else [])
-        if isinstance(row, Mapping)
-    ]
+def _health(key: str, series: list[charts.Series]) -> dict[str, Any]:
+    name, about, share = curves.HEALTH[key]
+    chart = charts.line_chart(
+        series,
+        title=f"{name} over optimizer steps",
+        x_label="optimizer steps",
+        y_label="",
+        as_percent=share,
+        y_range=(0.0, 1.0) if share else None,
+        width=380,
+        height=210,
+        end_labels=False,
+    )
+    return {"name": name, "about": about, "chart": Markup(chart)}

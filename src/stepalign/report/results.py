@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from stepalign.report.charts import Interval
 from stepalign.report.results_schema import (
     METRIC_FAMILIES,
-    METRIC_HELP,
     Arm,
-    Json,
-    arms_of,
-    find_metric,
+    MetricRow,
+    Number,
+    PairedRow,
+    Results,
+    Run,
     is_share,
-    level_text,
     metric_family,
     metric_label,
-    rows_of,
     seeds_text,
-    stranger,
 )
-from stepalign.report.text import (
-    MISSING,
-    count,
-    decimal,
-    number,
-    p_value,
-    percent,
-    signed,
-    signed_points,
-)
+from stepalign.report.text import MISSING, count, decimal, p_value, percent, signed, signed_points
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +38,8 @@ class Cell:
 class Row:
     arm: Arm
     label: str
-    cells: tuple[Cell, ...]
+    cells: Mapping[str, Cell]
+    """By column, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,187 +47,165 @@ class ResultsTable:
     set: str
     checkpoint_rule: str
     in_force: bool
-    columns: tuple[tuple[str, str], ...]
-    """Heading and explanation of each column after the arm's name."""
+    columns: Mapping[str, tuple[str, str]]
+    """Name of a metric or cost -> heading and explanation."""
     rows: tuple[Row, ...]
     per_seed: tuple[Row, ...]
+    metrics: tuple[MetricRow, ...]
+    """The rows of results.json that the table shows."""
 
 
-COST_COLUMNS = (
-    ("Rollouts", "completions sampled for training, per run"),
-    ("Tokens", "completion tokens sampled for training, per run"),
-    ("Train s", "seconds of sampling, feedback and learning in one run; evaluation and saving are left out"),
-    ("Critic calls", "critiques asked for, per run"),
-)
+COSTS: dict[str, tuple[str, str, Callable[[Run], Number], Callable[[Number], str]]] = {
+    "rollouts": ("Rollouts", "completions sampled for training, per run", lambda run: run.rollouts, count),
+    "tokens": ("Tokens", "completion tokens sampled for training, per run", lambda run: run.completion_tokens, count),
+    "seconds": (
+        "Train s",
+        "seconds of sampling, feedback and learning in one run; evaluation and saving are left out",
+        lambda run: run.seconds,
+        lambda value: decimal(value, 1),
+    ),
+    "calls": ("Critic calls", "critiques asked for, per run", lambda run: run.critic.calls, count),
+}
+"""Cost columns after the metrics: heading, explanation, value of a run, how it is written."""
 
 
-def results_tables(results: Json) -> list[ResultsTable]:
+def results_tables(results: Results) -> list[ResultsTable]:
     """One table per (set, checkpoint rule); the test set under the rule in force comes first."""
+    in_force = results.checkpoint_rule
     # The untrained solver makes no table of its own: it joins those of the trained arms.
-    metrics = [row for row in rows_of(results, "metrics") if row.get("arm") != "base"]
-    in_force = str(results.get("checkpoint_rule", "last"))
-    groups = list(
-        dict.fromkeys((str(row.get("set", "test")), str(row.get("checkpoint_rule", in_force))) for row in metrics)
-    )
-    if ("test", in_force) not in groups:
-        groups.insert(0, ("test", in_force))
-    groups.sort(key=lambda group: (group[1] != in_force, group[0] != "test"))
-    return [_results_table(results, set_name, rule, rule == in_force) for set_name, rule in groups]
+    measured = [(row.set, row.checkpoint_rule) for row in results.metrics if row.arm != "base"]
+    groups = dict.fromkeys([("test", in_force), *measured])
+    ranked = sorted(groups, key=lambda group: (group[1] != in_force, group[0] != "test"))
+    return [_results_table(results, set_name, rule) for set_name, rule in ranked]
 
 
-def _results_table(results: Json, set_name: str, rule: str, in_force: bool) -> ResultsTable:
-    rows = [
+def _results_table(results: Results, set_name: str, rule: str) -> ResultsTable:
+    metrics = tuple(
         row
-        for row in rows_of(results, "metrics")
-        # The untrained solver has one checkpoint: it stands in the table of every rule.
-        if str(row.get("set", "test")) == set_name
-        and (str(row.get("checkpoint_rule", rule)) == rule or row.get("arm") == "base")
-    ]
-    names = headline_metrics(rows, results)
-    arms = arms_of(results)
+        for row in results.metrics
+        # The untrained solver has one checkpoint, which every rule picks.
+        if row.set == set_name and (row.checkpoint_rule == rule or row.arm == "base")
+    )
+    names = headline_metrics(metrics, results)
     main, per_seed = [], []
-    for arm in arms:
-        own = [row for row in rows if row.get("arm") == arm.name]
-        seeds = sorted({seed for row in own if (seed := row.get("seed")) is not None})
-        pooled = any(row.get("seed") is None for row in own) or len(seeds) < 2
-        whole = [row for row in own if row.get("seed") is None] or own
+    for arm in results.arms:
+        own = [row for row in metrics if row.arm == arm.name]
+        seeds = sorted({row.seed for row in own if row.seed is not None})
+        pooled = any(row.seed is None for row in own) or len(seeds) < 2
         if pooled:
-            cells = [metric_cell(find_metric(whole, name), results) for name in names] + _cost_cells(arm.runs)
-            main.append(Row(arm=arm, label=arm.label, cells=tuple(cells)))
+            main.append(_row(arm, arm.label, _pooled(own), arm.runs, names, results))
         for seed in seeds:
-            runs = [run for run in arm.runs if run.get("seed") == seed]
-            mine = [row for row in own if row.get("seed") == seed]
-            row = Row(
-                arm=arm,
-                label=f"{arm.label}, seed {seed}",
-                cells=tuple([metric_cell(find_metric(mine, name), results) for name in names] + _cost_cells(runs)),
-            )
+            runs, mine = [run for run in arm.runs if run.seed == seed], [row for row in own if row.seed == seed]
+            row = _row(arm, f"{arm.label}, seed {seed}", mine, runs, names, results)
             (per_seed if pooled else main).append(row)
-    columns = tuple((metric_label(name), METRIC_HELP.get(metric_family(name), "")) for name in names)
     return ResultsTable(
         set=set_name,
         checkpoint_rule=rule,
-        in_force=in_force,
-        columns=columns + COST_COLUMNS,
+        in_force=rule == results.checkpoint_rule,
+        columns={name: (metric_label(name), METRIC_FAMILIES[metric_family(name)][1]) for name in names}
+        | {name: (heading, about) for name, (heading, about, _, _) in COSTS.items()},
         rows=tuple(main),
         per_seed=tuple(per_seed) if len(per_seed) > len(main) else (),
+        metrics=metrics,
     )
 
 
-def headline_metrics(rows: Sequence[Json], results: Json) -> list[str]:
+def _pooled(rows: Sequence[MetricRow]) -> Sequence[MetricRow]:
+    """The rows of all seeds together, or those of single seeds where none is pooled."""
+    return [row for row in rows if row.seed is None] or rows
+
+
+def _row(
+    arm: Arm, label: str, rows: Sequence[MetricRow], runs: Sequence[Run], names: Sequence[str], results: Results
+) -> Row:
+    cells = {name: metric_cell(next((row for row in rows if row.metric == name), None), results) for name in names}
+    cells |= {name: _cost_cell(runs, value, show) for name, (_, _, value, show) in COSTS.items()}
+    return Row(arm=arm, label=label, cells=cells)
+
+
+def headline_metrics(rows: Sequence[MetricRow], results: Results) -> list[str]:
     """Of each family the metric with the largest k; named after n where nothing is measured yet."""
-    n = results.get("num_samples", "n")
+    n = "n" if results.num_samples is None else results.num_samples
     out = []
-    for family, _ in METRIC_FAMILIES:
-        mine = [row for row in rows if metric_family(str(row.get("metric"))) == family]
-        default = f"{family}@{n}" if family in {"pass", "maj", "avg"} else family
-        out.append(str(max(mine, key=lambda row: number(row.get("k")) or 0)["metric"]) if mine else default)
+    for family in METRIC_FAMILIES:
+        mine = [row for row in rows if metric_family(row.metric) == family]
+        unmeasured = f"{family}@{n}" if family in ("pass", "maj", "avg") else family
+        out.append(max(mine, key=lambda row: row.k or 0).metric if mine else unmeasured)
     return out
 
 
-def metric_cell(row: Json | None, results: Json) -> Cell:
-    if row is None or number(row.get("value")) is None:
-        reason = "not measured yet" if row is None else "undefined for this run"
-        return Cell(text=MISSING, detail=reason, missing=True)
-    name = str(row.get("metric"))
-    share = is_share(name)
-    low, high = row.get("low"), row.get("high")
-    show = (lambda value: percent(value, unit=False)) if share else (lambda value: decimal(value, 1))
-    interval = f"{show(low)} to {show(high)}" if number(low) is not None and number(high) is not None else ""
-    return Cell(
-        text=show(row["value"]),
-        unit="%" if share else "",
-        interval=interval,
-        detail=metric_detail(row, results),
-    )
+def metric_cell(row: MetricRow | None, results: Results) -> Cell:
+    if row is None or row.value is None:
+        return Cell(text=MISSING, detail="not measured yet" if row is None else "undefined for this run", missing=True)
+    share = is_share(row.metric)
+
+    def show(value: Number) -> str:
+        return percent(value, unit=False) if share else decimal(value, 1)
+
+    interval = "" if row.low is None or row.high is None else f"{show(row.low)} to {show(row.high)}"
+    detail = metric_detail(row, results)
+    return Cell(text=show(row.value), unit="%" if share else "", interval=interval, detail=detail)
 
 
-def metric_detail(row: Json, results: Json) -> str:
+def metric_detail(row: MetricRow, results: Results) -> str:
     """Numerator and denominator, k and n, problems, seeds, checkpoint, as one line."""
-    name = str(row.get("metric"))
-    # Unbiased Pass@k and Maj@k sum over problems a number between 0 and 1: a fraction in the numerator is no error.
-    top = number(row.get("numerator"))
     parts = []
-    if top is not None and number(row.get("denominator")) is not None:
-        top_text = count(top) if top == int(top) else f"{top:,.2f}"
-        parts.append(
-            f"{top_text} of {count(row.get('denominator'))}"
-            if is_share(name)
-            else f"{top_text} / {count(row.get('denominator'))}"
-        )
-    if number(row.get("k")) is not None and "@" in name:
-        parts.append(f"k = {count(row.get('k'))}")
-    if number(row.get("n")) is not None:
-        parts.append(f"n = {count(row.get('n'))} completions per problem")
-    if number(row.get("problems")) is not None:
-        parts.append(f"{count(row.get('problems'))} problems")
-    seed = row.get("seed")
-    if seed is not None:
-        parts.append(f"seed {seed}")
-    elif row.get("arm") != "base":
-        parts.append(_pooled_text(row, results))
-    if row.get("step") is not None and row.get("arm") != "base":
-        parts.append(f"checkpoint at step {row['step']}")
+    if row.numerator is not None and row.denominator is not None:
+        # Unbiased Pass@k and Maj@k sum over problems a number between 0 and 1: the numerator may be a fraction.
+        top = count(row.numerator) if row.numerator == int(row.numerator) else f"{row.numerator:,.2f}"
+        parts.append(f"{top} {'of' if is_share(row.metric) else '/'} {count(row.denominator)}")
+    if row.k is not None and "@" in row.metric:
+        parts.append(f"k = {count(row.k)}")
+    if row.n is not None:
+        parts.append(f"n = {count(row.n)} completions per problem")
+    if row.problems is not None:
+        parts.append(f"{count(row.problems)} problems")
+    if row.seed is not None:
+        parts.append(f"seed {row.seed}")
+    elif row.arm != "base":
+        parts.append(_pooled_text(row, results.seeds))
+    if row.step is not None and row.arm != "base":
+        parts.append(f"checkpoint at step {row.step}")
     return "; ".join(parts)
 
 
-def _pooled_text(row: Json, results: Json) -> str:
-    """Which seeds a pooled value covers: not all of them while a comparison is unfinished."""
-    seeds, covered = results.get("seeds") or [], row.get("seeds")
-    if isinstance(covered, int) and covered != len(seeds):
-        return f"{covered} of {len(seeds)} seeds pooled" if seeds else f"{covered} seeds pooled"
+def _pooled_text(row: MetricRow, seeds: Sequence[int]) -> str:
+    """The seeds of a pooled value: not all of them while a comparison is unfinished."""
+    if row.seeds is not None and row.seeds != len(seeds):
+        return f"{row.seeds} of {len(seeds)} seeds pooled" if seeds else f"{row.seeds} seeds pooled"
     return seeds_text(seeds) + (" pooled" if len(seeds) > 1 else "")
 
 
-def _cost_cells(runs: Sequence[Json]) -> list[Cell]:
-    return [
-        _mean_cell(runs, [number(run.get("rollouts")) for run in runs], count),
-        _mean_cell(runs, [number(run.get("completion_tokens")) for run in runs], count),
-        _mean_cell(runs, [number(run.get("seconds")) for run in runs], lambda value: decimal(value, 1)),
-        _mean_cell(runs, [number((run.get("critic") or {}).get("calls")) for run in runs], count),
-    ]
-
-
-def _mean_cell(runs: Sequence[Json], values: Sequence[float | None], show: Any) -> Cell:
-    defined = [value for value in values if value is not None]
+def _cost_cell(runs: Sequence[Run], value: Callable[[Run], Number], show: Callable[[Number], str]) -> Cell:
+    """The mean over runs, with the value of each in the detail."""
+    defined = [(run.seed, amount) for run in runs if (amount := value(run)) is not None]
     if not defined:
         return Cell(text=MISSING, detail="none recorded", missing=True)
-    each = "; ".join(
-        f"seed {run.get('seed')}: {show(value)}" for run, value in zip(runs, values, strict=True) if value is not None
-    )
+    each = "; ".join(f"seed {seed}: {show(amount)}" for seed, amount in defined)
     mean = f"mean of {len(defined)} runs; " if len(defined) > 1 else ""
-    return Cell(text=show(sum(defined) / len(defined)), detail=mean + each)
+    return Cell(text=show(sum(amount for _, amount in defined) / len(defined)), detail=mean + each)
 
 
-def result_intervals(table: ResultsTable, results: Json) -> list[tuple[str, list[Interval]]]:
+def result_intervals(table: ResultsTable, results: Results) -> list[tuple[str, list[Interval]]]:
     """For Pass, Maj and Avg: one interval per row of the results table."""
-    rows = [
-        row
-        for row in rows_of(results, "metrics")
-        if str(row.get("set", "test")) == table.set
-        and (
-            str(row.get("checkpoint_rule", table.checkpoint_rule)) == table.checkpoint_rule or row.get("arm") == "base"
-        )
-    ]
     out = []
-    for name in headline_metrics(rows, results)[:3]:
+    for name in list(table.columns)[:3]:
         intervals = []
-        for arm in arms_of(results):
-            own = [row for row in rows if row.get("arm") == arm.name and row.get("metric") == name]
-            pooled = [row for row in own if row.get("seed") is None] or own
-            for row in pooled or [{}]:
-                suffix = f", seed {row['seed']}" if len(pooled) > 1 else ""
-                cell = metric_cell(row if row else None, results)
-                interval = f" ({level_text(results)} interval {cell.interval})" if cell.interval else ""
+        for arm in results.arms:
+            rows = _pooled([row for row in table.metrics if row.arm == arm.name and row.metric == name])
+            for row in rows or [None]:
+                label = arm.label + (f", seed {row.seed}" if row and len(rows) > 1 else "")
+                cell = metric_cell(row, results)
+                interval = f" ({results.level} interval {cell.interval})" if cell.interval else ""
                 intervals.append(
                     Interval(
-                        label=arm.label + suffix,
+                        label=label,
                         colour=arm.colour,
-                        value=number(row.get("value")),
-                        low=number(row.get("low")),
-                        high=number(row.get("high")),
+                        value=row and row.value,
+                        low=row and row.low,
+                        high=row and row.high,
                         text=f"{cell.text} %" if not cell.missing else "",
-                        title=f"{arm.label}{suffix}: {cell.text} %{interval}; {cell.detail}",
+                        title=f"{label}: {cell.text} %{interval}; {cell.detail}",
                     )
                 )
         out.append((metric_label(name), intervals))
@@ -262,44 +229,39 @@ class Difference:
     chart: Interval
 
 
-def differences(results: Json) -> list[Difference]:
-    arms = {arm.name: arm for arm in arms_of(results)}
-    out = []
-    for row in rows_of(results, "paired"):
-        a, b = (arms.get(str(row.get(side))) or stranger(str(row.get(side))) for side in ("a", "b"))
-        name = str(row.get("metric"))
-        share = is_share(name)
-        show = signed_points if share else (lambda value: signed(value, 1))
-        low, high = row.get("low"), row.get("high")
-        interval = f"{show(low)} to {show(high)}" if number(low) is not None and number(high) is not None else MISSING
-        unit = " pts" if share else " tokens"
-        out.append(
-            Difference(
-                a=a,
-                b=b,
-                metric=metric_label(name),
-                set=str(row.get("set", "test")),
-                checkpoint_rule=str(row.get("checkpoint_rule", results.get("checkpoint_rule", "last"))),
-                difference=show(row.get("difference")) + (unit if number(row.get("difference")) is not None else ""),
-                interval=interval,
-                p_value=p_value(row.get("p_value")),
-                seeds=seeds_text(row.get("seeds") or []),
-                problems=count(row.get("problems")),
-                chart=Interval(
-                    label=f"{a.label} − {b.label}",
-                    colour=a.colour,
-                    value=_points(row.get("difference"), share),
-                    low=_points(low, share),
-                    high=_points(high, share),
-                    text=show(row.get("difference")),
-                    title=f"{metric_label(name)}: {a.label} − {b.label} {show(row.get('difference'))} ({interval})",
-                ),
-            )
-        )
-    return out
+def differences(results: Results) -> list[Difference]:
+    return [_difference(row, results.arm(row.a), results.arm(row.b)) for row in results.paired]
 
 
-def _points(value: Any, share: bool) -> float | None:
-    """A difference in the unit it is drawn in: percentage points of a share, tokens otherwise."""
-    plain = number(value)
-    return None if plain is None else 100 * plain if share else plain
+def _difference(row: PairedRow, a: Arm, b: Arm) -> Difference:
+    label, share = metric_label(row.metric), is_share(row.metric)
+
+    def show(value: Number) -> str:
+        return signed_points(value) if share else signed(value, 1)
+
+    # Drawn in percentage points of a share, in tokens otherwise.
+    value, low, high = (
+        100 * number if share and number is not None else number for number in (row.difference, row.low, row.high)
+    )
+    interval = MISSING if low is None or high is None else f"{show(row.low)} to {show(row.high)}"
+    return Difference(
+        a=a,
+        b=b,
+        metric=label,
+        set=row.set,
+        checkpoint_rule=row.checkpoint_rule,
+        difference=show(row.difference) + ("" if value is None else " pts" if share else " tokens"),
+        interval=interval,
+        p_value=p_value(row.p_value),
+        seeds=seeds_text(row.seeds),
+        problems=count(row.problems),
+        chart=Interval(
+            label=f"{a.label} − {b.label}",
+            colour=a.colour,
+            value=value,
+            low=low,
+            high=high,
+            text=show(row.difference),
+            title=f"{label}: {a.label} − {b.label} {show(row.difference)} ({interval})",
+        ),
+    )

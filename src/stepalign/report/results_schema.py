@@ -1,21 +1,19 @@
-"""results.json as a reader takes it: who was compared, what was measured, and the words for both. Pure.
+"""results.json (docs/formats.md) as records, and the words for its names.
 
-Everything tolerates an unfinished comparison: what is not there yet is left out or None, never a zero. Names such as
-``avg@12`` are read as they stand in the file.
+An unfinished comparison has empty parts and values that are None: nothing is measured there yet, which is never a zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from stepalign.report.text import (
-    listing,
-    number,
-)
+from stepalign.report.text import MISSING, finite, listing
 
 Json = Mapping[str, Any]
+Number = float | None
+Points = Sequence[Mapping[str, Number]]
 
 CONDITIONS = {
     "grpo": "A right-or-wrong reward for each rollout, compared within its group; no text feedback",
@@ -23,78 +21,194 @@ CONDITIONS = {
     "stepalign": "The self-teacher is shown a critique that follows the solver’s own steps and corrects the first wrong"
     " one",
 }
-
 CHECKPOINT_RULES = {
     "last": "the last checkpoint of every run",
     "best_on_validation": "the checkpoint that was best on the validation set",
     "best_per_metric_on_test": "for each metric, the checkpoint that was best on the test set itself",
 }
-
-METRIC_FAMILIES = (
-    ("pass", "Pass"),
-    ("maj", "Maj"),
-    ("avg", "Avg"),
-    ("mean_length", "Length"),
-    ("truncated_share", "Truncated"),
-)
-
-METRIC_HELP = {
-    "pass": "chance that at least one of k completions is right, unbiased from n",
-    "maj": "the most frequent answer of k completions is right",
-    "avg": "share of completions that are right",
-    "mean_length": "tokens per completion",
-    "truncated_share": "share of completions cut off at the length limit",
+METRIC_FAMILIES = {
+    "pass": ("Pass", "chance that at least one of k completions is right, unbiased from n"),
+    "maj": ("Maj", "the most frequent answer of k completions is right"),
+    "avg": ("Avg", "share of completions that are right"),
+    "mean_length": ("Length", "tokens per completion"),
+    "truncated_share": ("Truncated", "share of completions cut off at the length limit"),
 }
+"""Metrics of the results table: heading and explanation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CriticTotals:
+    calls: Number = None
+    cached: Number = None
+    malformed: Number = None
+    failed: Number = None
+    prompt_tokens: Number = None
+    completion_tokens: Number = None
+    cost: Number = None
+    findings: Mapping[str, float] | None = None
+    """Critiques by finding; None where nothing looked for findings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    seed: int | None = None
+    path: str = MISSING
+    steps: Number = None
+    rollouts: Number = None
+    completion_tokens: Number = None
+    seconds: Number = None
+    seconds_by_phase: Mapping[str, Number] = field(default_factory=dict)
+    critic: CriticTotals = CriticTotals()
+    masked: Mapping[str, float] = field(default_factory=dict)
+    """Samples left out of training, by reason."""
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arm:
     name: str
     label: str
-    condition: str
     colour: int
     """Index into the palette, the same wherever the arm appears; -1 is the untrained solver."""
-    about: str
-    runs: tuple[Json, ...] = ()
+    about: str = ""
+    runs: tuple[Run, ...] = ()
     config_diff: Json = field(default_factory=dict)
 
 
-def arms_of(results: Json) -> list[Arm]:
-    """Arms in the order of the file, plus any that only the metrics know (the untrained solver comes first)."""
-    listed = [arm for arm in list_of(results, "arms") if isinstance(arm, Mapping)]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricRow:
+    arm: str
+    metric: str
+    """Such as ``avg@12``."""
+    set: str = "test"
+    checkpoint_rule: str = "last"
+    seed: int | None = None
+    """None: all seeds pooled."""
+    step: int | None = None
+    k: int | None = None
+    n: int | None = None
+    value: Number = None
+    low: Number = None
+    high: Number = None
+    numerator: Number = None
+    denominator: Number = None
+    problems: int | None = None
+    seeds: int | None = None
+    """How many seeds a pooled value covers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedRow:
+    a: str
+    b: str
+    metric: str
+    set: str = "test"
+    checkpoint_rule: str = "last"
+    difference: Number = None
+    low: Number = None
+    high: Number = None
+    p_value: Number = None
+    seeds: Sequence[int] = ()
+    problems: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """Points over training: of one held-out metric, or of all training numbers (no metric)."""
+
+    arm: str
+    seed: int | None = None
+    set: str = "validation"
+    metric: str = ""
+    points: Points = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    kind: str = "comparison"
+    version: str = ""
+    revision: str = ""
+    recipe: str = MISSING
+    model: str = ""
+    seeds: Sequence[int] = ()
+    num_samples: int | None = None
+    temperature: Number = None
+    confidence: float = 0.95
+    checkpoint_rule: str = "last"
+    """The rule in force: its table comes first."""
+    problems: Mapping[str, int] = field(default_factory=dict)
+    budget: Json = field(default_factory=dict)
+    arms: tuple[Arm, ...] = ()
+    """In the order of the file; the untrained solver first, where it was measured."""
+    metrics: tuple[MetricRow, ...] = ()
+    paired: tuple[PairedRow, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    training: tuple[Curve, ...] = ()
+    timings: Mapping[str, Number] = field(default_factory=dict)
+    peak_memory_bytes: Number = None
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> list[Arm]:
+        return [arm for arm in self.arms if arm.name != "base"]
+
+    @property
+    def level(self) -> str:
+        """The confidence level of the intervals, as in ``95%``."""
+        return f"{100 * self.confidence:g}%"
+
+    @property
+    def are_runs(self) -> bool:
+        """Whether these are training runs that were not planned as a comparison."""
+        return self.kind == "runs"
+
+    def arm(self, name: str) -> Arm:
+        return next((arm for arm in self.arms if arm.name == name), Arm(name=name, label=name, colour=-1))
+
+
+def read_results(data: Json) -> Results:
+    """The records of a results.json. Unknown keys are ignored; null and NaN count as absent."""
+    data = finite(dict(data))
+    metrics = tuple(_record(MetricRow, row) for row in data.get("metrics") or ())
+    return _record(
+        Results,
+        data,
+        arms=tuple(_arms(data.get("arms") or (), metrics)),
+        metrics=metrics,
+        paired=tuple(_record(PairedRow, row) for row in data.get("paired") or ()),
+        curves=tuple(_record(Curve, row) for row in data.get("curves") or ()),
+        training=tuple(_record(Curve, row) for row in data.get("training") or ()),
+    )
+
+
+def _record(kind: type[Any], row: Json, **parts: Any) -> Any:
+    names = {entry.name for entry in fields(kind)}
+    return kind(**({name: value for name, value in row.items() if name in names and value is not None} | parts))
+
+
+def _arms(listed: Sequence[Json], metrics: Sequence[MetricRow]) -> list[Arm]:
     arms = [
         Arm(
-            name=str(arm.get("name", f"arm {index + 1}")),
-            label=str(arm.get("label") or arm.get("name") or f"arm {index + 1}"),
-            condition=str(arm.get("condition", "")),
-            colour=-1 if arm.get("name") == "base" else index,
-            about=CONDITIONS.get(str(arm.get("condition", "")), ""),
-            runs=tuple(run for run in list_of(arm, "runs") if isinstance(run, Mapping)),
-            config_diff=arm.get("config_diff") or {},
+            name=row["name"],
+            label=row.get("label") or row["name"],
+            colour=-1 if row["name"] == "base" else index,
+            about=CONDITIONS.get(row.get("condition", ""), ""),
+            runs=tuple(
+                _record(Run, run, critic=_record(CriticTotals, run.get("critic") or {}))
+                for run in row.get("runs") or ()
+            ),
+            config_diff=row.get("config_diff") or {},
         )
-        for index, arm in enumerate(listed)
+        for index, row in enumerate(listed)
     ]
-    known = {arm.name for arm in arms}
-    for name in dict.fromkeys(str(metric.get("arm")) for metric in rows_of(results, "metrics")):
-        if name == "base" and name not in known:
-            base = Arm(name="base", label="Untrained solver", condition="", colour=-1, about="before any training")
-            arms.insert(0, base)
-        elif name not in known:
-            arms.append(Arm(name=name, label=name, condition="", colour=len(arms), about=""))
+    for name in dict.fromkeys(row.arm for row in metrics):
+        if name in {arm.name for arm in arms}:
+            continue
+        if name == "base":
+            arms.insert(0, Arm(name=name, label="Untrained solver", colour=-1, about="before any training"))
+        else:
+            arms.append(Arm(name=name, label=name, colour=len(arms)))
     return arms
-
-
-def stranger(name: str) -> Arm:
-    return Arm(name=name, label=name, condition="", colour=-1, about="")
-
-
-def trained(arms: Iterable[Arm]) -> list[Arm]:
-    return [arm for arm in arms if arm.name != "base"]
-
-
-def level_text(results: Json) -> str:
-    """The confidence level of the intervals, as in ``95%``."""
-    return f"{100 * (number(results.get('confidence')) or 0.95):g}%"
 
 
 def metric_family(name: str) -> str:
@@ -104,7 +218,7 @@ def metric_family(name: str) -> str:
 def metric_label(name: str) -> str:
     """``avg@12`` as ``Avg@12``; other names as words."""
     family, _, k = name.partition("@")
-    words = dict(METRIC_FAMILIES).get(family, family.replace("_", " ").capitalize())
+    words = METRIC_FAMILIES[family][0] if family in METRIC_FAMILIES else family.replace("_", " ").capitalize()
     return f"{words}@{k}" if k else words
 
 
@@ -112,29 +226,19 @@ def is_share(name: str) -> bool:
     return metric_family(name) not in ("mean_length", "hedge_words")
 
 
-def seeds_text(seeds: Sequence[Any]) -> str:
-    if not seeds:
-        return "no seed"
-    return f"seed{'s' * (len(seeds) > 1)} {listing([str(seed) for seed in seeds])}"
+def seeds_text(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {listing([str(seed) for seed in seeds])}" if seeds else "no seed"
 
 
-def mean_of(values: Sequence[float | None]) -> float | None:
+def mean_of(values: Iterable[Number]) -> Number:
+    """The mean of the values that are defined; None without any."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None
-
-
-def find_metric(rows: Sequence[Json], metric: str) -> Json | None:
-    return find_by(rows, "metric", metric)
 
 
 def find_by(rows: Sequence[Json], key: str, value: str) -> Json | None:
     return next((row for row in rows if row.get(key) == value), None)
 
 
-def list_of(mapping: Json, key: str) -> list[Any]:
-    value = mapping.get(key)
-    return value if isinstance(value, list) else []
-
-
-def rows_of(mapping: Json, key: str) -> list[Json]:
-    return [row for row in list_of(mapping, key) if isinstance(row, Mapping)]
+def rows_of(mapping: Json, key: str) -> Sequence[Json]:
+    return mapping.get(key) or ()

@@ -1,110 +1,83 @@
-"""What a comparison says in words: what was compared, what changed, and what a careful reader must know first."""
+"""A comparison in words: what was compared, what changed, and what a careful reader must know first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from stepalign.report.results import results_tables
-from stepalign.report.results_schema import (
-    Arm,
-    Json,
-    arms_of,
-    level_text,
-    list_of,
-    rows_of,
-    seeds_text,
-    trained,
-)
-from stepalign.report.text import (
-    count,
-    decimal,
-    listing,
-    number,
-)
+from stepalign.report.results import Row, results_tables
+from stepalign.report.results_schema import Arm, Results, metric_family, seeds_text
+from stepalign.report.text import count, decimal, listing
 
 SMALL_TEST_SET = 100
+_NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def headline(results: Json) -> str:
+def headline(results: Results) -> str:
     """The arms by name. Labels that hold commas themselves are set apart by dots."""
-    labels = [arm.label for arm in trained(arms_of(results))]
+    labels = [arm.label for arm in results.trained]
     return (" · ".join(labels) if any("," in label for label in labels) else listing(labels)) or "Comparison"
 
 
-def summary_sentences(results: Json) -> list[str]:
-    """What was compared, in plain words."""
-    arms = trained(arms_of(results))
-    if results.get("kind") == "runs":
-        return [_runs_sentence(results, arms)]
-    problems = results.get("problems") or {}
-    solver = f"the same solver ({results['model']})" if results.get("model") else "the same solver"
-    opening = f"{_number_word(len(arms)).capitalize()} way{'s' * (len(arms) != 1)} of training {solver}, compared"
-    if number(problems.get("test")) is not None:
-        opening += f" on {count(problems['test'])} test problems it never trained on"
-    if results.get("num_samples") is not None:
-        opening += f", with n = {results['num_samples']} completions per problem"
-    if number(results.get("temperature")) is not None:
-        opening += f" at temperature {decimal(results['temperature'], 1)}"
-    training = []
-    if number(problems.get("train")) is not None:
-        training.append(f"on {count(problems['train'])} problems")
-    if results.get("seeds"):
-        training.append(f"with {seeds_text(results['seeds'])}")
+def summary_sentences(results: Results) -> list[str]:
+    """The comparison in plain words; of runs that were not planned as one, only their number and length."""
+    arms = results.trained
+    amount = (_NUMBER_WORDS[len(arms)] if len(arms) < len(_NUMBER_WORDS) else str(len(arms))).capitalize()
+    if results.are_runs:
+        steps = count(max((run.steps or 0.0 for arm in arms for run in arm.runs), default=0.0))
+        opening = "One training run" if len(arms) == 1 else f"{amount} training runs side by side"
+        solver = f" of {results.model}" if results.model else ""
+        return [f"{opening}{solver}, {steps} optimizer steps" + (" at most." if len(arms) > 1 else ".")]
+    solver = f"the same solver ({results.model})" if results.model else "the same solver"
+    opening = f"{amount} way{'s' * (len(arms) != 1)} of training {solver}, compared"
+    if "test" in results.problems:
+        opening += f" on {count(results.problems['test'])} test problems it never trained on"
+    if results.num_samples is not None:
+        opening += f", with n = {results.num_samples} completions per problem"
+    if results.temperature is not None:
+        opening += f" at temperature {decimal(results.temperature, 1)}"
+    training = [f"on {count(results.problems['train'])} problems"] if "train" in results.problems else []
+    training += [f"with {seeds_text(results.seeds)}"] if results.seeds else []
     sentences = [opening + "."]
     if training:
         sentences.append(f"Every arm starts from the same weights and trains {' '.join(training)}.")
     return sentences
 
 
-def _runs_sentence(results: Json, arms: Sequence[Arm]) -> str:
-    """Runs that nobody planned as a comparison: nothing is promised about what they share."""
-    steps = max((number(run.get("steps")) or 0.0 for arm in arms for run in arm.runs), default=0.0)
-    opening = (
-        "One training run" if len(arms) == 1 else f"{_number_word(len(arms)).capitalize()} training runs side by side"
-    )
-    solver = f" of {results['model']}" if results.get("model") else ""
-    return f"{opening}{solver}, {count(steps)} optimizer steps" + (" at most." if len(arms) > 1 else ".")
-
-
-def _number_word(amount: int) -> str:
-    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    return words[amount] if amount < len(words) else str(amount)
-
-
-def changes(results: Json) -> list[tuple[Arm, str]]:
+def changes(results: Results) -> list[tuple[Arm, str]]:
     """For each trained arm one line: from where to where in Avg@n, and what it took."""
     table = results_tables(results)[0]
-    column = next((index for index, (name, _) in enumerate(table.columns) if name.startswith("Avg")), None)
-    base = next((row for row in table.rows if row.arm.name == "base"), None)
+    average = next(name for name in table.columns if metric_family(name) == "avg")
+    base = next((row.cells[average] for row in table.rows if row.arm.name == "base"), None)
+    before = f"{base.text} % → " if base is not None and not base.missing else ""
     out = []
-    for arm in trained(arms_of(results)):
+    for arm in results.trained:
         rows = [row for row in table.rows if row.arm.name == arm.name]
-        if len(rows) != 1 or column is None or rows[0].cells[column].missing:
-            out.append((arm, "No result yet" if len(rows) < 2 else "Measured for each seed, not yet pooled"))
-            continue
-        row = rows[0]
-        cell, name = row.cells[column], table.columns[column][0]
-        text = f"{name} "
-        if base is not None and not base.cells[column].missing:
-            text += f"{base.cells[column].text} % → "
-        text += f"{cell.text} %" + (f" ({level_text(results)} interval {cell.interval})" if cell.interval else "")
-        steps = [number(run.get("steps")) for run in arm.runs if number(run.get("steps")) is not None]
-        costs = [f"{count(max(step for step in steps if step is not None))} optimizer steps"] if steps else []
-        rollouts, _, wall, _ = row.cells[-4:]
-        costs += [f"{rollouts.text} rollouts"] if not rollouts.missing else []
-        costs += [f"{wall.text} s of training"] if not wall.missing else []
-        out.append((arm, text + (f", with {listing(costs)}" if costs else "")))
+        if len(rows) > 1:
+            text = "Measured for each seed, not yet pooled"
+        elif not rows or rows[0].cells[average].missing:
+            text = "No result yet"
+        else:
+            cell = rows[0].cells[average]
+            interval = f" ({results.level} interval {cell.interval})" if cell.interval else ""
+            text = f"{table.columns[average][0]} {before}{cell.text} %{interval}" + _spent(rows[0])
+        out.append((arm, text))
     return out
 
 
-def notes(results: Json) -> list[str]:
+def _spent(row: Row) -> str:
+    steps = [run.steps for run in row.arm.runs if run.steps is not None]
+    rollouts, seconds = row.cells["rollouts"], row.cells["seconds"]
+    parts = [f"{count(max(steps))} optimizer steps"] if steps else []
+    parts += [f"{rollouts.text} rollouts"] if not rollouts.missing else []
+    parts += [f"{seconds.text} s of training"] if not seconds.missing else []
+    return f", with {listing(parts)}" if parts else ""
+
+
+def notes(results: Results) -> list[str]:
     """What a careful reader must know before reading a number off this page."""
     out = []
-    arms = trained(arms_of(results))
-    missing = incomplete(results)
-    if missing:
-        what = "Not complete" if results.get("kind") == "runs" else "This comparison is not complete"
-        out.append(f"{what}: {'; '.join(missing)}.")
+    arms = results.trained
+    if missing := incomplete(results):
+        subject = "Not complete" if results.are_runs else "This comparison is not complete"
+        out.append(f"{subject}: {'; '.join(missing)}.")
     if len(arms) != 1:
         out.append(
             "No arm is called the best here: the order of arms depends on the axis. An optimizer step of one arm can"
@@ -112,22 +85,21 @@ def notes(results: Json) -> list[str]:
             " rollouts."
         )
     out += _budget_notes(results)
-    test = number((results.get("problems") or {}).get("test"))
+    test = results.problems.get("test")
     if test is not None and test < SMALL_TEST_SET:
         out.append(
             f"Only {count(test)} test problems: one problem more or less moves a per-problem metric by"
             f" {100 / max(test, 1):.1f} points. Intervals are wide, and small gaps mean nothing."
         )
-    if str(results.get("checkpoint_rule")) == "best_per_metric_on_test":
+    if results.checkpoint_rule == "best_per_metric_on_test":
         out.append(
             "The checkpoint rule selects on the test set: each metric shows its own best checkpoint as judged by the"
             " very problems it is measured on. Such values are optimistic; compare them only with numbers chosen the"
             " same way."
         )
-    if results.get("kind") == "runs" and len(arms) > 1 and not rows_of(results, "paired"):
+    if results.are_runs and len(arms) > 1 and not results.paired:
         out.append("No paired differences: they need runs with equal seeds, tested on the same problems.")
-    seeds = results.get("seeds") or []
-    if len(seeds) == 1:
+    if len(results.seeds) == 1:
         out.append("One training seed: the intervals cover the choice of problems, not the luck of a training run.")
     if not arms:
         out.append("results.json lists no arm.")
@@ -140,65 +112,51 @@ BUDGETS = {
     "completion_tokens": ("completion_tokens", "completion tokens"),
     "training_seconds": ("seconds", "seconds of training (sampling, feedback and learning, as the machine was loaded)"),
 }
-"""What a budget is read off in a run's totals, and its name."""
+"""Rule of a budget -> the total of a run that is measured against it, and its name."""
 
 
-def _budget_notes(results: Json) -> list[str]:
-    """What every arm could spend, how it ended, and which arm ended before."""
-    budget = results.get("budget") or {}
-    size, (key, name) = number(budget.get("size")), BUDGETS.get(str(budget.get("rule")), ("", ""))
-    if size is None or not key:
+def _budget_notes(results: Results) -> list[str]:
+    """The budget of every arm, how runs end, and which arms ended before."""
+    size, rule = results.budget.get("size"), results.budget.get("rule")
+    if size is None or rule not in BUDGETS:
         return []
+    total, name = BUDGETS[rule]
     out = [f"Equal budget: {count(size)} {name} for every run. A run ends after the step in which it reaches them."]
-    short = [
-        arm.label
-        for arm in trained(arms_of(results))
-        if any((spent := number(run.get(key))) is not None and spent < size for run in arm.runs)
-    ]
+    spent = {arm.label: [getattr(run, total) for run in arm.runs] for arm in results.trained}
+    short = [label for label, values in spent.items() if any(value is not None and value < size for value in values)]
     if short:
         out.append(f"Ended at training.max_steps before the budget was spent: {listing(short)}.")
     return out
 
 
-def incomplete(results: Json) -> list[str]:
+def incomplete(results: Results) -> list[str]:
     """What is still missing, in words; empty for a finished comparison."""
     out = []
-    in_force = str(results.get("checkpoint_rule", "last"))
-    measured = {
-        (row.get("arm"), row.get("seed"))
-        for row in rows_of(results, "metrics")
-        if row.get("set", "test") == "test" and str(row.get("checkpoint_rule", in_force)) == in_force
-    }
-    names = {name for name, _ in measured}
-    for arm in trained(arms_of(results)):
+    rule = results.checkpoint_rule
+    measured = {row.arm for row in results.metrics if row.set == "test" and row.checkpoint_rule == rule}
+    for arm in results.trained:
         if not arm.runs:
             out.append(f"{arm.label} has not run yet")
             continue
-        have = {run.get("seed") for run in arm.runs}
-        absent = [seed for seed in results.get("seeds") or [] if seed not in have]
-        if absent and results.get("kind") != "runs":  # runs of their own have the seeds they have
+        absent = [seed for seed in results.seeds if seed not in {run.seed for run in arm.runs}]
+        if absent and not results.are_runs:  # runs of their own have the seeds they have
             out.append(f"{arm.label} has no run for {seeds_text(absent)}")
-        if arm.name not in names:
+        if arm.name not in measured:
             out.append(f"{arm.label} has no test result yet")
-    failures = results.get("failures")
-    out += [f"{name} failed: {reason}" for name, reason in (failures if isinstance(failures, Mapping) else {}).items()]
-    return out
+    return out + [f"{name} failed: {reason}" for name, reason in results.failures.items()]
 
 
-def warnings_of(results: Json) -> list[tuple[Arm, str, str]]:
-    """Every warning a run raised: arm, where, text. Masked samples and failed critiques are said here as well."""
+def warnings_of(results: Results) -> list[tuple[Arm, str, str]]:
+    """Every warning of a run as (arm, seed, text), with masked samples and unusable critiques among them."""
     out = []
-    for arm in arms_of(results):
+    for arm in results.arms:
         for run in arm.runs:
-            where = f"seed {run.get('seed')}"
-            out += [(arm, where, str(text)) for text in list_of(run, "warnings")]
-            masked = run.get("masked") or {}
-            if isinstance(masked, Mapping) and masked:
-                each = ", ".join(f"{reason}: {count(amount)}" for reason, amount in masked.items())
-                out.append((arm, where, f"samples masked from training ({each})"))
-            critic = run.get("critic") or {}
-            bad = {name: critic.get(name) for name in ("malformed", "failed") if number(critic.get(name))}
-            if bad:
-                each = ", ".join(f"{count(amount)} {name}" for name, amount in bad.items())
-                out.append((arm, where, f"critiques not usable: {each} of {count(critic.get('calls'))}"))
+            texts = list(run.warnings)
+            if run.masked:
+                each = ", ".join(f"{reason}: {count(amount)}" for reason, amount in run.masked.items())
+                texts.append(f"samples masked from training ({each})")
+            bad = {"malformed": run.critic.malformed, "failed": run.critic.failed}
+            if each := ", ".join(f"{count(amount)} {name}" for name, amount in bad.items() if amount):
+                texts.append(f"critiques not usable: {each} of {count(run.critic.calls)}")
+            out += [(arm, f"seed {run.seed}", text) for text in texts]
     return out

@@ -20,16 +20,15 @@ import jinja2
 from markupsafe import Markup
 
 from stepalign.report import drawing, scale
-from stepalign.report.text import MISSING, count, decimal, number, number_of, percent, seconds, visible
+from stepalign.report.text import MISSING, count, decimal, number_of, percent, seconds, visible
 
 VIEWER_PARTS = (
     *("dom", "text", "scale", "data", "list", "head", "panels", "beside", "strip", "numbers", "card", "moves", "links"),
     *("export", "main"),
 )
 """Source files of the viewer, in the order in which they are joined."""
-
-
 DARK_ARMS = ("#35b8a6", "#e8a04c", "#a994f0", "#ec7aa8", "#84c464", "#6fb5ee", "#c8a774", "#a3afc0")
+DARK_BASE = "#9aa1ab"
 
 
 def render_page(template: str, values: dict[str, Any], parts: Sequence[str] = (), *, stylesheet: str = "") -> str:
@@ -55,7 +54,8 @@ def render_page(template: str, values: dict[str, Any], parts: Sequence[str] = ()
         "number_of": number_of,
         "arm_class": drawing.arm_class,
         "mark": _mark,
-        "exact": _exact,
+        "exact": lambda value: MISSING if value is None else json.dumps(value),
+        "given": lambda value: MISSING if value is None else value,
     }
     with_viewer = bool(values.get("signal") or parts)
     style = "\n".join([asset("page.css"), _arm_rules(), *([viewer_style()] if with_viewer else [])])
@@ -97,24 +97,18 @@ def _mark(colour: int) -> Markup:
     return Markup(f'<svg class="swatch" viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">{point}</svg>')
 
 
-def _exact(value: Any) -> str:
-    """A number as the JSON file holds it."""
-    plain = number(value)
-    return MISSING if plain is None else json.dumps(value)
-
-
 def _arm_rules() -> str:
     """One colour per arm as classes, so that dark mode can lift them; SVG attributes alone could not change."""
-    light = [(f"arm-{index}", colour) for index, colour in enumerate(drawing.ARM_COLOURS)] + [
-        ("arm-base", drawing.BASE_COLOUR)
-    ]
-    dark = [(f"arm-{index}", colour) for index, colour in enumerate(DARK_ARMS)] + [("arm-base", "#9aa1ab")]
-    rules = ["\n".join(_arm_rule(name, colour) for name, colour in table) for table in (light, dark)]
-    return f"{rules[0]}\n@media screen and (prefers-color-scheme: dark) {{\n{rules[1]}\n}}"
 
+    def rules(colours: Sequence[str]) -> str:
+        names = [f"arm-{index}" for index in range(len(drawing.ARM_COLOURS))] + ["arm-base"]
+        return "\n".join(
+            f".mark.{name},.name.{name},.band.{name}{{fill:{colour}}}.stroke.{name}{{stroke:{colour}}}"
+            for name, colour in zip(names, colours, strict=True)
+        )
 
-def _arm_rule(name: str, colour: str) -> str:
-    return f".mark.{name},.name.{name},.band.{name}{{fill:{colour}}}.stroke.{name}{{stroke:{colour}}}"
+    light = rules([*drawing.ARM_COLOURS, drawing.BASE_COLOUR])
+    return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{rules([*DARK_ARMS, DARK_BASE])}\n}}"
 
 
 def _source(block: str) -> str:
