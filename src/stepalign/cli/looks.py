@@ -181,9 +181,9 @@ def report(
 
         console.print(f"page: {rewrite_results(folders[0])}")
         return
-    from stepalign.report.table import write_tables
     from stepalign.report.page import write_run_report
     from stepalign.report.runs import run_results
+    from stepalign.report.table import write_tables
 
     if len(folders) > 1 and out is None:
         raise ConfigError("several runs need a place for their page", hint="--out FOLDER")

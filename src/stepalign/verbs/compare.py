@@ -198,8 +198,8 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, watcher: Wa
 
 def _publish(results: dict[str, Any], out: Path) -> Path:
     """Write results.json, its tables, and the page that shows it."""
-    from stepalign.report.table import write_tables
     from stepalign.report.page import write_report
+    from stepalign.report.table import write_tables
 
     write_tables(results, out)
     return write_report(out)
