@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from stepalign.build import make_prompts
 from stepalign.config import Config, changed
+from stepalign.events import Event, progress
 from stepalign.models.load import Solver, build_tokenizer
 from stepalign.records import Completion, Problem, Rollout
 from stepalign.signal.records import Attempt, Shown
@@ -135,18 +136,18 @@ def memory(count: int, length: int) -> None:
     config = changed(Config(), {"prompts.student": "plain", "prompts.self_teacher": "plain_self_teacher"})
     found: dict[int, float] = {}
 
-    def resident(done: int) -> None:
+    def resident(event: Event) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        found[done] = pages * resource.getpagesize() / 2**20
+        found[event.done] = pages * resource.getpagesize() / 2**20
 
-    resident(0)
+    resident(progress("scoring", 0, count))
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         write_signal_folder(
             out, config, solver, make_prompts(config, solver), make_attempts(count, length, len(tokenizer), 256),
             source={"name": "benchmark"}, labels={"first": "first", "second": "second"}, prompts_from="benchmark",
-            on_progress=resident,
+            total=count, listener=resident,
         )  # fmt: skip
         size = sum(path.stat().st_size for path in out.rglob("*")) / 2**20
         num_lines = sum(1 for _ in (out / "signal.jsonl").open("rb"))

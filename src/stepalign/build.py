@@ -14,6 +14,7 @@ from stepalign.domains.arithmetic import task as arithmetic
 from stepalign.domains.math.grading import Grader, canonical_answer
 from stepalign.domains.sets import make_grader
 from stepalign.errors import ConfigError
+from stepalign.events import Listener, silent
 from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
 from stepalign.models.load import EMBEDDED, Solver, load_solver
@@ -126,7 +127,7 @@ def make_critic(
     config: Config,
     folder: Path | None,
     design_names: Sequence[str],
-    announce: Callable[[str], None] | None = None,
+    listener: Listener = silent,
     ledger_folder: Path | None = None,
 ) -> Critic | None:
     """The critic that the designs need, or None when none of them does.
@@ -135,7 +136,7 @@ def make_critic(
 
     Args:
         folder: where the cache of an endpoint's replies lies unless ``critic.cache`` names a file.
-        announce: told in one line when the endpoint pauses.
+        listener: receives a warning when the endpoint pauses.
         ledger_folder: the run folder, where every attempt of the endpoint is written down.
 
     Raises:
@@ -155,7 +156,7 @@ def make_critic(
                 "--set critic.model=NAME, or drop what needs one from condition and signal.contexts",
             )
         return make_programmatic_critic(config, form)
-    return make_endpoint_critic(config, form=form, cache_folder=folder, ledger_folder=ledger_folder, announce=announce)
+    return make_endpoint_critic(config, form=form, cache_folder=folder, ledger_folder=ledger_folder, listener=listener)
 
 
 def check_critic(config: Config, design_names: Sequence[str]) -> None:

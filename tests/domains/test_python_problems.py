@@ -124,7 +124,7 @@ def test_a_run_on_python_problems(tmp_path: Path, write_recipe: Callable[..., Pa
     """The whole way with a solver that writes no code: graded, masked or shown, trained, and never undecided."""
     from stepalign.storage.run_folder import read_json_lines
     from stepalign.training import loop
-    from stepalign.verbs.progress import TrainDisplay
+    from stepalign.verbs.progress import Display
 
     recipe = write_recipe(
         condition="execution_trace",
@@ -136,7 +136,7 @@ def test_a_run_on_python_problems(tmp_path: Path, write_recipe: Callable[..., Pa
         load_config(str(recipe)),
         tmp_path / "run",
         resume=False,
-        listener=TrainDisplay("run", 1),
+        listener=Display("run"),
         stop=loop.StopRequest(),
     )
     rollouts, contexts = (list(read_json_lines(tmp_path / "run" / f"{n}.jsonl")) for n in ("rollouts", "contexts"))

@@ -173,7 +173,7 @@ def test_grade_and_train_with_an_environment(sums: str, tmp_path: Path, write_re
     from stepalign.build import make_grader
     from stepalign.storage.run_folder import read_json_lines
     from stepalign.training import loop
-    from stepalign.verbs.progress import TrainDisplay
+    from stepalign.verbs.progress import Display
 
     expected = load_problems(sums).problems[1].answer
     attempts = tmp_path / "attempts.jsonl"
@@ -193,7 +193,7 @@ def test_grade_and_train_with_an_environment(sums: str, tmp_path: Path, write_re
     )
     with pytest.raises(ConfigError, match="grades its own tasks only"):
         make_grader(load_config(str(recipe), ["data.test=embedded:arithmetic"]))
-    display = TrainDisplay("run", 1)
+    display = Display("run")
     loop.train(load_config(str(recipe)), tmp_path / "run", resume=False, listener=display, stop=loop.StopRequest())
     rollouts = list(read_json_lines(tmp_path / "run" / "rollouts.jsonl"))
     assert rollouts

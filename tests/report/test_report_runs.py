@@ -20,14 +20,9 @@ from stepalign.report.runs import run_results
 @pytest.fixture
 def trained(write_recipe: Callable[..., Path], tmp_path: Path) -> dict[str, Path]:
     """Two seeds of one run, and a run at another learning rate."""
+    from stepalign.events import silent
     from stepalign.stopping import StopRequest
     from stepalign.training.loop import train
-
-    class Quiet:
-        def phase(self, *_: Any, **__: Any) -> None: ...
-        def step(self, *_: Any, **__: Any) -> None: ...
-        def evaluated(self, *_: Any, **__: Any) -> None: ...
-        def say(self, text: str) -> None: ...
 
     config = load_config(str(write_recipe(training__max_steps=2)))
     changes: dict[str, dict[str, Any]] = {
@@ -36,7 +31,7 @@ def trained(write_recipe: Callable[..., Path], tmp_path: Path) -> dict[str, Path
         "c": {"training.learning_rate": 2e-3},
     }
     for name, keys in changes.items():
-        train(changed(config, keys), tmp_path / name, resume=False, listener=Quiet(), stop=StopRequest())
+        train(changed(config, keys), tmp_path / name, resume=False, listener=silent, stop=StopRequest())
     return {name: tmp_path / name for name in changes}
 
 

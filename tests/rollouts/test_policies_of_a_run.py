@@ -13,6 +13,7 @@ from fault_server import FaultServer, Script
 
 from stepalign.config import load_config
 from stepalign.errors import BudgetSpentError
+from stepalign.events import silent
 from stepalign.stopping import StopRequest
 from stepalign.training.loop import run_summary, train
 from stepalign.verbs.attempts import read_attempts
@@ -24,13 +25,6 @@ ANSWERS = {"1 + 2 + 3": "7", "4 - 1 - 1": "2", "9 + 9 - 9": "9"}
 
 def scribe(text: str, asked: int) -> str:
     return f"say <step_1> {text} = {ANSWERS[text]} <answer> {ANSWERS[text]}"
-
-
-class Quiet:
-    def phase(self, name: str, done: int, total: int) -> None: ...
-    def step(self, step: int, max_steps: int, numbers: dict[str, float]) -> None: ...
-    def evaluated(self, step: int, name: str, rows: list[dict[str, Any]]) -> None: ...
-    def say(self, text: str) -> None: ...
 
 
 @pytest.fixture
@@ -82,7 +76,7 @@ def test_a_policy_decides_what_the_self_teacher_is_shown(
     words = settings(serve(), f"critic.policies.wrong_answer={policy}", "training.problems_per_step=3")
     config = load_config(str(write_recipe()), [*words, "training.max_steps=1"])
     out = tmp_path / "run"
-    progress = train(config, out, resume=False, listener=Quiet(), stop=StopRequest())
+    progress = train(config, out, resume=False, listener=silent, stop=StopRequest())
     critiques = {row["rollout_id"]: row for row in lines(out / "critiques.jsonl")}
     contexts = {row["rollout_id"]: row for row in lines(out / "contexts.jsonl")}
     (wrong,) = [name for name, row in critiques.items() if "wrong_answer" in row["findings"]]
@@ -121,16 +115,16 @@ def test_a_run_without_money_stops_saved_and_goes_on_to_the_same_rollouts(
     base = settings(server, "training.max_steps=2", "critic.concurrency=1", "critic.policies.wrong_answer=use")
     broke = load_config(str(recipe), [*base, "critic.token_budget=30"])
     with pytest.raises(BudgetSpentError, match="30 of 30 tokens"):
-        train(broke, out, resume=False, listener=Quiet(), stop=StopRequest())
+        train(broke, out, resume=False, listener=silent, stop=StopRequest())
     assert len(lines(out / "rollouts.jsonl")) == 2
     with pytest.raises(BudgetSpentError):  # the budget is the run's, not the process's
-        train(broke, out, resume=True, listener=Quiet(), stop=StopRequest())
+        train(broke, out, resume=True, listener=silent, stop=StopRequest())
     rich = load_config(str(recipe), [*base, "critic.token_budget=3000"])
-    progress = train(rich, out, resume=True, listener=Quiet(), stop=StopRequest())
+    progress = train(rich, out, resume=True, listener=silent, stop=StopRequest())
     assert progress.step == 2
 
     straight = tmp_path / "straight"
-    train(rich, straight, resume=False, listener=Quiet(), stop=StopRequest())
+    train(rich, straight, resume=False, listener=silent, stop=StopRequest())
     kept = [[row["text"] for row in lines(folder / "rollouts.jsonl")] for folder in (out, straight)]
     assert kept[0] == kept[1]
     asked = Counter(body["messages"][-1]["content"] for body in server.bodies)

@@ -361,7 +361,7 @@ def test_progress_is_told_for_every_completion(collect, tiny_solver: Solver) -> 
             num_generations=2,
             temperature=1.0,
             max_completion_length=9,
-        ).collect(PROBLEMS, 0, 0, lambda done, total: told.append((done, total)))
+        ).collect(PROBLEMS, 0, 0, lambda event: told.append((event.done, event.total)))
     assert told == [(i, 6) for i in range(1, 7)]
 
 

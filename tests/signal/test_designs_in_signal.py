@@ -14,7 +14,7 @@ from stepalign.feedback.designs import DESIGNS, group_rollouts
 from stepalign.storage.signal_file import read_rows
 from stepalign.training.loop import StopRequest, train
 from stepalign.verbs.compare import write_signal
-from stepalign.verbs.progress import TrainDisplay
+from stepalign.verbs.progress import Display
 from stepalign.verbs.signal.from_run import analyse_run, stored_rollouts
 
 SETTINGS = {
@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps of GRPO with the embedded solver: groups of four, and not one critique."""
     folder = tmp_path_factory.mktemp("run") / "grpo"
     config = changed(load_config("arithmetic"), SETTINGS)
-    train(config, folder, resume=False, listener=TrainDisplay("run", 2), stop=StopRequest())
+    train(config, folder, resume=False, listener=Display("run"), stop=StopRequest())
     return folder
 
 

@@ -12,25 +12,14 @@ from stepalign.build import open_session
 from stepalign.config import Config, changed, load_config
 from stepalign.domains.sets import load_sets
 from stepalign.errors import ConfigError
+from stepalign.events import Event, silent
 from stepalign.training.loop import StopRequest, train
 from stepalign.training.preflight import check_dtype
 from stepalign.verbs.dry_run import describe
 
 
-class Told:
-    """A Listener that remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.steps = 0
-
-    def phase(self, name: str, done: int, total: int) -> None: ...
-    def step(self, step: int, max_steps: int, numbers: dict[str, float]) -> None:
-        self.steps += 1
-
-    def evaluated(self, step: int, name: str, rows: list) -> None: ...
-    def say(self, text: str) -> None:
-        self.said.append(text)
+def warnings_of(heard: list[Event]) -> list[str]:
+    return [event.text for event in heard if event.kind == "warning"]
 
 
 @pytest.fixture
@@ -39,10 +28,10 @@ def config(write_recipe: Callable[..., Path]) -> Config:
 
 
 def refused(config: Config, out: Path) -> ConfigError:
-    told = Told()
+    heard: list[Event] = []
     with pytest.raises(ConfigError) as raised:
-        train(config, out, resume=False, listener=told, stop=StopRequest())
-    assert told.steps == 0
+        train(config, out, resume=False, listener=heard.append, stop=StopRequest())
+    assert not any(event.kind == "step" for event in heard)
     assert not out.exists()
     with pytest.raises(ConfigError, match=r".") as dry:
         describe(config)
@@ -76,7 +65,7 @@ def test_a_question_that_fits_by_itself_needs_room_for_a_completion(config: Conf
     lengthen(config, words=420, rows=1)
     assert "a completion of 100 tokens" in refused(config, tmp_path / "run").what
     changed_back = changed(config, {"sampling.max_completion_length": 6, "training.max_steps": 1})
-    train(changed_back, tmp_path / "run", resume=False, listener=Told(), stop=StopRequest())
+    train(changed_back, tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
 
 
 def test_questions_that_leave_the_self_teacher_no_room_are_listed(config: Config, tmp_path: Path) -> None:
@@ -85,12 +74,12 @@ def test_questions_that_leave_the_self_teacher_no_room_are_listed(config: Config
     assert all(name in error.what for name in long)
     assert error.where == "prompts.max_teacher_prompt_length"
     grpo = {"condition": "grpo", "sampling.num_generations": 2, "prompts.max_teacher_prompt_length": 50}
-    train(changed(config, grpo), tmp_path / "run", resume=False, listener=Told(), stop=StopRequest())
+    train(changed(config, grpo), tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
 
 
 def test_only_problems_that_will_be_trained_on_count(config: Config, tmp_path: Path) -> None:
     lengthen(config, words=520, rows=3)
-    train(changed(config, {"training.max_steps": 0}), tmp_path / "a", resume=False, listener=Told(), stop=StopRequest())
+    train(changed(config, {"training.max_steps": 0}), tmp_path / "a", resume=False, listener=silent, stop=StopRequest())
     one = changed(config, {"training.max_steps": 1, "training.problems_per_step": 1})
     assert "1 (" in refused(one, tmp_path / "b").what
 
@@ -117,17 +106,17 @@ def test_a_self_teachers_prompt_leaves_room_for_the_completion_in_the_models_con
 
 
 def test_numbers_that_cannot_train_are_refused_or_told(config: Config, tmp_path: Path) -> None:
-    told = Told()
+    heard: list[Event] = []
     half = changed(config, {"model.dtype": "float16"})
     with pytest.raises(ConfigError, match="float16"):
-        train(half, tmp_path / "run", resume=False, listener=told, stop=StopRequest())
+        train(half, tmp_path / "run", resume=False, listener=heard.append, stop=StopRequest())
     assert not (tmp_path / "run").exists()
-    check_dtype(changed(half, {"training.max_steps": 0}), told.say)  # it may still be evaluated
-    assert told.said == []
-    check_dtype(changed(config, {"model.dtype": "bfloat16"}), told.say)
-    assert "bfloat16" in told.said[0]
-    check_dtype(changed(config, {"model.dtype": "bfloat16", "model.lora.r": 4}), told.say)
-    assert len(told.said) == 1
+    check_dtype(changed(half, {"training.max_steps": 0}), heard.append)  # it may still be evaluated
+    assert warnings_of(heard) == []
+    check_dtype(changed(config, {"model.dtype": "bfloat16"}), heard.append)
+    assert "bfloat16" in warnings_of(heard)[0]
+    check_dtype(changed(config, {"model.dtype": "bfloat16", "model.lora.r": 4}), heard.append)
+    assert len(warnings_of(heard)) == 1
 
 
 def without_references(config: Config, *, keep: int) -> None:
@@ -149,7 +138,7 @@ def test_a_design_that_no_problem_has_material_for_is_refused(config: Config, tm
 
 def test_problems_without_material_are_counted_before_the_first_step(config: Config, tmp_path: Path) -> None:
     without_references(config, keep=1)
-    told = Told()
+    heard: list[Event] = []
     one_step = changed(config, {"condition": "refsol", "training.max_steps": 1})
-    train(one_step, tmp_path / "run", resume=False, listener=told, stop=StopRequest())
-    assert "warning: 2 of 3 training problems lack a reference solution; their rollouts are masked" in told.said
+    train(one_step, tmp_path / "run", resume=False, listener=heard.append, stop=StopRequest())
+    assert "2 of 3 training problems lack a reference solution; their rollouts are masked" in warnings_of(heard)

@@ -18,6 +18,7 @@ import pytest
 
 from stepalign.config import Config, changed, load_config
 from stepalign.errors import ConfigError
+from stepalign.events import Event
 from stepalign.storage.run_folder import read_json_lines
 from stepalign.training.loop import Interrupted, StopRequest, train
 
@@ -124,21 +125,12 @@ class Watch:
         self._stop, self._when = stop, when
         self.said: list[str] = []
 
-    def _look(self, what: str, number: int) -> None:
-        if self._stop is not None and not self._stop.asked and self._when(what, number):
+    def __call__(self, event: Event) -> None:
+        if event.kind == "line":
+            self.said.append(event.text)
+        what = {"progress": event.name, "step": "step", "evaluation": f"evaluated {event.name}"}.get(event.kind)
+        if what and self._stop is not None and not self._stop.asked and self._when(what, event.done):
             self._stop.ask()
-
-    def phase(self, name: str, done: int, total: int) -> None:
-        self._look(name, done)
-
-    def step(self, step: int, max_steps: int, numbers: dict[str, float]) -> None:
-        self._look("step", step)
-
-    def evaluated(self, step: int, name: str, rows: list[dict[str, Any]]) -> None:
-        self._look(f"evaluated {name}", step)
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 
 from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
+from stepalign.events import Event
 from stepalign.training import trackers as module
 from stepalign.training.trackers import STEP, TrackedRun, check_trackers, open_trackers
 
@@ -27,15 +28,15 @@ from stepalign.config import load_config
 from stepalign.training.loop import train
 from stepalign.stopping import StopRequest
 
-class Listener:
-    def phase(self, *_): ...
-    def evaluated(self, *_): ...
-    def say(self, text): print(text, flush=True)
-    def step(self, step, *_):
+def listener(event):
+    if event.kind in ("line", "warning"):
+        print(event.text, flush=True)
+    elif event.kind == "step":
+        step = event.done
         if step > {dies_after}:
             os._exit(9)
 
-train(load_config({recipe!r}), Path({out!r}), resume={resume}, listener=Listener(), stop=StopRequest())
+train(load_config({recipe!r}), Path({out!r}), resume={resume}, listener=listener, stop=StopRequest())
 """
 
 
@@ -201,15 +202,15 @@ class Broken:
 def test_a_tracker_that_fails_is_told_of_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str, calls: int
 ) -> None:
-    broken, said = Broken(place), list[str]()
+    broken, heard = Broken(place), list[Event]()
     monkeypatch.setitem(module.TRACKERS, "wandb", broken.start)
-    trackers = open_trackers(load_config(None, ["training.report_to=wandb"]), tmp_path, 0, said.append)
+    trackers = open_trackers(load_config(None, ["training.report_to=wandb"]), tmp_path, 0, heard.append)
     for step in (1, 2):
         trackers.step(step, {"loss": 1.0})
     trackers.close()
     trackers.close()
     assert len(broken.calls) == calls
-    warnings = [text for text in said if text.startswith("warning")]
+    warnings = [event.text for event in heard if event.kind == "warning"]
     assert len(warnings) == bool(place)
     assert all("wandb" in text and "OSError: no network" in text for text in warnings)
     assert capsys.readouterr().out == ""

@@ -399,7 +399,7 @@ def test_what_every_run_would_stumble_over_is_said_once_and_leaves_no_folder(
     """Else the folder would hold the mistaken recipe, and the mended one would be refused there."""
     from stepalign.domains.sets import load_set
     from stepalign.errors import ConfigError
-    from stepalign.verbs.progress import CompareDisplay
+    from stepalign.verbs.progress import Display
 
     monkeypatch.chdir(tmp_path)
     tested = load_set(load_config("arithmetic"), "test").problems[0]
@@ -408,7 +408,7 @@ def test_what_every_run_would_stumble_over_is_said_once_and_leaves_no_folder(
     arms = [{"name": "grpo", "set": {"condition": "grpo", "sampling.num_generations": 2}}, {"name": "refsol"}]
     config = changed(load_config("arithmetic"), {"condition": "refsol", "compare.arms": arms, **settings})
     with pytest.raises(ConfigError) as told:
-        compare(config, "arithmetic", Path("out"), resume=False, watcher=CompareDisplay())
+        compare(config, "arithmetic", Path("out"), resume=False, listener=Display())
     assert told.value.where == where
     assert not Path("out").exists()
 

@@ -18,6 +18,7 @@ from stepalign.critics import CritiqueRequest
 from stepalign.domains.arithmetic import task as arithmetic
 from stepalign.domains.sets import load_sets
 from stepalign.errors import ConfigError, LockedError
+from stepalign.events import Event, silent
 from stepalign.models.sampling.local import LocalSampler
 from stepalign.problems.loading import load_problems
 from stepalign.records import Critique
@@ -29,16 +30,6 @@ SETTINGS = [
     *("data.max_train=24", "selection.num_samples=6", "selection.critic_solves=true", "selection.test_share=0.4"),
     "selection.average_below=0.8",
 ]
-
-
-class Silent:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def phase(self, name: str, done: int, total: int) -> None: ...
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +45,7 @@ def config(*more: str) -> Config:
 def selected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("selection") / "out"
     chunk, module.CHUNK = module.CHUNK, 8
-    select(config(), out, resume=False, watcher=Silent())
+    select(config(), out, resume=False, listener=silent)
     module.CHUNK = chunk
     return out
 
@@ -104,11 +95,9 @@ def test_killed_anywhere_it_ends_with_the_same_bytes_and_samples_nothing_twice(
         "import os, sys\nfrom pathlib import Path\nfrom stepalign.config import load_config\n"
         "from stepalign.verbs import select as m\n"
         "m.CHUNK = 8\n"
-        "class Watcher:\n"
-        "    def say(self, text): ...\n"
-        "    def phase(self, name, done, total):\n"
-        "        if name == 'sampling' and done == 16: os._exit(9)\n"
-        f"m.select(load_config('arithmetic', {SETTINGS!r}), Path({str(out)!r}), resume=False, watcher=Watcher())\n"
+        "def listener(event):\n"
+        "    if event.name == 'sampling' and event.done == 16: os._exit(9)\n"
+        f"m.select(load_config('arithmetic', {SETTINGS!r}), Path({str(out)!r}), resume=False, listener=listener)\n"
     )
     died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert died.returncode == 9, died.stderr
@@ -121,12 +110,12 @@ def test_killed_anywhere_it_ends_with_the_same_bytes_and_samples_nothing_twice(
         LocalSampler, "sample", lambda self, prompts, **k: drawn.append(len(prompts)) or sample(self, prompts, **k)
     )
     with pytest.raises(LockedError, match="already holds this selection"):
-        select(config(), out, resume=False, watcher=Silent())
-    select(config(), out, resume=True, watcher=Silent())
+        select(config(), out, resume=False, listener=silent)
+    select(config(), out, resume=True, listener=silent)
     assert drawn == [8]
     for name in ("samples.jsonl", "critic-solutions.jsonl", "train.jsonl", "test.jsonl", "manifest.json"):
         assert (out / name).read_bytes() == (selected / name).read_bytes(), name
-    select(config(), out, resume=True, watcher=Silent())  # and once more changes nothing and draws nothing
+    select(config(), out, resume=True, listener=silent)  # and once more changes nothing and draws nothing
     assert drawn == [8]
     assert (out / "manifest.json").read_bytes() == (selected / "manifest.json").read_bytes()
 
@@ -134,10 +123,6 @@ def test_killed_anywhere_it_ends_with_the_same_bytes_and_samples_nothing_twice(
 def test_a_run_trains_on_what_was_selected(selected: Path, tmp_path: Path) -> None:
     from stepalign.stopping import StopRequest
     from stepalign.training.loop import train
-
-    class Listener(Silent):
-        def step(self, *_: Any) -> None: ...
-        def evaluated(self, *_: Any) -> None: ...
 
     settings = [f"data.train={selected}", f"data.test={selected}", "data.validation=", "condition=refsol"]
     settings = [*(s for s in settings if not s.endswith("=")), "data.columns=gsm8k"]  # the folder knows its own layout
@@ -147,7 +132,7 @@ def test_a_run_trains_on_what_was_selected(selected: Path, tmp_path: Path) -> No
     assert [len(sets[name].problems) for name in ("train", "test")] == [
         len(rows(selected / f"{name}.jsonl")) for name in ("train", "test")
     ]
-    train(run, tmp_path / "run", resume=False, listener=Listener(), stop=StopRequest())
+    train(run, tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
     trained = {row["problem_id"] for row in rows(tmp_path / "run" / "rollouts.jsonl")}
     assert trained <= {p.problem_id for p in sets["train"].problems}
 
@@ -203,37 +188,38 @@ def test_moved_gates_select_anew_from_what_was_measured(tmp_path: Path, monkeypa
     out = tmp_path / "out"
     narrow = [*SETTINGS, "selection.critic_solves=false", "selection.average_below=0.01"]
     with pytest.raises(ConfigError, match="no problem is left") as told:
-        select(load_config("arithmetic", narrow), out, resume=False, watcher=Silent())
+        select(load_config("arithmetic", narrow), out, resume=False, listener=silent)
     assert "--resume" in str(told.value.hint)
     measured = (out / "samples.jsonl").read_bytes()
     monkeypatch.setattr(LocalSampler, "sample", None)  # nothing is drawn again
     wide = load_config("arithmetic", [*narrow, "selection.average_below=0.8"])
-    manifest = select(wide, out, resume=True, watcher=Silent())
+    manifest = select(wide, out, resume=True, listener=silent)
     assert (out / "samples.jsonl").read_bytes() == measured
     assert (
         manifest["selection"]["average_below"] == load_config(str(out / "config.toml")).selection.average_below == 0.8
     )
     assert manifest["files"]["train"]["problems"] > 0
     with pytest.raises(LockedError, match=r"selection\.num_samples"):
-        select(load_config("arithmetic", [*narrow, "selection.num_samples=7"]), out, resume=True, watcher=Silent())
+        select(load_config("arithmetic", [*narrow, "selection.num_samples=7"]), out, resume=True, listener=silent)
 
 
 def test_a_silent_critic_is_asked_again_and_is_never_a_wrong_answer(
     selected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    critic, watcher = Moody(), Silent()
+    critic = Moody()
+    heard: list[Event] = []
     monkeypatch.setattr(module, "make_critic", lambda *_: critic)
     out = tmp_path / "out"
-    first = select(config(), out, resume=False, watcher=watcher)["funnel"][-1]
+    first = select(config(), out, resume=False, listener=heard.append)["funnel"][-1]
     asked = first["before"]
     assert asked > 2
     assert (first["fell"], first["unknown"], first["kept"]) == (1, asked - 2, 1)
-    assert any("did not answer" in text for text in watcher.said)
+    assert any("did not answer" in event.text for event in heard)
     critic.down = False
-    again = select(config(), out, resume=True, watcher=watcher)["funnel"][-1]
+    again = select(config(), out, resume=True, listener=heard.append)["funnel"][-1]
     assert (again["before"], again["fell"], again["unknown"], again["kept"]) == (asked, 1, 0, asked - 1)
     assert len(critic.asked) == asked + (asked - 2)  # only those that had no reply
-    select(config(), out, resume=True, watcher=watcher)
+    select(config(), out, resume=True, listener=heard.append)
     assert len(critic.asked) == 2 * asked - 2
 
 
@@ -241,7 +227,7 @@ def test_an_empty_selection_says_where_the_problems_went(tmp_path: Path) -> None
     # A share that the recipe sets aside for validation later is selected from as well: all 24 are looked at.
     recipe = config("selection.pass_rate_above=0.9", "data.validation_share=0.5")
     with pytest.raises(ConfigError, match=r"no problem is left to train on .*pass_rate_72b_tir > 0\.9: 0 of 24 left"):
-        select(recipe, tmp_path / "out", resume=False, watcher=Silent())
+        select(recipe, tmp_path / "out", resume=False, listener=silent)
     assert not (tmp_path / "out" / "samples.jsonl").exists()  # nobody paid for completions of nothing
 
 

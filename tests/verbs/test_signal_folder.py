@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from stepalign.cli.looks import _config_for_file
 from stepalign.errors import ConfigError, LockedError
+from stepalign.events import Event
 from stepalign.models.load import Solver, build_tiny_solver, embedded_folder, save_solver
 from stepalign.models.prompts import unknown_id
 from stepalign.report import print_rollout
@@ -57,6 +58,10 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def lines_of(heard: list[Event]) -> list[str]:
+    return [event.text for event in heard if event.kind == "line"]
 
 
 ROW = {
@@ -124,7 +129,7 @@ def test_a_context_that_changes_nothing_gives_exactly_zero(model: str, tmp_path:
 def test_the_shipped_examples_run(name: str, model: str, tmp_path: Path) -> None:
     """Mechanics only: the model is random. What they show needs a model that has learnt to read."""
     config, source = _config_for_file(model, "", None)
-    analyse_file(find_file(name), tmp_path / "out", config, prompts_from=source, say=lambda text: None)
+    analyse_file(find_file(name), tmp_path / "out", config, prompts_from=source)
     rows = lines(tmp_path / "out" / "signal.jsonl")
     assert {"step_aligned", "reference"} <= {row["context"] for row in rows}
     first = rows[0]
@@ -167,20 +172,20 @@ def test_a_killed_analysis_goes_on_to_the_same_bytes(
     config, _ = _config_for_file(model, "", None)
     source = write(tmp_path / "in.jsonl", *many(9))
     whole = tmp_path / "whole"
-    analyse_file(source, whole, config, say=lambda text: None)
+    analyse_file(source, whole, config)
     shards = sorted(path.name for path in (whole / "arrays").iterdir())
     assert len(shards) > 3
 
     scored: list[int] = []
     killed = tmp_path / "killed"
 
-    def die(done: int, total: int) -> None:
-        scored.append(done)
+    def die(event: Event) -> None:
+        scored.append(event.done)
         if len(scored) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        analyse_file(source, killed, config, say=lambda text: None, on_progress=die)
+        analyse_file(source, killed, config, listener=die)
     records = killed / "signal.jsonl"
     if torn == "after the arrays":
         (killed / "arrays" / shards[2]).write_bytes(b"half")
@@ -188,7 +193,7 @@ def test_a_killed_analysis_goes_on_to_the_same_bytes(
         records.write_bytes(records.read_bytes()[:-40])
     else:
         records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:-1]))
-    analyse_file(source, killed, config, say=lambda text: None)
+    analyse_file(source, killed, config)
     for name in ("signal.jsonl", "signal.json", "index.html", *(f"arrays/{shard}" for shard in shards)):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
 
@@ -196,19 +201,19 @@ def test_a_killed_analysis_goes_on_to_the_same_bytes(
 def test_a_finished_analysis_scores_nothing_again(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, _ = _config_for_file(model, "", None)
     source = write(tmp_path / "in.jsonl", *many(3))
-    analyse_file(source, tmp_path / "out", config, say=lambda text: None)
+    analyse_file(source, tmp_path / "out", config)
     monkeypatch.setattr(folders, "analyse_attempts", lambda *a, **k: pytest.fail("scored again"))
-    analyse_file(source, tmp_path / "out", config, say=lambda text: None)
+    analyse_file(source, tmp_path / "out", config)
     with pytest.raises(LockedError, match="something else"):
-        analyse_file(write(tmp_path / "other.jsonl", *many(2)), tmp_path / "out", config, say=lambda text: None)
+        analyse_file(write(tmp_path / "other.jsonl", *many(2)), tmp_path / "out", config)
 
 
 def test_what_a_context_has_nothing_for_is_said_and_not_drawn(model: str, tmp_path: Path) -> None:
     rows = [{**row, "contexts": {**row["contexts"], "never": ""}} for row in many(4)]
-    said: list[str] = []
+    heard: list[Event] = []
     config, _ = _config_for_file(model, "", None)
-    analyse_file(write(tmp_path / "in.jsonl", *rows), tmp_path / "out", config, say=said.append)
-    assert said == [
+    analyse_file(write(tmp_path / "in.jsonl", *rows), tmp_path / "out", config, listener=heard.append)
+    assert lines_of(heard) == [
         "context half: 2 of 4 rollouts have none: no text in the file",
         "context never: nothing to score, left out: no text in the file",
     ]
@@ -244,7 +249,7 @@ def test_a_row_that_cannot_be_used_is_named(change: dict[str, Any], message: str
     config, _ = _config_for_file(model, "", None)
     source = write(tmp_path / "in.jsonl", {**ROW, **change})
     with pytest.raises(ConfigError, match=message) as caught:
-        analyse_file(source, tmp_path / "out", config, say=lambda text: None)
+        analyse_file(source, tmp_path / "out", config)
     assert caught.value.where
     assert not (tmp_path / "out").exists()  # the next try, mended, finds nothing half-begun
 
@@ -274,10 +279,10 @@ def test_rows_bring_their_own_prompts(model: str, tmp_path: Path) -> None:
         {**ROW, "id": "system", "system": "You are terse."},
         {**ROW, "id": "tagged", "prompts": {"student": "student", "self_teacher": "self_teacher"}},
     ]
-    said: list[str] = []
+    heard: list[Event] = []
     config, _ = _config_for_file(model, "", None)
-    analyse_file(write(tmp_path / "in.jsonl", *rows), tmp_path / "out", config, say=said.append)
-    assert said == ["2 of 3 rows bring prompts of their own"]
+    analyse_file(write(tmp_path / "in.jsonl", *rows), tmp_path / "out", config, listener=heard.append)
+    assert lines_of(heard) == ["2 of 3 rows bring prompts of their own"]
     found = {row["rollout_id"]: row for row in lines(tmp_path / "out" / "signal.jsonl") if row["context"] == "critique"}
     numbers = [tuple(found[name]["student_log_prob"]) for name in ("plain", "system", "tagged")]
     assert len(set(numbers)) == 3
@@ -296,10 +301,10 @@ def test_text_that_the_tokenizer_does_not_know_is_scored_and_said(
     spaced = {**ROW, "id": "spaced", "completion": "\n3 + 4 = 7\n\n+ 1  ", "wrong_text": None}
     source = write(tmp_path / "in.jsonl", {**ROW, "id": "prose"}, known, spaced)
     config, prompts_from = _config_for_file("embedded:arithmetic", "", [])
-    said: list[str] = []
-    analyse_file(source, tmp_path / "out", config, prompts_from=prompts_from, say=said.append)
-    (warning,) = (text for text in said if text.startswith("warning:"))
-    assert warning.startswith("warning: 1 of 3 rows (33%) are mostly unknown to this tokenizer")
+    heard: list[Event] = []
+    analyse_file(source, tmp_path / "out", config, prompts_from=prompts_from, listener=heard.append)
+    (warning,) = (event.text for event in heard if event.kind == "warning")
+    assert warning.startswith("1 of 3 rows (33%) are mostly unknown to this tokenizer")
     rows = {row["rollout_id"]: row for row in lines(tmp_path / "out" / "signal.jsonl")}
     unknown = AutoTokenizer.from_pretrained(embedded_folder() / "solver").unk_token_id
     for row in rows.values():

@@ -38,7 +38,7 @@ def critique(
     from stepalign.report.critiques import critique_lines
     from stepalign.verbs.attempts import read_attempts
     from stepalign.verbs.critique import critique_rollouts
-    from stepalign.verbs.progress import CritiqueDisplay, console
+    from stepalign.verbs.progress import Display, console
 
     attempts = read_attempts(rollouts, _pairs(columns))
     keys = {"critic.cache_only": True} if cache_only else {}
@@ -54,11 +54,9 @@ def critique(
     words += ["--critic-cache-only"] if cache_only else []
     words += [word for setting in settings or () for word in ("--set", setting)]
     command = shlex.join(map(str, [*words, "--resume"]))
-    with CritiqueDisplay(len(attempts.requests)) as display:
+    with Display(transient=True) as display:
         try:
-            summary = critique_rollouts(
-                config, attempts, out, resume=resume, watch=display.update, announce=display.say
-            )
+            summary = critique_rollouts(config, attempts, out, resume=resume, listener=display)
         except KeyboardInterrupt:
             raise interrupted(command) from None
         except BudgetSpentError as error:

@@ -11,6 +11,7 @@ from stepalign.cli.numbers import config_for_model
 from stepalign.cli.options import OutOption, SetOption, interrupted
 from stepalign.config import Config, parse_settings
 from stepalign.errors import ConfigError
+from stepalign.events import line
 
 # A file's question is the whole question: nothing is added to it unless a recipe says so.
 PLAIN_PROMPTS = {
@@ -45,28 +46,20 @@ def signal(
     settings: SetOption = None,
 ) -> None:
     """A_t of attempts under several contexts: signal.jsonl, arrays and a page; goes on where it stopped."""
-    from stepalign.verbs.progress import console, progress_bars
+    from stepalign.verbs.progress import Display, console
     from stepalign.verbs.signal.from_jsonl import find_file
     from stepalign.verbs.signal.from_run import analyse_file, analyse_run
 
     path = find_file(source)
     names = tuple(name.strip() for name in contexts.split(",") if name.strip())
-    with progress_bars(transient=True) as bars:
-        bar = bars.add_task("scoring", total=None, note="")
-
-        def on_progress(done: int, total: int) -> None:
-            bars.update(bar, completed=done, total=total)
-
-        def say(text: str) -> None:
-            console.print(text, style="yellow" if text.startswith("warning:") else None)
-
+    with Display(transient=True) as display:
         try:
             if path.is_dir():
                 if recipe:
                     raise ConfigError("a run brings its own recipe", where="--recipe", hint="change keys with --set")
                 page = analyse_run(
-                    path, out, contexts=names, model=model, num=num, settings=settings or (), say=say,
-                    on_progress=on_progress,
+                    path, out, contexts=names, model=model, num=num, settings=settings or (),
+                    listener=display,
                 )  # fmt: skip
             else:
                 if not model:
@@ -74,10 +67,9 @@ def signal(
                         "a file needs a model that scores it", where="--model", hint="--model FOLDER or a Hub name"
                     )
                 config, prompts_from = _config_for_file(model, recipe, settings)
-                say(_prompts_said(config, prompts_from))
+                display(line(_prompts_said(config, prompts_from)))
                 page = analyse_file(
-                    path, out, config, contexts=names, num=num, prompts_from=prompts_from, say=say,
-                    on_progress=on_progress,
+                    path, out, config, contexts=names, num=num, prompts_from=prompts_from, listener=display
                 )  # fmt: skip
         except KeyboardInterrupt:
             raise interrupted("the same command") from None
@@ -113,12 +105,9 @@ def lab(
 ) -> None:
     """A local page: edit feedback and see at once which tokens it reinforces or suppresses."""
     from stepalign.verbs.lab import open_lab
-    from stepalign.verbs.progress import console
+    from stepalign.verbs.progress import Display
 
-    def announce(text: str) -> None:
-        console.print(f"lab: {text}")
-
-    open_lab(model, recipe=recipe, port=port, settings=settings or (), announce=announce)
+    open_lab(model, recipe=recipe, port=port, settings=settings or (), listener=Display("lab"))
 
 
 SignalArgument = Annotated[

@@ -33,7 +33,7 @@ def evaluate(
 ) -> None:
     """Pass@k, Maj@k and Avg@k with intervals, completion length and truncation; completions lie beside the numbers."""
     from stepalign.verbs.evaluate import evaluate_model
-    from stepalign.verbs.progress import PhaseDisplay, console, headline
+    from stepalign.verbs.progress import Display, console, headline
 
     config, source = config_for_model(model, recipe, settings, {"evaluation.num_samples": n})
     student = config.prompts.student.strip().splitlines()[0]
@@ -41,9 +41,9 @@ def evaluate(
         f"student prompt {student!r}, at most {config.evaluation_length} tokens, "
         f"temperature {config.evaluation.temperature:g} (from {source}; --recipe or --set change it)"
     )
-    with PhaseDisplay() as display:
+    with Display() as display:
         try:
-            result = evaluate_model(config, problems, out, watcher=display)
+            result = evaluate_model(config, problems, out, listener=display)
         except KeyboardInterrupt:
             raise interrupted("the same command") from None
     console.print(headline(result["metrics"]))
@@ -62,18 +62,17 @@ def grade(
     """Verdict, extracted answer and reason for every row of a file; goes on where it was stopped."""
     from stepalign.domains.domain import open_grader
     from stepalign.verbs.grade import grade_file
-    from stepalign.verbs.progress import console, progress_bars
+    from stepalign.verbs.progress import Display, console
 
     opening = open_grader(grader, seconds=seconds, num_workers=workers or os.cpu_count() or 1)
-    with opening as opened, progress_bars(transient=True) as bars:
-        bar = bars.add_task("grading", total=None, note="")
+    with opening as opened, Display(transient=True) as display:
         counts = grade_file(
             file,
             out,
             completion=completion,
             answer=answer,
             grader=opened,
-            on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            listener=display,
         )
     verdicts = counts["verdicts"]
     console.print(", ".join(f"{verdicts[name]} {name}" for name in ("correct", "incorrect", "undecided")))
@@ -91,15 +90,15 @@ def select(
 ) -> None:
     """Keep the problems that the solver solves seldom but not never, well formatted, and that the critic can solve."""
     from stepalign.report.funnel import funnel_table, write_funnel
-    from stepalign.verbs.progress import PhaseDisplay, console
+    from stepalign.verbs.progress import Display, console
     from stepalign.verbs.select import select as run
 
     named = [f"data.train={json.dumps(problems)}"] if problems else []
     config = load_config(recipe, [*(settings or ()), *named])
     command = resume_command("select", recipe, out, [*(settings or ()), *named])
-    with PhaseDisplay() as display:
+    with Display() as display:
         try:
-            manifest = run(config, out, resume=resume, watcher=display)
+            manifest = run(config, out, resume=resume, listener=display)
         except KeyboardInterrupt:
             raise interrupted(command) from None
     write_funnel(manifest, out / "funnel.html")

@@ -19,6 +19,7 @@ from stepalign.cli.options import (
 )
 from stepalign.config import Config, check_checkpoint_rule, load_config
 from stepalign.errors import BudgetSpentError
+from stepalign.events import progress
 
 
 def demo(
@@ -56,18 +57,18 @@ def train(
         return _dry_run(config)
     from stepalign.stopping import Interrupted, StopRequest
     from stepalign.training.loop import train as run
-    from stepalign.verbs.progress import TrainDisplay, console
+    from stepalign.verbs.progress import Display, console
 
     command = resume_command("train", recipe, out, settings)
     notice = "stopping: the run saves itself after this step; Ctrl-C once more stops at once"
-    with StopRequest(notice).listening() as stop, TrainDisplay(config.condition, config.training.max_steps) as display:
+    with StopRequest(notice).listening() as stop, Display(config.condition) as display:
         try:
-            progress = run(config, out, resume=resume, listener=display, stop=stop)
+            done = run(config, out, resume=resume, listener=display, stop=stop)
         except Interrupted:
             raise interrupted(command) from None
         except BudgetSpentError as error:
             raise budget_spent(error, command) from None
-    console.print(f"{progress.step} steps, {progress.num_rollouts} rollouts, {progress.num_tokens} tokens")
+    console.print(f"{done.step} steps, {done.num_rollouts} rollouts, {done.num_tokens} tokens")
     console.print(f"weights: {out / 'final'}")
     return None
 
@@ -78,16 +79,16 @@ def warmstart(
     steps: Annotated[int, typer.Option("--steps", help="Only so many steps, to try it out.", min=0)] = 0,
 ) -> None:
     """Make the embedded solver and its problem sets again, from nothing."""
-    from stepalign.verbs.progress import console, progress_bars
+    from stepalign.verbs.progress import Display, console
     from stepalign.verbs.warmstart import make_embedded
 
-    with progress_bars(transient=True) as bars:
-        row = bars.add_task("warm start", total=None, note="")
+    with Display(transient=True) as display:
         told = make_embedded(
-            out, seed=seed, max_steps=steps or None, on_step=lambda done, total, note: bars.update(
-                row, completed=done, total=total, note=note
-            ),
-        )  # fmt: skip
+            out,
+            seed=seed,
+            max_steps=steps or None,
+            on_step=lambda done, total, note: display(progress("warm start", done, total, note)),
+        )
     for line in told:
         console.print(line)
 
@@ -108,15 +109,15 @@ def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool
     from stepalign.domains.sets import load_set
     from stepalign.evaluation.comparison import detectable_difference
     from stepalign.report.table import results_table
-    from stepalign.verbs.progress import CompareDisplay, console
+    from stepalign.verbs.progress import Display, console
 
     num_test = len(load_set(config, "test").problems)
     if num_test > 1:
         console.print(detectable_difference(num_test, config.evaluation.num_samples, len(config.compare.seeds)))
     command = resume_command("compare", recipe, out, settings)
-    with CompareDisplay() as display:
+    with Display() as display:
         try:
-            results = compare(config, recipe, out, resume=resume, watcher=display)
+            results = compare(config, recipe, out, resume=resume, listener=display)
         except KeyboardInterrupt:
             raise interrupted(command) from None
         except BudgetSpentError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from stepalign.config import Config
@@ -11,6 +10,7 @@ from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.python import problems as python_problems
 from stepalign.errors import ConfigError
+from stepalign.events import Listener, silent, warning
 from stepalign.feedback import findings
 from stepalign.problems.rows import is_environment
 from stepalign.records import CritiqueForm
@@ -34,7 +34,7 @@ def make_endpoint_critic(
     form: CritiqueForm = "trace",
     cache_folder: Path | None = None,
     ledger_folder: Path | None = None,
-    announce: Callable[[str], None] | None = None,
+    listener: Listener = silent,
 ) -> Critic:
     """A critic behind an OpenAI-compatible address.
 
@@ -42,7 +42,7 @@ def make_endpoint_critic(
         form: what it is asked to write.
         cache_folder: where the replies lie unless ``critic.cache`` names a file; without both nothing is kept.
         ledger_folder: where the attempts are written down; a budget then holds for all processes of a run.
-        announce: told in one line when the servers pause.
+        listener: receives a warning when the servers pause, and when they answer again.
 
     Raises:
         ConfigError: no model, or a replay without a cache.
@@ -72,7 +72,7 @@ def make_endpoint_critic(
         cost_budget=section.cost_budget,
         prices=section.prices or None,
         ledger_path=ledger_folder and ledger_folder / LEDGER,
-        announce=announce,
+        announce=lambda text: listener(warning(text)),
     )
     if not section.cache_only:
         try:

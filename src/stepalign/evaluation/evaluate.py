@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from stepalign.errors import LockedError
 from stepalign.evaluation.metrics import NO_SHARES, GradedCompletion, Metric, compute_metrics
 from stepalign.evaluation.statistics import bootstrap_mean
+from stepalign.events import Listener, progress, silent
 from stepalign.records import Completion, Problem, Verdict
 
 CHUNK = 256
@@ -59,13 +60,13 @@ def sample_and_grade(
     sample: Samples,
     grade: Grades,
     file: Path | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    listener: Listener = silent,
 ) -> list[EvaluatedProblem]:
     """Sample and grade every problem; with a file, finished problems are kept there and not done again.
 
     Args:
         file: JSON lines, one problem a line. Lines of the same problems in the same order are taken over.
-        on_progress: called with (problems done, problems in all).
+        listener: receives the progress of the phase "evaluation", in problems.
     """
     done = [_read(line) for line in _whole_lines(file)][: len(problems)] if file else []
     known = [p.problem_id for p in done]
@@ -85,8 +86,7 @@ def sample_and_grade(
             with file.open("a", encoding="utf-8") as out:
                 out.write("".join(_line(p) for p in new))
         done += new
-        if on_progress is not None:
-            on_progress(len(done), len(problems))
+        listener(progress("evaluation", len(done), len(problems)))
     return done
 
 

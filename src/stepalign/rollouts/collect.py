@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 
@@ -19,6 +18,7 @@ from stepalign.critics import Critic, CritiqueRequest
 from stepalign.domains.math.grading import Grader
 from stepalign.errors import ConfigError
 from stepalign.evaluation import canaries
+from stepalign.events import Listener, progress, silent
 from stepalign.feedback import designs
 from stepalign.feedback.findings import FINDINGS
 from stepalign.models.load import Solver
@@ -78,12 +78,6 @@ class Batch:
     """Spent waiting for critiques after the last completion."""
 
 
-class Progress(Protocol):
-    """Called with the number of finished completions and their total."""
-
-    def __call__(self, done: int, total: int) -> None: ...
-
-
 @dataclass(slots=True)
 class Collector:
     """Everything a step needs before the optimizer."""
@@ -112,7 +106,7 @@ class Collector:
                 hint="--set sampling.num_generations=8, or leave the key out",
             )
 
-    def collect(self, problems: Sequence[Problem], step: int, seed: int, on_progress: Progress | None = None) -> Batch:
+    def collect(self, problems: Sequence[Problem], step: int, seed: int, listener: Listener = silent) -> Batch:
         """Roll out and prepare one step. Critiques are asked for as each completion finishes, not after the batch."""
         student_prompts = [self.prompts.student(problem) for problem in problems]
         total = len(problems) * self.num_generations
@@ -126,8 +120,7 @@ class Collector:
             if self.critic is not None:
                 request = CritiqueRequest(problem=problem, rollout=rollout)
                 pending[self.critic.submit(request)] = request
-            if on_progress is not None:
-                on_progress(len(rollouts), total)
+            listener(progress("sampling", len(rollouts), total))
 
         self.sampler.sample(
             student_prompts,

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from stepalign.events import Listener, progress, silent
 from stepalign.feedback import designs
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder
@@ -31,7 +32,7 @@ def analyse(
     model_name: str,
     wrong_result: WrongResult | None = None,
     more_critiques: Sequence[Critique] = (),
-    on_progress: Callable[[int, int], None] | None = None,
+    listener: Listener = silent,
 ) -> dict[str, Any]:
     """Score rollouts under every context, in memory; see docs/formats.md (signal.json) for what comes out.
 
@@ -45,8 +46,7 @@ def analyse(
     )
     for done, one in enumerate(analysed, 1):
         rows += one.rows
-        if on_progress is not None:
-            on_progress(done, len(attempts))
+        listener(progress("scoring", done, len(attempts)))
     labels = {name: designs.find_design(name).label for name in contexts}
     return summarise(lambda: rows, header(model_name, temperature), labels, num_shown=num_shown)
 

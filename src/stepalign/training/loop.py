@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -34,6 +34,7 @@ from stepalign.critics.ledger import cost
 from stepalign.domains.sets import fingerprint, load_sets
 from stepalign.errors import BudgetSpentError, ConfigError
 from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
+from stepalign.events import Event, Listener, evaluation, line, step, warning
 from stepalign.models.load import EMBEDDED, Solver, save_solver
 from stepalign.records import Problem, to_json
 from stepalign.rollouts.collect import Batch, Collector, derive_seed, problems_of_step
@@ -48,15 +49,6 @@ from stepalign.training.teacher import Teacher
 from stepalign.training.trackers import check_trackers, open_trackers
 
 PHASES = ("sampling", "feedback", "learning", "evaluation", "saving")
-
-
-class Listener(Protocol):
-    """Watches a run. ``phase`` is one of PHASES, with how much of it is done; ``step`` gets a step's numbers."""
-
-    def phase(self, name: str, done: int, total: int) -> None: ...
-    def step(self, step: int, max_steps: int, numbers: dict[str, float]) -> None: ...
-    def evaluated(self, step: int, name: str, rows: list[dict[str, Any]]) -> None: ...
-    def say(self, text: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -113,12 +105,12 @@ def train(
     loaded = load_sets(config)
     for name, found in loaded.items():
         for reason, count in found.skipped.items():
-            listener.say(f"{name}: {count} rows skipped: {reason}")
+            listener(line(f"{name}: {count} rows skipped: {reason}"))
     sets = {name: found.problems for name, found in loaded.items()}
     check_checkpoint_rule(config, {name: len(problems) for name, problems in sets.items()})
     progress = Progress()
-    check_material(config, sets["train"], listener.say)
-    check_dtype(config, listener.say)
+    check_material(config, sets["train"], listener)
+    check_dtype(config, listener)
     session = open_session(config, version=lambda: progress.step)
     try:
         check_prompts(config, session.solver, session.prompts, sets)
@@ -152,7 +144,7 @@ class _Run:
         self.fingerprints = {name: fingerprint(problems) for name, problems in sets.items()}
         self.guards = Guards(config.guards, config.objective.teacher.weights)
         condition = check_terms(config)
-        self.critic = make_critic(config, shared_folder, [condition.design], listener.say, folder.path)
+        self.critic = make_critic(config, shared_folder, [condition.design], listener, folder.path)
         self.collector = Collector(
             solver=session.solver,
             sampler=session.sampler,
@@ -179,7 +171,7 @@ class _Run:
             session.solver.model, config.objective.teacher, keeps_reference=config.objective.beta > 0
         )
         self._resume()
-        self.trackers = open_trackers(config, folder.path, self.progress.step, listener.say)
+        self.trackers = open_trackers(config, folder.path, self.progress.step, listener)
 
     def go(self) -> None:
         section = self.config.training
@@ -188,7 +180,7 @@ class _Run:
         while not self._ended():
             problems = problems_of_step(self.sets["train"], self.progress.step, section.problems_per_step, section.seed)
             with self.timed("sampling"), self._saved_if_the_budget_ends():
-                batch = self.collector.collect(problems, self.progress.step, section.seed, self._collecting)
+                batch = self.collector.collect(problems, self.progress.step, section.seed, self.listener)
             self._book_feedback(batch.feedback_seconds)
             self._stop_if_asked()
             with self.timed("learning"):
@@ -227,17 +219,17 @@ class _Run:
             "total_tokens": float(progress.num_tokens),
             "seconds": progress.seconds,
         }
-        step = progress.step
-        self.folder.append("rollouts", ({"record_step": step, **to_json(r)} for r in batch.rollouts))
-        self.folder.append("critiques", ({"record_step": step, **to_json(c)} for c in batch.critiques))
-        self.folder.append("contexts", ({"record_step": step, **to_json(c)} for c in batch.contexts))
+        done = progress.step
+        self.folder.append("rollouts", ({"record_step": done, **to_json(r)} for r in batch.rollouts))
+        self.folder.append("critiques", ({"record_step": done, **to_json(c)} for c in batch.critiques))
+        self.folder.append("contexts", ({"record_step": done, **to_json(c)} for c in batch.contexts))
         warnings = self.guards.look(step_numbers, progress.masked)
-        for warning in warnings:
-            progress.warnings.append(f"step {step}: {warning}")
-            self.listener.say(f"warning, step {step}: {warning}")
-        self.folder.append("metrics", [{"step": step, **step_numbers}])
-        self.listener.step(step, self.config.training.max_steps, step_numbers)
-        self.trackers.step(step, step_numbers)
+        for sentence in warnings:
+            progress.warnings.append(f"step {done}: {sentence}")
+            self.listener(warning(progress.warnings[-1]))
+        self.folder.append("metrics", [{"step": done, **step_numbers}])
+        self.listener(step(done, self.config.training.max_steps, step_numbers))
+        self.trackers.step(done, step_numbers)
         if warnings and self.config.guards.stop:
             self.save()
             raise ConfigError(
@@ -248,30 +240,30 @@ class _Run:
 
     def evaluate(self) -> None:
         """Measure the held-out sets that are due at this step."""
-        step, section = self.progress.step, self.config.evaluation
+        done, section = self.progress.step, self.config.evaluation
         last = self._ended()
         names = ["validation", "test"] if last or section.checkpoint_rule != "last" else ["validation"]
         with self.timed("evaluation"):
             for name in names:
-                if not self.sets[name] or (step, name) in self.evaluated:
+                if not self.sets[name] or (done, name) in self.evaluated:
                     continue
-                done = sample_and_grade(
+                graded = sample_and_grade(
                     self.sets[name],
                     num_samples=section.num_samples,
                     seed=derive_seed(section.seed, name),
                     sample=self.session.sample,
                     grade=self.session.grade,
-                    file=self.folder.path / "samples" / f"step-{step:05d}-{name}.jsonl",
-                    on_progress=self._evaluating,
+                    file=self.folder.path / "samples" / f"step-{done:05d}-{name}.jsonl",
+                    listener=self._evaluating,
                 )
                 rows = metric_rows(
-                    metrics_of(done, self.config.ks), level=section.confidence, resamples=section.bootstrap_samples
+                    metrics_of(graded, self.config.ks), level=section.confidence, resamples=section.bootstrap_samples
                 )
                 totals = {"rollouts": self.progress.num_rollouts, "seconds": self.progress.seconds}
-                self.evaluated.add((step, name))
-                self.folder.append("evaluations", [{"step": step, "set": name, **totals, "metrics": rows}])
-                self.listener.evaluated(step, name, rows)
-                self.trackers.evaluated(step, name, rows)
+                self.evaluated.add((done, name))
+                self.folder.append("evaluations", [{"step": done, "set": name, **totals, "metrics": rows}])
+                self.listener(evaluation(done, name, rows))
+                self.trackers.evaluated(done, name, rows)
 
     def save(self) -> None:
         """Write a checkpoint and let old ones go."""
@@ -310,7 +302,7 @@ class _Run:
         for name in Progress.__slots__:
             setattr(self.progress, name, getattr(saved, name))
         self.guards.history, self.guards.warned = saved.guard_history, saved.guards_spoken
-        self.listener.say(f"continues from {found.folder.name}")
+        self.listener(line(f"continues from {found.folder.name}"))
 
     def _refuse_other_problems(self, before: dict[str, str]) -> None:
         """A file may have changed under its name: half a run on other problems would be nobody's run."""
@@ -350,12 +342,9 @@ class _Run:
                 self.save()
             raise
 
-    def _collecting(self, done: int, total: int) -> None:
-        self.listener.phase("sampling", done, total)
-
-    def _evaluating(self, done: int, total: int) -> None:
-        self.listener.phase("evaluation", done, total)
-        if done < total:  # what is evaluated is kept: a long evaluation goes on where it stopped
+    def _evaluating(self, event: Event) -> None:
+        self.listener(event)
+        if event.done < event.total:  # what is evaluated is kept: a long evaluation goes on where it stopped
             self._stop_if_asked()
 
     @contextmanager

@@ -9,6 +9,7 @@ from stepalign.config import Config
 from stepalign.domains.python.problems import is_test_program
 from stepalign.domains.sets import load_sets, named
 from stepalign.errors import ConfigError
+from stepalign.events import Listener, silent, warning
 from stepalign.feedback.designs import Need, find_condition, find_design
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder
@@ -42,7 +43,7 @@ def check_inputs(config: Config) -> None:
     check_prompts(config, solver, make_prompts(config, solver), {name: found.problems for name, found in sets.items()})
 
 
-def check_dtype(config: Config, warn: Callable[[str], None]) -> None:
+def check_dtype(config: Config, listener: Listener) -> None:
     """Raises ConfigError for float16, where small gradients vanish; warns where bfloat16 would swallow the updates."""
     model, training = config.model, config.training
     if not training.max_steps:
@@ -54,13 +55,15 @@ def check_dtype(config: Config, warn: Callable[[str], None]) -> None:
             hint="--set model.dtype=bfloat16, or float32",
         )
     if model.dtype == "bfloat16" and model.lora is None:
-        warn(
-            "all weights train in bfloat16, which rounds away updates below 1/512 of a weight: at a learning rate of "
-            f"{training.learning_rate:g} most of them may never move; float32 or model.lora keep them"
+        listener(
+            warning(
+                "all weights train in bfloat16, which rounds away updates below 1/512 of a weight: at a learning rate "
+                f"of {training.learning_rate:g} most of them may never move; float32 or model.lora keep them"
+            )
         )
 
 
-def check_material(config: Config, problems: Sequence[Problem], warn: Callable[[str], None] = lambda _: None) -> None:
+def check_material(config: Config, problems: Sequence[Problem], listener: Listener = silent) -> None:
     """Look whether the problems have what the condition shows of them, and count those that have not.
 
     Raises:
@@ -78,7 +81,7 @@ def check_material(config: Config, problems: Sequence[Problem], warn: Callable[[
                 hint=hint,
             )
         if lacking:
-            warn(f"warning: {lacking} of {len(problems)} training problems lack {name}; their rollouts are masked")
+            listener(warning(f"{lacking} of {len(problems)} training problems lack {name}; their rollouts are masked"))
 
 
 def check_prompts(

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from stepalign.config import Config
 from stepalign.errors import ConfigError
+from stepalign.events import Listener, line, warning
 from stepalign.storage.run_folder import read_json_lines
 
 STEP = "train/global_step"
@@ -164,15 +165,15 @@ TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
 class Trackers:
     """The open trackers of a run. Made by :func:`open_trackers`."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
         self._open: dict[str, Tracker] = {}
 
     def add(self, name: str, start: Callable[[], Tracker]) -> None:
         tracker: list[Tracker] = []
         if self._safely(name, lambda: tracker.append(start())):
             self._open[name] = tracker[0]
-            self._say(f"{name}: {tracker[0].address}")
+            self._listener(line(f"{name}: {tracker[0].address}"))
 
     def catch_up(self, folder: Path) -> None:
         """Send what the record has and a tracker has not."""
@@ -195,7 +196,7 @@ class Trackers:
     def close(self) -> None:
         for name, tracker in list(self._open.items()):
             if self._safely(name, tracker.finish):
-                self._say(f"{name}: {tracker.address}")
+                self._listener(line(f"{name}: {tracker.address}"))
         self._open.clear()
 
     def _log(self, step: int, numbers: Mapping[str, float | None], only: Sequence[str] | None = None) -> None:
@@ -212,9 +213,11 @@ class Trackers:
                 call()
         except Exception as error:  # whatever it is, the run is worth more
             self._open.pop(name, None)
-            self._say(
-                f"warning: the tracker {name} fails and is left out from here on ({type(error).__name__}: "
-                f"{str(error)[:200]}); metrics.jsonl has every number"
+            self._listener(
+                warning(
+                    f"the tracker {name} fails and is left out from here on ({type(error).__name__}: "
+                    f"{str(error)[:200]}); metrics.jsonl has every number"
+                )
             )
             return False
         return True
@@ -237,15 +240,15 @@ def check_trackers(config: Config) -> None:
             raise ConfigError(f"the tracker {name} is not installed", where="training.report_to", hint=install)
 
 
-def open_trackers(config: Config, folder: Path, first_step: int, say: Callable[[str], None]) -> Trackers:
+def open_trackers(config: Config, folder: Path, first_step: int, listener: Listener) -> Trackers:
     """Start what ``training.report_to`` names, or continue it where the run folder knows it already.
 
     Args:
         folder: the run folder; ``tracking.json`` in it keeps the identity of the run.
         first_step: finished optimizer steps.
-        say: told the address of each tracker at its start and at its end, and what fails.
+        listener: receives the address of each tracker at its start and at its end, and what fails.
     """
-    trackers = Trackers(say)
+    trackers = Trackers(listener)
     wanted = _wanted(config)
     if wanted:
         run = _tracked_run(config, folder, first_step)

@@ -13,13 +13,14 @@ import os
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from stepalign.config import ArmSection, Config, arm_config, changed, check_checkpoint_rule, difference
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
 from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
+from stepalign.events import Event, Listener
 from stepalign.feedback.designs import find_condition, find_design
 from stepalign.rollouts.credit import check_terms
 from stepalign.stopping import StopRequest
@@ -80,14 +81,6 @@ class RunsFailedError(UserError):
         for error in failures.values():
             for note in getattr(error, "__notes__", ()):
                 self.add_note(note)
-
-
-class Watcher(Protocol):
-    """Told what the workers do."""
-
-    def tasks(self, names: list[str]) -> None: ...
-    def event(self, task: str, kind: str, payload: Mapping[str, Any]) -> None: ...
-    def say(self, text: str) -> None: ...
 
 
 def plan(config: Config, out: Path) -> list[Task]:
@@ -154,7 +147,7 @@ def arm_differences(config: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-def compare(config: Config, recipe: str, out: Path, *, resume: bool, watcher: Watcher) -> dict[str, Any]:
+def compare(config: Config, recipe: str, out: Path, *, resume: bool, listener: Listener) -> dict[str, Any]:
     """Run the whole grid and write results.json and report.html.
 
     Raises:
@@ -169,14 +162,16 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, watcher: Wa
     with RunFolder(out, config, resume=resume, kind="comparison"), stop.listening():
         _check_critics(tasks)
         open_tasks = sorted((t for t in tasks if not t.finished), key=lambda t: -t.cost)
-        watcher.tasks([t.name for t in tasks])
         for task in tasks:
-            if task.finished:
-                watcher.event(task.name, "finished", {})
+            listener(
+                Event(kind="finished", run=task.name)
+                if task.finished
+                else Event(kind="progress", name="waiting", run=task.name)
+            )
         failures: dict[str, UserError] = {}
         if open_tasks:
             num_workers = min(config.compare.processes, len(open_tasks))
-            failures = work_off(open_tasks, run_task, num_workers, stop=stop, listen=watcher.event)
+            failures = work_off(open_tasks, run_task, num_workers, stop=stop, listen=_passed_on(listener))
             if stop.asked:
                 raise KeyboardInterrupt
         elif (out / "results.json").exists():
@@ -194,6 +189,18 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, watcher: Wa
         spent = [error for error in failures.values() if isinstance(error, BudgetSpentError)]
         raise spent[0] if len(spent) == len(failures) else RunsFailedError(failures, out)
     return results
+
+
+def _passed_on(listener: Listener) -> Callable[[str, str, Mapping[str, Any]], None]:
+    def listen(task: str, kind: str, payload: Mapping[str, Any]) -> None:
+        if kind == "event":
+            listener(replace(payload["event"], run=task))
+        elif kind == "finished":
+            listener(Event(kind="finished", run=task))
+        elif kind == "failed":
+            listener(Event(kind="failed", run=task, text=payload["error"].what))
+
+    return listen
 
 
 def _publish(results: dict[str, Any], out: Path) -> Path:
@@ -306,15 +313,11 @@ def run_task(task: Task, send: Send, stop: StopRequest) -> None:
 
     torch.set_num_threads(1)
     if task.name == SIGNAL:
-        write_signal(
-            task.config,
-            task.folder,
-            lambda done, total: send("phase", {"name": "signal", "done": done, "total": total}),
-        )
+        write_signal(task.config, task.folder, _Sender(send))
         return
     from stepalign.training import loop
 
-    progress = loop.train(
+    done = loop.train(
         task.config, task.folder, resume=True, listener=_Sender(send), stop=stop, shared_folder=task.comparison
     )
     if task.name == BASE:
@@ -322,7 +325,7 @@ def run_task(task: Task, send: Send, stop: StopRequest) -> None:
 
         sets = {name: len(found.problems) for name, found in load_sets(task.config).items()}
         write_atomically(task.folder / "sets.json", json.dumps(sets) + "\n")
-    summary = loop.run_summary(task.config, progress)
+    summary = loop.run_summary(task.config, done)
     summary["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     write_atomically(task.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
 
@@ -334,24 +337,14 @@ class _Sender:
         self._send = send
         self._last = 0.0
 
-    def phase(self, name: str, done: int, total: int) -> None:
+    def __call__(self, event: Event) -> None:
         now = time.monotonic()
-        if now - self._last > 0.25:
+        if event.kind != "progress" or now - self._last > 0.25:
             self._last = now
-            self._send("phase", {"name": name, "done": done, "total": total})
-
-    def step(self, step: int, max_steps: int, numbers: dict[str, float]) -> None:
-        shown = ("reward", "divergence", "student_entropy", "seconds")
-        self._send("step", {"step": step, "max_steps": max_steps, **{k: numbers[k] for k in shown}})
-
-    def evaluated(self, step: int, name: str, rows: list[dict[str, Any]]) -> None:
-        self._send("evaluated", {"step": step, "set": name, "rows": rows})
-
-    def say(self, text: str) -> None:
-        self._send("say", {"text": text})
+            self._send("event", {"event": event})
 
 
-def write_signal(config: Config, out: Path, on_progress: Callable[[int, int], None]) -> Path:
+def write_signal(config: Config, out: Path, listener: Listener) -> Path:
     """Roll out the untrained solver on training problems and analyse what each context would teach."""
     from stepalign.build import (
         arithmetic_probe,
@@ -382,7 +375,7 @@ def write_signal(config: Config, out: Path, on_progress: Callable[[int, int], No
             more_critiques=more_critiques(
                 config, out, triples, config.signal.contexts, make_rules(config, session.grader)
             ),
-            on_progress=on_progress,
+            listener=listener,
         )
     finally:
         session.close()

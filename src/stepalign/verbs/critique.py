@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from stepalign.critics.build import make_endpoint_critic, make_programmatic_crit
 from stepalign.domains.arithmetic.task import parse_question
 from stepalign.domains.sets import make_grader
 from stepalign.errors import BudgetSpentError, ConfigError, LockedError
+from stepalign.events import Event, Listener, progress, silent
 from stepalign.feedback.alignment import Alignment
 from stepalign.feedback.findings import FINDINGS
 from stepalign.records import to_json
@@ -35,9 +36,6 @@ PAID = ("attempts", "prompt_tokens", "completion_tokens", "cost", "faults")
 MAX_STEP = 2_000
 """Characters of a step in an example; what is cut is said."""
 
-Watch = Callable[[int, Counter[str]], None]
-"""Told after every critique: (how many are done, the findings so far)."""
-
 
 def critique_rollouts(
     config: Config,
@@ -45,8 +43,7 @@ def critique_rollouts(
     out: Path,
     *,
     resume: bool,
-    watch: Watch = lambda done, found: None,
-    announce: Callable[[str], None] = lambda line: None,
+    listener: Listener = silent,
 ) -> dict[str, Any]:
     """Ask for a critique of every attempt; write critiques.jsonl, findings.json and index.html (docs/formats.md).
 
@@ -67,19 +64,19 @@ def critique_rollouts(
         names = {line["rollout_id"] for line in done}
         with make_grader(config) as grader:
             rules = rules_of(config, grader)
-            critic = _make_critic(config, out, announce)
+            critic = _make_critic(config, out, listener)
             _remember_attempts(out / "source.json", attempts)
             found = Counter(name for line in done for name in line["findings"])
             wanted = (graded(r, grader) for r in attempts.requests if r.rollout.rollout_id not in names)
             reviews = follow(critic, {}, rules, more=wanted, ahead=2 * config.critic.concurrency)
             try:
-                watch(len(done), found)
+                listener(_progress(len(done), attempts, found))
                 for review in reviews:
                     line = _line(review)
                     folder.append("critiques", [line])
                     done.append(line)
                     found.update(line["findings"])
-                    watch(len(done), found)
+                    listener(_progress(len(done), attempts, found))
             except BudgetSpentError:
                 _publish(config, attempts, done, rules, critic, out)
                 raise
@@ -88,10 +85,16 @@ def critique_rollouts(
         return _publish(config, attempts, done, rules, critic, out)
 
 
-def _make_critic(config: Config, out: Path, announce: Callable[[str], None]) -> Critic:
+def _progress(done: int, attempts: Attempts, found: Counter[str]) -> Event:
+    """With the two most frequent findings so far beside it."""
+    note = "  ".join(f"{count} {name}" for name, count in found.most_common(2))
+    return progress("critiques", done, len(attempts.requests), note)
+
+
+def _make_critic(config: Config, out: Path, listener: Listener) -> Critic:
     if config.critic.kind == "programmatic":
         return make_programmatic_critic(config)
-    return make_endpoint_critic(config, cache_folder=out, ledger_folder=out, announce=announce)
+    return make_endpoint_critic(config, cache_folder=out, ledger_folder=out, listener=listener)
 
 
 def _refuse_foreign_problems(config: Config, attempts: Attempts) -> None:

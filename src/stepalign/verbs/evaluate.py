@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from stepalign.build import open_session
 from stepalign.config import Config, changed
 from stepalign.domains.sets import load_set
 from stepalign.errors import ConfigError, LockedError
 from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
+from stepalign.events import Listener, line
 from stepalign.models.load import EMBEDDED
 from stepalign.rollouts.collect import derive_seed
 from stepalign.storage.run_folder import finite, write_atomically
 
 
-class Watcher(Protocol):
-    """Told how far the evaluation is, and what else there is to say."""
-
-    def phase(self, name: str, done: int, total: int) -> None: ...
-    def say(self, text: str) -> None: ...
-
-
-def evaluate_model(config: Config, problems: str, out: Path, watcher: Watcher) -> dict[str, Any]:
+def evaluate_model(config: Config, problems: str, out: Path, listener: Listener) -> dict[str, Any]:
     """Sample, grade and measure; the completions go to OUT with the suffix .samples.jsonl and are not drawn twice.
 
     Args:
         config: which model, with which prompts and settings.
         problems: a JSONL file, or ``embedded:arithmetic`` for its test set.
         out: JSON file for the numbers.
-        watcher: told about progress and skipped rows.
+        listener: receives progress and skipped rows.
 
     Raises:
         ConfigError: no problems, or anything wrong with model or file.
@@ -41,7 +35,7 @@ def evaluate_model(config: Config, problems: str, out: Path, watcher: Watcher) -
     if not found.problems:
         raise ConfigError("there are no problems to evaluate", where=problems)
     for reason, count in found.skipped.items():
-        watcher.say(f"{count} rows skipped: {reason}")
+        listener(line(f"{count} rows skipped: {reason}"))
     samples = out.with_suffix(".samples.jsonl")
     session = open_session(config)
     try:
@@ -53,7 +47,7 @@ def evaluate_model(config: Config, problems: str, out: Path, watcher: Watcher) -
             sample=session.sample,
             grade=session.grade,
             file=samples,
-            on_progress=lambda done, total: watcher.phase("problems", done, total),
+            listener=listener,
         )
     finally:
         session.close()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,13 @@ from stepalign.domains.math.answers import MAX_LENGTH
 from stepalign.domains.math.grade import Grade, undecided
 from stepalign.domains.math.grading import Grader
 from stepalign.errors import ConfigError
+from stepalign.events import Listener, progress, silent
 from stepalign.problems.rows import Malformed, Row, cell_text, did_you_mean, read_rows
 
 BATCH = 2_000
 """Rows graded and written at once: what an interruption can cost."""
 _LOOKED_AT = 200
 """Rows of which one must have the columns; else the names are wrong, not the rows."""
-
-OnProgress = Callable[[int, int], None]
-"""Called with (rows done, rows in all)."""
 
 
 def grade_file(
@@ -32,7 +30,7 @@ def grade_file(
     completion: str,
     answer: str,
     grader: Grader,
-    on_progress: OnProgress | None = None,
+    listener: Listener = silent,
 ) -> dict[str, Counter[str]]:
     """Grade every row; OUT gets one JSON line per row of the source, in its order.
 
@@ -67,8 +65,7 @@ def grade_file(
             file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
             file.flush()
             _count(lines, counts)
-            if on_progress is not None:
-                on_progress(start + len(batch), len(rows))
+            listener(progress("grading", start + len(batch), len(rows)))
         os.fsync(file.fileno())
     os.replace(partial, out)
     return counts

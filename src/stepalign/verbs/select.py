@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from stepalign.build import Session, make_critic, open_session
 from stepalign.config import Config, changed
@@ -21,6 +21,7 @@ from stepalign.critics import Critic, CritiqueRequest
 from stepalign.domains.arithmetic.task import EMBEDDED, embedded_folder
 from stepalign.domains.sets import load_set, make_grader
 from stepalign.errors import ConfigError
+from stepalign.events import Listener, line, progress, warning
 from stepalign.feedback.steps import split_steps
 from stepalign.models.prompts import decode
 from stepalign.problems.loading import find_overlaps, save_problems, split_problems
@@ -36,14 +37,7 @@ CHUNK = 32
 WIDEN = "what was measured is kept: widen a gate, such as --set selection.average_below=0.5, and go on with --resume"
 
 
-class Watcher(Protocol):
-    """Told how far the sampling and the critic are, and what else there is to say."""
-
-    def phase(self, name: str, done: int, total: int) -> None: ...
-    def say(self, text: str) -> None: ...
-
-
-def select(config: Config, out: Path, *, resume: bool, watcher: Watcher) -> dict[str, Any]:
+def select(config: Config, out: Path, *, resume: bool, listener: Listener) -> dict[str, Any]:
     """Pass the problems of ``data.train`` through the gates of ``selection``; see docs/formats.md for what OUT holds.
 
     Returns:
@@ -54,7 +48,7 @@ def select(config: Config, out: Path, *, resume: bool, watcher: Watcher) -> dict
     """
     found = load_set(changed(config, {"data.validation_share": 0.0}, "selection"), "train")  # nothing is set aside here
     for reason, count in found.skipped.items():
-        watcher.say(f"{count} rows skipped: {reason}")
+        listener(line(f"{count} rows skipped: {reason}"))
     with RunFolder(out, config, resume=resume, kind="selection") as folder:
         section = config.selection
         kept, passages = pass_gates(
@@ -63,14 +57,14 @@ def select(config: Config, out: Path, *, resume: bool, watcher: Watcher) -> dict
         if gates_of(section, "solver"):
             session = open_session(config)
             try:
-                attempts = _sample_all(session, [one.problem for one in kept], folder, watcher)
+                attempts = _sample_all(session, [one.problem for one in kept], folder, listener)
             finally:
                 session.close()
             kept = [replace(one, attempts=attempts[one.problem.problem_id]) for one in kept]
             kept, more = pass_gates(kept, gates_of(section, "solver"), section)
             passages += more
         if gates_of(section, "critic"):
-            verdicts = _ask_all(config, [one.problem for one in kept], folder, watcher)
+            verdicts = _ask_all(config, [one.problem for one in kept], folder, listener)
             kept = [replace(one, critic_verdict=verdicts.get(one.problem.problem_id)) for one in kept]
             kept, more = pass_gates(kept, gates_of(section, "critic"), section)
             passages += more
@@ -82,14 +76,14 @@ def select(config: Config, out: Path, *, resume: bool, watcher: Watcher) -> dict
 # Measuring
 
 
-def _sample_all(session: Session, problems: Sequence[Problem], folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+def _sample_all(session: Session, problems: Sequence[Problem], folder: RunFolder, listener: Listener) -> dict[str, Any]:
     """The solver's attempts at every problem, by id; those on disk are taken from there."""
     config, file = session.config, folder.path / "samples.jsonl"
     _drop_torn_end(file)
     stored = {row["problem_id"]: _attempts(row) for row in read_json_lines(file)}
     missing = [problem for problem in problems if problem.problem_id not in stored]
     done = len(problems) - len(missing)
-    watcher.phase("sampling", done, len(problems))
+    listener(progress("sampling", done, len(problems)))
     for start in range(0, len(missing), CHUNK):
         chunk = missing[start : start + CHUNK]
         drawn = session.sampler.sample(
@@ -103,7 +97,7 @@ def _sample_all(session: Session, problems: Sequence[Problem], folder: RunFolder
         folder.append("samples", [asdict(attempts) for attempts in new])
         stored |= {attempts.problem_id: attempts for attempts in new}
         done += len(chunk)
-        watcher.phase("sampling", done, len(problems))
+        listener(progress("sampling", done, len(problems)))
     return stored
 
 
@@ -135,18 +129,18 @@ def _attempts(row: dict[str, Any]) -> Attempts:
     return Attempts(problem_id=row.pop("problem_id"), **{name: tuple(values) for name, values in row.items()})
 
 
-def _ask_all(config: Config, problems: Sequence[Problem], folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+def _ask_all(config: Config, problems: Sequence[Problem], folder: RunFolder, listener: Listener) -> dict[str, Any]:
     """The verdict on the critic's own solution of every problem, by id. Without one: it did not answer."""
     file = folder.path / "critic-solutions.jsonl"
     _drop_torn_end(file)
     verdicts = {row["problem_id"]: row["verdict"] for row in read_json_lines(file)}
     missing = [problem for problem in problems if problem.problem_id not in verdicts]
-    watcher.phase("asking the critic", len(problems) - len(missing), len(problems))
+    listener(progress("asking the critic", len(problems) - len(missing), len(problems)))
     if not missing:
         return verdicts
     # It is shown what the solver is shown: the question, and the form of an answer.
     alone = {"critic.sees": "nothing", "critic.structured": False, "prompts.critic": config.prompts.student}
-    critic = make_critic(changed(config, alone, "selection"), folder.path, ["step_aligned"], watcher.say)
+    critic = make_critic(changed(config, alone, "selection"), folder.path, ["step_aligned"], listener)
     assert critic is not None
     failed = 0
     try:
@@ -160,11 +154,11 @@ def _ask_all(config: Config, problems: Sequence[Problem], folder: RunFolder, wat
                 verdicts[problem.problem_id] = grade.verdict
                 row = {"problem_id": problem.problem_id, "verdict": grade.verdict, "answer": grade.answer}
                 folder.append("critic-solutions", [{**row, "reason": grade.reason, "text": text}])
-                watcher.phase("asking the critic", len(verdicts), len(problems))
+                listener(progress("asking the critic", len(verdicts), len(problems)))
     finally:
         critic.close()
     if failed:
-        watcher.say(f"warning: the critic did not answer for {failed} problems; the same command asks for them again")
+        listener(warning(f"the critic did not answer for {failed} problems; the same command asks for them again"))
     return verdicts
 
 

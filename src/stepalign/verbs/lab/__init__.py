@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+
+from stepalign.events import Listener, line
 
 
-def open_lab(
-    model: str, *, recipe: str = "", port: int = 0, settings: Iterable[str] = (), announce: Callable[[str], None]
-) -> None:
+def open_lab(model: str, *, recipe: str = "", port: int = 0, settings: Iterable[str] = (), listener: Listener) -> None:
     """Load a solver and serve the lab on the loopback address until interrupted.
 
     Args:
         model: as ``model.path`` of a recipe; the recipe's own when empty.
         recipe: prompts, temperature and critic; for the embedded solver "arithmetic" when empty, else the defaults.
         port: any free one for 0.
-        announce: told the address, with the token that opens the page, and which examples do not fit the desk.
+        listener: receives the address, with the token that opens the page, and which examples do not fit the desk.
 
     Raises:
         ConfigError: starlette or uvicorn is not installed, the port is taken, or model or recipe cannot be used.
@@ -40,12 +40,12 @@ def open_lab(
             examples, left_out = load_examples(recipe_folder() / "examples")
             sheets += examples
             for reason in left_out:
-                announce(f"an example is left out: {reason}")
+                listener(line(f"an example is left out: {reason}"))
             desk = {
                 "model": config.model.path,
                 "temperature": config.sampling.temperature,
                 "examples": [{"name": name, "sheet": sheet.model_dump()} for name, sheet in sheets],
             }
-            serve(bench, desk, found, announce)
+            serve(bench, desk, found, lambda text: listener(line(text)))
         finally:
             bench.close()

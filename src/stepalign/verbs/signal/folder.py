@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from stepalign.config import Config
 from stepalign.errors import ConfigError, LockedError
+from stepalign.events import Listener, progress, silent
 from stepalign.models.load import EMBEDDED, Solver, embedded_folder
 from stepalign.models.prompts import PromptBuilder
 from stepalign.report.page import write_token_page
@@ -44,7 +45,8 @@ def write_signal_folder(
     labels: Mapping[str, str],
     prompts_from: str,
     wrong_result: WrongResult | None = None,
-    on_progress: Callable[[int], None] | None = None,
+    total: int = 0,
+    listener: Listener = silent,
 ) -> Path:
     """Score attempts into a folder, or go on with it, and write its page. Layout: docs/formats.md.
 
@@ -53,7 +55,7 @@ def write_signal_folder(
         source: what is analysed, JSON-ready; an analysis of something else is refused.
         labels: contexts by name, in the order of the page.
         prompts_from: where the prompts come from, for the reader.
-        on_progress: told how many attempts are done.
+        total: attempts at most, for the progress that ``listener`` receives.
 
     Raises:
         ConfigError: no context has anything to say, or a label does not fit its attempt.
@@ -84,8 +86,7 @@ def write_signal_folder(
                 _write_arrays(out / ARRAYS / f"{number:06d}.safetensors", analysed, list(labels))
                 folder.append("signal", (row for one in analysed for row in one.rows))
             done += len(shard)
-            if on_progress is not None:
-                on_progress(done)
+            listener(progress("scoring", done, total))
         if first is None:
             raise ConfigError(
                 "no context has anything to say about any rollout",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from stepalign.build import Session, arithmetic_probe, more_critiques, open_sess
 from stepalign.config import Config, changed, load_config
 from stepalign.domains.sets import load_set
 from stepalign.errors import ConfigError
+from stepalign.events import Listener, line, silent, warning
 from stepalign.feedback import designs
 from stepalign.models.load import EMBEDDED
 from stepalign.records import Critique, Problem, Rollout
@@ -18,9 +19,6 @@ from stepalign.storage.run_folder import read_json_lines
 from stepalign.verbs.attempts import rollout_of
 from stepalign.verbs.signal.folder import write_signal_folder
 from stepalign.verbs.signal.from_jsonl import check_file, mostly_unknown, read_attempts
-
-Say = Callable[[str], None]
-OnProgress = Callable[[int, int], None]
 
 
 def analyse_file(
@@ -31,8 +29,7 @@ def analyse_file(
     contexts: tuple[str, ...] = (),
     num: int | None = None,
     prompts_from: str = "the defaults",
-    say: Say = print,
-    on_progress: OnProgress = lambda done, total: None,
+    listener: Listener = silent,
 ) -> Path:
     """Score the rows of a JSONL file under their own contexts; returns the page.
 
@@ -41,7 +38,7 @@ def analyse_file(
         contexts: names of contexts to keep; all of them when empty.
         num: rows, from the first on; all of them when None.
         prompts_from: where the configuration comes from, for the reader.
-        say: told what is left out, and how many rows the tokenizer mostly does not know.
+        listener: receives what is left out, and how many rows the tokenizer mostly does not know.
 
     Raises:
         ConfigError: a row that cannot be read (with its line), an unknown context, no model.
@@ -49,15 +46,17 @@ def analyse_file(
     """
     file = check_file(path, contexts, num)
     if file.own_prompts:
-        say(f"{file.own_prompts} of {file.total} rows bring prompts of their own")
+        listener(line(f"{file.own_prompts} of {file.total} rows bring prompts of their own"))
     for name, count in file.empty.items():
-        _say_left_out(say, name, {"no text in the file": count} if count else {}, file.total)
+        _say_left_out(listener, name, {"no text in the file": count} if count else {}, file.total)
     names = [name for name in file.contexts if file.empty[name] < file.total]
     with _opened(config) as session:
         if unknown := mostly_unknown(file, session.solver.tokenizer, num):
-            say(
-                f"warning: {unknown} of {file.total} rows ({unknown / file.total:.0%}) are mostly unknown to this "
-                "tokenizer: their numbers mean little; score them with another --model"
+            listener(
+                warning(
+                    f"{unknown} of {file.total} rows ({unknown / file.total:.0%}) are mostly unknown to this "
+                    "tokenizer: their numbers mean little; score them with another --model"
+                )
             )
         return write_signal_folder(
             out,
@@ -68,7 +67,8 @@ def analyse_file(
             source={"name": path.name, "sha256": file.sha256, "contexts": names, "num": num},
             labels={name: name for name in names},
             prompts_from=prompts_from,
-            on_progress=lambda done: on_progress(done, file.total),
+            total=file.total,
+            listener=listener,
         )
 
 
@@ -80,8 +80,7 @@ def analyse_run(
     model: str = "",
     num: int | None = None,
     settings: Iterable[str] = (),
-    say: Say = print,
-    on_progress: OnProgress = lambda done, total: None,
+    listener: Listener = silent,
 ) -> Path:
     """Score a run's first rollouts under context designs; returns the page.
 
@@ -90,7 +89,7 @@ def analyse_run(
             use the stored ones; a programmatic critic writes those that are not there.
         model: scores the rollouts; the run's untrained solver when empty.
         num: rollouts, from the first on; 256 when None.
-        say: told what is left out.
+        listener: receives what is left out.
 
     Raises:
         ConfigError: not a run folder, no rollouts, an unknown design, or no context that has anything to say.
@@ -114,7 +113,7 @@ def analyse_run(
     more = more_critiques(config, None, rollouts, names) if has_program else []
     attempts, left_out = attempts_under(rollouts, names, more)
     for name, reasons in left_out.items():
-        _say_left_out(say, name, reasons, len(rollouts))
+        _say_left_out(listener, name, reasons, len(rollouts))
     with _opened(config) as session:
         return write_signal_folder(
             out,
@@ -126,7 +125,8 @@ def analyse_run(
             labels={n: designs.find_design(n).label for n in names if sum(left_out[n].values()) < len(rollouts)},
             prompts_from=str(run / "config.toml"),
             wrong_result=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
-            on_progress=lambda done: on_progress(done, len(attempts)),
+            total=len(attempts),
+            listener=listener,
         )
 
 
@@ -139,12 +139,12 @@ def _checked_names(contexts: tuple[str, ...], config: Config) -> tuple[str, ...]
     return tuple(dict.fromkeys(contexts or config.signal.contexts))
 
 
-def _say_left_out(say: Say, name: str, reasons: Mapping[str, int], total: int) -> None:
+def _say_left_out(listener: Listener, name: str, reasons: Mapping[str, int], total: int) -> None:
     left = sum(reasons.values())
     if left:
         why = ", ".join(f"{reason} ({count})" if len(reasons) > 1 else reason for reason, count in reasons.items())
         what = "nothing to score, left out" if left == total else f"{left} of {total} rollouts have none"
-        say(f"context {name}: {what}: {why}")
+        listener(line(f"context {name}: {what}: {why}"))
 
 
 @contextmanager
