@@ -1,4 +1,4 @@
-"""What a critic's critiques are worth: a page like a linter's, and its lines for the terminal."""
+"""The findings in a critic's critiques: a page like a linter's, and its lines for the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from stepalign.report.template import render_page, write_page
-from stepalign.report.text import count, number, percent, visible
+from stepalign.report.text import count, percent, visible
 
 _OUTCOMES = {"use": "used", "mask": "masked", "fall_back": "replaced by the reference"}
 _CASES = {
@@ -45,56 +45,52 @@ def critique_html(summary: Mapping[str, Any]) -> str:
 
 
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(what, how much): the numbers that come first."""
-    outcomes, paid = summary["outcomes"], summary["paid"] or {}
-    open_attempts = summary["attempts"] - summary["critiques"]
-    rows = [
-        ("attempts", count(summary["attempts"])),
-        *([("not asked for yet", count(open_attempts))] if open_attempts else []),
-        ("usable critiques", count(summary["usable"])),
-        ("without any finding", count(summary["without_finding"])),
-        *((_OUTCOMES[name], count(outcomes[name])) for name in _OUTCOMES if outcomes.get(name)),
-        ("right steps copied verbatim", percent(summary["mean_verbatim_share"])),
-    ]
-    if paid:
-        cost = number(paid["cost"])
-        tokens = f"{count(paid['prompt_tokens'])} prompt + {count(paid['completion_tokens'])} completion tokens"
-        rows += [("calls to the critic", count(paid["attempts"])), ("paid in this folder", tokens)]
-        rows += [] if cost is None else [("cost", f"{cost:,.4f}")]
-    return rows
+    """(name, number) of the numbers that come first."""
+    rows = {
+        "attempts": count(summary["attempts"]),
+        "not asked for yet": count(summary["attempts"] - summary["critiques"]),
+        "usable critiques": count(summary["usable"]),
+        "without any finding": count(summary["without_finding"]),
+        **{words: count(summary["outcomes"].get(name, 0)) for name, words in _OUTCOMES.items()},
+    }
+    optional = ("not asked for yet", *_OUTCOMES.values())
+    rows = {name: text for name, text in rows.items() if text != "0" or name not in optional}
+    rows["right steps copied verbatim"] = percent(summary["mean_verbatim_share"])
+    if paid := summary["paid"]:
+        rows["calls to the critic"] = count(paid["attempts"])
+        rows["paid in this folder"] = _tokens(paid, "+")
+        if paid["cost"] is not None:
+            rows["cost"] = f"{paid['cost']:,.4f}"
+    return list(rows.items())
 
 
 def critique_lines(summary: Mapping[str, Any]) -> list[Text]:
     """The findings for a terminal, the gravest first."""
-    total = summary["critiques"]
-    lines = [
-        Text(
-            f"{count(summary['usable'])} of {count(total)} critiques by {visible(summary['critic'])} are usable, "
-            f"{count(summary['without_finding'])} without any finding"
-        )
-    ]
+    total = count(summary["critiques"])
+    usable = f"{count(summary['usable'])} of {total} critiques by {visible(summary['critic'])} are usable"
+    lines = [Text(f"{usable}, {count(summary['without_finding'])} without any finding")]
     for finding in summary["findings"]:
-        if not finding["count"]:
-            continue
-        grave = finding["policy"] in ("mask", "retry")
-        line = Text("  ")
-        line.append(f"{count(finding['count'])} of {count(total)} critiques {finding['summary']}", style="bold")
-        line.append(": " + (_reasons(finding) or finding["teaches"][0].lower() + finding["teaches"][1:]))
-        line.append(f" [{_POLICIES[finding['policy']]}]", style="red" if grave else "yellow")
-        lines.append(line)
-    masked = sum(summary["masked"].values())
-    if masked:
+        if finding["count"]:
+            line = Text("  ")
+            line.append(f"{count(finding['count'])} of {total} critiques {finding['summary']}", style="bold")
+            line.append(": " + (_reasons(finding) or finding["teaches"][0].lower() + finding["teaches"][1:]))
+            grave = finding["policy"] in ("mask", "retry")
+            line.append(f" [{_POLICIES[finding['policy']]}]", style="red" if grave else "yellow")
+            lines.append(line)
+    if masked := sum(summary["masked"].values()):
         reasons = ", ".join(f"{amount} {name}" for name, amount in summary["masked"].items())
         lines.append(Text(f"masked: {count(masked)} ({reasons})"))
     for reason, amount in summary["skipped"].items():
         rows = "1 row of the file was" if amount == 1 else f"{count(amount)} rows of the file were"
         lines.append(Text(f"{rows} skipped: {visible(reason)}", style="yellow"))
     if paid := summary["paid"]:
-        cost = number(paid["cost"])
-        tokens = f"{count(paid['prompt_tokens'])} prompt and {count(paid['completion_tokens'])} completion tokens"
-        price = "" if cost is None else f", cost {cost:,.4f}"
-        lines.append(Text(f"paid: {count(paid['attempts'])} calls, {tokens}{price}", style="dim"))
+        price = "" if paid["cost"] is None else f", cost {paid['cost']:,.4f}"
+        lines.append(Text(f"paid: {count(paid['attempts'])} calls, {_tokens(paid, 'and')}{price}", style="dim"))
     return lines
+
+
+def _tokens(paid: Mapping[str, Any], joint: str) -> str:
+    return f"{count(paid['prompt_tokens'])} prompt {joint} {count(paid['completion_tokens'])} completion tokens"
 
 
 def _reasons(finding: Mapping[str, Any]) -> str:

@@ -9,20 +9,15 @@ from typing import Any
 
 from markupsafe import Markup
 
+import stepalign
 from stepalign.errors import ConfigError
 from stepalign.report import charts, costs, curves, localisation, summary_text
 from stepalign.report.drawing import drawn
 from stepalign.report.payload import page_elements
 from stepalign.report.provenance import example_prompts, provenance_rows
-from stepalign.report.results import Difference, ResultsTable, differences, result_intervals, results_tables
-from stepalign.report.results_schema import (
-    CHECKPOINT_RULES,
-    Results,
-    is_share,
-    metric_label,
-    read_results,
-)
-from stepalign.report.template import package_version, render_page, write_page
+from stepalign.report.results import ResultsTable, differences, result_intervals, results_tables
+from stepalign.report.results_schema import CHECKPOINT_RULES, Results, is_share, metric_label, read_results
+from stepalign.report.template import render_page, write_page
 from stepalign.report.text import listing, megabytes, safe_json, seconds
 
 FORMAT = 1
@@ -67,7 +62,7 @@ def report_html(results: Mapping[str, Any], signal: Mapping[str, Any] | None = N
 
 def token_html(signal: Mapping[str, Any]) -> str:
     """The token viewer by itself as one HTML text."""
-    values = {"provenance": provenance_rows(signal, package_version()), "example_prompts": example_prompts(signal)}
+    values = {"provenance": provenance_rows(signal, stepalign.__version__), "example_prompts": example_prompts(signal)}
     return render_page("tokens.html.j2", {**_signal_values(signal), **values})
 
 
@@ -156,9 +151,6 @@ def _forest(table: ResultsTable, results: Results) -> list[tuple[str, Markup]]:
 
 def _differences(results: Results) -> list[dict[str, Any]]:
     """Paired differences grouped by what they measure, each group with one interval chart."""
-    groups: dict[tuple[str, str, str], list[Difference]] = {}
-    for row in differences(results):
-        groups.setdefault((row.metric, row.set, row.checkpoint_rule), []).append(row)
     return [
         {
             "metric": metric,
@@ -175,7 +167,7 @@ def _differences(results: Results) -> list[dict[str, Any]]:
                 phone={"labels_above": True},
             ),
         }
-        for (metric, set_name, rule), rows in groups.items()
+        for (metric, set_name, rule), rows in differences(results).items()
     ]
 
 

@@ -19,7 +19,7 @@ from stepalign.report.results_schema import (
     metric_label,
     seeds_text,
 )
-from stepalign.report.text import MISSING, count, decimal, p_value, percent, signed, signed_points
+from stepalign.report.text import MISSING, count, decimal, percent, signed, signed_points
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,54 +214,44 @@ def result_intervals(table: ResultsTable, results: Results) -> list[tuple[str, l
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One paired comparison, in words and as one row of an interval chart."""
+    """One paired comparison: the row of the file, its arms, and the difference as text and as a row of a chart."""
 
+    row: PairedRow
     a: Arm
     b: Arm
-    metric: str
-    set: str
-    checkpoint_rule: str
-    difference: str
+    text: str
     interval: str
-    p_value: str
-    seeds: str
-    problems: str
     chart: Interval
 
 
-def differences(results: Results) -> list[Difference]:
-    return [_difference(row, results.arm(row.a), results.arm(row.b)) for row in results.paired]
+def differences(results: Results) -> dict[tuple[str, str, str], list[Difference]]:
+    """Paired comparisons by (metric, set, checkpoint rule)."""
+    groups: dict[tuple[str, str, str], list[Difference]] = {}
+    for row in results.paired:
+        found = _difference(row, results.arm(row.a), results.arm(row.b))
+        groups.setdefault((metric_label(row.metric), row.set, row.checkpoint_rule), []).append(found)
+    return groups
 
 
 def _difference(row: PairedRow, a: Arm, b: Arm) -> Difference:
-    label, share = metric_label(row.metric), is_share(row.metric)
+    share = is_share(row.metric)
 
     def show(value: Number) -> str:
         return signed_points(value) if share else signed(value, 1)
 
-    # Drawn in percentage points of a share, in tokens otherwise.
-    value, low, high = (
-        100 * number if share and number is not None else number for number in (row.difference, row.low, row.high)
+    def drawn(value: Number) -> Number:
+        return 100 * value if share and value is not None else value
+
+    unit = "" if row.difference is None else " pts" if share else " tokens"
+    names = f"{a.label} − {b.label}"
+    interval = MISSING if row.low is None or row.high is None else f"{show(row.low)} to {show(row.high)}"
+    chart = Interval(
+        label=names,
+        colour=a.colour,
+        value=drawn(row.difference),
+        low=drawn(row.low),
+        high=drawn(row.high),
+        text=show(row.difference),
+        title=f"{metric_label(row.metric)}: {names} {show(row.difference)} ({interval})",
     )
-    interval = MISSING if low is None or high is None else f"{show(row.low)} to {show(row.high)}"
-    return Difference(
-        a=a,
-        b=b,
-        metric=label,
-        set=row.set,
-        checkpoint_rule=row.checkpoint_rule,
-        difference=show(row.difference) + ("" if value is None else " pts" if share else " tokens"),
-        interval=interval,
-        p_value=p_value(row.p_value),
-        seeds=seeds_text(row.seeds),
-        problems=count(row.problems),
-        chart=Interval(
-            label=f"{a.label} − {b.label}",
-            colour=a.colour,
-            value=value,
-            low=low,
-            high=high,
-            text=show(row.difference),
-            title=f"{label}: {a.label} − {b.label} {show(row.difference)} ({interval})",
-        ),
-    )
+    return Difference(row=row, a=a, b=b, text=show(row.difference) + unit, interval=interval, chart=chart)

@@ -1,4 +1,4 @@
-"""Training runs that no comparison has started, read as if one had: one run by itself, or several side by side."""
+"""Training runs outside a comparison, read as if they were one: one run by itself, or several side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUN_KEYS = ("critic", "masked", "warnings", "seconds_by_phase")
 
 
 def run_results(folders: Sequence[Path]) -> dict[str, Any]:
-    """What results.json would say (docs/formats.md), each run an arm; runs that differ in their seed alone are one arm.
+    """The contents of a results.json (docs/formats.md); runs that differ in their seed alone are one arm.
 
     Arms are paired only where their test problems are the same. Unfinished runs are shown as far as they are.
 
@@ -25,10 +25,10 @@ def run_results(folders: Sequence[Path]) -> dict[str, Any]:
     """
     configs = {folder: _config(folder) for folder in folders}
     first = next(iter(configs.values()))
-    numbers_of_samples = {config.evaluation.num_samples for config in configs.values()}
-    if len(numbers_of_samples) > 1:
+    sizes = {config.evaluation.num_samples for config in configs.values()}
+    if len(sizes) > 1:
         raise ConfigError(
-            f"the runs were evaluated with different n: {sorted(numbers_of_samples)}",
+            f"the runs were evaluated with different n: {sorted(sizes)}",
             where=", ".join(map(str, folders)),
             hint="report them one by one, or measure their models with stepalign evaluate --n",
         )
@@ -87,9 +87,8 @@ def _arms(configs: Mapping[Path, Config]) -> dict[str, dict[int, Path]]:
 
 
 def _arm(name: str, runs: Mapping[int, Path], configs: Mapping[Path, Config]) -> dict[str, Any]:
-    shared, own = (changed(config, {"training.seed": 0}) for config in (
-        next(iter(configs.values())), configs[next(iter(runs.values()))],
-    ))  # fmt: skip
+    own = configs[next(iter(runs.values()))]
+    shared = changed(next(iter(configs.values())), {"training.seed": own.training.seed})
     return {
         "name": name,
         "label": name,
@@ -102,7 +101,7 @@ def _arm(name: str, runs: Mapping[int, Path], configs: Mapping[Path, Config]) ->
 
 
 def _totals(folder: Path, config: Config) -> dict[str, Any]:
-    """What a run has cost so far: from its last step, and what only a checkpoint remembers from the newest one."""
+    """The cost of a run so far: from its last step, or, where only a checkpoint has it, from the newest one."""
     lines = _lines(folder / "metrics.jsonl")
     last = json.loads(lines[-1]) if lines else {}
     states = sorted((folder / "checkpoints").glob("step-*/state.json"))

@@ -1,8 +1,7 @@
-"""How a page is made: templates, style and script of the assets folder become one file that needs no network.
+"""Templates, style and script of the assets folder become one HTML file that needs no network.
 
-The content security policy allows exactly the two blocks we wrote, by hash, so that no text of a model or critic could
-run even if it escaped its element. Text reaches a page through autoescaping templates or through ``textContent``, never
-as markup.
+The content security policy allows exactly our two blocks, by hash, so that no text of a model or critic could run even
+if it escaped its element. Text reaches a page through autoescaping templates or ``textContent``, never as markup.
 """
 
 from __future__ import annotations
@@ -19,8 +18,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+import stepalign
 from stepalign.report import drawing, scale
-from stepalign.report.text import MISSING, count, decimal, number_of, percent, seconds, visible
+from stepalign.report.results_schema import seeds_text
+from stepalign.report.text import MISSING, count, decimal, number_of, p_value, visible
 
 VIEWER_PARTS = (
     *("dom", "text", "scale", "data", "list", "head", "panels", "beside", "strip", "numbers", "card", "moves", "links"),
@@ -47,28 +48,28 @@ def render_page(template: str, values: dict[str, Any], parts: Sequence[str] = ()
         finalize=lambda value: value if isinstance(value, Markup) or hasattr(value, "__html__") else visible(value),
     )
     environment.filters |= {
-        "percent": percent,
         "decimal": decimal,
-        "clock": seconds,
+        "p_value": p_value,
+        "seeds": seeds_text,
         "count": count,
         "number_of": number_of,
-        "arm_class": drawing.arm_class,
         "mark": _mark,
         "exact": lambda value: MISSING if value is None else json.dumps(value),
         "given": lambda value: MISSING if value is None else value,
     }
-    with_viewer = bool(values.get("signal") or parts)
-    style = "\n".join([asset("page.css"), _arm_rules(), *([viewer_style()] if with_viewer else [])])
-    if stylesheet:
-        style += "\n" + asset(stylesheet)
-    script = viewer_script(*parts) if with_viewer else ""
+    styles, script = [asset("page.css"), _arm_rules()], ""
+    if values.get("signal") or parts:
+        styles += [asset("viewer.css"), scale.stylesheet()]
+        files = [*(f"viewer/{name}.js" for name in VIEWER_PARTS), *parts]
+        script = "(() => {\n" + "\n".join(map(asset, files)) + "\n})();"
+    style = "\n".join([*styles, *([asset(stylesheet)] if stylesheet else [])])
     return environment.get_template(template).render(
         **values,
         style=Markup(style),
         script=Markup(script),
         policy=f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; base-uri 'none'; "
         "form-action 'none'" + ("; connect-src 'self'" if parts else ""),
-        version=package_version(),
+        version=stepalign.__version__,
     )
 
 
@@ -78,17 +79,6 @@ def write_page(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def viewer_script(*more: str) -> str:
-    """The viewer's parts in one closure, with further files of the assets folder after them."""
-    files = [*(f"viewer/{name}.js" for name in VIEWER_PARTS), *more]
-    return "(() => {\n" + "\n".join(asset(name) for name in files) + "\n})();"
-
-
-def viewer_style() -> str:
-    """The viewer's rules and the colours of every level of the scale."""
-    return asset("viewer.css") + "\n" + scale.stylesheet()
 
 
 def _mark(colour: int) -> Markup:
@@ -119,13 +109,3 @@ def _source(block: str) -> str:
 def asset(name: str) -> str:
     """A file of the assets folder, by its path in there."""
     return resources.files("stepalign.report").joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
-
-
-def package_version() -> str:
-    """What pip says is installed; "unknown" in a bare checkout."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("stepalign")
-    except PackageNotFoundError:
-        return "unknown"

@@ -15,32 +15,25 @@ _INVISIBLE = re.compile(
 )
 
 MISSING = "–"
-"""What stands for a number that is not defined or not measured yet. Never 0."""
+"""In place of a number that is not defined or not measured yet. Never 0."""
 
 
 def visible(text: object) -> str:
     """Text with every invisible or terminal-controlling character spelled out; newline and tab stay.
 
     Control characters become their Unicode pictures (ESC becomes ␛), all others ``⟨U+202E⟩``. Nothing in the result can
-    move a cursor, colour a terminal, or reorder the line it stands in.
+    move a cursor, colour a terminal, or reorder its line.
     """
-    return _INVISIBLE.sub(_picture, str(text))
 
+    def picture(match: re.Match[str]) -> str:
+        code = ord(match.group())
+        return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
 
-def _picture(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    return f"⟨U+{code:04X}⟩"
+    return _INVISIBLE.sub(picture, str(text))
 
 
 def safe_json(value: Any) -> str:
-    """JSON that can stand inside a ``<script>`` element: no ``<``, ``>``, ``&``, and nothing outside ASCII.
-
-    NaN and infinities become null: JSON has no such numbers, and a browser would refuse the whole page for one of them.
-    """
+    """JSON for the inside of a ``<script>`` element: no ``<``, ``>``, ``&``, nothing outside ASCII, null for NaN."""
     return escape_json(json.dumps(finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False))
 
 
@@ -67,32 +60,38 @@ def number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def _written(value: Any, template: str) -> str:
+    """A number in a format with a true minus, so that columns align; MISSING for anything else."""
+    plain = number(value)
+    return MISSING if plain is None else template.format(plain).replace("-", "−")
+
+
 def percent(value: Any, *, unit: bool = True) -> str:
     """A share in [0, 1] as a percentage with one decimal."""
-    share = number(value)
-    return MISSING if share is None else f"{100 * share:.1f}" + (" %" if unit else "")
+    return _written(_hundredfold(value), "{:.1f} %" if unit else "{:.1f}")
 
 
 def signed_points(value: Any) -> str:
-    """A difference of shares in percentage points, with its sign (a true minus, so that columns align)."""
+    """A difference of shares in percentage points, with its sign."""
+    return _written(_hundredfold(value), "{:+.1f}")
+
+
+def _hundredfold(value: Any) -> float | None:
     share = number(value)
-    return MISSING if share is None else _sign(f"{100 * share:+.1f}")
+    return None if share is None else 100 * share
 
 
 def decimal(value: Any, digits: int = 3) -> str:
-    plain = number(value)
-    return MISSING if plain is None else _sign(f"{plain:.{digits}f}")
+    return _written(value, f"{{:.{digits}f}}")
 
 
 def signed(value: Any, digits: int = 3) -> str:
-    plain = number(value)
-    return MISSING if plain is None else _sign(f"{plain:+.{digits}f}")
+    return _written(value, f"{{:+.{digits}f}}")
 
 
 def count(value: Any) -> str:
-    """A whole number with thin groups of thousands: 15,872."""
-    plain = number(value)
-    return MISSING if plain is None else f"{plain:,.0f}"
+    """A whole number with groups of thousands: 15,872."""
+    return _written(value, "{:,.0f}")
 
 
 def number_of(value: Any, name: str) -> str:
@@ -103,10 +102,8 @@ def number_of(value: Any, name: str) -> str:
 def seconds(value: Any) -> str:
     """A duration in the unit a person would choose."""
     plain = number(value)
-    if plain is None:
-        return MISSING
-    if plain < 100:
-        return f"{plain:.1f} s"
+    if plain is None or plain < 100:
+        return _written(plain, "{:.1f} s")
     if plain < 3600:
         return f"{int(plain // 60)} min {int(plain % 60):02d} s"
     return f"{int(plain // 3600)} h {int(plain % 3600 // 60):02d} min"
@@ -114,23 +111,15 @@ def seconds(value: Any) -> str:
 
 def megabytes(value: Any) -> str:
     """Bytes as MB (10**6) or GB (10**9)."""
-    plain = number(value)
-    if plain is None:
-        return MISSING
-    return f"{plain / 1e9:.2f} GB" if plain >= 1e9 else f"{plain / 1e6:.0f} MB"
+    plain = number(value) or 0.0
+    return f"{plain / 1e9:.2f} GB" if plain >= 1e9 else _written(value and plain / 1e6, "{:.0f} MB")
 
 
 def p_value(value: Any) -> str:
     plain = number(value)
-    if plain is None:
-        return MISSING
-    return "< 0.001" if plain < 0.001 else f"{plain:.3f}"
+    return "< 0.001" if plain is not None and plain < 0.001 else _written(plain, "{:.3f}")
 
 
 def listing(items: list[str]) -> str:
     """Items as prose: ``a``, ``a and b``, ``a, b and c``."""
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
-
-
-def _sign(text: str) -> str:
-    return text.replace("-", "−")
