@@ -135,9 +135,10 @@ def _attempts_file(folder: Path, count: int) -> Path:
 
 
 def _requests(folder: Path, count: int) -> Any:
+    from stepalign.critics import CritiqueRequest
     from stepalign.verbs.attempts import read_attempts
 
-    return read_attempts(_attempts_file(folder, count)).requests
+    return [CritiqueRequest(attempt=attempt) for attempt in read_attempts(_attempts_file(folder, count)).attempts]
 
 
 def main() -> None:

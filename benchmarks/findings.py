@@ -21,9 +21,10 @@ from stepalign.config import load_config
 from stepalign.critics import CritiqueRequest
 from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
 from stepalign.domains.arithmetic.task import MODULUS, Trace, parse_question, write_solution
+from stepalign.domains.math.grade import Grade
 from stepalign.domains.sets import load_set
 from stepalign.feedback import findings
-from stepalign.records import Completion, Problem, Rollout
+from stepalign.records import Attempt, Problem
 from stepalign.rollouts.review import Rules, review
 
 SHOWN = ("quotes_wrong_step", "wrong_answer", "misses_error", "invents_error", "full_solution", "not_verbatim")
@@ -51,19 +52,8 @@ def with_error(trace: Trace, wrong: int, shift: int) -> Trace:
 
 
 def request_of(problem: Problem, name: str, trace: Trace) -> CritiqueRequest:
-    right = str(trace.answer) == problem.answer
-    rollout = Rollout(
-        rollout_id=name,
-        problem_id=problem.problem_id,
-        step=0,
-        group_index=0,
-        completion=Completion(ids=(), log_probs=(), finish_reason="stop", policy_version=0),
-        text=trace.text,
-        answer=str(trace.answer),
-        verdict="correct" if right else "incorrect",
-        reward=float(right),
-    )
-    return CritiqueRequest(problem=problem, rollout=rollout)
+    grade = Grade(score=float(str(trace.answer) == problem.answer), answer=str(trace.answer))
+    return CritiqueRequest(attempt=Attempt(rollout_id=name, problem=problem, text=trace.text, grade=grade))
 
 
 def main() -> None:

@@ -30,8 +30,8 @@ from stepalign.build import make_prompts
 from stepalign.config import Config, changed
 from stepalign.events import Event, progress
 from stepalign.models.load import Solver, build_tokenizer
-from stepalign.records import Completion, Problem, Rollout
-from stepalign.signal.records import Attempt, Shown
+from stepalign.records import Attempt, Problem
+from stepalign.signal.records import AttemptInContexts, Shown
 from stepalign.signal.score import ScoringJob, _hidden_states, _windows, score
 from stepalign.verbs.signal.folder import write_signal_folder
 
@@ -56,7 +56,7 @@ def build(num_layers: int, hidden_size: int, tokenizer: PreTrainedTokenizerBase)
     return Solver(Qwen3ForCausalLM(config).eval(), tokenizer)
 
 
-def make_attempts(count: int, length: int, vocabulary: int, context_words: int) -> Iterator[Attempt]:
+def make_attempts(count: int, length: int, vocabulary: int, context_words: int) -> Iterator[AttemptInContexts]:
     """Random ids behind random questions; two contexts a rollout."""
     for number in range(count):
         draw = random.Random(number)
@@ -64,16 +64,12 @@ def make_attempts(count: int, length: int, vocabulary: int, context_words: int) 
         def words(n: int, draw: random.Random = draw) -> str:
             return " ".join(draw.choices(WORDS, k=n))
 
-        ids = tuple(draw.choices(range(5, vocabulary), k=length))
-        yield Attempt(
-            problem=Problem(problem_id=str(number), question=words(64), answer=""),
-            rollout=Rollout(
-                rollout_id=f"r{number:05d}", problem_id=str(number), step=0, group_index=0, text="", answer=None,
-                verdict="undecided", reward=float("nan"),
-                completion=Completion(ids=ids, log_probs=(0.0,) * length, finish_reason="stop", policy_version=0),
-            ),
+        problem = Problem(problem_id=str(number), question=words(64), answer="")
+        yield AttemptInContexts(
+            attempt=Attempt(rollout_id=f"r{number:05d}", problem=problem, text=""),
+            ids=tuple(draw.choices(range(5, vocabulary), k=length)),
             contexts={name: Shown(text=words(context_words)) for name in ("first", "second")},
-        )  # fmt: skip
+        )
 
 
 def bare(solver: Solver, jobs: list[ScoringJob]) -> None:
@@ -93,9 +89,9 @@ def speed(rounds: int, num_layers: int, hidden_size: int, count: int) -> None:
     attempts = list(make_attempts(count, 512, len(tokenizer), 256))
     jobs = [
         ScoringJob(
-            completion_ids=a.rollout.completion.ids,
-            student_prompt_ids=prompts.student(a.problem),
-            teacher_prompt_ids={n: prompts.self_teacher(a.problem, s.text).ids for n, s in a.contexts.items()},
+            completion_ids=a.ids,
+            student_prompt_ids=prompts.student(a.attempt.problem),
+            teacher_prompt_ids={n: prompts.self_teacher(a.attempt.problem, s.text).ids for n, s in a.contexts.items()},
         )
         for a in attempts
     ]

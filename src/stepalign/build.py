@@ -21,8 +21,8 @@ from stepalign.models.load import EMBEDDED, Solver, load_solver
 from stepalign.models.prompts import PromptBuilder, decode
 from stepalign.models.sampling import Sampler
 from stepalign.models.sampling.local import LocalSampler
-from stepalign.records import Completion, Critique, Problem, Rollout, Verdict
-from stepalign.rollouts.collect import Collector
+from stepalign.records import Attempt, Completion, Critique, Problem, Rollout, Verdict
+from stepalign.rollouts.collect import Collector, Probe
 from stepalign.rollouts.review import Rules, follow
 
 
@@ -171,13 +171,13 @@ def check_critic(config: Config, design_names: Sequence[str]) -> None:
 # The truth about steps, where a program knows it
 
 
-def arithmetic_probe(solver: Solver) -> Callable[[Problem, Rollout], tuple[int, int] | None]:
+def arithmetic_probe(solver: Solver) -> Probe:
     """Where an attempt at an embedded problem states its first wrong result, and the id of the right one."""
     vocabulary = solver.tokenizer.get_vocab()
     values = {value: vocabulary.get(str(value)) for value in range(arithmetic.MODULUS)}
 
-    def probe(problem: Problem, rollout: Rollout) -> tuple[int, int] | None:
-        found = arithmetic.diagnose(problem.question, rollout.text)
+    def probe(attempt: Attempt, ids: Sequence[int]) -> tuple[int, int] | None:
+        found = arithmetic.diagnose(attempt.problem.question, attempt.text)
         if found.correction is None:
             return None
         if found.num_right >= min(len(found.attempt.steps), len(found.correction.steps)):
@@ -186,7 +186,7 @@ def arithmetic_probe(solver: Solver) -> Callable[[Problem, Rollout], tuple[int, 
         if (wrong.value, wrong.signed_operand) != (right.value, right.signed_operand):
             return None  # the books went wrong, not the fact
         position = 7 * found.num_right + 5  # one id a word: tag, value, operator, operand, equals, result, end
-        stated = rollout.completion.ids[position] if position < len(rollout.completion.ids) else None
+        stated = ids[position] if position < len(ids) else None
         meant = values[right.result]
         return (position, meant) if meant is not None and stated == values[wrong.result] else None
 
@@ -199,7 +199,7 @@ def arithmetic_probe(solver: Solver) -> Callable[[Problem, Rollout], tuple[int, 
 
 def collect_for_signal(
     session: Session, problems: Sequence[Problem], folder: Path, seed: int
-) -> list[tuple[Problem, Rollout, Critique | None]]:
+) -> list[tuple[Rollout, Critique | None]]:
     """``signal.num_rollouts`` graded rollouts at the sampling temperature, with the critiques that the contexts need.
 
     One rollout per problem; groups of eight where a context shows siblings.
@@ -229,26 +229,25 @@ def collect_for_signal(
         if critic is not None:
             critic.close()
     critiques = {critique.rollout_id: critique for critique in batch.critiques}
-    by_id = {problem.problem_id: problem for problem in chosen}
-    return [(by_id[r.problem_id], r, critiques.get(r.rollout_id)) for r in batch.rollouts]
+    return [(r, critiques.get(r.rollout_id)) for r in batch.rollouts]
 
 
 def more_critiques(
     config: Config,
     folder: Path | None,
-    rollouts: Sequence[tuple[Problem, Rollout, Critique | None]],
+    rollouts: Sequence[tuple[Rollout, Critique | None]],
     contexts: Sequence[str],
     rules: Rules | None = None,
 ) -> list[Critique]:
     """Critiques in the forms that some context asks for and the rollouts do not come with."""
-    there = {critique.form for _, _, critique in rollouts if critique is not None}
+    there = {critique.form for _, critique in rollouts if critique is not None}
     found: list[Critique] = []
     for form in designs.critique_forms(contexts):
         critic = make_critic(config, folder, _of_form(contexts, form)) if form not in there else None
         if critic is None:
             continue
         try:
-            requests = [CritiqueRequest(problem=problem, rollout=rollout) for problem, rollout, _ in rollouts]
+            requests = [CritiqueRequest(attempt=rollout.attempt) for rollout, _ in rollouts]
             pending = {critic.submit(request): request for request in requests}
             found += [review.critique for review in follow(critic, pending, rules)]
         finally:

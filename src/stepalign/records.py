@@ -2,11 +2,12 @@
 
 How they follow each other, in one line::
 
-    Problem -> Completion -> Rollout -> Critique -> Context -> Sample -> (optimizer step)
+    Problem -> Completion -> Attempt -> Critique -> Context -> Sample -> (optimizer step)
                                  \\-> TokenSignal -> (report)
 
-Token ids are the record and text is derived from them, never the other way round: a completion is sampled once and its
-ids are scored verbatim under every context.
+An ``Attempt`` is text with a grade: critics, designs, steps and pages read it. A ``Completion`` is token ids with their
+log-probabilities: the trainer reads it. A ``Rollout`` is one of each. Ids are never re-encoded from text: a completion
+is sampled once and its ids are scored verbatim under every context.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stepalign.domains.math.grade import Grade as Grade
-from stepalign.domains.math.grade import Verdict
+from stepalign.domains.math.grade import Grade, Verdict
 
 FinishReason = Literal["stop", "length"]
 CritiqueStatus = Literal["ok", "malformed", "failed"]
@@ -25,6 +25,9 @@ StepStatus = Literal["right", "wrong", "after_error", "unknown"]
 CritiqueForm = Literal["trace", "paraphrase", "hint", "comment"]
 """What a critic writes: the corrected trace in the solver's words, the same in other words, where the first error is
 without its correction, or a comment in words of its own."""
+
+
+UNGRADED = Grade(score=float("nan"), answer=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,16 +45,48 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """An answer to a problem, as text, with its grade."""
+
+    rollout_id: str
+    problem: Problem
+    text: str
+    """Decoded without special tokens."""
+    grade: Grade = UNGRADED
+    truncated: bool = False
+    """Whether it reached the length limit before its end."""
+
+    @property
+    def answer(self) -> str | None:
+        """The extracted final answer, or None when there is none."""
+        return self.grade.answer
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.grade.verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """What a sampler returns for one prompt: ids, not text."""
+    """The tokens that follow one prompt. Every tuple has one entry per token."""
 
     ids: tuple[int, ...]
-    """Sampled token ids, the end-of-text id included when the model stopped by itself."""
+    """Token ids, the end-of-text id included when the model stopped by itself."""
     log_probs: tuple[float, ...]
-    """Log-probability, in nats, of each sampled id under the distribution it was drawn from (sampling temperature)."""
+    """Log-probability, in nats, of each sampled id under the distribution it was drawn from (sampling temperature); NaN
+    for tokens that were not sampled."""
     finish_reason: FinishReason
     policy_version: int
-    """Number of optimizer steps behind the weights that drew it."""
+    """Number of optimizer steps behind the weights that drew it; of the oldest ones where there were several."""
+    sampled_mask: tuple[bool, ...] = ()
+    """True for tokens that the solver sampled, False for those that an environment wrote, which are never trained on.
+    Empty, the default: all are sampled."""
+
+    def __post_init__(self) -> None:
+        if not self.sampled_mask:
+            object.__setattr__(self, "sampled_mask", (True,) * len(self.ids))
+        if len(self.sampled_mask) != len(self.ids):
+            raise ValueError(f"misaligned completion: {len(self.ids)} ids, mask of {len(self.sampled_mask)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,27 +103,48 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """A completion of one problem with its grade."""
+    """A graded completion: the attempt that critics read and the tokens that train."""
 
-    rollout_id: str
-    problem_id: str
+    attempt: Attempt
+    completion: Completion
     step: int
     """Optimizer step at whose start it was sampled."""
     group_index: int
     """Position in the group of completions of the same problem."""
-    completion: Completion
-    text: str
-    """The completion decoded without special tokens."""
-    answer: str | None
-    """The extracted final answer, or None when there is none."""
-    verdict: Verdict
-    reward: float
-    """1 correct, 0 incorrect, NaN undecided."""
+
+    @property
+    def rollout_id(self) -> str:
+        return self.attempt.rollout_id
+
+    @property
+    def problem(self) -> Problem:
+        return self.attempt.problem
+
+    @property
+    def problem_id(self) -> str:
+        return self.attempt.problem.problem_id
+
+    @property
+    def text(self) -> str:
+        return self.attempt.text
+
+    @property
+    def answer(self) -> str | None:
+        return self.attempt.answer
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.attempt.verdict
+
+    @property
+    def reward(self) -> float:
+        """The score of the grade, in [0, 1]; NaN undecided."""
+        return self.attempt.grade.score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Critique:
-    """A critic's reply to one rollout."""
+    """A critic's reply to one attempt."""
 
     rollout_id: str
     critic: str
@@ -118,7 +174,7 @@ class Critique:
     findings: tuple[str, ...] = ()
     """What is wrong with it: names of ``feedback/findings.py``."""
     policy: str = ""
-    """What was done about that: "use", "mask" or "fall_back"; "" where nobody looked."""
+    """What was done about that: "use", "mask" or "fall_back"; "" where no policy was applied."""
     decided_by: str = ""
     """The finding that decided it, "" where none did."""
     form: CritiqueForm = "trace"
@@ -194,4 +250,49 @@ class TokenSignal:
 
 def to_json(record: Any) -> dict[str, Any]:
     """A record as JSON-ready plain data (nested records become dictionaries)."""
-    return dataclasses.asdict(record)
+    return _rollout_row(record) if isinstance(record, Rollout) else dataclasses.asdict(record)
+
+
+def _rollout_row(rollout: Rollout) -> dict[str, Any]:
+    """A line of rollouts.jsonl. The problem is named, not repeated; mask and detail are left out where they say
+    nothing."""
+    completion = dataclasses.asdict(rollout.completion)
+    if all(rollout.completion.sampled_mask):
+        del completion["sampled_mask"]
+    detail = rollout.attempt.grade.detail
+    return {
+        "rollout_id": rollout.rollout_id,
+        "problem_id": rollout.problem_id,
+        "step": rollout.step,
+        "group_index": rollout.group_index,
+        "completion": completion,
+        "text": rollout.text,
+        "answer": rollout.answer,
+        "verdict": rollout.verdict,
+        "reward": rollout.reward,
+        **({"detail": detail} if detail else {}),
+    }
+
+
+def rollout_from_json(row: Mapping[str, Any], problem: Problem) -> Rollout:
+    """The rollout of a line of rollouts.jsonl; null is NaN."""
+    completion, reward = row["completion"], row["reward"]
+    grade = Grade(score=float("nan") if reward is None else reward, answer=row["answer"], detail=row.get("detail", ""))
+    return Rollout(
+        attempt=Attempt(
+            rollout_id=row["rollout_id"],
+            problem=problem,
+            text=row["text"],
+            grade=grade,
+            truncated=completion["finish_reason"] == "length",
+        ),
+        completion=Completion(
+            ids=tuple(completion["ids"]),
+            log_probs=tuple(float("nan") if p is None else p for p in completion["log_probs"]),
+            finish_reason=completion["finish_reason"],
+            policy_version=completion["policy_version"],
+            sampled_mask=tuple(completion.get("sampled_mask", ())),
+        ),
+        step=row["step"],
+        group_index=row["group_index"],
+    )

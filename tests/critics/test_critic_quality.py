@@ -13,9 +13,10 @@ from stepalign.config import load_config
 from stepalign.critics import CritiqueRequest
 from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
 from stepalign.domains.arithmetic.task import MODULUS, Trace, draw_chains, make_problem, parse_trace, write_solution
+from stepalign.domains.math.grade import Grade
 from stepalign.errors import ConfigError
 from stepalign.feedback.findings import policies
-from stepalign.records import Completion, Critique, Rollout
+from stepalign.records import Attempt, Critique
 from stepalign.rollouts.review import Rules, review
 
 
@@ -31,19 +32,14 @@ def requests(count: int, *, seed: int = 0) -> list[CritiqueRequest]:
         elif kind == "short":
             trace = Trace(trace.steps[: rng.randint(1, len(trace.steps))], None)
         text = trace.text if kind != "hopeless" else f"<answer> {(chain.answer + 1) % MODULUS}"
-        verdict = "correct" if trace.answer == chain.answer and kind != "hopeless" else "incorrect"
-        rollout = Rollout(
+        right = trace.answer == chain.answer and kind != "hopeless"
+        attempt = Attempt(
             rollout_id=f"s00000-p{number:04d}-g00",
-            problem_id=str(number),
-            step=0,
-            group_index=0,
-            completion=Completion(ids=(), log_probs=(), finish_reason="stop", policy_version=0),
+            problem=make_problem(chain, rho=0.5),
             text=text,
-            answer=None,
-            verdict=verdict,
-            reward=float(verdict == "correct"),
+            grade=Grade(score=float(right), answer=None),
         )
-        made.append(CritiqueRequest(problem=make_problem(chain, rho=0.5), rollout=rollout))
+        made.append(CritiqueRequest(attempt=attempt))
     return made
 
 
@@ -75,7 +71,7 @@ def test_a_critic_without_faults_is_the_faithful_one() -> None:
 def test_an_error_that_is_missed() -> None:
     for i, (found, request) in enumerate(zip(critiques(misses=1.0), REQUESTS, strict=True)):
         if i in WRONG:
-            assert (found.text, found.case, found.first_error) == (request.rollout.text, "A", "")
+            assert (found.text, found.case, found.first_error) == (request.attempt.text, "A", "")
         else:
             assert replace(found, critic=FAITHFUL[i].critic) == FAITHFUL[i]
 
@@ -83,7 +79,7 @@ def test_an_error_that_is_missed() -> None:
 def test_an_error_that_is_invented() -> None:
     invented = 0
     for i, (found, request) in enumerate(zip(critiques(invents=1.0), REQUESTS, strict=True)):
-        own, told = parse_trace(request.rollout.text), parse_trace(found.text)
+        own, told = parse_trace(request.attempt.text), parse_trace(found.text)
         truth = FAITHFUL[i].first_error
         right = int(truth) - 1 if truth.isdigit() else len(own.steps)
         if FAITHFUL[i].case == "F" or not right:
@@ -96,7 +92,7 @@ def test_an_error_that_is_invented() -> None:
         results = [(s.value + s.signed_operand - s.result) % MODULUS for s in told.steps]
         assert [bool(r) for r in results] == [index == place for index in range(len(results))]  # one lie, carried on
         assert told.answer == told.steps[-1].result
-        assert str(told.answer) != request.problem.answer
+        assert str(told.answer) != request.attempt.problem.answer
     assert invented > 200
 
 
@@ -105,7 +101,7 @@ def test_a_wrong_step_that_is_quoted() -> None:
     for i, (found, request) in enumerate(zip(critiques(quotes_wrong=1.0), REQUESTS, strict=True)):
         first = FAITHFUL[i].first_error
         if i in WRONG and first.isdigit():
-            step = parse_trace(request.rollout.text).steps[int(first) - 1].text
+            step = parse_trace(request.attempt.text).steps[int(first) - 1].text
             assert step not in FAITHFUL[i].text
             assert step in found.text
             assert found.text.replace(f"{step} ", "", 1) == FAITHFUL[i].text
@@ -163,7 +159,7 @@ def test_our_own_linter_finds_each_fault() -> None:
         return sum(name in findings[i] for i in among) / len(among)
 
     steps = [i for i in WRONG if FAITHFUL[i].first_error.isdigit()]
-    right = [i for i, r in enumerate(REQUESTS) if r.rollout.verdict == "correct"]
+    right = [i for i, r in enumerate(REQUESTS) if r.attempt.verdict == "correct"]
     clean = found()
     for name in ("quotes_wrong_step", "misses_error", "wrong_answer"):
         assert share(name, clean, list(range(len(REQUESTS)))) == 0.0
@@ -193,9 +189,9 @@ def test_a_comment_names_and_corrects_the_error_alone() -> None:
         if own.case == "A":
             assert comment.text == "right"
         elif own.case == "F":
-            assert comment.text == f"wrong : {request.problem.reference}"
+            assert comment.text == f"wrong : {request.attempt.problem.reference}"
         else:
-            assert comment.text.endswith(f"<answer> {request.problem.answer}")
+            assert comment.text.endswith(f"<answer> {request.attempt.problem.answer}")
             assert comment.text.count("<step_") <= 1
             kept = own.text.split("<step_2>")[0].strip()
             assert own.first_error == "1" or kept not in comment.text
@@ -217,7 +213,7 @@ def test_the_recipe_sets_the_quality() -> None:
     critic = make_critic(config, None, ["step_aligned"])
     assert critic is not None
     request = REQUESTS[WRONG[0]]
-    assert critic.submit(request).result().text == request.rollout.text
+    assert critic.submit(request).result().text == request.attempt.text
     assert critic.name == "faulty:arithmetic"  # what it says of first errors is no truth
     faithful = make_critic(load_config("arithmetic"), None, ["step_aligned"])
     assert faithful is not None

@@ -16,9 +16,10 @@ from stepalign.critics import CritiqueRequest
 from stepalign.critics.cache import ReplyCache
 from stepalign.critics.endpoint import EndpointCritic
 from stepalign.critics.retry import CircuitBreaker, RetryPolicy
+from stepalign.domains.math.grade import Grade
 from stepalign.errors import ConfigError, EndpointError
 from stepalign.feedback import critique as reasons
-from stepalign.records import Completion, Critique, Problem, Rollout
+from stepalign.records import Attempt, Critique, Problem
 
 SPAWN = multiprocessing.get_context("spawn")
 QUICK = RetryPolicy(base_seconds=0.01, cap_seconds=0.05, jitter=lambda low, high: high)
@@ -33,24 +34,10 @@ Serve = Callable[..., FaultServer]
 Make = Callable[..., EndpointCritic]
 
 
-def request(number: int, **rollout: Any) -> CritiqueRequest:
-    completion = Completion(ids=(1,), log_probs=(0.0,), finish_reason="stop", policy_version=0)
+def request(number: int, **attempt: Any) -> CritiqueRequest:
+    problem = Problem(problem_id=f"p{number}", question=f"q{number}", answer=f"ans{number}", reference=f"ref{number}")
     fields: dict[str, Any] = {"rollout_id": f"r{number}", "text": f"<step_1> attempt {number}"}
-    return CritiqueRequest(
-        problem=Problem(
-            problem_id=f"p{number}", question=f"q{number}", answer=f"ans{number}", reference=f"ref{number}"
-        ),
-        rollout=Rollout(
-            problem_id=f"p{number}",
-            step=0,
-            group_index=0,
-            completion=completion,
-            answer=None,
-            verdict="incorrect",
-            reward=0.0,
-            **(fields | rollout),
-        ),
-    )
+    return CritiqueRequest(attempt=Attempt(problem=problem, grade=Grade(score=0.0, answer=None), **(fields | attempt)))
 
 
 def requests(count: int) -> list[CritiqueRequest]:
@@ -425,7 +412,7 @@ def test_what_the_critic_may_see(serve: Serve, make: Make) -> None:
     server = serve()
     for sees, shown in (("nothing", ""), ("answer", "ans0"), ("solution", "ans0 ref0")):
         critic = make(server, prompt_template="scribe", sees=sees)
-        text = str(critic.messages(request(0).problem, request(0).rollout))
+        text = str(critic.messages(request(0).attempt))
         assert [part for part in ("ans0", "ref0") if part in text] == shown.split()
     with pytest.raises(ConfigError, match="'answer'"):
         make(server, prompt_template="{{ answer }}").submit(request(0))

@@ -29,8 +29,9 @@ from stepalign.domains.arithmetic.task import (
     split_of,
     write_solution,
 )
+from stepalign.domains.math.grade import Grade
 from stepalign.feedback.steps import split_steps
-from stepalign.records import Completion, Problem, Rollout
+from stepalign.records import Attempt, Problem
 
 operands = st.integers(-9, 9).filter(bool)
 chains = st.builds(Chain, st.integers(0, 19), st.lists(operands, min_size=1, max_size=8).map(tuple))
@@ -341,20 +342,10 @@ def test_the_correction_follows_the_attempts_own_order(attempt) -> None:
 
 
 def request(text: str, *, reference: str | None = "<step_1> 3 - 2 = 1 ; ...") -> CritiqueRequest:
-    completion = Completion(ids=(), log_probs=(), finish_reason="stop", policy_version=0)
-    rollout = Rollout(
-        rollout_id="r1",
-        problem_id="p",
-        step=0,
-        group_index=0,
-        completion=completion,
-        text=text,
-        answer=None,
-        verdict="incorrect",
-        reward=0.0,
-    )
     problem = Problem(problem_id="p", question=QUESTION, answer="5", reference=reference)
-    return CritiqueRequest(problem=problem, rollout=rollout)
+    return CritiqueRequest(
+        attempt=Attempt(rollout_id="r1", problem=problem, text=text, grade=Grade(score=0.0, answer=None))
+    )
 
 
 CASES = {

@@ -16,26 +16,21 @@ from stepalign.config import load_config
 from stepalign.critics import CRITIC_PROMPTS, CritiqueRequest
 from stepalign.critics.build import critic_prompt
 from stepalign.critics.endpoint import EndpointCritic
+from stepalign.domains.math.grade import Grade
 from stepalign.feedback import critique as reasons
 from stepalign.feedback.critique import parse_comment, parse_critique
 from stepalign.feedback.designs import critique_forms
 from stepalign.feedback.prompts import load_template
-from stepalign.records import Completion, Critique, CritiqueForm, Problem, Rollout
+from stepalign.records import Attempt, Critique, CritiqueForm, Problem
 
 FORMS = get_args(CritiqueForm)
 REQUEST = CritiqueRequest(
-    problem=Problem(problem_id="p", question="1 + 1 + 1", answer="3", reference="two and one"),
-    rollout=Rollout(
+    attempt=Attempt(
         rollout_id="r",
-        problem_id="p",
-        step=0,
-        group_index=0,
-        completion=Completion(ids=(1,), log_probs=(0.0,), finish_reason="stop", policy_version=0),
+        problem=Problem(problem_id="p", question="1 + 1 + 1", answer="3", reference="two and one"),
         text="1 + 1 = 3",
-        answer=None,
-        verdict="incorrect",
-        reward=0.0,
-    ),
+        grade=Grade(score=0.0, answer=None),
+    )
 )
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepalign.domains.math.grade import Grade
 from stepalign.domains.python.sandbox import why_unavailable
 from stepalign.errors import ConfigError
 from stepalign.feedback.designs import (
@@ -21,7 +22,7 @@ from stepalign.feedback.designs import (
     find_design,
     make_contexts,
 )
-from stepalign.records import Completion, Critique, Problem, Rollout
+from stepalign.records import Attempt, Critique, Problem
 
 REFERENCE = "<step_1> 1 + 2 = 3 ; <answer> 3"
 PROBLEM = Problem(problem_id="p", question="1 + 2", answer="3", reference=REFERENCE)
@@ -33,19 +34,9 @@ ATTEMPTS = {
 }
 
 
-def rollout(name: str) -> Rollout:
+def attempt_of(name: str) -> Attempt:
     text, verdict = ATTEMPTS[name]
-    return Rollout(
-        rollout_id=name,
-        problem_id="p",
-        step=0,
-        group_index=0,
-        completion=Completion(ids=(), log_probs=(), finish_reason="stop", policy_version=0),
-        text=text,
-        answer=None,
-        verdict=verdict,  # type: ignore[arg-type]
-        reward={"correct": 1.0, "incorrect": 0.0, "undecided": float("nan")}[verdict],
-    )
+    return Attempt(rollout_id=name, problem=PROBLEM, text=text, grade=Grade.of(verdict))
 
 
 def critique(name: str, text: str = "", *, first_error: str = "", status: str = "ok", reason: str = "") -> Critique:
@@ -71,7 +62,7 @@ ELSEWHERE = (critique("x1", "one stranger"), critique("x2", "another stranger"))
 def group(*names: str, problem: Problem = PROBLEM, elsewhere: tuple[Critique, ...] = ELSEWHERE) -> Group:
     return Group(
         problem=problem,
-        rollouts=[rollout(name) for name in names],
+        attempts=[attempt_of(name) for name in names],
         critiques=[CRITIQUES[name] for name in names],
         elsewhere=elsewhere,
         other_problems=(PROBLEM, OTHER),
@@ -161,8 +152,8 @@ def test_the_execution_trace_shows_what_the_code_did() -> None:
     python = Problem(problem_id="py", question="Double a number.", answer=tests)
 
     def shown(code: str) -> tuple[str | None, str]:
-        attempt = replace(rollout("wrong"), text=f"So:\n```python\n{code}\n```")
-        (context,) = make_contexts("execution_trace", Group(problem=python, rollouts=[attempt], critiques=[None]))
+        attempt = replace(attempt_of("wrong"), text=f"So:\n```python\n{code}\n```")
+        (context,) = make_contexts("execution_trace", Group(problem=python, attempts=[attempt], critiques=[None]))
         return context.text, context.masked
 
     assert shown("def double(x):\n    return x * 2") == ("All tests pass.", "")
@@ -178,7 +169,7 @@ def test_the_execution_trace_shows_what_the_code_did() -> None:
     broken = replace(python, answer="import missing_module\nassert double(2) == 4\nassert double(lambda: 1)")
     assert shown("def double(x): return 4")[0] != ""
     made = Group(
-        problem=broken, rollouts=[replace(rollout("wrong"), text="```\ndef double(x): pass\n```")], critiques=[None]
+        problem=broken, attempts=[replace(attempt_of("wrong"), text="```\ndef double(x): pass\n```")], critiques=[None]
     )
     assert "No module named" in (make_contexts("execution_trace", made)[0].text or "")
 
@@ -216,7 +207,7 @@ def test_the_designs_that_need_a_critic_are_those_that_use_critiques() -> None:
 def test_no_text_of_a_model_breaks_a_design(attempt: str, correction: str, label: str) -> None:
     made = Group(
         problem=PROBLEM,
-        rollouts=[replace(rollout("wrong"), text=attempt)],
+        attempts=[replace(attempt_of("wrong"), text=attempt)],
         critiques=[critique("wrong", correction, first_error=label)],
         elsewhere=[critique("x", correction)],
     )
@@ -378,8 +369,8 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
 def test_text_in_a_template_is_data(tmp_path: Path) -> None:
     file = tmp_path / "data.jinja"
     file.write_text("{{ attempt }}", encoding="utf-8")
-    hostile = replace(rollout("wrong"), text="{{ 7 * 7 }}{% include 'scribe.jinja' %}")
-    made = replace(group("wrong"), rollouts=[hostile])
+    hostile = replace(attempt_of("wrong"), text="{{ 7 * 7 }}{% include 'scribe.jinja' %}")
+    made = replace(group("wrong"), attempts=[hostile])
     assert make_contexts(str(file), made)[0].text == hostile.text
 
 
@@ -414,7 +405,7 @@ def test_a_verdict_on_an_attempt_of_several_lines_has_a_line_of_its_own() -> Non
         one = group(name)
         several = [replace(r, text=r.text.replace(" ; ", "\n")) for r in one.rollouts]
         found = [None if c is None else replace(c, text=c.text.replace(" ; ", "\n")) for c in one.critiques]
-        return replace(one, rollouts=several, critiques=found)
+        return replace(one, attempts=several, critiques=found)
 
     assert make_contexts("full_repeat", with_lines("wrong"))[0].text == "<step_1> 2 + 1 = 4\n<answer> 4\nwrong"
     assert make_contexts("marked_correction", with_lines("late"))[0].text == (

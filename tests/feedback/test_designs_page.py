@@ -10,12 +10,13 @@ import pytest
 from stepalign.critics import CritiqueRequest
 from stepalign.domains.arithmetic.critic import ArithmeticCritic
 from stepalign.domains.arithmetic.task import make_problem, parse_question
+from stepalign.domains.math.grade import Grade
 from stepalign.domains.python.sandbox import why_unavailable
 from stepalign.feedback.designs import DESIGNS, Group, find_design, make_contexts
 from stepalign.feedback.designs.custom import TEMPLATE_NEEDS
 from stepalign.feedback.prompts import load_template
 from stepalign.problems.loading import load_problems
-from stepalign.records import Completion, Problem, Rollout
+from stepalign.records import Attempt, Problem
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "designs.md").read_text(encoding="utf-8")
@@ -31,30 +32,21 @@ def block(heading: str, number: int = 0) -> str:
     return re.findall(r"^```\w*\n(.*?)^```", section(heading), re.M | re.S)[number].rstrip("\n")
 
 
-def rollout(name: str, text: str, verdict: str) -> Rollout:
-    return Rollout(
-        rollout_id=name,
-        problem_id="p",
-        step=0,
-        group_index=0,
-        completion=Completion(ids=(), log_probs=(), finish_reason="stop", policy_version=0),
-        text=text,
-        answer=None,
-        verdict=verdict,  # type: ignore[arg-type]
-        reward=float(verdict == "correct"),
-    )
+def attempt_at(problem: Problem, name: str, text: str, verdict: str) -> Attempt:
+    return Attempt(rollout_id=name, problem=problem, text=text, grade=Grade.of(verdict))
 
 
 def arithmetic_group(form: str) -> Group:
     question, attempt, right, wrong = block("The attempt").splitlines()
     problem, other = (make_problem(parse_question(text), rho=1.0) for text in (question, "8 - 3 + 9"))
-    rollouts = [rollout("a", attempt, "incorrect"), rollout("b", right, "correct"), rollout("c", wrong, "incorrect")]
-    stranger = CritiqueRequest(problem=other, rollout=rollout("x", "<step_1> 8 - 3 = 4 ;", "incorrect"))
+    texts = {"a": (attempt, "incorrect"), "b": (right, "correct"), "c": (wrong, "incorrect")}
+    attempts = [attempt_at(problem, name, *texts[name]) for name in texts]
+    stranger = CritiqueRequest(attempt=attempt_at(other, "x", "<step_1> 8 - 3 = 4 ;", "incorrect"))
     critic = ArithmeticCritic(form=form)  # type: ignore[arg-type]
-    critiques = [critic.critique(CritiqueRequest(problem=problem, rollout=r)) for r in rollouts]
+    critiques = [critic.critique(CritiqueRequest(attempt=one)) for one in attempts]
     return Group(
         problem=problem,
-        rollouts=rollouts,
+        attempts=attempts,
         critiques=critiques,
         elsewhere=[critic.critique(stranger)],
         other_problems=[problem, other],
@@ -65,7 +57,7 @@ def python_group() -> Group:
     (problem, *_) = load_problems(ROOT / "recipes" / "data" / "python_problems.jsonl", "python").problems
     return Group(
         problem=problem,
-        rollouts=[rollout("a", "```python\n" + block("`execution_trace`") + "\n```", "incorrect")],
+        attempts=[attempt_at(problem, "a", "```python\n" + block("`execution_trace`") + "\n```", "incorrect")],
         critiques=[None],
     )
 

@@ -7,10 +7,11 @@ import pytest
 
 from stepalign.config import PoliciesSection
 from stepalign.critics import BUDGET_SPENT, CritiqueRequest
+from stepalign.domains.math.grade import Grade
 from stepalign.errors import BudgetSpentError
 from stepalign.feedback import critique as reasons
 from stepalign.feedback.findings import FINDINGS, decide, policies
-from stepalign.records import Completion, Critique, Problem, Rollout
+from stepalign.records import Attempt, Critique, Problem
 from stepalign.rollouts.review import Review, Rules, follow, review
 
 WRONG = "<step_1> 8 + 4 = 12 <step_2> 12 - 5 = 6 <step_3> 6 * 2 = 12 <answer> 12"
@@ -21,21 +22,9 @@ SERVED = policies({}, served=True)
 
 
 def request(attempt: str = WRONG, *, verdict: str = "incorrect", reference: str | None = RIGHT) -> CritiqueRequest:
-    completion = Completion(ids=(), log_probs=(), finish_reason="stop", policy_version=0)
-    return CritiqueRequest(
-        problem=Problem(problem_id="p", question="2 * (8 + 4 - 5)", answer="14", reference=reference),
-        rollout=Rollout(
-            rollout_id="r",
-            problem_id="p",
-            step=0,
-            group_index=0,
-            completion=completion,
-            text=attempt,
-            answer=None,
-            verdict=verdict,  # type: ignore[arg-type]
-            reward=0.0,
-        ),
-    )
+    problem = Problem(problem_id="p", question="2 * (8 + 4 - 5)", answer="14", reference=reference)
+    grade = Grade.of(verdict)
+    return CritiqueRequest(attempt=Attempt(rollout_id="r", problem=problem, text=attempt, grade=grade))
 
 
 def critique(text: str = "", status: str = "ok", reason: str = "") -> Critique:
@@ -205,7 +194,7 @@ def test_reviews_come_as_replies_do_and_no_more_than_asked_are_under_way() -> No
             self.most = 0
 
         def submit(self, request: CritiqueRequest) -> Future[Critique]:
-            self.open[request.rollout.rollout_id] = future = Future()
+            self.open[request.attempt.rollout_id] = future = Future()
             self.most = max(self.most, len(self.open))
             if len(self.open) == 3:
                 for name in sorted(self.open, reverse=True):
@@ -214,7 +203,7 @@ def test_reviews_come_as_replies_do_and_no_more_than_asked_are_under_way() -> No
 
     critic = Late()
     wanted = [
-        dataclasses.replace(request(), rollout=dataclasses.replace(request().rollout, rollout_id=str(n)))
+        dataclasses.replace(request(), attempt=dataclasses.replace(request().attempt, rollout_id=str(n)))
         for n in range(9)
     ]
     names = [seen.critique.rollout_id for seen in follow(critic, {}, None, more=wanted, ahead=3)]

@@ -98,7 +98,7 @@ def test_a_policy_decides_what_the_self_teacher_is_shown(
     # The same critiques without training, from the run's own folder and recipe.
     again = read_attempts(out)
     assert again.config is not None
-    assert [r.rollout.rollout_id for r in again.requests] == [
+    assert [attempt.rollout_id for attempt in again.attempts] == [
         row["rollout_id"] for row in lines(out / "rollouts.jsonl")
     ]
     findings = critique_rollouts(again.config, again, tmp_path / "lint", resume=False)

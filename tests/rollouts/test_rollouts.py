@@ -117,14 +117,14 @@ class Moody:
         self.asked: list[str] = []
 
     def submit(self, request: CritiqueRequest) -> Future[Critique]:
-        rollout = request.rollout
-        self.asked.append(rollout.rollout_id)
+        name = request.attempt.rollout_id
+        self.asked.append(name)
         future: Future[Critique] = Future()
         kind = ("failed", "malformed", "ok")[len(self.asked) % 3]
-        text = f"<step_1> critique of {rollout.rollout_id}" if kind == "ok" else ""
+        text = f"<step_1> critique of {name}" if kind == "ok" else ""
         future.set_result(
             Critique(
-                rollout_id=rollout.rollout_id,
+                rollout_id=name,
                 critic="programmatic:moody",
                 status=kind,
                 text=text,

@@ -31,10 +31,10 @@ def test_every_token_has_one_place(collected) -> None:
     for one in analyse_attempts(
         session.solver, session.prompts, attempts, temperature=1.0, top_k=0, wrong_result=probe
     ):
-        problem, rollout = one.attempt.problem, one.attempt.rollout
+        attempt = one.subject.attempt
         truth = truth_of(one.rows[0])
         assert truth.is_known
-        found = arithmetic.diagnose(problem.question, rollout.text)
+        found = arithmetic.diagnose(attempt.problem.question, attempt.text)
         if found.correction is None:
             continue
         assert not truth.right & truth.wrong_step

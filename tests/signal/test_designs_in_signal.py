@@ -45,14 +45,14 @@ def test_every_design_scores_the_rollouts_of_a_run(run: Path, tmp_path: Path) ->
     rows = list(read_rows(out))
     assert {row["context"] for row in rows} == set(SCORED)
     problems = {p.problem_id: p for p in load_set(load_config(str(run / "config.toml")), "train").problems}
-    triples = stored_rollouts(run, problems, 32)
-    groups = group_rollouts([rollout for _, rollout, _ in triples])
+    pairs = stored_rollouts(run, problems, 32)
+    groups = group_rollouts([rollout for rollout, _ in pairs])
     assert [len(group) for group in groups] == [4] * 8
     with_sibling = {
-        triples[i][1].rollout_id
+        pairs[i][0].rollout_id
         for group in groups
         for i in group
-        if any(triples[j][1].verdict == "correct" for j in group if j != i)
+        if any(pairs[j][0].verdict == "correct" for j in group if j != i)
     }
     assert 0 < len(with_sibling) < 32
     scored = {row["rollout_id"] for row in rows if row["context"] == "peer_demonstration"}
@@ -64,12 +64,12 @@ def test_every_design_scores_the_rollouts_of_a_run(run: Path, tmp_path: Path) ->
 def test_the_forms_of_critique_are_asked_for_once_each(run: Path) -> None:
     config = load_config(str(run / "config.toml"))
     problems = {p.problem_id: p for p in load_set(config, "train").problems}
-    triples = stored_rollouts(run, problems, 32)
-    found = more_critiques(config, None, triples, SCORED)
+    pairs = stored_rollouts(run, problems, 32)
+    found = more_critiques(config, None, pairs, SCORED)
     forms = [critique.form for critique in found]
     assert sorted(set(forms)) == ["comment", "hint", "paraphrase", "trace"]
     assert len(forms) == 4 * 32
-    traces = [(p, r, c) for (p, r, _), c in zip(triples, found[:32], strict=True)]
+    traces = [(r, c) for (r, _), c in zip(pairs, found[:32], strict=True)]
     assert {c.form for c in more_critiques(config, None, traces, SCORED)} == {"comment", "hint", "paraphrase"}
 
 

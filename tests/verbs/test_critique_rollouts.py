@@ -253,12 +253,12 @@ def test_columns_are_found_by_their_usual_names_or_named(tmp_path: Path) -> None
     )
     found = read_attempts(file)
     with Grader() as grader:
-        first, second = (graded(request, grader) for request in found.requests)
-    assert (first.rollout.rollout_id, first.rollout.verdict, first.problem.answer) == ("line-000001", "correct", "2")
-    assert (second.rollout.rollout_id, second.rollout.verdict) == ("line-000002", "incorrect")
+        first, second = (graded(attempt, grader) for attempt in found.attempts)
+    assert (first.rollout_id, first.verdict, first.problem.answer) == ("line-000001", "correct", "2")
+    assert (second.rollout_id, second.verdict) == ("line-000002", "incorrect")
     assert sum(found.skipped.values()) == 2
     named = read_attempts(file, {"question": "generated_solution", "completion": "problem"})
-    assert named.requests[0].rollout.text == "1 + 1?"
+    assert named.attempts[0].text == "1 + 1?"
     with pytest.raises(ConfigError, match="no column nowhere") as error:
         read_attempts(file, {"completion": "nowhere"})
     assert "generated_solution" in str(error.value.hint)
@@ -269,8 +269,8 @@ def test_columns_are_found_by_their_usual_names_or_named(tmp_path: Path) -> None
 def test_a_worked_answer_is_answer_and_reference(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"question": "1 + 1?", "completion": "2", "answer": "One and one.\\n#### 2"}\n')
-    (request,) = read_attempts(file).requests
-    assert (request.problem.answer, request.problem.reference) == ("2", "One and one.\n#### 2")
+    (attempt,) = read_attempts(file).attempts
+    assert (attempt.problem.answer, attempt.problem.reference) == ("2", "One and one.\n#### 2")
 
 
 @pytest.mark.parametrize(

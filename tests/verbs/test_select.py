@@ -163,15 +163,16 @@ class Moody:
         self.down = True
 
     def submit(self, request: CritiqueRequest) -> Future[Critique]:
-        assert request.rollout.text == ""
-        self.asked.append(request.problem.problem_id)
+        assert request.attempt.text == ""
+        problem = request.attempt.problem
+        self.asked.append(problem.problem_id)
         place = len(self.asked)
         failed = self.down and place > 2
-        text = "" if failed else f"<step_1> 1 + 1 = 2 ; <answer> {request.problem.answer if place != 2 else 'nothing'}"
+        text = "" if failed else f"<step_1> 1 + 1 = 2 ; <answer> {problem.answer if place != 2 else 'nothing'}"
         future: Future[Critique] = Future()
         future.set_result(
             Critique(
-                rollout_id=request.rollout.rollout_id,
+                rollout_id=request.attempt.rollout_id,
                 critic="moody",
                 status="failed" if failed else "ok",
                 text=text,

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from stepalign.records import Critique, CritiqueForm, Problem, Rollout
+from stepalign.records import Attempt, Critique, CritiqueForm
 
 CRITIC_PROMPTS: dict[CritiqueForm, str] = {
     "trace": "scribe",
@@ -22,10 +22,9 @@ BUDGET_SPENT = "the budget is spent"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CritiqueRequest:
-    """One rollout to be read."""
+    """One attempt to be read."""
 
-    problem: Problem
-    rollout: Rollout
+    attempt: Attempt
     earlier: Critique | None = None
     """The critic's first critique of it, where it is asked once more."""
     complaint: str = ""
@@ -33,12 +32,12 @@ class CritiqueRequest:
 
 
 class Critic(Protocol):
-    """Writes one critique per rollout."""
+    """Writes one critique per attempt."""
 
     name: str
 
     def submit(self, request: CritiqueRequest) -> Future[Critique]:
-        """Ask for a critique as soon as its rollout has finished. The future never raises for a bad reply."""
+        """Ask for a critique as soon as its attempt has finished. The future never raises for a bad reply."""
         ...
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ from stepalign.feedback.critique import (
     parse_structured_critique,
 )
 from stepalign.feedback.prompts import load_template
-from stepalign.records import Critique, CritiqueForm, CritiqueStatus, Problem, Rollout
+from stepalign.records import Attempt, Critique, CritiqueForm, CritiqueStatus
 
 logger = logging.getLogger("stepalign.critic")
 
@@ -204,18 +204,18 @@ class EndpointCritic:
         """How many calls may be under way at the moment."""
         return int(self._slots.limit)
 
-    def messages(self, problem: Problem, rollout: Rollout) -> list[dict[str, str]]:
+    def messages(self, attempt: Attempt) -> list[dict[str, str]]:
         """The chat the critic is sent. Variables it may not see are not defined, so no template can leak them.
 
         Raises:
             ConfigError: the template asks for something it is not given.
         """
         return self._messages(
-            question=problem.question,
-            attempt=rollout.text,
-            answer=problem.answer,
-            solution=problem.reference,
-            truncated=rollout.completion.finish_reason == "length",
+            question=attempt.problem.question,
+            attempt=attempt.text,
+            answer=attempt.problem.answer,
+            solution=attempt.problem.reference,
+            truncated=attempt.truncated,
         )
 
     def _messages(self, *, answer: str, solution: str | None, **shown: Any) -> list[dict[str, str]]:
@@ -231,8 +231,8 @@ class EndpointCritic:
         Raises:
             ConfigError: the template cannot be rendered.
         """
-        messages = self.messages(request.problem, request.rollout) + _second_try(request)
-        return self._background.run(self._critique(request.rollout.rollout_id, messages))
+        messages = self.messages(request.attempt) + _second_try(request)
+        return self._background.run(self._critique(request.attempt.rollout_id, messages))
 
     def critique(self, requests: Sequence[CritiqueRequest]) -> list[Critique]:
         """One critique per request, in the same order."""

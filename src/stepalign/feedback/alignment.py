@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from stepalign.feedback.statements import calculations, common_ends, equations, find_whole, numbers, results_of
 from stepalign.feedback.step_matching import MatchStatus, StepMatch, Steps, match_steps, read_steps
 from stepalign.feedback.steps import ANSWER, StepStyle, detect_style, split_steps, step_body
-from stepalign.records import Critique, Rollout, Step
+from stepalign.records import Attempt, Critique, Step
 
 __all__ = ["Alignment", "MatchStatus", "StepMatch", "align"]
 
@@ -90,7 +90,7 @@ class Alignment:
 
 
 def align(
-    completion: str | Rollout,
+    completion: str | Attempt,
     critique: str | Critique,
     *,
     expected_answer: str | None = None,
@@ -109,7 +109,7 @@ def align(
             digit-grouping commas.
         style: how the attempt is written.
     """
-    solver_text = completion.text if isinstance(completion, Rollout) else completion
+    solver_text = completion.text if isinstance(completion, Attempt) else completion
     critique_text = critique.text if isinstance(critique, Critique) else critique
     solver = read_steps(solver_text, style)
     # An untagged critique follows the attempt's style; by itself it might give evidence for another.

@@ -25,12 +25,13 @@ from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder, decode
 from stepalign.models.sampling import Sampler
 from stepalign.objectives.policy_gradient import group_advantages
-from stepalign.records import Completion, Context, Critique, Problem, Rollout, Sample
-from stepalign.rollouts.credit import HYBRIDS, Attempt, Terms, first_wrong_token
+from stepalign.records import Attempt, Completion, Context, Critique, Problem, Rollout, Sample
+from stepalign.rollouts.credit import HYBRIDS, Facts, Terms, first_wrong_token
 from stepalign.rollouts.review import Rules, follow
 
-Probe = Callable[[Problem, Rollout], tuple[int, int] | None]
-"""Where the truth about steps is known: (position of the first wrong token, id of the right one there)."""
+Probe = Callable[[Attempt, Sequence[int]], tuple[int, int] | None]
+"""Where the truth about steps is known: (attempt, completion ids) -> (position of the first
+wrong token, id of the right one there)."""
 
 
 def derive_seed(*parts: object) -> int:
@@ -118,7 +119,7 @@ class Collector:
             rollout = self._grade(problem, completion, f"s{step:05d}-p{row:04d}-g{index:02d}", step, index)
             rollouts[row, index] = rollout
             if self.critic is not None:
-                request = CritiqueRequest(problem=problem, rollout=rollout)
+                request = CritiqueRequest(attempt=rollout.attempt)
                 pending[self.critic.submit(request)] = request
             listener(progress("sampling", len(rollouts), total))
 
@@ -139,18 +140,14 @@ class Collector:
 
     def _grade(self, problem: Problem, completion: Completion, name: str, step: int, index: int) -> Rollout:
         text = decode(self.solver.tokenizer, completion.ids)
-        grade = self.grader.grade(text, problem.answer)
-        return Rollout(
+        attempt = Attempt(
             rollout_id=name,
-            problem_id=problem.problem_id,
-            step=step,
-            group_index=index,
-            completion=completion,
+            problem=problem,
             text=text,
-            answer=grade.answer,
-            verdict=grade.verdict,
-            reward=grade.score,
+            grade=self.grader.grade(text, problem.answer),
+            truncated=completion.finish_reason == "length",
         )
+        return Rollout(attempt=attempt, completion=completion, step=step, group_index=index)
 
     def _prepare(
         self,
@@ -163,6 +160,7 @@ class Collector:
         """Contexts and Samples of a step's judged rollouts, and the numbers about them."""
         flat = [rollout for group in groups for rollout, _ in group]
         critiques = [critique for group in groups for _, critique in group if critique is not None]
+        by_name = {critique.rollout_id: critique for critique in critiques}
         usable = [critique for critique in critiques if critique.status == "ok" and critique.policy != "mask"]
         rewards_PG = torch.tensor([[rollout.reward for rollout, _ in group] for group in groups])
         advantages_PG = group_advantages(rewards_PG, scale=self.objective.scale_rewards).tolist()
@@ -172,22 +170,17 @@ class Collector:
         counts: Counter[str] = Counter(context_dropped_tokens=0, contexts_cut=0, unlocated_errors=0)
         masked: Counter[str] = Counter()
         for row, (problem, prompt, group) in enumerate(zip(problems, student_prompts, groups, strict=True)):
-            own = {rollout.rollout_id for rollout, _ in group}
             shown = _contexts(
                 self.condition.design,
-                designs.Group(
-                    problem=problem,
-                    rollouts=[rollout for rollout, _ in group],
-                    critiques=[critique for _, critique in group],
-                    elsewhere=[critique for critique in usable if critique.rollout_id not in own],
-                    other_problems=problems,
+                designs.make_group(
+                    [rollout.attempt for rollout, _ in group], by_name, usable=usable, other_problems=problems
                 ),
             )
             contexts += shown
             for index, ((rollout, critique), context) in enumerate(zip(group, shown, strict=True)):
-                attempt = self._attempt(rollout, critique, context, step)
-                counts["unlocated_errors"] += attempt.reward == 0 and attempt.first_error is None
-                terms = HYBRIDS[self.objective.hybrid](self.condition, attempt, self.objective)
+                facts = self._facts(rollout, critique, context, step)
+                counts["unlocated_errors"] += facts.verdict == "incorrect" and facts.first_error is None
+                terms = HYBRIDS[self.objective.hybrid](self.condition, facts, self.objective)
                 if not trains_P[row]:
                     terms = Terms(first_token=len(rollout.completion.ids))
                 teacher_prompt = None
@@ -204,7 +197,7 @@ class Collector:
                         teacher_prompt_ids=teacher_prompt.ids if teacher_prompt else None,
                         advantage=advantages_PG[row][index],
                         terms=terms,
-                        probe=self.probe(problem, rollout) if self.probe else None,
+                        probe=self.probe(rollout.attempt, rollout.completion.ids) if self.probe else None,
                     )
                 )
         if self.objective.hybrid != "rosd":
@@ -225,10 +218,10 @@ class Collector:
             feedback_seconds=feedback_seconds,
         )
 
-    def _attempt(self, rollout: Rollout, critique: Critique | None, context: Context, step: int) -> Attempt:
+    def _facts(self, rollout: Rollout, critique: Critique | None, context: Context, step: int) -> Facts:
         seeks_error = self.objective.hybrid == "rosd"
-        return Attempt(
-            reward=rollout.reward,
+        return Facts(
+            verdict=rollout.verdict,
             has_context=context.text is not None,
             first_error=first_wrong_token(rollout, critique, self.solver.tokenizer) if seeks_error else None,
             step=step,

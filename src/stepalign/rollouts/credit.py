@@ -15,18 +15,17 @@ from stepalign.errors import ConfigError
 from stepalign.feedback.designs import Condition, check_condition
 from stepalign.feedback.steps import split_steps
 from stepalign.models.prompts import decode_with_spans, tokens_inside
-from stepalign.records import Critique, Rollout
+from stepalign.records import Critique, Rollout, Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
+class Facts:
     """What is known about a rollout when its terms are chosen."""
 
-    reward: float
-    """NaN where the verdict is undecided."""
+    verdict: Verdict
     has_context: bool
     """Whether the self-teacher has something to read."""
     first_error: int | None
@@ -47,43 +46,43 @@ class Terms:
     """Completion tokens before this one do not train."""
 
 
-def _as_the_condition_says(condition: Condition, attempt: Attempt, _: ObjectiveSection) -> Terms:
+def _as_the_condition_says(condition: Condition, facts: Facts, _: ObjectiveSection) -> Terms:
     return Terms(
-        distillation_weight=condition.distillation_weight if attempt.has_context else 0.0,
+        distillation_weight=condition.distillation_weight if facts.has_context else 0.0,
         policy_weight=condition.policy_weight,
     )
 
 
-def _weighted_sum(_: Condition, attempt: Attempt, section: ObjectiveSection) -> Terms:
+def _weighted_sum(_: Condition, facts: Facts, section: ObjectiveSection) -> Terms:
     """Both terms on every rollout; without a context the policy term stays."""
     weight = section.distillation_weight
-    return Terms(distillation_weight=weight if attempt.has_context else 0.0, policy_weight=1.0 - weight)
+    return Terms(distillation_weight=weight if facts.has_context else 0.0, policy_weight=1.0 - weight)
 
 
-def _rlsd(_: Condition, attempt: Attempt, section: ObjectiveSection) -> Terms:
+def _rlsd(_: Condition, facts: Facts, section: ObjectiveSection) -> Terms:
     """RLSD (arXiv 2604.03128): the verdict's advantage, sized token by token by the self-teacher, ever less so."""
-    left = 1.0 - attempt.step / section.rlsd_decay_steps if section.rlsd_decay_steps else 1.0
-    return Terms(policy_weight=1.0, magnitude_mixing=section.rlsd_mixing * max(0.0, left) * attempt.has_context)
+    left = 1.0 - facts.step / section.rlsd_decay_steps if section.rlsd_decay_steps else 1.0
+    return Terms(policy_weight=1.0, magnitude_mixing=section.rlsd_mixing * max(0.0, left) * facts.has_context)
 
 
-def _srpo(_: Condition, attempt: Attempt, section: ObjectiveSection) -> Terms:
+def _srpo(_: Condition, facts: Facts, section: ObjectiveSection) -> Terms:
     """SRPO (arXiv 2604.02288): wrong rollouts with a context go to the self-teacher, all others to the verdict."""
-    if attempt.has_context and attempt.reward < 0.5:
+    if facts.has_context and facts.verdict == "incorrect":
         return Terms(distillation_weight=1.0, entropy_damping=section.srpo_entropy_damping)
     return Terms(policy_weight=1.0)
 
 
-def _rosd(condition: Condition, attempt: Attempt, section: ObjectiveSection) -> Terms:
+def _rosd(condition: Condition, facts: Facts, section: ObjectiveSection) -> Terms:
     """ROSD (arXiv 2605.28014): only tokens from the first error on train; all of them where none was found."""
-    plain = _as_the_condition_says(condition, attempt, section)
+    plain = _as_the_condition_says(condition, facts, section)
     return Terms(
         distillation_weight=plain.distillation_weight,
         policy_weight=plain.policy_weight,
-        first_token=attempt.first_error or 0,
+        first_token=facts.first_error or 0,
     )
 
 
-HYBRIDS: dict[Hybrid, Callable[[Condition, Attempt, ObjectiveSection], Terms]] = {
+HYBRIDS: dict[Hybrid, Callable[[Condition, Facts, ObjectiveSection], Terms]] = {
     "none": _as_the_condition_says,
     "weighted_sum": _weighted_sum,
     "rlsd": _rlsd,
@@ -104,7 +103,7 @@ def check_terms(config: Config) -> Condition:
             where="objective.hybrid",
             hint="choose a condition with a context, such as stepalign or refsol",
         )
-    probe = Attempt(reward=1.0, has_context=True, first_error=None, step=0)
+    probe = Facts(verdict="correct", has_context=True, first_error=None, step=0)
     uses_verdicts = HYBRIDS[hybrid](condition, probe, config.objective).policy_weight
     if uses_verdicts and config.sampling.num_generations < 2 and config.training.max_steps:
         raise ConfigError(

@@ -48,17 +48,17 @@ def review(request: CritiqueRequest, critique: Critique, rules: Rules | None, *,
     """Judge one critique. Without rules it is taken as it comes."""
     if rules is None:
         return Review(request=request, critique=critique)
-    problem, rollout = request.problem, request.rollout
+    attempt, problem = request.attempt, request.attempt.problem
     alignment = None
     if critique.status == "ok" and critique.form == "trace":
         alignment = align(
-            rollout,
+            attempt,
             critique,
             expected_answer=problem.answer or None,
             extract_answer=extract_answer,
             same_answer=rules.same_answer,
         )
-    details = findings.find(findings.Reading(critique=critique, verdict=rollout.verdict, alignment=alignment))
+    details = findings.find(findings.Reading(critique=critique, verdict=attempt.verdict, alignment=alignment))
     policy, decided_by = findings.decide(
         details, rules.policies, tries_left=tries_left, has_reference=bool(problem.reference)
     )
@@ -114,7 +114,7 @@ def follow(
             raise BudgetSpentError(
                 critique.reason, where="critic.token_budget, critic.cost_budget", hint="raise the budget and continue"
             )
-        name = request.rollout.rollout_id
+        name = request.attempt.rollout_id
         left = tries_left.get(name, tries)
         found = review(request, critique, rules, tries_left=left)
         if found.critique.policy != "retry":
@@ -122,7 +122,7 @@ def follow(
             continue
         tries_left[name] = left - 1
         complaint = findings.FINDINGS[found.critique.decided_by].request
-        again = CritiqueRequest(problem=request.problem, rollout=request.rollout, earlier=critique, complaint=complaint)
+        again = replace(request, earlier=critique, complaint=complaint)
         expect(critic.submit(again), again, critique)
 
 

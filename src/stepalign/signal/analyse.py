@@ -11,9 +11,9 @@ from stepalign.events import Listener, progress, silent
 from stepalign.feedback import designs
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder
-from stepalign.records import Critique, Problem, Rollout
+from stepalign.records import Critique, Rollout
 from stepalign.signal.localisation import Summary, localise_rollouts, summarise_rollout
-from stepalign.signal.records import CASES, Attempt, Shown, analyse_attempts, signal_of, truth_of
+from stepalign.signal.records import CASES, AttemptInContexts, Shown, analyse_attempts, signal_of, truth_of
 from stepalign.signal.trace import WrongResult
 from stepalign.storage.signal_file import Row, grouped, page_rollout
 
@@ -23,7 +23,7 @@ DEFINITION = "A_t = log p(y_t | question, context, y_<t) - log p(y_t | question,
 def analyse(
     solver: Solver,
     prompts: PromptBuilder,
-    rollouts: Sequence[tuple[Problem, Rollout, Critique | None]],
+    rollouts: Sequence[tuple[Rollout, Critique | None]],
     contexts: Sequence[str],
     *,
     temperature: float,
@@ -52,44 +52,39 @@ def analyse(
 
 
 def attempts_under(
-    rollouts: Sequence[tuple[Problem, Rollout, Critique | None]],
+    rollouts: Sequence[tuple[Rollout, Critique | None]],
     contexts: Sequence[str],
     more_critiques: Sequence[Critique] = (),
-) -> tuple[list[Attempt], dict[str, dict[str, int]]]:
+) -> tuple[list[AttemptInContexts], dict[str, dict[str, int]]]:
     """Every rollout in its group, under every context that has something to say.
 
     Returns:
         Attempts in the order of the rollouts, and per context how many rollouts it leaves out for which reason.
     """
-    critiques = {(c.form, c.rollout_id): c for c in (*more_critiques, *(c for _, _, c in rollouts if c is not None))}
-    problems = list({problem.problem_id: problem for problem, _, _ in rollouts}.values())
-    shown: dict[str, dict[str, Shown]] = {rollout.rollout_id: {} for _, rollout, _ in rollouts}
+    critiques = {(c.form, c.rollout_id): c for c in (*more_critiques, *(c for _, c in rollouts if c is not None))}
+    problems = list({rollout.problem_id: rollout.problem for rollout, _ in rollouts}.values())
+    shown: dict[str, dict[str, Shown]] = {rollout.rollout_id: {} for rollout, _ in rollouts}
     left_out: dict[str, dict[str, int]] = {name: defaultdict(int) for name in contexts}
-    for members in designs.group_rollouts([rollout for _, rollout, _ in rollouts]):
-        problem, group = rollouts[members[0]][0], [rollouts[i][1] for i in members]
-        own = {rollout.rollout_id for rollout in group}
+    for members in designs.group_rollouts([rollout for rollout, _ in rollouts]):
+        group = [rollouts[i][0].attempt for i in members]
         for name in contexts:
             form = designs.find_design(name).form
-            made = designs.Group(
-                problem=problem,
-                rollouts=group,
-                critiques=[critiques.get((form, rollout.rollout_id)) for rollout in group],
-                elsewhere=[c for (f, i), c in critiques.items() if f == form and i not in own and c.status == "ok"],
-                other_problems=problems,
-            )
-            for rollout, context in zip(group, designs.make_contexts(name, made), strict=True):
+            of_form = {i: c for (f, i), c in critiques.items() if f == form}
+            usable = [c for c in of_form.values() if c.status == "ok"]
+            made = designs.make_group(group, of_form, usable=usable, other_problems=problems)
+            for attempt, context in zip(group, designs.make_contexts(name, made), strict=True):
                 if context.text is None:
                     left_out[name][context.masked or "nothing to show"] += 1
                 else:
-                    shown[rollout.rollout_id][name] = Shown(text=context.text, introduction=context.introduction)
+                    shown[attempt.rollout_id][name] = Shown(text=context.text, introduction=context.introduction)
     attempts = [
-        Attempt(
-            problem=problem,
-            rollout=rollout,
+        AttemptInContexts(
+            attempt=rollout.attempt,
+            ids=rollout.completion.ids,
             contexts=shown[rollout.rollout_id],
             critique=critique or critiques.get(("trace", rollout.rollout_id)),
         )
-        for problem, rollout, critique in rollouts
+        for rollout, critique in rollouts
     ]
     return [attempt for attempt in attempts if attempt.contexts], left_out
 

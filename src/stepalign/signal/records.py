@@ -11,7 +11,7 @@ import numpy as np
 from stepalign.feedback.designs import DESIGNS
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder, TeacherPrompt, decode, unknown_id
-from stepalign.records import Critique, Problem, Rollout, TokenSignal
+from stepalign.records import Attempt, Critique, TokenSignal
 from stepalign.report.payload import LEAST_ALTERNATIVE
 from stepalign.signal.localisation import Truth
 from stepalign.signal.score import Scores, ScoringJob, SideScores, score
@@ -34,18 +34,19 @@ class Shown:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
-    """One rollout, the contexts to score it under, and what is known about it."""
+class AttemptInContexts:
+    """One attempt with its token ids, the contexts to score it under, and what is known about it."""
 
-    problem: Problem
-    rollout: Rollout
+    attempt: Attempt
+    ids: Sequence[int]
+    """Token ids of the completion."""
     contexts: Mapping[str, Shown]
     critique: Critique | None = None
     labels: Labels = field(default_factory=Labels)
     case: str = ""
     """What kind of attempt it is; the critic's case where this is empty."""
     spans: Sequence[tuple[int, int]] | None = None
-    """Characters of the rollout's text behind each token, where its text is more than its tokens spell."""
+    """Characters of the attempt's text behind each token, where its text is more than its tokens spell."""
     prompts: PromptBuilder | None = None
     """Prompts of its own; those of the analysis where there are none."""
 
@@ -54,7 +55,7 @@ class Attempt:
 class Analysed:
     """One attempt with its numbers."""
 
-    attempt: Attempt
+    subject: AttemptInContexts
     trace: Trace
     scores: Scores
     rows: list[Row]
@@ -63,7 +64,7 @@ class Analysed:
 def analyse_attempts(
     solver: Solver,
     prompts: PromptBuilder,
-    attempts: Iterable[Attempt],
+    subjects: Iterable[AttemptInContexts],
     *,
     temperature: float,
     top_k: int,
@@ -75,37 +76,37 @@ def analyse_attempts(
     Raises:
         ConfigError: a label that does not fit its attempt, or a question without room for a context.
     """
-    waiting: list[tuple[Attempt, dict[str, TeacherPrompt]]] = []  # those whose scores are on their way
+    waiting: list[tuple[AttemptInContexts, dict[str, TeacherPrompt]]] = []  # those whose scores are on their way
 
     def jobs() -> Iterator[ScoringJob]:
-        for attempt in attempts:
-            own = attempt.prompts or prompts
+        for subject in subjects:
+            problem, own = subject.attempt.problem, subject.prompts or prompts
             teachers = {
-                name: own.self_teacher(attempt.problem, shown.text, introduction=shown.introduction)
-                for name, shown in attempt.contexts.items()
+                name: own.self_teacher(problem, shown.text, introduction=shown.introduction)
+                for name, shown in subject.contexts.items()
             }
-            waiting.append((attempt, teachers))
+            waiting.append((subject, teachers))
             yield ScoringJob(
-                completion_ids=attempt.rollout.completion.ids,
-                student_prompt_ids=own.student(attempt.problem),
+                completion_ids=tuple(subject.ids),
+                student_prompt_ids=own.student(problem),
                 teacher_prompt_ids={name: teacher.ids for name, teacher in teachers.items()},
             )
 
-    names = _token_names(solver)
+    names, unknown_token = _token_names(solver), unknown_id(solver.tokenizer)
     scored = score(solver, jobs(), temperature=temperature, top_k=top_k, max_micro_batch_tokens=max_micro_batch_tokens)
     for scores in scored:
-        attempt, teachers = waiting.pop(0)
+        subject, teachers = waiting.pop(0)
         cut = trace(
             solver,
-            attempt.problem,
-            attempt.rollout,
-            attempt.critique,
-            labels=attempt.labels,
+            subject.attempt,
+            subject.ids,
+            subject.critique,
+            labels=subject.labels,
             wrong_result=wrong_result,
-            spans=attempt.spans,
+            spans=subject.spans,
         )
-        unknown = attempt.rollout.completion.ids.count(unknown_id(solver.tokenizer))
-        yield Analysed(attempt, cut, scores, _rows(attempt, cut, scores, teachers, names, unknown))
+        unknown = sum(token == unknown_token for token in subject.ids)
+        yield Analysed(subject, cut, scores, _rows(subject, cut, scores, teachers, names, unknown))
 
 
 def _comes_from_critic(context: str) -> bool:
@@ -114,7 +115,7 @@ def _comes_from_critic(context: str) -> bool:
 
 
 def _rows(
-    attempt: Attempt,
+    subject: AttemptInContexts,
     cut: Trace,
     scores: Scores,
     teachers: Mapping[str, TeacherPrompt],
@@ -122,17 +123,17 @@ def _rows(
     unknown_tokens: int,
 ) -> list[Row]:
     """One line per context. What the contexts share stands in each of them, so that a line speaks for itself."""
-    rollout, critique = attempt.rollout, attempt.critique
+    attempt, critique = subject.attempt, subject.critique
     critic_case = critique.case if critique else ""
     shared: Row = {
-        "rollout_id": rollout.rollout_id,
+        "rollout_id": attempt.rollout_id,
         "question": attempt.problem.question,
         "expected_answer": attempt.problem.answer or None,
         "reference": attempt.problem.reference,
-        "verdict": rollout.verdict,
-        "case": attempt.case or CASES.get(critic_case, "unknown"),
+        "verdict": attempt.verdict,
+        "case": subject.case or CASES.get(critic_case, "unknown"),
         "text": cut.text,
-        "token_ids": list(rollout.completion.ids),
+        "token_ids": list(subject.ids),
         "tokens": cut.tokens,
         "spans": [list(span) for span in cut.spans],
         "special": [i for i, (a, b) in enumerate(cut.spans) if a == b],
@@ -145,7 +146,7 @@ def _rows(
     }
     student_alternatives = _alternatives(scores.student, names)
     rows = []
-    for name, shown in attempt.contexts.items():
+    for name, shown in subject.contexts.items():
         found = scores.contexts[name]
         sums = np.zeros(len(cut.steps))
         steps = np.array(cut.step_of, dtype=int)

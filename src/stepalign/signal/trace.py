@@ -15,9 +15,9 @@ from stepalign.feedback.alignment import align
 from stepalign.feedback.steps import split_steps
 from stepalign.models.load import Solver
 from stepalign.models.prompts import decode_with_spans, tokens_inside
-from stepalign.records import Critique, Problem, Rollout, Step, StepStatus
+from stepalign.records import Attempt, Critique, Step, StepStatus
 
-WrongResult = Callable[[Problem, Rollout], tuple[int, int] | None]
+WrongResult = Callable[[Attempt, Sequence[int]], tuple[int, int] | None]
 """Where the truth is known: (position of the token with the first wrong result, id of the right one)."""
 
 
@@ -52,33 +52,32 @@ class Trace:
 
 def trace(
     solver: Solver,
-    problem: Problem,
-    rollout: Rollout,
+    attempt: Attempt,
+    ids: Sequence[int],
     critique: Critique | None = None,
     *,
     labels: Labels | None = None,
     wrong_result: WrongResult | None = None,
     spans: Sequence[tuple[int, int]] | None = None,
 ) -> Trace:
-    """Cut a rollout and mark its steps.
+    """Cut an attempt and mark its steps.
 
     Args:
-        spans: characters of the rollout's text behind each token, where its text is more than its tokens spell.
+        spans: characters of the attempt's text behind each token, where its text is more than its tokens spell.
 
     Raises:
         ConfigError: a label names a step or a passage that the attempt does not have.
     """
-    ids = rollout.completion.ids
-    text, spans = (rollout.text, list(spans)) if spans else decode_with_spans(solver.tokenizer, ids)
+    text, spans = (attempt.text, list(spans)) if spans else decode_with_spans(solver.tokenizer, ids)
     tokens = [text[a:b] or str(solver.tokenizer.convert_ids_to_tokens(i)) for (a, b), i in zip(spans, ids, strict=True)]
     steps = split_steps(text)
     labels = labels or Labels()
-    passage = _passage(text, labels, rollout)
-    first_wrong = _first_wrong(steps, labels, passage, problem, rollout, critique)
+    passage = _passage(text, labels, attempt)
+    first_wrong = _first_wrong(steps, labels, passage, attempt, critique)
     inside = [tokens_inside(text, spans, step.start, step.end) for step in steps]
     known = first_wrong is not None
     place = first_wrong if first_wrong != NONE_WRONG else None
-    found = wrong_result(problem, rollout) if wrong_result and known else None
+    found = wrong_result(attempt, ids) if wrong_result and known else None
     wrong_tokens = [i for i, (a, b) in enumerate(spans) if passage and a < passage[1] and b > max(a, passage[0])]
     if not wrong_tokens and found is not None and place is not None and found[0] in inside[place]:
         wrong_tokens = [found[0]]
@@ -102,8 +101,7 @@ def _first_wrong(
     steps: list[Step],
     labels: Labels,
     passage: tuple[int, int] | None,
-    problem: Problem,
-    rollout: Rollout,
+    attempt: Attempt,
     critique: Critique | None,
 ) -> int | None:
     """Index of the first wrong step, ``NONE_WRONG``, or None where nothing is known."""
@@ -112,7 +110,7 @@ def _first_wrong(
         if labels.wrong_step and labels.wrong_step not in names:
             raise ConfigError(
                 f"the attempt has no step {labels.wrong_step!r}",
-                where=f"wrong_step of rollout {rollout.rollout_id}",
+                where=f"wrong_step of rollout {attempt.rollout_id}",
                 hint=f"its steps are {', '.join(map(repr, names))}",
             )
         return names.index(labels.wrong_step) if labels.wrong_step else NONE_WRONG
@@ -122,8 +120,8 @@ def _first_wrong(
     if critique is None or critique.status != "ok" or critique.critic.startswith("faulty:"):
         return None
     first_error = critique.first_error
-    if not first_error and _says_nothing(rollout, critique):
-        alignment = align(rollout, critique, expected_answer=problem.answer or None)
+    if not first_error and _says_nothing(attempt, critique):
+        alignment = align(attempt, critique, expected_answer=attempt.problem.answer or None)
         first_error = "" if alignment.full_solution else alignment.first_error_label
         if not first_error:  # a wrong attempt kept word for word, or a solution that follows none of its steps
             return None
@@ -132,10 +130,10 @@ def _first_wrong(
     return NONE_WRONG
 
 
-def _says_nothing(rollout: Rollout, critique: Critique) -> bool:
+def _says_nothing(attempt: Attempt, critique: Critique) -> bool:
     """Whether "no error located" leaves the steps open: a wrong answer whose error was not found says nothing."""
     programmatic = critique.critic.startswith("programmatic:")
-    return rollout.verdict != "correct" and critique.case != "C" and not programmatic
+    return attempt.verdict != "correct" and critique.case != "C" and not programmatic
 
 
 def _status(index: int, place: int | None) -> StepStatus:
@@ -144,7 +142,7 @@ def _status(index: int, place: int | None) -> StepStatus:
     return "wrong" if index == place else "after_error"
 
 
-def _passage(text: str, labels: Labels, rollout: Rollout) -> tuple[int, int] | None:
+def _passage(text: str, labels: Labels, attempt: Attempt) -> tuple[int, int] | None:
     """The span of the passage that is said to be wrong."""
     if not labels.wrong_text:
         return None
@@ -152,7 +150,7 @@ def _passage(text: str, labels: Labels, rollout: Rollout) -> tuple[int, int] | N
     if start < 0:
         raise ConfigError(
             f"the completion does not contain {labels.wrong_text!r}",
-            where=f"wrong_text of rollout {rollout.rollout_id}",
+            where=f"wrong_text of rollout {attempt.rollout_id}",
             hint="quote the wrong passage exactly as the solver's tokens spell it",
         )
     return start, start + len(labels.wrong_text)

@@ -8,19 +8,18 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from stepalign.config import Config, load_config
-from stepalign.critics import CritiqueRequest
 from stepalign.domains.math.extraction import extract_answer
+from stepalign.domains.math.grade import Grade
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.sets import load_set
 from stepalign.errors import ConfigError
 from stepalign.problems.loading import problem_id
 from stepalign.problems.rows import Malformed, Row, cell_text, read_rows
-from stepalign.records import Completion, Problem, Rollout
+from stepalign.records import Attempt, Problem, rollout_from_json
 from stepalign.storage.run_folder import read_json_lines
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -40,7 +39,7 @@ _NEEDED = ("question", "completion")
 class Attempts:
     """What a file holds, and what was left out."""
 
-    requests: Sequence[CritiqueRequest]
+    attempts: Sequence[Attempt]
     """In the order of the file. Attempts of a plain file are not graded yet: see :func:`graded`."""
     source: str
     sha256: str
@@ -73,51 +72,31 @@ def read_attempts(path: Path, columns: Mapping[str, str] | None = None) -> Attem
     if from_run:
         if columns:
             raise ConfigError("a run's rollouts need no columns", where=str(file), hint="leave --columns out")
-        config, requests = _of_run(file)
+        config, attempts = _of_run(file)
     else:
-        requests = list(_of_rows(file, columns or {}, skipped))
-    if not requests:
+        attempts = list(_of_rows(file, columns or {}, skipped))
+    if not attempts:
         reasons = "".join(f"; {count} rows: {reason}" for reason, count in skipped.items())
         raise ConfigError(f"the file holds no attempts{reasons}", where=str(file))
-    names = Counter(request.rollout.rollout_id for request in requests)
+    names = Counter(attempt.rollout_id for attempt in attempts)
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
         raise ConfigError(f"two attempts are called {twice!r}", where=str(file), hint="give every attempt its own id")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Attempts(requests=requests, source=str(path), sha256=digest, skipped=dict(skipped), config=config)
+    return Attempts(attempts=attempts, source=str(path), sha256=digest, skipped=dict(skipped), config=config)
 
 
-def graded(request: CritiqueRequest, grader: Grader) -> CritiqueRequest:
-    """The request with a verdict on its attempt; one that has a verdict, or no expected answer, stays as it is."""
-    rollout = request.rollout
-    if rollout.verdict != "undecided" or not request.problem.answer:
-        return request
-    grade = grader.grade(rollout.text, request.problem.answer)
-    fields = {name: getattr(rollout, name) for name in Rollout.__slots__}
-    judged = Rollout(**(fields | {"answer": grade.answer, "verdict": grade.verdict, "reward": grade.score}))
-    return CritiqueRequest(problem=request.problem, rollout=judged)
-
-
-def rollout_of(row: Mapping[str, Any]) -> Rollout:
-    """A line of rollouts.jsonl as the record it was."""
-    fields = {name: value for name, value in row.items() if name != "record_step"}
-    completion, reward = fields.pop("completion"), fields.pop("reward")
-    return Rollout(
-        **fields,
-        reward=float("nan") if reward is None else reward,
-        completion=Completion(
-            ids=tuple(completion["ids"]),
-            log_probs=tuple(float("nan") if p is None else p for p in completion["log_probs"]),
-            finish_reason=completion["finish_reason"],
-            policy_version=completion["policy_version"],
-        ),
-    )
+def graded(attempt: Attempt, grader: Grader) -> Attempt:
+    """The attempt with a grade; one that is decided, or has no expected answer, stays as it is."""
+    if attempt.verdict != "undecided" or not attempt.problem.answer:
+        return attempt
+    return replace(attempt, grade=grader.grade(attempt.text, attempt.problem.answer))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _of_run(file: Path) -> tuple[Config, list[CritiqueRequest]]:
+def _of_run(file: Path) -> tuple[Config, list[Attempt]]:
     recipe = file.parent / "config.toml"
     if not recipe.is_file():
         raise ConfigError(
@@ -127,19 +106,18 @@ def _of_run(file: Path) -> tuple[Config, list[CritiqueRequest]]:
         )
     config = load_config(str(recipe))
     problems = {problem.problem_id: problem for problem in load_set(config, "train").problems}
-    requests = []
+    attempts = []
     for row in read_json_lines(file):
-        rollout = rollout_of(row)
-        if rollout.problem_id not in problems:
+        if row["problem_id"] not in problems:
             raise ConfigError(
-                f"rollout {rollout.rollout_id} belongs to a problem that the recipe's training set no longer has",
+                f"rollout {row['rollout_id']} belongs to a problem that the recipe's training set no longer has",
                 where=str(file),
             )
-        requests.append(CritiqueRequest(problem=problems[rollout.problem_id], rollout=rollout))
-    return config, requests
+        attempts.append(rollout_from_json(row, problems[row["problem_id"]]).attempt)
+    return config, attempts
 
 
-def _of_rows(file: Path, columns: Mapping[str, str], skipped: Counter[str]) -> Iterator[CritiqueRequest]:
+def _of_rows(file: Path, columns: Mapping[str, str], skipped: Counter[str]) -> Iterator[Attempt]:
     unknown = sorted(columns.keys() - COLUMNS.keys())
     if unknown:
         raise ConfigError(f"unknown column name {unknown[0]}", where="--columns", hint=f"known: {', '.join(COLUMNS)}")
@@ -155,7 +133,7 @@ def _of_rows(file: Path, columns: Mapping[str, str], skipped: Counter[str]) -> I
         elif not isinstance(row.get(names["completion"]), str):
             skipped["no completion"] += 1
         else:
-            yield _request(number, cells, str(row[names["completion"]]))
+            yield _attempt(number, cells, str(row[names["completion"]]))
 
 
 def _columns_of(row: Row, chosen: Mapping[str, str], file: Path) -> dict[str, str]:
@@ -171,7 +149,7 @@ def _columns_of(row: Row, chosen: Mapping[str, str], file: Path) -> dict[str, st
     return {name: column for name, column in found.items() if column is not None}
 
 
-def _request(number: int, cells: Mapping[str, str], text: str) -> CritiqueRequest:
+def _attempt(number: int, cells: Mapping[str, str], text: str) -> Attempt:
     given, reference = cells.get("answer", ""), cells.get("reference", "")
     marked = extract_answer(given or reference)
     question = cells["question"]
@@ -181,20 +159,10 @@ def _request(number: int, cells: Mapping[str, str], text: str) -> CritiqueReques
         answer=(marked or given).strip(),
         reference=reference or (given if marked is not None and given != marked else None) or None,
     )
-    rollout = Rollout(
+    return Attempt(
         rollout_id=cells.get("rollout_id") or f"line-{number:06d}",
-        problem_id=problem.problem_id,
-        step=0,
-        group_index=0,
-        completion=Completion(
-            ids=(),
-            log_probs=(),
-            finish_reason="length" if cells.get("finish_reason") in ("length", "max_tokens") else "stop",
-            policy_version=0,
-        ),
+        problem=problem,
         text=text,
-        answer=extract_answer(text),
-        verdict="undecided",
-        reward=float("nan"),
+        grade=Grade(score=float("nan"), answer=extract_answer(text)),
+        truncated=cells.get("finish_reason") in ("length", "max_tokens"),
     )
-    return CritiqueRequest(problem=problem, rollout=rollout)

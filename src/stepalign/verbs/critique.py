@@ -24,7 +24,7 @@ from stepalign.errors import BudgetSpentError, ConfigError, LockedError
 from stepalign.events import Event, Listener, progress, silent
 from stepalign.feedback.alignment import Alignment
 from stepalign.feedback.findings import FINDINGS
-from stepalign.records import to_json
+from stepalign.records import Attempt, to_json
 from stepalign.rollouts.review import Review, Rules, follow
 from stepalign.storage.run_folder import RunFolder, finite, read_json_lines, write_atomically
 from stepalign.verbs.attempts import Attempts, graded
@@ -67,7 +67,11 @@ def critique_rollouts(
             critic = _make_critic(config, out, listener)
             _remember_attempts(out / "source.json", attempts)
             found = Counter(name for line in done for name in line["findings"])
-            wanted = (graded(r, grader) for r in attempts.requests if r.rollout.rollout_id not in names)
+            wanted = (
+                CritiqueRequest(attempt=graded(attempt, grader))
+                for attempt in attempts.attempts
+                if attempt.rollout_id not in names
+            )
             reviews = follow(critic, {}, rules, more=wanted, ahead=2 * config.critic.concurrency)
             try:
                 listener(_progress(len(done), attempts, found))
@@ -101,8 +105,8 @@ def _refuse_foreign_problems(config: Config, attempts: Attempts) -> None:
     if config.critic.kind != "programmatic":
         return
     try:
-        for request in attempts.requests:
-            parse_question(request.problem.question)
+        for attempt in attempts.attempts:
+            parse_question(attempt.problem.question)
     except ValueError as error:
         raise ConfigError(
             f"the programmatic critic knows the embedded task only: {str(error)[:200]}",
@@ -113,7 +117,7 @@ def _refuse_foreign_problems(config: Config, attempts: Attempts) -> None:
 
 def _remember_attempts(file: Path, attempts: Attempts) -> None:
     """Write down which attempts a folder is about."""
-    about = {"source": attempts.source, "sha256": attempts.sha256, "attempts": len(attempts.requests)}
+    about = {"source": attempts.source, "sha256": attempts.sha256, "attempts": len(attempts.attempts)}
     if not file.exists():
         write_atomically(file, json.dumps({**about, "skipped": attempts.skipped}, indent=1) + "\n")
 
@@ -155,11 +159,11 @@ def _kept_lines(file: Path) -> list[dict[str, Any]]:
 
 def _line(review: Review) -> dict[str, Any]:
     """A critique with its alignment and everything that the summary needs, JSON-ready."""
-    rollout = review.request.rollout
+    attempt = review.request.attempt
     return {
         **finite(to_json(review.critique)),
-        "problem_id": rollout.problem_id,
-        "verdict": rollout.verdict,
+        "problem_id": attempt.problem.problem_id,
+        "verdict": attempt.verdict,
         "details": dict(review.details),
         "alignment": None if review.alignment is None else finite(_alignment(review.alignment)),
     }
@@ -214,8 +218,8 @@ def _publish(
 def _summary(
     config: Config, attempts: Attempts, lines: Sequence[Mapping[str, Any]], rules: Rules, critic: Critic
 ) -> dict[str, Any]:
-    requests = {request.rollout.rollout_id: request for request in attempts.requests}
-    order = {name: place for place, name in enumerate(requests)}
+    by_name = {attempt.rollout_id: attempt for attempt in attempts.attempts}
+    order = {name: place for place, name in enumerate(by_name)}
     lines = sorted(lines, key=lambda line: order[line["rollout_id"]])  # replies come in any order
     shares = [line["alignment"]["verbatim_share"] for line in lines if line["alignment"]]
     shares = [share for share in shares if share is not None]
@@ -227,7 +231,7 @@ def _summary(
         "sees": config.critic.sees,
         "prompt_hash": next((line["prompt_hash"] for line in lines), ""),
         "source": attempts.source,
-        "attempts": len(attempts.requests),
+        "attempts": len(attempts.attempts),
         "skipped": dict(attempts.skipped),
         "critiques": len(lines),
         "usable": sum(line["status"] == "ok" for line in lines),
@@ -248,19 +252,19 @@ def _summary(
                 "summary": finding.summary,
                 "teaches": finding.teaches,
                 "policy": rules.policies[name],
-                "examples": list(_examples((line for line in lines if name in line["findings"]), name, requests)),
+                "examples": list(_examples((line for line in lines if name in line["findings"]), name, by_name)),
             }
             for name, finding in FINDINGS.items()
         ],
-        "clean_examples": list(_examples((line for line in lines if not line["findings"]), "", requests)),
+        "clean_examples": list(_examples((line for line in lines if not line["findings"]), "", by_name)),
     }
 
 
 def _examples(
-    lines: Iterable[Mapping[str, Any]], name: str, requests: Mapping[str, CritiqueRequest]
+    lines: Iterable[Mapping[str, Any]], name: str, by_name: Mapping[str, Attempt]
 ) -> Iterator[dict[str, Any]]:
     for _, line in zip(range(NUM_EXAMPLES), lines, strict=False):
-        request = requests[line["rollout_id"]]
+        attempt = by_name[line["rollout_id"]]
         yield {
             "rollout_id": line["rollout_id"],
             "verdict": line["verdict"],
@@ -268,11 +272,11 @@ def _examples(
             "policy": line["policy"],
             "decided_by": line["decided_by"],
             "detail": line["details"].get(name, ""),
-            "question": _cut(request.problem.question),
-            "expected_answer": request.problem.answer,
-            "attempt": _cut(request.rollout.text) if line["alignment"] is None else "",
+            "question": _cut(attempt.problem.question),
+            "expected_answer": attempt.problem.answer,
+            "attempt": _cut(attempt.text) if line["alignment"] is None else "",
             "reply": _cut(line["raw"]) if line["alignment"] is None else "",
-            "steps": _step_pairs(line, request.rollout.text),
+            "steps": _step_pairs(line, attempt.text),
         }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stepalign.config import Config, to_toml
+from stepalign.domains.math.grade import Grade
 from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
-from stepalign.records import Completion, Critique, CritiqueForm, Problem, Rollout
+from stepalign.records import Attempt, Critique, CritiqueForm, Problem
 from stepalign.report.text import visible
 
 
@@ -57,24 +58,16 @@ def _count(problems: tuple[Problem, ...], skipped: object) -> str:
 def _example_context(design: str, problem: Problem) -> str:
     """A context of the design for an invented attempt."""
     text = problem.reference or f"<answer> {problem.answer}"
-    completion = Completion(ids=(), log_probs=(), finish_reason="stop", policy_version=0)
-    rollout = Rollout(
-        rollout_id="example",
-        problem_id=problem.problem_id,
-        step=0,
-        group_index=0,
-        completion=completion,
-        text=text,
-        answer=problem.answer,
-        verdict="correct",
-        reward=1.0,
-    )
-    critique = Critique(rollout_id="example", critic="", status="ok", text=text)
-    group = designs.Group(
-        problem=problem,
-        rollouts=[rollout, rollout, replace(rollout, verdict="incorrect")],
-        critiques=[critique] * 3,
-        elsewhere=[critique],
+    right = Attempt(rollout_id="example", problem=problem, text=text, grade=Grade(score=1.0, answer=problem.answer))
+    wrong = replace(right, rollout_id="wrong", grade=Grade(score=0.0, answer=None))
+    critiques = [
+        Critique(rollout_id=name, critic="", status="ok", text=text)
+        for name in ("example", "right", "wrong", "elsewhere")
+    ]
+    group = designs.make_group(
+        [right, replace(right, rollout_id="right"), wrong],
+        {critique.rollout_id: critique for critique in critiques},
+        usable=critiques,
         other_problems=[replace(problem, problem_id="another")],
     )
     return designs.make_contexts(design, group)[0].text or text

@@ -26,7 +26,7 @@ from stepalign.feedback.steps import split_steps
 from stepalign.models.prompts import decode
 from stepalign.problems.loading import find_overlaps, save_problems, split_problems
 from stepalign.problems.selection import Attempts, Evidence, Passage, funnel_rows, gates_of, pass_gates
-from stepalign.records import Completion, Critique, Problem, Rollout
+from stepalign.records import Attempt, Completion, Critique, Problem
 from stepalign.rollouts.collect import derive_seed
 from stepalign.storage.run_folder import RunFolder, finite, read_json_lines, write_atomically
 
@@ -166,7 +166,7 @@ def _solutions(critic: Critic, problems: Sequence[Problem], ahead: int) -> Itera
     """The critic's solutions in the order of the problems, with so many requests under way."""
     pending: list[tuple[Problem, Future[Critique]]] = []
     for problem in problems:
-        pending.append((problem, critic.submit(CritiqueRequest(problem=problem, rollout=_no_attempt(problem)))))
+        pending.append((problem, critic.submit(CritiqueRequest(attempt=_nothing(problem)))))
         if len(pending) > ahead:
             first, future = pending.pop(0)
             yield first, future.result()
@@ -174,18 +174,9 @@ def _solutions(critic: Critic, problems: Sequence[Problem], ahead: int) -> Itera
         yield problem, future.result()
 
 
-def _no_attempt(problem: Problem) -> Rollout:
-    return Rollout(
-        rollout_id=f"selection-{problem.problem_id}",
-        problem_id=problem.problem_id,
-        step=0,
-        group_index=0,
-        completion=Completion(ids=(), log_probs=(), finish_reason="stop", policy_version=0),
-        text="",
-        answer=None,
-        verdict="incorrect",
-        reward=0.0,
-    )
+def _nothing(problem: Problem) -> Attempt:
+    """An empty attempt: the critic is asked to solve the problem."""
+    return Attempt(rollout_id=f"selection-{problem.problem_id}", problem=problem, text="")
 
 
 def _drop_torn_end(file: Path) -> None:

@@ -70,17 +70,17 @@ class ArithmeticCritic:
         return future
 
     def critique(self, request: CritiqueRequest) -> Critique:
-        """The critique of one rollout."""
-        problem, rollout = request.problem, request.rollout
+        """The critique of one attempt."""
+        attempt = request.attempt
         view = _with_faults(
-            _faithful(diagnose(problem.question, rollout.text)),
-            parse_question(problem.question),
+            _faithful(diagnose(attempt.problem.question, attempt.text)),
+            parse_question(attempt.problem.question),
             self._faults,
-            _drawer(self._seed, rollout.rollout_id, rollout.text),
+            _drawer(self._seed, attempt.rollout_id, attempt.text),
         )
-        text = _WRITERS[self._form](view, problem.reference or "", rollout.text)
+        text = _WRITERS[self._form](view, attempt.problem.reference or "", attempt.text)
         return Critique(
-            rollout_id=rollout.rollout_id,
+            rollout_id=attempt.rollout_id,
             critic=self.name,
             status="ok" if text else "failed",
             text=text,

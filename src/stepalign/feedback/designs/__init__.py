@@ -1,7 +1,7 @@
 """Context designs: what the self-teacher is shown. Each is one small function; all stand in one table.
 
-A design turns a group - one problem, its graded rollouts, their critiques - into one Context per rollout. Everything
-after it is data, so the trainer never knows which design ran. docs/designs.md shows each on the same attempt.
+A design turns a group - one problem, the graded attempts at it, their critiques - into one Context per attempt.
+Everything after it is data, so the trainer never knows which design ran. docs/designs.md shows each on one attempt.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeVar
 from stepalign.errors import ConfigError
 from stepalign.feedback.designs import critiques, outcomes, solutions
 from stepalign.feedback.designs.custom import is_own, load_own
-from stepalign.feedback.designs.design import Design, Group, Need, NothingToShow
+from stepalign.feedback.designs.design import Design, Group, Need, NothingToShow, make_group
 from stepalign.records import Context, CritiqueForm, Rollout
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "find_design",
     "group_rollouts",
     "make_contexts",
+    "make_group",
 ]
 
 _ATTEMPTED = "You have attempted this problem before."
@@ -202,13 +203,13 @@ def group_rollouts(rollouts: Sequence[Rollout]) -> list[list[int]]:
 
 
 def make_contexts(name: str, group: Group) -> list[Context]:
-    """One context per rollout of a group."""
+    """One context per attempt of a group."""
     design = find_design(name)
-    return [_make_context(name, design, group, index) for index in range(len(group.rollouts))]
+    return [_make_context(name, design, group, index) for index in range(len(group.attempts))]
 
 
 def _make_context(name: str, design: Design, group: Group, index: int) -> Context:
-    rollout_id = group.rollouts[index].rollout_id
+    rollout_id = group.attempts[index].rollout_id
     try:
         text = (design.show(group, index) or "").strip()
         if not text:

@@ -14,7 +14,7 @@ def as_written(group: Group, index: int) -> str:
 def marked_correction(group: Group, index: int) -> str:
     """The wrong step quoted, marked wrong, then corrected in place."""
     critique = usable_critique(group, index)
-    text, attempt = critique.text, group.rollouts[index].text
+    text, attempt = critique.text, group.attempts[index].text
     wrong = next((s for s in split_steps(attempt) if s.label == critique.first_error), None)
     place = next((s for s in split_steps(text) if s.label == critique.first_error), None)
     if not critique.first_error or wrong is None or place is None:
@@ -28,13 +28,13 @@ def no_repeat(group: Group, index: int) -> str:
 
     What follows the first wrong step is neither right nor wrong by itself and is not judged.
     """
-    critique, rollout = usable_critique(group, index), group.rollouts[index]
-    labels = [step.label for step in split_steps(rollout.text) if step.label != PREAMBLE]
+    critique, attempt = usable_critique(group, index), group.attempts[index]
+    labels = [step.label for step in split_steps(attempt.text) if step.label != PREAMBLE]
     if not labels:
         raise NothingToShow("the attempt has no steps")
     if critique.first_error in labels:
         right, wrong = labels[: labels.index(critique.first_error)], [critique.first_error]
-    elif rollout.verdict == "incorrect" and critique.case != "C":
+    elif attempt.verdict == "incorrect" and critique.case != "C":
         raise NothingToShow("the first wrong step is not known")
     else:
         right, wrong = labels, []
@@ -46,7 +46,7 @@ def shuffled(group: Group, index: int) -> str:
     if not group.elsewhere:
         raise NothingToShow("no other critique in the batch")
     # A fixed rule instead of a draw: the same rollout always meets the same stranger.
-    place = sum(group.rollouts[index].rollout_id.encode()) % len(group.elsewhere)
+    place = sum(group.attempts[index].rollout_id.encode()) % len(group.elsewhere)
     return group.elsewhere[place].text
 
 

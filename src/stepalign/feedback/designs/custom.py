@@ -147,7 +147,7 @@ def _from_template(name: str) -> Design:
 
 def _value(variable: str, group: Group, index: int) -> str:
     """A variable of a template. Raises NothingToShow where the rollout lacks it."""
-    problem, rollout = group.problem, group.rollouts[index]
+    problem, attempt = group.problem, group.attempts[index]
     match variable:
         case "reference":
             if not problem.reference:
@@ -162,5 +162,5 @@ def _value(variable: str, group: Group, index: int) -> str:
         case "wrong_sibling":
             return sibling(group, index, "incorrect").text
     return {
-        "question": problem.question, "answer": problem.answer, "attempt": rollout.text, "verdict": rollout.verdict
+        "question": problem.question, "answer": problem.answer, "attempt": attempt.text, "verdict": attempt.verdict
     }[variable]  # fmt: skip

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stepalign.records import Critique, CritiqueForm, Problem, Rollout
+from stepalign.records import Attempt, Critique, CritiqueForm, Problem
 
 Need = Literal["critic", "reference", "siblings", "other problems", "tests"]
 """What a design cannot do without; a rollout that lacks it is masked, and counted."""
@@ -20,16 +20,44 @@ class NothingToShow(Exception):  # noqa: N818 - a design says it, nothing is wro
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """The rollouts of one problem, with what is known about them."""
+    """The attempts at one problem, with what is known about them."""
 
     problem: Problem
-    rollouts: Sequence[Rollout]
+    attempts: Sequence[Attempt]
     critiques: Sequence[Critique | None]
-    """One per rollout, in the form that the design asks for; None where there is none."""
+    """One per attempt, in the form that the design asks for; None where there is none."""
     elsewhere: Sequence[Critique] = ()
-    """Usable critiques of other problems' rollouts, for the control that shows the wrong one."""
+    """Usable critiques of attempts at other problems, for the control that shows the wrong one."""
     other_problems: Sequence[Problem] = ()
     """Problems that may serve as worked examples; this group's own among them does no harm."""
+
+    @property
+    def rollouts(self) -> Sequence[Attempt]:
+        """``attempts`` under the name that users' own designs may know."""
+        return self.attempts
+
+
+def make_group(
+    attempts: Sequence[Attempt],
+    critiques: Mapping[str, Critique],
+    *,
+    usable: Iterable[Critique] = (),
+    other_problems: Sequence[Problem] = (),
+) -> Group:
+    """The attempts at one problem as a group.
+
+    Args:
+        critiques: by rollout_id.
+        usable: critiques of any attempts that may be shown elsewhere; the group's own are left out.
+    """
+    own = {attempt.rollout_id for attempt in attempts}
+    return Group(
+        problem=attempts[0].problem,
+        attempts=attempts,
+        critiques=[critiques.get(attempt.rollout_id) for attempt in attempts],
+        elsewhere=[critique for critique in usable if critique.rollout_id not in own],
+        other_problems=other_problems,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +65,7 @@ class Design:
     """An entry of the table, or one of a user's own."""
 
     show: Callable[[Group, int], str | None]
-    """(group, index of the rollout) -> the text that the self-teacher is shown; raises NothingToShow with a reason."""
+    """(group, index of the attempt) -> the text that the self-teacher is shown; raises NothingToShow with a reason."""
     label: str
     """A few words, for tables and pages."""
     introduction: str = FEEDBACK
@@ -52,7 +80,7 @@ class Design:
 
 
 def usable_critique(group: Group, index: int) -> Critique:
-    """The critique of a rollout. Raises NothingToShow where there is none, or none that can be used."""
+    """The critique of an attempt. Raises NothingToShow where there is none, or none that can be used."""
     critique = group.critiques[index]
     if critique is None:
         raise NothingToShow("no critique")
@@ -61,12 +89,12 @@ def usable_critique(group: Group, index: int) -> Critique:
     return critique
 
 
-def verdict_word(rollout: Rollout) -> str:
+def verdict_word(attempt: Attempt) -> str:
     """ "right" or "wrong". Raises NothingToShow for an undecided verdict."""
     words = {"correct": "right", "incorrect": "wrong"}
-    if rollout.verdict not in words:
+    if attempt.verdict not in words:
         raise NothingToShow("the verdict is undecided")
-    return words[rollout.verdict]
+    return words[attempt.verdict]
 
 
 def joined(*parts: str) -> str:
@@ -75,9 +103,9 @@ def joined(*parts: str) -> str:
     return separator.join(part.strip() for part in parts if part.strip())
 
 
-def sibling(group: Group, index: int, verdict: str) -> Rollout:
+def sibling(group: Group, index: int, verdict: str) -> Attempt:
     """The first other rollout of the group with a verdict. Raises NothingToShow where there is none."""
-    for other, rollout in enumerate(group.rollouts):
-        if other != index and rollout.verdict == verdict:
-            return rollout
+    for other, attempt in enumerate(group.attempts):
+        if other != index and attempt.verdict == verdict:
+            return attempt
     raise NothingToShow(f"no {verdict} sibling")

@@ -13,12 +13,12 @@ def nothing(group: Group, index: int) -> None:
 
 def verdict(group: Group, index: int) -> str:
     """One word."""
-    return verdict_word(group.rollouts[index])
+    return verdict_word(group.attempts[index])
 
 
 def full_repeat(group: Group, index: int) -> str:
     """The whole attempt, its errors included, and only then the verdict."""
-    return joined(group.rollouts[index].text, verdict_word(group.rollouts[index]))
+    return joined(group.attempts[index].text, verdict_word(group.attempts[index]))
 
 
 def execution_trace(group: Group, index: int) -> str:
@@ -28,7 +28,7 @@ def execution_trace(group: Group, index: int) -> str:
     """
     if not is_test_program(group.problem.answer):
         raise NothingToShow("the problem has no Python tests")
-    outcome = outcome_of(group.rollouts[index].text, group.problem.answer)
+    outcome = outcome_of(group.attempts[index].text, group.problem.answer)
     if outcome.verdict == "undecided":
         raise NothingToShow(f"the code could not be run: {outcome.reason}")
     summary = outcome.reason[0].upper() + outcome.reason[1:]

@@ -14,15 +14,16 @@ import torch
 from stepalign.build import collect_for_signal, make_critic, make_prompts, open_session
 from stepalign.config import Config, changed
 from stepalign.critics import Critic, CritiqueRequest
+from stepalign.domains.math.grade import Grade
 from stepalign.domains.sets import load_set
 from stepalign.errors import ConfigError
 from stepalign.feedback import designs
 from stepalign.feedback.alignment import align
 from stepalign.models.load import EMBEDDED
 from stepalign.models.prompts import PromptBuilder, decode, encode_with_spans
-from stepalign.records import Completion, Critique, Grade, Problem, Rollout
+from stepalign.records import Attempt, Critique, Problem
 from stepalign.signal.analyse import header
-from stepalign.signal.records import Attempt, Shown, analyse_attempts
+from stepalign.signal.records import AttemptInContexts, Shown, analyse_attempts
 from stepalign.signal.trace import Labels
 from stepalign.storage.signal_file import page_rollout
 from stepalign.verbs.lab.queue import Cancelled
@@ -76,33 +77,33 @@ class Bench:
             ConfigError: nothing to score, or more tokens than the model has positions for.
             Cancelled: ``cancelled`` was set meanwhile.
         """
-        problem, rollout, spans = self._read(sheet)
+        attempt, ids, spans = self._read(sheet)
         prompts = self._prompts(sheet)
         shown = {name: Shown(text=text) for name, text in sheet.contexts.items() if text.strip()}
         if not shown:
             raise ConfigError("there is no feedback yet", hint="write some, or fill it in from a design")
         config = self.config if sheet.temperature is None else _at(self.config, sheet.temperature)
-        attempt = Attempt(
-            problem=problem,
-            rollout=rollout,
+        subject = AttemptInContexts(
+            attempt=attempt,
+            ids=ids,
             contexts=shown,
-            critique=_critique(sheet, rollout),
+            critique=_critique(sheet, attempt),
             labels=Labels(wrong_step=sheet.wrong_step, wrong_text=sheet.wrong_text),
             case=sheet.case,
             spans=spans,
         )
-        self._check_length(prompts, attempt)
+        self._check_length(prompts, subject)
         with _cancellable(cancelled):
             (analysed,) = analyse_attempts(
                 self._session.solver,
                 prompts,
-                [attempt],
+                [subject],
                 temperature=config.sampling.temperature,
                 top_k=config.signal.top_k,
             )
         page = page_rollout(analysed.rows)
         for context, row in zip(page["contexts"], analysed.rows, strict=True):
-            context["prompt"] = self._rendered(prompts, problem, context["text"])
+            context["prompt"] = self._rendered(prompts, attempt.problem, context["text"])
             context["dropped_tokens"] = row["context_tokens_dropped"]
         return {
             **header(config.model.path, config.sampling.temperature),
@@ -117,9 +118,9 @@ class Bench:
             ConfigError: an unknown design, or nothing to show, with the reason.
         """
         entry = designs.find_design(design)
-        problem, rollout, _ = self._read(sheet)
-        critique = self._ask(design, problem, rollout) if entry.needs_critic else None
-        group = designs.Group(problem=problem, rollouts=[rollout], critiques=[critique])
+        attempt, _, _ = self._read(sheet)
+        critiques = {attempt.rollout_id: self._ask(design, attempt)} if entry.needs_critic else {}
+        group = designs.make_group([attempt], critiques)
         context = designs.make_contexts(design, group)[0]
         if context.text is None:
             raise ConfigError(f"{entry.label}: {context.masked or 'nothing to show'}")
@@ -133,42 +134,36 @@ class Bench:
         found = self._wrong_attempt(problems)
         if found is None:
             return None
-        problem, rollout, critique = found
+        attempt, critique = found
         return Sheet(
-            question=problem.question,
-            completion=rollout.text,
-            contexts={"step_aligned": critique.text, "reference": problem.reference or ""},
-            answer=problem.answer,
-            reference=problem.reference or "",
+            question=attempt.problem.question,
+            completion=attempt.text,
+            contexts={"step_aligned": critique.text, "reference": attempt.problem.reference or ""},
+            answer=attempt.problem.answer,
+            reference=attempt.problem.reference or "",
         )
 
-    def _wrong_attempt(self, problems: Sequence[Problem]) -> tuple[Problem, Rollout, Critique] | None:
+    def _wrong_attempt(self, problems: Sequence[Problem]) -> tuple[Attempt, Critique] | None:
         with TemporaryDirectory() as folder:
-            for problem, rollout, critique in collect_for_signal(self._session, problems, Path(folder), seed=0):
+            for rollout, critique in collect_for_signal(self._session, problems, Path(folder), seed=0):
                 if critique is not None and critique.status == "ok" and critique.case == "D":
-                    return problem, rollout, critique
+                    return rollout.attempt, critique
         return None
 
-    def _read(self, sheet: Sheet) -> tuple[Problem, Rollout, list[tuple[int, int]] | None]:
+    def _read(self, sheet: Sheet) -> tuple[Attempt, list[int], list[tuple[int, int]] | None]:
+        """The attempt, its token ids, and the characters behind each where the text is more than its tokens spell."""
         tokenizer = self._session.solver.tokenizer
         ids, spans = encode_with_spans(tokenizer, sheet.completion)
         if not ids:
             raise ConfigError("there is no attempt yet", hint="paste the text that the solver wrote")
-        completion = Completion(
-            ids=tuple(ids), log_probs=(float("nan"),) * len(ids), finish_reason="stop", policy_version=0
-        )
         text = sheet.completion if spans else decode(tokenizer, ids)
         problem = Problem(
             problem_id="lab", question=sheet.question, answer=sheet.answer, reference=sheet.reference or None
         )
-        answer, verdict = None, sheet.verdict
-        if sheet.answer and verdict == "undecided":
-            _, answer, verdict = self._session.grade(problem, completion)
-        rollout = Rollout(
-            rollout_id="lab", problem_id="lab", step=0, group_index=0, completion=completion, text=text,
-            answer=answer, verdict=verdict, reward=Grade.of(verdict).score,
-        )  # fmt: skip
-        return problem, rollout, spans
+        grade = Grade.of(sheet.verdict)
+        if sheet.answer and sheet.verdict == "undecided":
+            grade = self._session.grader.grade(text, sheet.answer)
+        return Attempt(rollout_id="lab", problem=problem, text=text, grade=grade), list(ids), spans
 
     def _prompts(self, sheet: Sheet) -> PromptBuilder:
         """The recipe's prompts, or those that the sheet brings."""
@@ -180,37 +175,37 @@ class Bench:
         """What the self-teacher reads, control tokens included."""
         return str(self._session.solver.tokenizer.decode(list(prompts.self_teacher(problem, text).ids)))
 
-    def _check_length(self, prompts: PromptBuilder, attempt: Attempt) -> None:
+    def _check_length(self, prompts: PromptBuilder, subject: AttemptInContexts) -> None:
         """Raises ConfigError where a prompt and the attempt do not fit into the model's positions."""
         room = getattr(self._session.solver.model.config, "max_position_embeddings", None)
-        teachers = [prompts.self_teacher(attempt.problem, shown.text).ids for shown in attempt.contexts.values()]
-        longest = max(len(ids) for ids in (prompts.student(attempt.problem), *teachers))
-        needed = longest + len(attempt.rollout.completion.ids)
+        problem = subject.attempt.problem
+        teachers = [prompts.self_teacher(problem, shown.text).ids for shown in subject.contexts.values()]
+        needed = max(len(ids) for ids in (prompts.student(problem), *teachers)) + len(subject.ids)
         if room is not None and needed > room:
             raise ConfigError(
                 f"{needed} tokens of prompt and attempt, and the model has {room} positions",
                 hint="shorten the feedback or the attempt",
             )
 
-    def _ask(self, design: str, problem: Problem, rollout: Rollout) -> Critique:
+    def _ask(self, design: str, attempt: Attempt) -> Critique:
         if not self._has_critic():
             raise ConfigError("the recipe names no critic", hint="write the feedback by hand")
         if self._critic is None:
             self._critic = make_critic(self.config, None, [design])
         assert self._critic is not None
-        return self._critic.submit(CritiqueRequest(problem=problem, rollout=rollout)).result()
+        return self._critic.submit(CritiqueRequest(attempt=attempt)).result()
 
 
 def _at(config: Config, temperature: float) -> Config:
     return changed(config, {"sampling.temperature": temperature}, "sheet")
 
 
-def _critique(sheet: Sheet, rollout: Rollout) -> Critique | None:
+def _critique(sheet: Sheet, attempt: Attempt) -> Critique | None:
     """The first feedback that follows the attempt and corrects it, as a critique: it says which step is wrong."""
     for text in sheet.contexts.values():
-        found = align(rollout.text, text) if text.strip() else None
+        found = align(attempt.text, text) if text.strip() else None
         if found is not None and found.copied and found.first_error is not None and not found.full_solution:
-            return Critique(rollout_id=rollout.rollout_id, critic="given", status="ok", text=text)
+            return Critique(rollout_id=attempt.rollout_id, critic="given", status="ok", text=text)
     return None
 
 

@@ -23,7 +23,7 @@ from stepalign.models.load import EMBEDDED, Solver, embedded_folder
 from stepalign.models.prompts import PromptBuilder
 from stepalign.report.page import write_token_page
 from stepalign.signal.analyse import header, summarise
-from stepalign.signal.records import Analysed, Attempt, analyse_attempts
+from stepalign.signal.records import Analysed, AttemptInContexts, analyse_attempts
 from stepalign.signal.trace import WrongResult
 from stepalign.storage.run_folder import RunFolder, finite, sync_folder, write_atomically
 from stepalign.storage.signal_file import PAGE_DATA, RECORDS, read_rows
@@ -39,7 +39,7 @@ def write_signal_folder(
     config: Config,
     solver: Solver,
     prompts: PromptBuilder,
-    attempts: Iterable[Attempt],
+    attempts: Iterable[AttemptInContexts],
     *,
     source: Mapping[str, Any],
     labels: Mapping[str, str],
@@ -63,7 +63,7 @@ def write_signal_folder(
     """
     with RunFolder(out, config, resume=True, kind="analysis") as folder:
         _check_source(out, source)
-        first: Attempt | None = None
+        first: AttemptInContexts | None = None
         done = 0
         stored = _Stored(out)
         for number, shard in enumerate(_shards(attempts)):
@@ -135,12 +135,12 @@ def _check_source(out: Path, source: Mapping[str, Any]) -> None:
 
 
 def _prompts_used(
-    config: Config, prompts: PromptBuilder, solver: Solver, first: Attempt, prompts_from: str
+    config: Config, prompts: PromptBuilder, solver: Solver, first: AttemptInContexts, prompts_from: str
 ) -> dict[str, Any]:
     """What both sides read, with the prompts of the first attempt as they went in."""
     own = first.prompts or prompts
     name, shown = next(iter(first.contexts.items()))
-    teacher = own.self_teacher(first.problem, shown.text, introduction=shown.introduction)
+    teacher = own.self_teacher(first.attempt.problem, shown.text, introduction=shown.introduction)
     section = config.prompts
     return {
         "from": prompts_from,
@@ -150,23 +150,23 @@ def _prompts_used(
         "student_chat_options": section.student_chat_options,
         "teacher_chat_options": section.teacher_chat_options,
         "example": {
-            "rollout_id": first.rollout.rollout_id,
+            "rollout_id": first.attempt.rollout_id,
             "context": name,
-            "student": solver.tokenizer.decode(list(own.student(first.problem))),
+            "student": solver.tokenizer.decode(list(own.student(first.attempt.problem))),
             "self_teacher": solver.tokenizer.decode(list(teacher.ids)),
         },
     }
 
 
-def _shards(attempts: Iterable[Attempt]) -> Iterator[list[Attempt]]:
-    shard: list[Attempt] = []
+def _shards(subjects: Iterable[AttemptInContexts]) -> Iterator[list[AttemptInContexts]]:
+    shard: list[AttemptInContexts] = []
     held = 0
-    for attempt in attempts:
-        tokens = len(attempt.rollout.completion.ids)
+    for subject in subjects:
+        tokens = len(subject.ids)
         if shard and held + tokens > SHARD_TOKENS:
             yield shard
             shard, held = [], 0
-        shard.append(attempt)
+        shard.append(subject)
         held += tokens
     if shard:
         yield shard
@@ -182,11 +182,11 @@ class _Stored:
         """Bytes of the complete shards so far."""
         self._is_over = not self._path.exists()
 
-    def holds(self, shard: Sequence[Attempt], number: int) -> bool:
+    def holds(self, shard: Sequence[AttemptInContexts], number: int) -> bool:
         """Whether the next lines are those of this shard, and its arrays are there."""
         if self._is_over:
             return False
-        wanted = [(attempt.rollout.rollout_id, name) for attempt in shard for name in attempt.contexts]
+        wanted = [(subject.attempt.rollout_id, name) for subject in shard for name in subject.contexts]
         with self._path.open("rb") as file:
             file.seek(self._kept)
             for key in wanted:
@@ -212,7 +212,7 @@ def _write_arrays(path: Path, analysed: Sequence[Analysed], names: Sequence[str]
     """The arrays of a shard: all its tokens in a row, float32. NaN where a context has nothing for a rollout."""
     from safetensors.numpy import save
 
-    lengths = [len(one.attempt.rollout.completion.ids) for one in analysed]
+    lengths = [len(one.subject.ids) for one in analysed]
 
     def flat(values: Iterable[Any], dtype: Any) -> np.ndarray:
         return np.ascontiguousarray(np.concatenate([np.asarray(v) for v in values]).astype(dtype))
@@ -220,7 +220,7 @@ def _write_arrays(path: Path, analysed: Sequence[Analysed], names: Sequence[str]
     students = [one.scores.student for one in analysed]
     arrays = {
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        "token_ids": flat((one.attempt.rollout.completion.ids for one in analysed), np.int32),
+        "token_ids": flat((one.subject.ids for one in analysed), np.int32),
         "step": flat((one.trace.step_of for one in analysed), np.int32),
         "student/log_prob": flat((s.log_probs for s in students), np.float32),
         "student/entropy": flat((s.entropy for s in students), np.float32),
@@ -243,7 +243,7 @@ def _write_arrays(path: Path, analysed: Sequence[Analysed], names: Sequence[str]
                 (f.teacher.top_log_probs if f else np.full(t.shape, np.nan) for f, _, t in pairs), np.float32
             ),
         }
-    ids = [one.attempt.rollout.rollout_id for one in analysed]
+    ids = [one.subject.attempt.rollout_id for one in analysed]
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(save(arrays, metadata={"rollout_ids": json.dumps(ids)}))

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from stepalign.build import make_prompts
 from stepalign.config import Config, changed, recipe_folder
+from stepalign.domains.math.grade import Grade
 from stepalign.errors import ConfigError
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder, decode, encode_with_spans, unknown_id
-from stepalign.records import Completion, Critique, Problem, Rollout
-from stepalign.signal.records import Attempt, Shown
+from stepalign.records import Attempt, Critique, Problem
+from stepalign.signal.records import AttemptInContexts, Shown
 from stepalign.signal.trace import Labels
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def check_file(path: Path, contexts: Sequence[str], num: int | None) -> PlainFil
 
 def read_attempts(
     file: PlainFile, config: Config, solver: Solver, prompts: PromptBuilder, num: int | None
-) -> Iterator[Attempt]:
+) -> Iterator[AttemptInContexts]:
     """The rows as attempts, one at a time. Raises ConfigError with file and line."""
     builders: dict[str, PromptBuilder] = {"{}": prompts}
     for line, row in islice(_rows(file.path), num):
@@ -139,32 +140,24 @@ def read_attempts(
             except ConfigError as error:
                 raise ConfigError(error.what, where=f"{where}: {error.where}", hint=error.hint) from error
         ids, spans = _completion_ids(row, solver, where)
-        text = row["completion"] if spans else decode(solver.tokenizer, ids)
-        rollout = Rollout(
+        attempt = Attempt(
             rollout_id=_row_id(row, line),
-            problem_id=hashlib.sha256(row["question"].encode()).hexdigest()[:16],
-            step=0,
-            group_index=0,
-            completion=Completion(
-                ids=ids, log_probs=(float("nan"),) * len(ids), finish_reason="stop", policy_version=0
-            ),
-            text=text,
-            answer=None,
-            verdict=row.get("verdict") or "undecided",
-            reward=float("nan"),
-        )
-        critique = None
-        if CRITIQUE in shown:
-            text = shown[CRITIQUE].text
-            critique = Critique(rollout_id=rollout.rollout_id, critic="given", status="ok", text=text)
-        yield Attempt(
             problem=Problem(
-                problem_id=rollout.problem_id,
+                problem_id=hashlib.sha256(row["question"].encode()).hexdigest()[:16],
                 question=row["question"],
                 answer=row.get("answer") or "",
                 reference=row.get("reference"),
             ),
-            rollout=rollout,
+            text=row["completion"] if spans else decode(solver.tokenizer, ids),
+            grade=Grade.of(row.get("verdict") or "undecided"),
+        )
+        critique = None
+        if CRITIQUE in shown:
+            text = shown[CRITIQUE].text
+            critique = Critique(rollout_id=attempt.rollout_id, critic="given", status="ok", text=text)
+        yield AttemptInContexts(
+            attempt=attempt,
+            ids=ids,
             contexts=shown,
             critique=critique,
             labels=Labels(wrong_step=row.get("wrong_step"), wrong_text=row.get("wrong_text")),

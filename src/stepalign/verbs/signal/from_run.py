@@ -13,10 +13,9 @@ from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, silent, warning
 from stepalign.feedback import designs
 from stepalign.models.load import EMBEDDED
-from stepalign.records import Critique, Problem, Rollout
+from stepalign.records import Critique, Problem, Rollout, rollout_from_json
 from stepalign.signal.analyse import attempts_under
 from stepalign.storage.run_folder import read_json_lines
-from stepalign.verbs.attempts import rollout_of
 from stepalign.verbs.signal.folder import write_signal_folder
 from stepalign.verbs.signal.from_jsonl import check_file, mostly_unknown, read_attempts
 
@@ -156,9 +155,7 @@ def _opened(config: Config) -> Iterator[Session]:
         session.close()
 
 
-def stored_rollouts(
-    run: Path, problems: dict[str, Problem], num: int
-) -> list[tuple[Problem, Rollout, Critique | None]]:
+def stored_rollouts(run: Path, problems: dict[str, Problem], num: int) -> list[tuple[Rollout, Critique | None]]:
     """The first rollouts of a run with their critiques. Rollouts of problems that are gone are an error."""
     critiques: dict[str, Critique] = {}
     for row in read_json_lines(run / "critiques.jsonl"):
@@ -168,11 +165,10 @@ def stored_rollouts(
     for row in read_json_lines(run / "rollouts.jsonl"):
         if len(found) == num:
             break
-        rollout = rollout_of(row)
-        if rollout.problem_id not in problems:
+        if row["problem_id"] not in problems:
             raise ConfigError(
-                f"rollout {rollout.rollout_id} belongs to a problem that the recipe's training set no longer has",
+                f"rollout {row['rollout_id']} belongs to a problem that the recipe's training set no longer has",
                 where=str(run / "rollouts.jsonl"),
             )
-        found.append((problems[rollout.problem_id], rollout, critiques.get(rollout.rollout_id)))
+        found.append((rollout_from_json(row, problems[row["problem_id"]]), critiques.get(row["rollout_id"])))
     return found
