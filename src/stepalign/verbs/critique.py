@@ -92,7 +92,7 @@ def critique_rollouts(
 def _progress(done: int, attempts: Attempts, found: Counter[str]) -> Event:
     """With the two most frequent findings so far beside it."""
     note = "  ".join(f"{count} {name}" for name, count in found.most_common(2))
-    return progress("critiques", done, len(attempts.requests), note)
+    return progress("critiques", done, len(attempts.attempts), note)
 
 
 def _make_critic(config: Config, out: Path, listener: Listener) -> Critic:
