@@ -3,7 +3,6 @@
 How they follow each other, in one line::
 
     Problem -> Completion -> Attempt -> Critique -> Context -> Sample -> (optimizer step)
-                                 \\-> TokenSignal -> (report)
 
 An ``Attempt`` is text with a grade: critics, designs, steps and pages read it. A ``Completion`` is token ids with their
 log-probabilities: the trainer reads it. A ``Rollout`` is one of each. Ids are never re-encoded from text: a completion
@@ -227,25 +226,6 @@ class Sample:
             raise ValueError(f"misaligned sample {self.rollout_id}: lengths {sorted(lengths)}")
         if (self.distillation_weight or self.magnitude_mixing) and self.teacher_prompt_ids is None:
             raise ValueError(f"sample {self.rollout_id} needs a self-teacher but has no prompt for it")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenSignal:
-    """One rollout scored with and without one context: what that context teaches, token by token.
-
-    Every tuple has one entry per completion token; all values in nats.
-    """
-
-    rollout_id: str
-    design: str
-    log_ratio: tuple[float, ...]
-    """A_t = log p(y_t | question, context, y_<t) - log p(y_t | question, y_<t)."""
-    student_log_probs: tuple[float, ...]
-    teacher_log_probs: tuple[float, ...]
-    forward_kl: tuple[float, ...]
-    """KL(self-teacher || student) over the full vocabulary."""
-    student_entropy: tuple[float, ...]
-    teacher_entropy: tuple[float, ...]
 
 
 def to_json(record: Any) -> dict[str, Any]:

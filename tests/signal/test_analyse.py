@@ -12,7 +12,8 @@ from stepalign.config import load_config
 from stepalign.domains.arithmetic import task as arithmetic
 from stepalign.domains.sets import load_sets
 from stepalign.signal.analyse import analyse, attempts_under
-from stepalign.signal.records import analyse_attempts, truth_of
+from stepalign.signal.localisation import truth_of
+from stepalign.signal.records import analyse_attempts
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,8 @@ def test_every_token_has_one_place(collected) -> None:
         session.solver, session.prompts, attempts, temperature=1.0, top_k=0, wrong_result=probe
     ):
         attempt = one.subject.attempt
-        truth = truth_of(one.rows[0])
-        assert truth.is_known
+        truth = truth_of(one.scored)
+        assert truth.right or truth.wrong_step
         found = arithmetic.diagnose(attempt.problem.question, attempt.text)
         if found.correction is None:
             continue

@@ -12,9 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from stepalign.records import TokenSignal
 from stepalign.signal.localisation import Truth, localise
 from stepalign.signal.ranking import Ranking, gini
+from stepalign.signal.table import TokenTable
 
 
 def ranked(scores: np.ndarray, positive: np.ndarray) -> Ranking:
@@ -106,15 +106,17 @@ def test_concentration_in_closed_form(count: int) -> None:
 # Signals made by hand
 
 
-def signal(name: str, log_ratio: Sequence[float], kl: Sequence[float] | None = None) -> TokenSignal:
-    rest = (0.0,) * len(log_ratio)
-    return TokenSignal(
-        rollout_id=name,
-        design="step_aligned",
-        log_ratio=tuple(log_ratio),
-        student_log_probs=rest,
-        teacher_log_probs=rest,
-        forward_kl=tuple(kl if kl is not None else map(abs, log_ratio)),
+def signal(log_ratio: Sequence[float], kl: Sequence[float] | None = None) -> TokenTable:
+    rest = np.zeros(len(log_ratio))
+    return TokenTable(
+        context="step_aligned",
+        text="",
+        tokens=["x"] * len(log_ratio),
+        step=rest.astype(int),
+        log_ratio=np.array(log_ratio),
+        student_log_prob=rest,
+        teacher_log_prob=rest,
+        forward_kl=np.array(kl if kl is not None else list(map(abs, log_ratio))),
         student_entropy=rest,
         teacher_entropy=rest,
     )
@@ -136,8 +138,8 @@ RIGHT = Truth(
     style=frozenset({0, 2}),
 )
 SIGNALS = [
-    signal("wrong", [0.5, -1.0, 0.25, -4.0, 0.25, 2.0], [0.1, 0.2, 0.3, 0.8, 0.1, 0.5]),
-    signal("right", [0.5, 0.5, -0.5, 1.5], [1.0, 1.0, 1.0, 1.0]),
+    signal([0.5, -1.0, 0.25, -4.0, 0.25, 2.0], [0.1, 0.2, 0.3, 0.8, 0.1, 0.5]),
+    signal([0.5, 0.5, -0.5, 1.5], [1.0, 1.0, 1.0, 1.0]),
 ]
 EXPECTED = {
     "share_of_abs_signal_in_wrong_step": (4.5 / 8.0, 3 / 6),  # of the wrong rollout alone
@@ -182,7 +184,7 @@ def test_the_numbers_of_two_rollouts_counted_by_hand() -> None:
 
 
 def test_a_wrong_result_that_looks_like_the_rest_is_at_chance() -> None:
-    flat = [signal(str(i), [0.3] * 6) for i in range(3)]
+    flat = [signal([0.3] * 6) for i in range(3)]
     numbers = by_name(localise(flat, [WRONG] * 3, resamples=100))
     for name in ("auroc_wrong_result", "auroc_wrong_step", "auroc_wrong_result_among_results"):
         assert (numbers[name]["value"], numbers[name]["low"], numbers[name]["high"]) == (0.5, 0.5, 0.5)
@@ -190,12 +192,12 @@ def test_a_wrong_result_that_looks_like_the_rest_is_at_chance() -> None:
 
 
 def test_one_rollout_has_no_interval() -> None:
-    for number in localise([signal("0", [0.3] * 6)], [WRONG])["numbers"]:
+    for number in localise([signal([0.3] * 6)], [WRONG])["numbers"]:
         assert np.isnan([number["low"], number["high"]]).all(), number["name"]
 
 
 def test_a_context_that_suppresses_right_tokens_only_is_below_chance() -> None:
-    numbers = by_name(localise([signal("x", [-3.0, -3.0, 1.0, 1.0, 1.0, 0.0])], [WRONG], resamples=100))
+    numbers = by_name(localise([signal([-3.0, -3.0, 1.0, 1.0, 1.0, 0.0])], [WRONG], resamples=100))
     assert numbers["auroc_wrong_result"]["value"] == 0.0
     assert numbers["share_of_right_tokens_suppressed"]["value"] == 1.0
 
@@ -222,7 +224,7 @@ def test_what_is_undefined_is_nan_and_never_zero() -> None:
 
 def test_rollouts_are_resampled_whole() -> None:
     """Tokens of one rollout hang together: an interval from two rollouts reaches from one to the other."""
-    two = [signal("a", [-1.0] * 50), signal("b", [2.0] * 50)]
+    two = [signal([-1.0] * 50), signal([2.0] * 50)]
     truth = Truth(right=frozenset(range(50)))
     number = by_name(localise(two, [truth] * 2, resamples=400))["mean_log_ratio_right_tokens"]
     assert number["value"] == pytest.approx(0.5)
@@ -231,7 +233,7 @@ def test_rollouts_are_resampled_whole() -> None:
 
 def test_intervals_are_repeatable_and_hold_the_value() -> None:
     rng = np.random.default_rng(0)
-    many = [signal(str(i), rng.normal([0, 0, 0, -2, 0, 0], 1.0).tolist()) for i in range(40)]
+    many = [signal(rng.normal([0, 0, 0, -2, 0, 0], 1.0).tolist()) for i in range(40)]
     one, same = (localise(many, [WRONG] * 40, seed=3, resamples=200) for _ in range(2))
     assert one == same
     for number in one["numbers"]:

@@ -11,15 +11,16 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from stepalign.errors import ConfigError
 from stepalign.report import scale
-from stepalign.report.payload import viewer_data
-from stepalign.report.terminal import find_contexts, find_rollout
+from stepalign.report.terminal import find_rollout, find_tables, shown_tokens
 from stepalign.report.text import signed, visible
+from stepalign.signal.table import MarkedStep, ScoredCompletion, TokenTable, context_labels, read_page
 
 FORMATS = (".pdf", ".svg", ".png")
 POINTS = {"in": 72.0, "cm": 72 / 2.54, "mm": 72 / 25.4, "pt": 72 / 72.27, "bp": 1.0}
@@ -32,8 +33,7 @@ LEADING = 1.45
 MARKED = scale.LEVELS // 4
 """Level from which a token carries its line."""
 _NO_GLYPH = re.compile(r"Glyph (\d+) ")
-_INK, _DIM, _WRONG = "#000000", "#5b6270", "#8f3206"
-_STATUS = {"wrong": "first wrong step", "after_error": "after the error"}
+_INK, _DIM, _FAINT, _WRONG = "#000000", "#5b6270", "#9aa1ab", "#8f3206"
 
 
 def parse_width(text: str) -> float:
@@ -86,28 +86,40 @@ def write_figure(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("a figure needs matplotlib", hint="pip install 'stepalign[paper]'") from error
-    data = viewer_data(signal, alternatives=0)
-    chosen = find_rollout(data, rollout)
+    rollouts, labels = read_page(signal), context_labels(signal)
+    chosen, limit = find_rollout(rollouts, rollout), scale.limit_of(rollouts)
+    there = [step.label for step, _, _ in chosen.stretches()]
+    for label in steps:
+        if label not in there:
+            raise ConfigError(f"this rollout has no step {label!r}", hint=f"choose from {', '.join(there)}")
+    grid = _Grid(width * 72, font_size)
     panels = [
-        _panel(chosen, context, data, _wanted(chosen, steps)) for context in find_contexts(data, chosen, contexts)
+        _Panel(
+            visible(labels[table.context]),
+            float(np.nansum(table.log_ratio)),
+            list(_blocks(chosen, table, steps, limit, grid)),
+        )
+        for table in find_tables(chosen, contexts)
     ]
-    layout = _Layout(width * 72, font_size)
-    drawing = list(layout.place(panels))
     settings: dict[Any, Any] = {
         "pdf.fonttype": 42,  # TrueType, not Type 3: many publishers refuse the latter
         "svg.fonttype": "path",
         "svg.hashsalt": "stepalign",
         "font.family": [name for name in MONO if name in font_manager.get_font_names()],
     }
+    height = sum(map(grid.height, panels)) + 2.35 * grid.line
     with matplotlib.rc_context(settings), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure = Figure(figsize=(width, layout.height / 72))
+        figure = Figure(figsize=(width, height / 72))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
-        axes.set_xlim(0, layout.width)
-        axes.set_ylim(layout.height, 0)
-        _draw(axes, drawing, font_size)
-        _draw_legend(axes, layout, data, font_size)
+        axes.set_xlim(0, grid.width)
+        axes.set_ylim(height, 0)
+        top = 0.25 * grid.line
+        for panel in panels:
+            _draw_panel(axes, grid, panel, top)
+            top += grid.height(panel)
+        _draw_legend(axes, grid, top, limit)
         path.parent.mkdir(parents=True, exist_ok=True)
         dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
         figure.savefig(path, dpi=dpi, metadata=dates.get(path.suffix.lower()))
@@ -116,104 +128,39 @@ def write_figure(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is drawn
+# Layout
 
 
-@dataclass(frozen=True, slots=True)
-class _Cell:
+class _Cell(NamedTuple):
     """A token, or text between tokens."""
 
     text: str
     level: int
 
 
-@dataclass(frozen=True, slots=True)
-class _StepBlock:
-    label: str
-    status: str
-    total: float
-    cells: list[_Cell]
+Line = list[tuple[int, int, str, int]]
+"""(first column, columns, text, level) of every stretch."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Panel:
+class _Panel(NamedTuple):
+    """One context: its steps, each broken into lines."""
+
     title: str
     total: float
-    steps: list[_StepBlock]
+    blocks: list[tuple[MarkedStep, list[Line]]]
 
 
-def _wanted(rollout: Mapping[str, Any], labels: Sequence[str]) -> set[str]:
-    there = [label for label, *_ in rollout["steps"]]
-    for label in labels:
-        if label not in there:
-            raise ConfigError(f"this rollout has no step {label!r}", hint=f"choose from {', '.join(there)}")
-    return set(labels or there)
-
-
-def _panel(rollout: Mapping[str, Any], context: Mapping[str, Any], data: Mapping[str, Any], wanted: set[str]) -> _Panel:
-    values, joined, special = context["a"], set(rollout["joined"]), set(rollout["special"])
-    blocks = []
-    for label, status, first, last in rollout["steps"]:
-        if label not in wanted:
-            continue
-        cells = []
-        for token in range(first, last):
-            if gap := rollout["gaps"].get(token):
-                cells.append(_Cell(visible(gap), 0))
-            if token in joined:
-                continue
-            piece = visible(rollout["pieces"][token]) or "∅"
-            at = scale.level(values[token], data["limit"])
-            cells.append(_Cell(f"⟨{piece}⟩" if token in special else piece, at))
-        blocks.append(_StepBlock(label, status, sum(v for v in values[first:last] if v is not None), cells))
-    title = visible(data["contexts"][context["context"]]["label"])
-    return _Panel(title, sum(v for v in values if v is not None), blocks)
-
-
-@dataclass(frozen=True, slots=True)
-class _Box:
-    """A stretch of one line: its place in points and what stands in it."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    text: str
-    level: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Note:
-    x: float
-    y: float
-    text: str
-    size: float
-    colour: str = _DIM
-    bold: bool = False
-    right: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    x: float
-    top: float
-    bottom: float
-    colour: str
-    strong: bool
-
-
-class _Layout:
-    """Breaks the cells into lines of whole characters and gives everything its place. Points, y downwards."""
+class _Grid:
+    """The measures of a picture in points, y downwards: text is broken into lines of whole characters."""
 
     def __init__(self, width: float, font_size: float) -> None:
         self.width = width
+        self.size = font_size
         self.cell = CELL * font_size
         self.line = LEADING * font_size
         self.left = 4.2 * font_size
         """Where text starts: the step labels stand before it."""
         self.columns = int((width - self.left - 1) // self.cell)
-        self.size = font_size
-        self.height = 0.0
         if self.columns < 20:
             raise ConfigError(
                 f"only {max(0, self.columns)} characters fit into a line",
@@ -221,40 +168,27 @@ class _Layout:
                 hint="more width, or a smaller --font-size",
             )
 
-    def place(self, panels: Sequence[_Panel]) -> Iterator[_Box | _Note | _Rule]:
-        y = 0.25 * self.line
-        for panel in panels:
-            yield _Note(0, y + 0.72 * self.line, panel.title, 1.1 * self.size, _INK, bold=True)
-            yield _Note(
-                self.width, y + 0.72 * self.line, f"sum {signed(panel.total, 2)} nats", 0.9 * self.size, right=True
-            )
-            y += 1.35 * self.line
-            for step in panel.steps:
-                top = y
-                lines = list(_lines(step.cells, self.columns))
-                for boxes in lines:
-                    for column, cells, text, level in boxes:
-                        yield _Box(self.left + column * self.cell, y, cells * self.cell, self.line, text, level)
-                    y += self.line
-                is_wrong = step.status == "wrong"
-                colour = _WRONG if is_wrong else "#9aa1ab"
-                yield _Rule(
-                    self.left - 0.45 * self.size, top + 0.08 * self.line, y - 0.08 * self.line, colour, is_wrong
-                )
-                name = {"": "", "answer": "ans."}.get(step.label, step.label)
-                yield _Note(
-                    self.left - 0.9 * self.size, top + 0.72 * self.line, visible(name), self.size,
-                    _WRONG if is_wrong else _DIM, bold=is_wrong, right=True,
-                )  # fmt: skip
-                y += 0.22 * self.line
-            y += 0.55 * self.line
-        self.legend_top = y
-        self.height = y + 2.1 * self.line
+    def height(self, panel: _Panel) -> float:
+        return self.line * (1.9 + sum(0.22 + len(lines) for _, lines in panel.blocks))
 
 
-def _lines(cells: Sequence[_Cell], columns: int) -> Iterator[list[tuple[int, int, str, int]]]:
+def _blocks(
+    rollout: ScoredCompletion, table: TokenTable, labels: Sequence[str], limit: float, grid: _Grid
+) -> Iterator[tuple[MarkedStep, list[Line]]]:
+    """The steps with these labels (all without any), each broken into lines."""
+    for step, first, last in rollout.stretches():
+        if labels and step.label not in labels:
+            continue
+        cells = []
+        for gap, token, piece in shown_tokens(rollout, first, last):
+            cells += [_Cell(gap, 0)] if gap else []
+            cells += [_Cell(piece, scale.level(float(table.log_ratio[token]), limit))] if piece else []
+        yield step, list(_lines(cells, grid.columns))
+
+
+def _lines(cells: Sequence[_Cell], columns: int) -> Iterator[Line]:
     """Lines of (first column, columns, text, level). A token that a line can hold is not broken."""
-    line: list[tuple[int, int, str, int]] = []
+    line: Line = []
     column = 0
     for cell in _trimmed(cells):
         for number, part in enumerate(cell.text.expandtabs(4).split("\n")):
@@ -305,68 +239,69 @@ def _fitting(text: str, columns: int) -> int:
 # Drawing
 
 
-def _draw(axes: Any, drawing: Sequence[_Box | _Note | _Rule], font_size: float) -> None:
-    from matplotlib.patches import Rectangle
-
-    for item in drawing:
-        if isinstance(item, _Rule):
-            axes.plot(
-                [item.x, item.x], [item.top, item.bottom], color=item.colour, linewidth=1.4 if item.strong else 0.6,
-                solid_capstyle="butt",
-            )  # fmt: skip
-        elif isinstance(item, _Note):
-            axes.text(
-                item.x, item.y, item.text, fontsize=item.size, color=item.colour, parse_math=False,
-                fontweight="bold" if item.bold else "normal", ha="right" if item.right else "left", va="baseline",
-            )  # fmt: skip
-        else:
-            if item.level:
-                fill = scale.background(item.level)
-                top, height = item.y + 0.06 * item.height, 0.88 * item.height
-                axes.add_patch(Rectangle((item.x, top), item.width, height, facecolor=fill, linewidth=0))
-            if abs(item.level) >= MARKED:
-                at = item.y + (0.06 if item.level > 0 else 0.94) * item.height
-                axes.plot(
-                    [item.x + 0.4, item.x + item.width - 0.4], [at, at], linewidth=0.7, solid_capstyle="butt",
-                    color=scale.background(scale.LEVELS if item.level > 0 else -scale.LEVELS),
-                )  # fmt: skip
-            shown = item.text.lstrip(" ")
-            if shown.strip():
-                shift = (len(item.text) - len(shown)) * CELL * font_size
-                axes.text(
-                    item.x + shift, item.y + 0.72 * item.height, shown.rstrip(), fontsize=font_size,
-                    color=scale.ink(item.level) if item.level else _INK, parse_math=False, va="baseline",
-                )  # fmt: skip
+def _draw_panel(axes: Any, grid: _Grid, panel: _Panel, y: float) -> None:
+    size, line = grid.size, grid.line
+    _write(axes, 0, y + 0.72 * line, panel.title, 1.1 * size, _INK, fontweight="bold")
+    _write(axes, grid.width, y + 0.72 * line, f"sum {signed(panel.total, 2)} nats", 0.9 * size, ha="right")
+    y += 1.35 * line
+    for step, lines in panel.blocks:
+        top = y
+        for boxes in lines:
+            for column, cells, text, level in boxes:
+                _draw_box(axes, grid, grid.left + column * grid.cell, y, cells * grid.cell, text, level)
+            y += line
+        wrong = step.status == "wrong"
+        rule, ends = [grid.left - 0.45 * size] * 2, [top + 0.08 * line, y - 0.08 * line]
+        _rule(axes, rule, ends, _WRONG if wrong else _FAINT, 1.4 if wrong else 0.6)
+        name = {"answer": "ans."}.get(step.label, visible(step.label))
+        _write(
+            axes, grid.left - 0.9 * size, top + 0.72 * line, name, size, _WRONG if wrong else _DIM, ha="right",
+            fontweight="bold" if wrong else "normal",
+        )  # fmt: skip
+        y += 0.22 * line
 
 
-def _draw_legend(axes: Any, layout: _Layout, data: Mapping[str, Any], font_size: float) -> None:
+def _draw_box(axes: Any, grid: _Grid, x: float, y: float, width: float, text: str, level: int) -> None:
+    """A stretch of one line: background, the line of a strong token, text."""
+    if level:
+        _fill(axes, x, y + 0.06 * grid.line, width, 0.88 * grid.line, level)
+    if abs(level) >= MARKED:
+        at = y + (0.06 if level > 0 else 0.94) * grid.line
+        colour = scale.background(scale.LEVELS if level > 0 else -scale.LEVELS)
+        _rule(axes, [x + 0.4, x + width - 0.4], [at, at], colour, 0.7)
+    shown = text.lstrip(" ")
+    if shown.strip():
+        x += (len(text) - len(shown)) * grid.cell
+        _write(axes, x, y + 0.72 * grid.line, shown.rstrip(), grid.size, scale.ink(level) if level else _INK)
+
+
+def _draw_legend(axes: Any, grid: _Grid, top: float, limit: float) -> None:
     """The scale with its numbers, and what it measures."""
-    from matplotlib.patches import Rectangle
-
     levels = range(-scale.LEVELS, scale.LEVELS + 1)
-    step = min(1.9 * font_size / 4, (layout.width - layout.left) / 3 / len(levels))
-    y, size = layout.legend_top + 0.2 * layout.line, 0.85 * font_size
+    step = min(1.9 * grid.size / 4, (grid.width - grid.left) / 3 / len(levels))
+    y, size, width = top + 0.2 * grid.line, 0.85 * grid.size, step * len(levels)
     for number, level in enumerate(levels):
-        axes.add_patch(
-            Rectangle(
-                (layout.left + number * step, y), step * 1.02, 0.6 * layout.line,
-                facecolor=scale.background(level), linewidth=0,
-            )
-        )  # fmt: skip
-    width = step * len(levels)
-    limit = f"{data['limit']:.2g}"
-    below = y + 0.6 * layout.line + 0.95 * size
-    for share, text, align in ((0.0, f"−{limit}", "left"), (0.5, "0", "center"), (1.0, f"+{limit}", "right")):
-        axes.text(
-            layout.left + share * width, below, text, fontsize=size, color=_DIM, ha=align, va="baseline",
-            parse_math=False,
-        )  # fmt: skip
+        _fill(axes, grid.left + number * step, y, step * 1.02, 0.6 * grid.line, level)
+    below = y + 0.6 * grid.line + 0.95 * size
+    for share, text, align in ((0.0, f"−{limit:.2g}", "left"), (0.5, "0", "center"), (1.0, f"+{limit:.2g}", "right")):
+        _write(axes, grid.left + share * width, below, text, size, ha=align)
     note = ("A_t in nats: line below suppressed,", "line above reinforced")
-    room = (layout.width - layout.left - width - 2 * font_size) / (CELL * size)
+    room = (grid.width - grid.left - width - 2 * grid.size) / (CELL * size)
     words = " ".join(note)
     texts = (words,) if len(words) <= room else note if len(note[0]) <= room else ("A_t in nats",)
     for number, text in enumerate(texts):
-        axes.text(
-            layout.left + width + 1.5 * font_size, y + 0.5 * layout.line + number * 1.25 * size, text, fontsize=size,
-            color=_DIM, va="baseline", parse_math=False,
-        )  # fmt: skip
+        _write(axes, grid.left + width + 1.5 * grid.size, y + 0.5 * grid.line + number * 1.25 * size, text, size)
+
+
+def _write(axes: Any, x: float, y: float, text: str, size: float, colour: str = _DIM, **more: Any) -> None:
+    axes.text(x, y, text, fontsize=size, color=colour, va="baseline", parse_math=False, **more)
+
+
+def _rule(axes: Any, x: Sequence[float], y: Sequence[float], colour: str, width: float) -> None:
+    axes.plot(x, y, color=colour, linewidth=width, solid_capstyle="butt")
+
+
+def _fill(axes: Any, x: float, y: float, width: float, height: float, level: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((x, y), width, height, facecolor=scale.background(level), linewidth=0))

@@ -7,55 +7,58 @@ contrast is at least 4.5:1 by construction.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from stepalign.report.text import number
+import numpy as np
+
+from stepalign.signal.table import DIGITS, ScoredCompletion
 
 Scheme = Literal["light", "dark"]
 
 LEVELS = 16
 PERCENTILE = 99
-SYMLOG_KNEE = 0.05
-"""Where the logarithmic scale turns linear, as a share of the limit."""
 
-# From the paper outwards; neighbours are mixed in Oklab, where equal steps look equal.
-_STOPS: dict[tuple[Scheme, int], tuple[str, ...]] = {
-    ("light", +1): ("#ffffff", "#b5d3ee", "#4d93d1", "#0b4a8f"),
-    ("light", -1): ("#ffffff", "#fbd2ae", "#e5842f", "#8f3206"),
-    ("dark", +1): ("#14161a", "#1d456d", "#3d8bd0", "#a9d5ff"),
-    ("dark", -1): ("#14161a", "#643212", "#cb6f2c", "#ffca9c"),
+# From the paper outwards, level by level: four colours each, mixed in Oklab, where equal steps look equal.
+_BACKGROUNDS: dict[tuple[Scheme, int], str] = {
+    ("light", +1): "ffffff f1f7fc e3eef9 d5e6f6 c7def2 bad6ef a8cbeb 95bfe5 82b3e0 6fa7db 5b9bd5 498ecd 3d80c0 3173b4"
+    " 2565a7 19579b 0b4a8f",
+    ("light", -1): "ffffff fff7f0 feeee1 fde6d2 fcddc2 fbd5b3 f9c8a0 f5ba8a f1ac74 ed9d5d e88e44 e07f2c cf6f25 bf601d"
+    " af5116 9f410e 8f3206",
+    ("dark", +1): "14161a 171e28 192737 1b3047 1c3957 1d4267 214d79 275a8b 2d679d 3374b0 3982c3 4590d3 5a9ddc 6eabe5"
+    " 82b9ee 95c7f6 a9d5ff",
+    ("dark", -1): "14161a 221c1b 31211b 40271a 4f2c18 5f3014 703915 83441a 964f1f a95b24 bd6729 ce7534 d9864b e39760"
+    " eca874 f6b988 ffca9c",
 }
 
 
 def shared_limit(values: Iterable[float | None], percentile: float = PERCENTILE) -> float:
     """The |value| that the given percentage of all values does not exceed (nearest rank); 1.0 without any signal."""
-    sizes = sorted(abs(value) for value in values if number(value) is not None and value is not None)
-    if not sizes:
+    sizes = np.abs(np.array(list(values), dtype=float))
+    sizes = np.sort(sizes[np.isfinite(sizes)])
+    if not len(sizes):
         return 1.0
-    rank = max(1, math.ceil(percentile / 100 * len(sizes)))
-    return sizes[rank - 1] or sizes[-1] or 1.0
+    rank = max(1, int(np.ceil(percentile / 100 * len(sizes))))
+    return float(sizes[rank - 1] or sizes[-1] or 1.0)
 
 
-def level(value: float | None, limit: float, *, symlog: bool = False) -> int:
+def limit_of(rollouts: Sequence[ScoredCompletion]) -> float:
+    """The limit of a page: over all its rollouts and contexts."""
+    columns = [table.log_ratio for rollout in rollouts for table in rollout.tables.values()]
+    return round(shared_limit(np.round(np.concatenate([np.zeros(0), *columns]), DIGITS)), DIGITS)
+
+
+def level(value: float, limit: float) -> int:
     """The level of a value in [-LEVELS, LEVELS]; 0 for undefined values. Beyond the limit the scale is clipped."""
-    plain = number(value)
-    if plain is None or limit <= 0:
+    if not np.isfinite(value) or limit <= 0:
         return 0
-    share = min(1.0, abs(plain) / limit)
-    if symlog:
-        share = math.log1p(share / SYMLOG_KNEE) / math.log1p(1 / SYMLOG_KNEE)
-    size = math.floor(share * LEVELS + 0.5)
-    return size if plain > 0 else -size
+    size = int(min(1.0, abs(value) / limit) * LEVELS + 0.5)
+    return size if value > 0 else -size
 
 
 def background(at: int, scheme: Scheme = "light") -> str:
     """The background of a level as ``#rrggbb``."""
-    stops = _STOPS[scheme, 1 if at >= 0 else -1]
-    position = min(abs(at), LEVELS) / LEVELS * (len(stops) - 1)
-    left = min(int(position), len(stops) - 2)
-    return _mix(stops[left], stops[left + 1], position - left)
+    return "#" + _BACKGROUNDS[scheme, 1 if at >= 0 else -1].split()[min(abs(at), LEVELS)]
 
 
 def ink(at: int, scheme: Scheme = "light") -> str:
@@ -70,63 +73,28 @@ def contrast(first: str, second: str) -> float:
     return (lights[1] + 0.05) / (lights[0] + 0.05)
 
 
-def stylesheet() -> str:
-    """CSS rules of every level, ``.p1 .. .p16`` and ``.m1 .. .m16``, for both colour schemes."""
-    light, dark = _rules("light"), _rules("dark")
-    # Paper is white: a page printed from a dark screen falls back to the light rules.
-    return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+def _luminance(colour: str) -> float:
+    red, green, blue = linear_channels(colour)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def _rules(scheme: Scheme) -> str:
-    levels = [at for size in range(1, LEVELS + 1) for at in (size, -size)]
-    names = {at: f"{'p' if at > 0 else 'm'}{abs(at)}" for at in levels}
-    # --c: small pictures of the scale use the background as their fill.
-    return "\n".join(
-        f".{names[at]}{{--c:{background(at, scheme)};background-color:var(--c);color:{ink(at, scheme)}}}"
-        for at in levels
-    )
-
-
-def _channels(colour: str) -> list[float]:
-    """Linear-light red, green, blue in [0, 1]."""
+def linear_channels(colour: str) -> list[float]:
+    """Linear-light red, green, blue in [0, 1] of ``#rrggbb``."""
     parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
     return [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
 
 
-def _luminance(colour: str) -> float:
-    red, green, blue = _channels(colour)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+def stylesheet() -> str:
+    """CSS rules of every level, ``.p1 .. .p16`` and ``.m1 .. .m16``, for both colour schemes."""
+    # Paper is white: a page printed from a dark screen falls back to the light rules.
+    return f"{_rules('light')}\n@media screen and (prefers-color-scheme: dark) {{\n{_rules('dark')}\n}}\n"
 
 
-def _oklab(colour: str) -> tuple[float, float, float]:
-    # Constants: B. Ottosson, "A perceptual color space for image processing", 2020.
-    red, green, blue = _channels(colour)
-    long = (0.4122214708 * red + 0.5363325363 * green + 0.0514459929 * blue) ** (1 / 3)
-    medium = (0.2119034982 * red + 0.6806995451 * green + 0.1073969566 * blue) ** (1 / 3)
-    short = (0.0883024619 * red + 0.2817188376 * green + 0.6299787005 * blue) ** (1 / 3)
-    return (
-        0.2104542553 * long + 0.7936177850 * medium - 0.0040720468 * short,
-        1.9779984951 * long - 2.4285922050 * medium + 0.4505937099 * short,
-        0.0259040371 * long + 0.7827717662 * medium - 0.8086757660 * short,
+def _rules(scheme: Scheme) -> str:
+    # --c: small pictures of the scale use the background as their fill.
+    return "\n".join(
+        f".{'p' if at > 0 else 'm'}{abs(at)}"
+        f"{{--c:{background(at, scheme)};background-color:var(--c);color:{ink(at, scheme)}}}"
+        for size in range(1, LEVELS + 1)
+        for at in (size, -size)
     )
-
-
-def _hex(lab: tuple[float, float, float]) -> str:
-    light, first, second = lab
-    long = (light + 0.3963377774 * first + 0.2158037573 * second) ** 3
-    medium = (light - 0.1055613458 * first - 0.0638541728 * second) ** 3
-    short = (light - 0.0894841775 * first - 1.2914855480 * second) ** 3
-    linear = (
-        4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
-        -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
-        -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
-    )
-    bounded = [min(1.0, max(0.0, part)) for part in linear]
-    curved = [12.92 * part if part <= 0.0031308 else 1.055 * part ** (1 / 2.4) - 0.055 for part in bounded]
-    return "#" + "".join(f"{round(255 * part):02x}" for part in curved)
-
-
-def _mix(first: str, second: str, share: float) -> str:
-    start, end = _oklab(first), _oklab(second)
-    red, green, blue = (one + (two - one) * share for one, two in zip(start, end, strict=True))
-    return _hex((red, green, blue))

@@ -7,9 +7,10 @@ made visible first: no escape sequence, direction mark or control character of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.style import Style
 from rich.table import Table
@@ -17,14 +18,14 @@ from rich.text import Text
 
 from stepalign.errors import ConfigError
 from stepalign.report import scale
-from stepalign.report.payload import viewer_data
 from stepalign.report.text import signed, visible
+from stepalign.signal.table import ScoredCompletion, TokenTable, context_labels, read_page
 
 MARKED = 0.4
 """Share of the limit from which a token carries its value as text where there are no colours."""
 SIDE_BY_SIDE = 76
 """Columns per context from which on contexts stand beside each other."""
-_STATUS = {"right": "right", "wrong": "first wrong step", "after_error": "after the error", "unknown": ""}
+_STATUS = {"wrong": "first wrong step", "right": "right", "after_error": "after the error"}
 
 
 def print_rollout(
@@ -44,11 +45,15 @@ def print_rollout(
         ConfigError: when there is no such rollout or context.
     """
     console = console or Console()
-    data = viewer_data(signal, alternatives=0)
-    chosen = find_rollout(data, rollout)
-    shown = find_contexts(data, chosen, contexts)
-    console.print(_heading(chosen, data))
-    texts = [rollout_text(chosen, context, data, colour=_has_colour(console)) for context in shown]
+    rollouts, labels = read_page(signal), context_labels(signal)
+    chosen = find_rollout(rollouts, rollout)
+    limit, unit = scale.limit_of(rollouts), visible(signal.get("unit", "nats"))
+    colour = console.is_terminal and not console.no_color and console.color_system is not None
+    console.print(_heading(chosen, str(signal.get("model", ""))))
+    texts = [
+        rollout_text(chosen, table, f"{visible(labels[table.context])}", unit, limit, colour=colour)
+        for table in find_tables(chosen, contexts)
+    ]
     if len(texts) > 1 and console.width >= SIDE_BY_SIDE * len(texts):
         beside = Table.grid(expand=True, padding=(0, 2, 0, 0))
         for _ in texts:
@@ -58,94 +63,83 @@ def print_rollout(
     else:
         for text in texts:
             console.print(text)
-    console.print(_legend(data), style="dim")
+    console.print(
+        f"\nA_t in {unit}: blue or line above = likelier with the feedback, orange or line below = less likely; "
+        f"scale ±{limit:.2f} ({scale.PERCENTILE}th percentile of |A|)",
+        style="dim", markup=False, highlight=False,
+    )  # fmt: skip
 
 
 def rollout_text(
-    rollout: Mapping[str, Any], context: Mapping[str, Any], data: Mapping[str, Any], *, colour: bool
+    rollout: ScoredCompletion, table: TokenTable, label: str, unit: str, limit: float, *, colour: bool
 ) -> Text:
-    """One rollout under one context, of the data that ``payload.viewer_data`` makes."""
+    """One rollout under one context, coloured by A_t; without colours strong tokens carry their value.
+
+    Args:
+        limit: |A_t| of the strongest colour.
+    """
     out = Text()
-    out.append(f"\n{visible(data['contexts'][context['context']]['label'])}", style="bold underline")
-    out.append(f"   sum {signed(_total(context['a']), 2)} {visible(data['unit'])}\n", style="dim")
-    special, joined = set(rollout["special"]), set(rollout["joined"])
-    for label, status, first, last in rollout["steps"]:
-        head = f"\n{_step_name(label)}  sum {signed(_total(context['a'][first:last]), 2)}"
-        out.append(head + (f"  {_STATUS.get(status, '')}" if _STATUS.get(status) else ""), style="dim")
-        out.append("\n")
-        for token in range(first, last):
-            out.append(visible(rollout["gaps"].get(token, "")))
-            if token in joined:
-                continue
-            piece = visible(rollout["pieces"][token]) or "∅"
+    out.append(f"\n{label}", style="bold underline")
+    out.append(f"   sum {signed(np.nansum(table.log_ratio), 2)} {unit}\n", style="dim")
+    for step, first, last in rollout.stretches():
+        name = {"": "text", "answer": "answer"}.get(step.label, f"step {visible(step.label)}")
+        status = f"  {_STATUS[step.status]}" if step.status in _STATUS else ""
+        out.append(f"\n{name}  sum {signed(np.nansum(table.log_ratio[first:last]), 2)}{status}\n", style="dim")
+        for gap, token, piece in shown_tokens(rollout, first, last):
+            out.append(gap)
             # The step ends its line by itself.
             shape = piece.replace("\n", "⏎\n").removesuffix("\n" if token == last - 1 else "")
-            value = context["a"][token]
-            out.append(f"⟨{shape}⟩" if token in special else shape, style=_style(value, data["limit"], colour))
-            if not colour and value is not None and abs(value) >= MARKED * data["limit"]:
+            value = float(table.log_ratio[token])
+            out.append(shape, style=_style(scale.level(value, limit), colour))
+            if not colour and piece and abs(value) >= MARKED * limit:
                 out.append(f"({signed(value, 1)})")
         out.append("\n")
     return out
 
 
-def _style(value: float | None, limit: float, colour: bool) -> Style:
-    at = scale.level(value, limit)
-    if not colour or at == 0:
-        return Style(overline=at > 0, underline=at < 0)
-    return Style(color=scale.ink(at), bgcolor=scale.background(at), overline=at > 0, underline=at < 0)
+def shown_tokens(rollout: ScoredCompletion, first: int, last: int) -> Iterator[tuple[str, int, str]]:
+    """(text in front that no token covers, token, its own text) of tokens first to last - 1, harmless and visible.
+
+    Further pieces of a character have no text of their own.
+    """
+    gaps, joined, special = rollout.gaps(), rollout.joined(), set(rollout.special)
+    for token in range(first, last):
+        piece = "" if token in joined else visible(rollout.tokens[token]) or "∅"
+        yield visible(gaps.get(token, "")), token, f"⟨{piece}⟩" if token in special else piece
 
 
-def _has_colour(console: Console) -> bool:
-    return console.is_terminal and not console.no_color and console.color_system is not None
+def _style(at: int, colour: bool) -> Style:
+    lines = Style(overline=at > 0, underline=at < 0)
+    return lines + Style(color=scale.ink(at), bgcolor=scale.background(at)) if colour and at else lines
 
 
-def find_rollout(data: Mapping[str, Any], rollout: int | str) -> Mapping[str, Any]:
-    rollouts = data["rollouts"]
-    for position, candidate in enumerate(rollouts):
-        if rollout in (candidate["id"], position):
-            return candidate
-    if isinstance(rollout, str) and rollout.isdigit() and int(rollout) < len(rollouts):
+def find_rollout(rollouts: Sequence[ScoredCompletion], rollout: int | str) -> ScoredCompletion:
+    """A rollout by its position (from 0) or rollout_id. Raises ConfigError where there is none."""
+    by_id = {candidate.rollout_id: candidate for candidate in reversed(rollouts)}
+    if rollout in by_id:
+        return by_id[str(rollout)]
+    if (isinstance(rollout, int) or rollout.isdigit()) and 0 <= int(rollout) < len(rollouts):
         return rollouts[int(rollout)]
     raise ConfigError(f"there is no rollout {rollout!r}", hint=f"choose 0 to {len(rollouts) - 1}, or a rollout_id")
 
 
-def find_contexts(data: Mapping[str, Any], rollout: Mapping[str, Any], names: Sequence[str]) -> list[Mapping[str, Any]]:
-    have = {data["contexts"][entry["context"]]["name"]: entry for entry in rollout["contexts"]}
+def find_tables(rollout: ScoredCompletion, names: Sequence[str]) -> list[TokenTable]:
+    """The tables of the named contexts, all without names. Raises ConfigError where one is missing."""
     for name in names:
-        if name not in have:
-            raise ConfigError(f"this rollout has no context {name!r}", hint=f"choose from {', '.join(have)}")
-    return [have[name] for name in names or have]
+        if name not in rollout.tables:
+            raise ConfigError(f"this rollout has no context {name!r}", hint=f"choose from {', '.join(rollout.tables)}")
+    return [rollout.tables[name] for name in names or rollout.tables]
 
 
-def _heading(rollout: Mapping[str, Any], data: Mapping[str, Any]) -> Text:
-    out = Text(f"rollout {visible(rollout['id'])}", style="bold")
-    facts = [rollout["case"].replace("_", " "), rollout["verdict"], f"{len(rollout['pieces'])} tokens", data["model"]]
+def _heading(rollout: ScoredCompletion, model: str) -> Text:
+    out = Text(f"rollout {visible(rollout.rollout_id)}", style="bold")
+    facts = [rollout.case.replace("_", " "), rollout.verdict, f"{len(rollout.tokens)} tokens", model]
     out.append("  " + " · ".join(visible(fact) for fact in facts if fact), style="dim")
-    out.append(f"\nquestion  {visible(rollout['question'])}", style="")
-    if rollout["expected"] is not None:
-        out.append(f"\nexpected  {visible(rollout['expected'])}")
-    if rollout["unknown"]:
-        out.append(f"\n{unknown_note(rollout)}", style="yellow")
+    out.append(f"\nquestion  {visible(rollout.question)}", style="")
+    if rollout.expected_answer is not None:
+        out.append(f"\nexpected  {visible(rollout.expected_answer)}")
+    unknown, total = rollout.unknown_tokens, len(rollout.tokens)
+    if unknown:
+        note = f"{unknown} of {total} tokens {'is' if unknown == 1 else 'are'} unknown to this model's tokenizer"
+        out.append(f"\n{note}{': the numbers mean little' if 2 * unknown > total else ''}", style="yellow")
     return out
-
-
-def unknown_note(rollout: Mapping[str, Any]) -> str:
-    """What a reader must know about a text that the model's tokenizer was not made for."""
-    unknown, total = rollout["unknown"], len(rollout["pieces"])
-    note = f"{unknown} of {total} tokens {'is' if unknown == 1 else 'are'} unknown to this model's tokenizer"
-    return f"{note}: the numbers mean little" if 2 * unknown > total else note
-
-
-def _legend(data: Mapping[str, Any]) -> Text:
-    return Text(
-        f"\nA_t in {visible(data['unit'])}: blue or line above = likelier with the feedback, orange or line below ="
-        f" less likely; scale ±{data['limit']:.2f} ({data['percentile']}th percentile of |A|)"
-    )
-
-
-def _step_name(label: str) -> str:
-    return {"": "text", "answer": "answer"}.get(label, f"step {visible(label)}")
-
-
-def _total(values: Sequence[float | None]) -> float:
-    return sum(value for value in values if value is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from stepalign.events import Listener, progress, silent
@@ -12,10 +13,10 @@ from stepalign.feedback import designs
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder
 from stepalign.records import Critique, Rollout
-from stepalign.signal.localisation import Summary, localise_rollouts, summarise_rollout
-from stepalign.signal.records import CASES, AttemptInContexts, Shown, analyse_attempts, signal_of, truth_of
+from stepalign.signal.localisation import Summary, localise_rollouts, summarise_rollout, truth_of
+from stepalign.signal.records import CASES, AttemptInContexts, Shown, analyse_attempts
+from stepalign.signal.table import ScoredCompletion, to_page
 from stepalign.signal.trace import WrongResult
-from stepalign.storage.signal_file import Row, grouped, page_rollout
 
 DEFINITION = "A_t = log p(y_t | question, context, y_<t) - log p(y_t | question, y_<t)"
 
@@ -40,15 +41,15 @@ def analyse(
     ``more_critiques`` are those in further forms, for designs that ask their critic for something else than the rest.
     """
     attempts, _ = attempts_under(rollouts, contexts, more_critiques)
-    rows: list[Row] = []
+    found: list[ScoredCompletion] = []
     analysed = analyse_attempts(
         solver, prompts, attempts, temperature=temperature, top_k=top_k, wrong_result=wrong_result
     )
     for done, one in enumerate(analysed, 1):
-        rows += one.rows
+        found.append(one.scored)
         listener(progress("scoring", done, len(attempts)))
     labels = {name: designs.find_design(name).label for name in contexts}
-    return summarise(lambda: rows, header(model_name, temperature), labels, num_shown=num_shown)
+    return summarise(lambda: found, header(model_name, temperature), labels, num_shown=num_shown)
 
 
 def attempts_under(
@@ -102,22 +103,27 @@ def header(model_name: str, temperature: float, **more: Any) -> dict[str, Any]:
 
 
 def summarise(
-    read: Callable[[], Iterable[Row]], head: Mapping[str, Any], labels: Mapping[str, str], *, num_shown: int
+    read: Callable[[], Iterable[ScoredCompletion]],
+    head: Mapping[str, Any],
+    labels: Mapping[str, str],
+    *,
+    num_shown: int,
 ) -> dict[str, Any]:
-    """signal.json from the lines of signal.jsonl, read twice and never held.
+    """signal.json of all completions, which are read twice and never held.
 
     Args:
-        read: gives all lines, the lines of a rollout next to each other.
+        read: gives all completions, in the same order each time.
         labels: contexts by name, in the order of the page; those that scored nothing are left out.
         num_shown: rollouts that are drawn token by token.
     """
     found: dict[str, list[Summary]] = defaultdict(list)
     by_case: dict[str, list[str]] = defaultdict(list)
-    for group in grouped(read()):
-        for row in group:
-            found[row["context"]].append(summarise_rollout(signal_of(row), truth_of(row)))
-        if len(by_case[group[0]["case"]]) < num_shown:
-            by_case[group[0]["case"]].append(group[0]["rollout_id"])
+    for scored in read():
+        truth = truth_of(scored)
+        for name, table in scored.tables.items():
+            found[name].append(summarise_rollout(table, truth))
+        if len(by_case[scored.case]) < num_shown:
+            by_case[scored.case].append(scored.rollout_id)
     names = [*(name for name in labels if name in found), *(name for name in found if name not in labels)]
     return {
         **head,
@@ -146,12 +152,8 @@ def _choose(by_case: Mapping[str, Sequence[str]], count: int) -> list[str]:
     return [rollout_id for case in order for rollout_id in by_case[case] if rollout_id in set(chosen)]
 
 
-def _pages(rows: Iterable[Row], chosen: Sequence[str]) -> list[dict[str, Any]]:
+def _pages(completions: Iterable[ScoredCompletion], chosen: Sequence[str]) -> list[dict[str, Any]]:
     wanted = set(chosen)
-    found: dict[str, dict[str, Any]] = {}
-    for group in grouped(rows) if wanted else ():
-        if group[0]["rollout_id"] in wanted:
-            found[group[0]["rollout_id"]] = page_rollout(group)
-        if len(found) == len(wanted):
-            break
+    pages = (to_page(scored) for scored in completions if scored.rollout_id in wanted)
+    found = {page["rollout_id"]: page for page in islice(pages, len(wanted))}
     return [found[rollout_id] for rollout_id in chosen]

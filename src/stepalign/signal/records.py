@@ -1,27 +1,21 @@
-"""From attempts to the lines of signal.jsonl, and from lines back to what the localisation needs."""
+"""From attempts and contexts to token tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from stepalign.feedback.designs import DESIGNS
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder, TeacherPrompt, decode, unknown_id
-from stepalign.records import Attempt, Critique, TokenSignal
-from stepalign.report.payload import LEAST_ALTERNATIVE
-from stepalign.signal.localisation import Truth
+from stepalign.records import Attempt, Critique
 from stepalign.signal.score import Scores, ScoringJob, SideScores, score
-from stepalign.signal.style import style_tokens
+from stepalign.signal.table import DIGITS, LEAST_ALTERNATIVE, ScoredCompletion, TokenTable
 from stepalign.signal.trace import Labels, Trace, WrongResult, trace
-from stepalign.storage.signal_file import Row
 
 CASES = {"A": "correct", "B": "correct", "C": "incomplete", "D": "one_wrong_step", "F": "wrong_approach"}
-DIGITS = 6
-"""Decimals of the numbers in signal.jsonl, nats. The arrays hold all that float32 has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,9 +50,8 @@ class Analysed:
     """One attempt with its numbers."""
 
     subject: AttemptInContexts
-    trace: Trace
+    scored: ScoredCompletion
     scores: Scores
-    rows: list[Row]
 
 
 def analyse_attempts(
@@ -106,7 +99,7 @@ def analyse_attempts(
             spans=subject.spans,
         )
         unknown = sum(token == unknown_token for token in subject.ids)
-        yield Analysed(subject, cut, scores, _rows(subject, cut, scores, teachers, names, unknown))
+        yield Analysed(subject, _scored(subject, cut, scores, teachers, names, unknown), scores)
 
 
 def _comes_from_critic(context: str) -> bool:
@@ -114,76 +107,69 @@ def _comes_from_critic(context: str) -> bool:
     return context not in DESIGNS or DESIGNS[context].needs_critic  # others are contexts of a plain file, or one's own
 
 
-def _rows(
+def _scored(
     subject: AttemptInContexts,
     cut: Trace,
     scores: Scores,
     teachers: Mapping[str, TeacherPrompt],
     names: Callable[[int], str],
     unknown_tokens: int,
-) -> list[Row]:
-    """One line per context. What the contexts share stands in each of them, so that a line speaks for itself."""
+) -> ScoredCompletion:
     attempt, critique = subject.attempt, subject.critique
     critic_case = critique.case if critique else ""
-    shared: Row = {
-        "rollout_id": attempt.rollout_id,
-        "question": attempt.problem.question,
-        "expected_answer": attempt.problem.answer or None,
-        "reference": attempt.problem.reference,
-        "verdict": attempt.verdict,
-        "case": subject.case or CASES.get(critic_case, "unknown"),
-        "text": cut.text,
-        "token_ids": list(subject.ids),
-        "tokens": cut.tokens,
-        "spans": [list(span) for span in cut.spans],
-        "special": [i for i, (a, b) in enumerate(cut.spans) if a == b],
-        "unknown_tokens": unknown_tokens,
-        "step": cut.step_of,
-        "wrong_tokens": cut.wrong_tokens,
-        "result_tokens": cut.result_tokens,
-        "student_log_prob": _rounded(scores.student.log_probs),
-        "student_entropy": _rounded(scores.student.entropy),
-    }
-    student_alternatives = _alternatives(scores.student, names)
-    rows = []
+    tables = {}
     for name, shown in subject.contexts.items():
-        found = scores.contexts[name]
-        sums = np.zeros(len(cut.steps))
-        steps = np.array(cut.step_of, dtype=int)
-        np.add.at(sums, steps[steps >= 0], found.log_ratio[steps >= 0])
-        row = {
-            **shared,
-            "context": name,
-            "context_text": shown.text,
-            "context_tokens_dropped": teachers[name].dropped_tokens,
-            "critic_case": critic_case if _comes_from_critic(name) else "",
-            "first_error": critique.first_error if critique and _comes_from_critic(name) else "",
-            "steps": [
-                {"label": s.label, "start": s.start, "end": s.end, "status": status, "sum": round(float(total), DIGITS)}
-                for s, status, total in zip(cut.steps, cut.statuses, sums, strict=True)
-            ],
-            "log_ratio": _rounded(found.log_ratio),
-            "teacher_log_prob": _rounded(found.teacher.log_probs),
-            "forward_kl": _rounded(found.forward_kl),
-            "teacher_entropy": _rounded(found.teacher.entropy),
-        }
-        if student_alternatives:
-            row["top_student"], row["top_teacher"] = student_alternatives, _alternatives(found.teacher, names)
-        rows.append(row)
-    return rows
+        found, from_critic = scores.contexts[name], _comes_from_critic(name)
+        tables[name] = TokenTable(
+            context=name,
+            text=shown.text,
+            tokens=cut.tokens,
+            step=cut.step,
+            log_ratio=_rounded(found.log_ratio),
+            student_log_prob=_rounded(scores.student.log_probs),
+            teacher_log_prob=_rounded(found.teacher.log_probs),
+            forward_kl=_rounded(found.forward_kl),
+            student_entropy=_rounded(scores.student.entropy),
+            teacher_entropy=_rounded(found.teacher.entropy),
+            top_student=_alternatives(scores.student, names),
+            top_teacher=_alternatives(found.teacher, names),
+            dropped_tokens=teachers[name].dropped_tokens,
+            critic_case=critic_case if from_critic else "",
+            first_error=critique.first_error if critique and from_critic else "",
+        )
+    return ScoredCompletion(
+        rollout_id=attempt.rollout_id,
+        question=attempt.problem.question,
+        expected_answer=attempt.problem.answer or None,
+        reference=attempt.problem.reference,
+        verdict=attempt.verdict,
+        case=subject.case or CASES.get(critic_case, "unknown"),
+        text=cut.text,
+        token_ids=subject.ids,
+        tokens=cut.tokens,
+        spans=cut.spans,
+        special=[i for i, (a, b) in enumerate(cut.spans) if a == b],
+        unknown_tokens=unknown_tokens,
+        steps=cut.steps,
+        step=cut.step,
+        wrong_tokens=cut.wrong_tokens,
+        result_tokens=cut.result_tokens,
+        tables=tables,
+    )
 
 
-def _rounded(values: np.ndarray) -> list[float]:
-    return (np.round(values.astype(np.float64), DIGITS) + 0.0).tolist()  # + 0.0 turns -0.0 into 0.0
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """As signal.jsonl holds them, so that numbers over rollouts do not depend on where these come from."""
+    return np.round(values.astype(np.float64), DIGITS) + 0.0  # + 0.0 turns -0.0 into 0.0
 
 
-def _alternatives(side: SideScores, names: Callable[[int], str]) -> list[list[list[Any]]]:
-    """Per token [[text, log-probability], ...]; those below one in ten thousand are in the arrays only."""
+def _alternatives(side: SideScores, names: Callable[[int], str]) -> list[list[tuple[str, float]]] | None:
+    """Per token (text, log-probability), ...; those below one in ten thousand are in the arrays only."""
     if not side.top_ids.shape[1]:
-        return []
+        return None
     log_probs = np.round(side.top_log_probs.astype(np.float64), 4)
     return [
-        [[names(token), value] for token, value in zip(ids, values, strict=True) if value >= LEAST_ALTERNATIVE]
+        [(names(token), value) for token, value in zip(ids, values, strict=True) if value >= LEAST_ALTERNATIVE]
         for ids, values in zip(side.top_ids.tolist(), log_probs.tolist(), strict=True)
     ]
 
@@ -198,42 +184,3 @@ def _token_names(solver: Solver) -> Callable[[int], str]:
         return known[token]
 
     return name
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Back again
-
-
-def signal_of(row: Row) -> TokenSignal:
-    """The numbers of a line."""
-    return TokenSignal(
-        rollout_id=row["rollout_id"],
-        design=row["context"],
-        log_ratio=tuple(row["log_ratio"]),
-        student_log_probs=tuple(row["student_log_prob"]),
-        teacher_log_probs=tuple(row["teacher_log_prob"]),
-        forward_kl=tuple(row["forward_kl"]),
-        student_entropy=tuple(row["student_entropy"]),
-        teacher_entropy=tuple(row["teacher_entropy"]),
-    )
-
-
-def truth_of(row: Row) -> Truth:
-    """What a line knows about its tokens. Tokens without text (special ones) have no place."""
-    inside: list[set[int]] = [set() for _ in row["steps"]]
-    special = set(row["special"])
-    for token, step in enumerate(row["step"]):
-        if step >= 0 and token not in special:
-            inside[step].add(token)
-    of = {status: [] for status in ("right", "wrong", "after_error", "unknown")}
-    for step, tokens in zip(row["steps"], inside, strict=True):
-        of[step["status"]].append(frozenset(tokens))
-    style = style_tokens(row["text"], row["spans"])
-    return Truth(
-        right=frozenset().union(*of["right"]),
-        wrong_step=frozenset().union(*of["wrong"]),
-        wrong_result=frozenset(row["wrong_tokens"]),
-        results=frozenset(row["result_tokens"]),
-        right_steps=tuple(tokens for tokens in of["right"] if tokens),
-        style=frozenset(i for i, is_style in enumerate(style) if is_style),
-    )

@@ -10,12 +10,15 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from stepalign.errors import ConfigError
 from stepalign.feedback.alignment import align
 from stepalign.feedback.steps import split_steps
 from stepalign.models.load import Solver
-from stepalign.models.prompts import decode_with_spans, tokens_inside
+from stepalign.models.prompts import decode_with_spans
 from stepalign.records import Attempt, Critique, Step, StepStatus
+from stepalign.signal.table import MarkedStep, tokens_to_steps
 
 WrongResult = Callable[[Attempt, Sequence[int]], tuple[int, int] | None]
 """Where the truth is known: (position of the token with the first wrong result, id of the right one)."""
@@ -40,10 +43,9 @@ class Trace:
     """What each token shows; special tokens by their name."""
     spans: list[tuple[int, int]]
     """Half-open span of characters per token; empty for special tokens."""
-    steps: list[Step]
-    statuses: list[StepStatus]
-    step_of: list[int]
-    """Index of each token's step, -1 before the first; special tokens go with the token before them."""
+    steps: list[MarkedStep]
+    step: np.ndarray
+    """Index of each token's step, -1 before the first."""
     wrong_tokens: list[int] = field(default_factory=list)
     """The tokens that state the first wrong result, where they are known."""
     result_tokens: list[int] = field(default_factory=list)
@@ -74,7 +76,9 @@ def trace(
     labels = labels or Labels()
     passage = _passage(text, labels, attempt)
     first_wrong = _first_wrong(steps, labels, passage, attempt, critique)
-    inside = [tokens_inside(text, spans, step.start, step.end) for step in steps]
+    step = tokens_to_steps(text, spans, [step.start for step in steps])
+    visible = np.array([b > a for a, b in spans], dtype=bool)
+    inside = [np.flatnonzero((step == index) & visible).tolist() for index in range(len(steps))]
     known = first_wrong is not None
     place = first_wrong if first_wrong != NONE_WRONG else None
     found = wrong_result(attempt, ids) if wrong_result and known else None
@@ -85,9 +89,13 @@ def trace(
         text=text,
         tokens=tokens,
         spans=spans,
-        steps=steps,
-        statuses=[_status(index, place) if known else "unknown" for index in range(len(steps))],
-        step_of=_step_of(steps, spans, text),
+        steps=[
+            MarkedStep(
+                label=step.label, start=step.start, end=step.end, status=_status(index, place) if known else "unknown"
+            )
+            for index, step in enumerate(steps)
+        ],
+        step=step,
         wrong_tokens=wrong_tokens,
         result_tokens=_results(inside, place, wrong_tokens) if wrong_result else [],
     )
@@ -154,19 +162,6 @@ def _passage(text: str, labels: Labels, attempt: Attempt) -> tuple[int, int] | N
             hint="quote the wrong passage exactly as the solver's tokens spell it",
         )
     return start, start + len(labels.wrong_text)
-
-
-def _step_of(steps: list[Step], spans: list[tuple[int, int]], text: str) -> list[int]:
-    """A token belongs where its first visible character stands, so each belongs to one step."""
-    starts = [step.start for step in steps]
-    owners: list[int] = []
-    for start, end in spans:
-        piece = text[start:end]
-        visible = start + len(piece) - len(piece.lstrip()) if piece.strip() else start
-        owner = bisect_right(starts, visible) - 1
-        before = owners[-1] if owners else -1
-        owners.append(before if end == start and owners else max(owner, before))
-    return owners
 
 
 def _results(inside: list[list[int]], place: int | None, wrong_tokens: list[int]) -> list[int]:

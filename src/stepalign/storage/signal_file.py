@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from stepalign.errors import ConfigError
+from stepalign.signal.table import ScoredCompletion, from_rows, to_page
 
 Row = dict[str, Any]
 
 RECORDS = "signal.jsonl"
 PAGE_DATA = "signal.json"
-
-_PER_CONTEXT = (
-    "log_ratio", "student_log_prob", "teacher_log_prob", "forward_kl", "student_entropy", "teacher_entropy",
-    "top_student", "top_teacher",
-)  # fmt: skip
 
 
 def read_rows(folder: Path) -> Iterator[Row]:
@@ -45,38 +41,10 @@ def read_rows(folder: Path) -> Iterator[Row]:
             yield row
 
 
-def grouped(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """The lines of each rollout together; they stand next to each other in the file."""
-    for _, group in groupby(rows, key=lambda row: row["rollout_id"]):
-        yield list(group)
-
-
-def page_rollout(rows: Sequence[Row]) -> dict[str, Any]:
-    """One rollout under its contexts as signal.json has it."""
-    first = rows[0]
-    special = set(first["special"])
-    shared = ("rollout_id", "case", "verdict", "question", "expected_answer", "reference", "text")
-    return {
-        **{key: first.get(key) for key in shared},
-        "unknown_tokens": first.get("unknown_tokens", 0),
-        "tokens": [
-            {"text": text, "start": start, "end": end, "id": token_id, "special": index in special}
-            for index, (text, (start, end), token_id) in enumerate(
-                zip(first["tokens"], first["spans"], first["token_ids"], strict=True)
-            )
-        ],
-        "steps": [{key: step[key] for key in ("label", "start", "end", "status")} for step in first["steps"]],
-        "contexts": [
-            {
-                "name": row["context"],
-                "text": row["context_text"],
-                "case": row["critic_case"],
-                "first_error": row["first_error"],
-                **{key: row[key] for key in _PER_CONTEXT if key in row},
-            }
-            for row in rows
-        ],
-    }
+def read_completions(folder: Path) -> Iterator[ScoredCompletion]:
+    """The completions of a signal folder; the lines of each stand next to each other in the file."""
+    for _, rows in groupby(read_rows(folder), key=lambda row: row["rollout_id"]):
+        yield from_rows(list(rows))
 
 
 def load_signal(folder: Path, rollout: str | None = None) -> dict[str, Any]:
@@ -106,9 +74,9 @@ def load_signal(folder: Path, rollout: str | None = None) -> dict[str, Any]:
     if rollout.isdigit() and int(rollout) < len(shown):
         return signal
     if folder.is_dir() and (folder / RECORDS).exists():
-        for rows in grouped(read_rows(folder)):
-            if rows[0]["rollout_id"] == rollout:
-                return {**signal, "rollouts": [*shown, page_rollout(rows)]}
+        for scored in read_completions(folder):
+            if scored.rollout_id == rollout:
+                return {**signal, "rollouts": [*shown, to_page(scored)]}
     some = ", ".join(str(r.get("rollout_id")) for r in shown[:6])
     raise ConfigError(
         f"there is no rollout {rollout!r}",

@@ -24,8 +24,8 @@ from stepalign.models.prompts import PromptBuilder, decode, encode_with_spans
 from stepalign.records import Attempt, Critique, Problem
 from stepalign.signal.analyse import header
 from stepalign.signal.records import AttemptInContexts, Shown, analyse_attempts
+from stepalign.signal.table import to_page
 from stepalign.signal.trace import Labels
-from stepalign.storage.signal_file import page_rollout
 from stepalign.verbs.lab.queue import Cancelled
 from stepalign.verbs.lab.sheet import Sheet
 
@@ -101,10 +101,10 @@ class Bench:
                 temperature=config.sampling.temperature,
                 top_k=config.signal.top_k,
             )
-        page = page_rollout(analysed.rows)
-        for context, row in zip(page["contexts"], analysed.rows, strict=True):
+        page = to_page(analysed.scored)
+        for context in page["contexts"]:
             context["prompt"] = self._rendered(prompts, attempt.problem, context["text"])
-            context["dropped_tokens"] = row["context_tokens_dropped"]
+            context["dropped_tokens"] = analysed.scored.tables[context["name"]].dropped_tokens
         return {
             **header(config.model.path, config.sampling.temperature),
             "contexts": [{"name": name, "label": name} for name in shown],

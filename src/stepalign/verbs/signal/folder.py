@@ -24,9 +24,10 @@ from stepalign.models.prompts import PromptBuilder
 from stepalign.report.page import write_token_page
 from stepalign.signal.analyse import header, summarise
 from stepalign.signal.records import Analysed, AttemptInContexts, analyse_attempts
+from stepalign.signal.table import to_rows
 from stepalign.signal.trace import WrongResult
 from stepalign.storage.run_folder import RunFolder, finite, sync_folder, write_atomically
-from stepalign.storage.signal_file import PAGE_DATA, RECORDS, read_rows
+from stepalign.storage.signal_file import PAGE_DATA, RECORDS, read_completions
 
 SHARD_TOKENS = 8192
 """Completion tokens of a shard, unless one completion alone is longer. What a killed process loses at most."""
@@ -84,7 +85,7 @@ def write_signal_folder(
                 if not (out / SOURCE).exists():
                     write_atomically(out / SOURCE, json.dumps(source, ensure_ascii=False, indent=1) + "\n")
                 _write_arrays(out / ARRAYS / f"{number:06d}.safetensors", analysed, list(labels))
-                folder.append("signal", (row for one in analysed for row in one.rows))
+                folder.append("signal", (row for one in analysed for row in to_rows(one.scored)))
             done += len(shard)
             listener(progress("scoring", done, total))
         if first is None:
@@ -101,7 +102,7 @@ def write_signal_folder(
             source={key: source[key] for key in ("name", "sha256") if key in source},
             weights=weights_of(config.model.path, solver),
         )
-        signal = finite(summarise(lambda: read_rows(out), head, labels, num_shown=config.signal.num_shown))
+        signal = finite(summarise(lambda: read_completions(out), head, labels, num_shown=config.signal.num_shown))
         write_atomically(out / PAGE_DATA, json.dumps(signal, ensure_ascii=False) + "\n")
         return write_token_page(signal, out / "index.html")
 
@@ -221,7 +222,7 @@ def _write_arrays(path: Path, analysed: Sequence[Analysed], names: Sequence[str]
     arrays = {
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         "token_ids": flat((one.subject.ids for one in analysed), np.int32),
-        "step": flat((one.trace.step_of for one in analysed), np.int32),
+        "step": flat((one.scored.step for one in analysed), np.int32),
         "student/log_prob": flat((s.log_probs for s in students), np.float32),
         "student/entropy": flat((s.entropy for s in students), np.float32),
         "student/top_ids": flat((s.top_ids for s in students), np.int32),
