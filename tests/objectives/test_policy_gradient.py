@@ -17,7 +17,7 @@ from stepalign.objectives.policy_gradient import (
     clipped_policy_loss,
     group_advantages,
     kl_to_reference,
-    rlsd_advantages,
+    sized_advantages,
     truncated_importance_weights,
 )
 
@@ -220,5 +220,5 @@ def test_rlsd_keeps_the_verifiers_direction():
     advantages = torch.tensor([2.0, 2.0, -2.0, -2.0, 0.0])
     ratio = torch.tensor([5.0, -5.0, 5.0, -5.0, 1.0])
     # magnitudes clipped to 1.2, 0.8, 0.8, 1.2 and mixed half and half with 1
-    torch.testing.assert_close(rlsd_advantages(advantages, ratio), torch.tensor([2.2, 1.8, -1.8, -2.2, 0.0]))
-    torch.testing.assert_close(rlsd_advantages(advantages, ratio, mixing=0.0), advantages)
+    torch.testing.assert_close(sized_advantages(advantages, ratio), torch.tensor([2.2, 1.8, -1.8, -2.2, 0.0]))
+    torch.testing.assert_close(sized_advantages(advantages, ratio, mixing=0.0), advantages)

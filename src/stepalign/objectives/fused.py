@@ -152,10 +152,12 @@ def fused_linear_divergence(
     loss = _GradientKnown.apply(loss, student_hidden, student_head, *gradients.finished(student_head.dtype))
     if token_ids is None:
         return FusedDivergence(loss=loss, per_token=per_token_N)
-    names = ("log_ratio", "student_log_probs", "student_entropy", "teacher_entropy")
-    found = dict(zip(names, analysis, strict=True))
-    found["teacher_log_probs"] = found["student_log_probs"] + found["log_ratio"]
-    return FusedDivergence(loss=loss, per_token=per_token_N, **found)
+    log_ratio_N, student_N, student_entropy_N, teacher_entropy_N = analysis
+    return FusedDivergence(
+        loss=loss, per_token=per_token_N, log_ratio=log_ratio_N,
+        student_log_probs=student_N, teacher_log_probs=student_N + log_ratio_N,
+        student_entropy=student_entropy_N, teacher_entropy=teacher_entropy_N,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,21 +138,18 @@ LOSS_TYPES: dict[LossType, Callable[[Tensor, StepCounts], Tensor]] = {
 """Token weights by TRL's ``loss_type``. ``lengths_N``: for every token, the trained length of its completion."""
 
 
-# Mixes of verdict and self-teacher. What they need is data per token or completion; the trainer stays blind to them.
-
-
-def rlsd_advantages(
+def sized_advantages(
     advantages: Tensor, log_ratio: Tensor, *, mixing: float | Tensor = 0.5, clip: float = 0.2
 ) -> Tensor:
-    """RLSD (arXiv 2604.03128): the verifier gives the direction, the self-teacher the magnitude, token by token.
+    """The verifier gives the direction, the self-teacher the size, token by token: RLSD (arXiv 2604.03128).
 
     A ((1 - mixing) + mixing clip(exp(sign(A) A_t), 1 - clip, 1 + clip)): never flips the sign of A.
 
     Args:
         advantages: [N], the completion's advantage repeated over its tokens.
         log_ratio: [N], A_t of the taken tokens; used without gradient.
-        mixing: share of the self-teacher in the magnitude, in [0, 1]; 0 returns the advantages. One value, or [N].
-        clip: half-width of the allowed magnitudes around 1.
+        mixing: share of the self-teacher in the size, in [0, 1]; 0 returns the advantages. One value, or [N].
+        clip: half-width of the allowed sizes around 1.
 
     Returns:
         [N], for ``clipped_policy_loss``.

@@ -1,21 +1,26 @@
 """The weights of the self-teacher: the solver as it was, as it is, on average, or held near where it was.
 
-A teacher is a set of values for the solver's *trainable* parameters. Scoring puts these values in place of the current
-ones by swapping storage, which copies nothing; under LoRA the set is as small as the adapter, and the initial one
-equals the adapter switched off.
+A teacher is a set of values for the solver's *trainable* parameters; under LoRA it is as small as the adapter, and the
+initial one equals the adapter switched off. Scoring puts these values in place of the current ones. Plain parameters
+swap storage, which copies nothing. FSDP2 gathers from the shards that it remembers, so the shards of a sharded model
+are overwritten and written back, and nothing that was gathered before is used after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from stepalign.config import TeacherSection
 
-Weights = dict[str, torch.Tensor]
-"""Values of trainable parameters by name; empty for the parameters as they are."""
+Weights = dict[str, Tensor]
+"""Values of trainable parameters by name, of a sharded one this process's shard; empty: the parameters as they are."""
+Keep = Callable[[Tensor], Tensor]
+"""A parameter of the block as a tensor that holds its values after the block as well."""
 
 REFERENCE = "reference."
 """Begins the names of a saved reference that is not the self-teacher itself."""
@@ -47,31 +52,32 @@ class Teacher:
         return self._section.live_share if self._section.weights == "trust_region" else 0.0
 
     @contextmanager
-    def in_place(self, model: torch.nn.Module) -> Iterator[None]:
+    def in_place(self, model: torch.nn.Module) -> Iterator[Keep]:
         """Inside the block the model computes with the self-teacher's weights. Use under ``torch.no_grad``."""
-        with _in_place(model, self.values):
-            yield
+        with _in_place(model, self.values) as keep:
+            yield keep
 
     @contextmanager
-    def reference_in_place(self, model: torch.nn.Module) -> Iterator[None]:
+    def reference_in_place(self, model: torch.nn.Module) -> Iterator[Keep]:
         """Inside the block the model computes with the reference's weights. Use under ``torch.no_grad``."""
-        with _in_place(model, self.reference):
-            yield
+        with _in_place(model, self.reference) as keep:
+            yield keep
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module) -> None:
         """Follow the student after an optimizer step: teacher <- decay * teacher + (1 - decay) * student."""
         if self._section.weights != "ema":
             return
+        _reshard(model)
         for name, parameter in _trainable(model):
-            self.values[name].lerp_(parameter.detach().to(self.values[name].dtype), 1 - self._section.ema_decay)
+            self.values[name].lerp_(_local(parameter).to(self.values[name].dtype), 1 - self._section.ema_decay)
 
     def state(self) -> Weights:
         """All that must be saved, every tensor once."""
         apart = {} if self.reference is self.values else self.reference
         return {**self.values, **{REFERENCE + name: value for name, value in apart.items()}}
 
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over what ``state`` gave. Raises ValueError when it does not fit the model."""
         own = self.state()
         if state.keys() != own.keys():
@@ -81,28 +87,68 @@ class Teacher:
 
 
 @contextmanager
-def _in_place(model: torch.nn.Module, values: Weights) -> Iterator[None]:
+def _in_place(model: torch.nn.Module, values: Weights) -> Iterator[Keep]:
     if not values:
-        yield
+        yield torch.Tensor.detach
         return
+    # Gathered parameters are plain tensors, too; after this all of a sharded model are its shards.
+    plain = {name for name, parameter in model.named_parameters() if not _is_sharded(parameter)}
+    _reshard(model)
+    sharded = {name for name, parameter in model.named_parameters() if _is_sharded(parameter)}
     parameters = dict(_trainable(model))
-    current = {name: parameter.data for name, parameter in parameters.items()}
+    own = {name: _local(p).clone() if name in sharded else p.data for name, p in parameters.items()}
+
+    def put(weights: Weights) -> None:
+        for name, parameter in parameters.items():
+            if name in sharded:
+                _local(parameter).copy_(weights[name])
+            else:
+                parameter.data = weights[name].to(parameter.dtype)  # the very tensor where the dtype is the same
+
     try:
-        for name, parameter in parameters.items():
-            parameter.data = values[name].to(parameter.dtype)  # the very tensor where the dtype is the same
-        yield
+        put(values)
+        yield _kept_copy if sharded else torch.Tensor.detach
     finally:
-        for name, parameter in parameters.items():
-            parameter.data = current[name]
+        _reshard(model)
+        put(own)
+        if plain & sharded:  # the student's head is in use between its forward and its backward pass
+            next(_shards(model)).unshard()
+
+
+def _kept_copy(tensor: Tensor) -> Tensor:
+    """Parameters that do not train are gathered again with the same values."""
+    return tensor.detach().clone() if tensor.requires_grad else tensor.detach()
+
+
+def _shards(model: torch.nn.Module) -> Iterator[Any]:
+    """The modules that ``fully_shard`` wrapped, the root first."""
+    return (module for module in model.modules() if hasattr(module, "reshard"))
+
+
+def _reshard(model: torch.nn.Module) -> None:
+    """Let go of gathered parameters."""
+    for module in _shards(model):
+        module.reshard()
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    return hasattr(parameter, "to_local")
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """The storage of a parameter, or of this process's shard of it."""
+    value: Any = parameter.detach()
+    return value.to_local() if _is_sharded(parameter) else value
 
 
 def _copies(model: torch.nn.Module) -> Weights:
-    return {name: parameter.detach().clone() for name, parameter in _trainable(model)}
+    _reshard(model)
+    return {name: _local(parameter).clone() for name, parameter in _trainable(model)}
 
 
 def _trainable(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
-def _at_least_float32(value: torch.Tensor) -> torch.dtype:
+def _at_least_float32(value: Tensor) -> torch.dtype:
     return torch.promote_types(value.dtype, torch.float32)

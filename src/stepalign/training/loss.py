@@ -1,0 +1,258 @@
+"""The loss of a micro-batch as a value: hidden states, heads and Samples in; (sum, watched sums) out.
+
+    loss = sum over tokens of  w * (w_d * D(self-teacher, student) + w_p * clipped policy loss + beta * KL to reference)
+
+w_d and w_p come with each Sample, w from ``loss_type`` and the counts of the whole optimizer step: sums first, one
+division by a global count, so that the cut into micro-batches changes nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stepalign.objectives.divergences import Divergence, TopK, forward_kl
+from stepalign.objectives.fused import FusedDivergence, fused_linear_divergence, fused_linear_log_probs
+from stepalign.objectives.policy_gradient import (
+    LOSS_TYPES,
+    LossType,
+    StepCounts,
+    clipped_policy_loss,
+    kl_to_reference,
+    sized_advantages,
+    truncated_importance_weights,
+)
+from stepalign.records import Sample
+
+WatchedSums = dict[str, tuple[float, int]]
+"""By name: the sum over the tokens for which it is defined, and their number."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """What the optimizer minimises. Clips are in nats, docs/objective.md has formulas and sources."""
+
+    temperature: float = 1.0
+    """Divides all logits; the sampling temperature."""
+    divergence: Divergence = forward_kl
+    top_k: TopK | None = None
+    entry_clip: float | None = None
+    token_clip: float | None = None
+    importance_clip: float | None = None
+    """Bound on the importance ratio that multiplies the self-teacher's term; None takes completions as on-policy."""
+    magnitude_clip: float = 0.2
+    """Half-width of the sizes around 1 that the self-teacher may give an advantage."""
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    beta: float = 0.0
+    loss_type: LossType = "dapo"
+    fast_logits: bool = False
+    compiled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Hidden states that predict completion tokens, completion after completion, and the head on top of them."""
+
+    hidden_NH: Tensor
+    head_VH: Tensor
+    live_NH: Tensor | None = None
+    """Trust region: the same tokens under the student's weights behind the self-teacher's prompt ..."""
+    live_share: float = 0.0
+    """... and the part of their logits in the self-teacher's."""
+
+
+def uses_teacher(sample: Sample) -> bool:
+    """Whether a self-teacher is scored: for its divergence, or for the size of the advantage."""
+    return bool(sample.distillation_weight or (sample.magnitude_mixing and is_rewarded(sample)))
+
+
+def is_rewarded(sample: Sample) -> bool:
+    """Whether the policy term has a gradient."""
+    return bool(sample.policy_weight and sample.advantage)
+
+
+def batch_loss(
+    samples: Sequence[Sample],
+    counts: StepCounts,
+    student: Side,
+    teacher: Side | None = None,
+    reference: Side | None = None,
+    *,
+    objective: Objective,
+) -> tuple[Tensor, WatchedSums]:
+    """The micro-batch's share of the loss of a step, and the sums of what is watched.
+
+    Args:
+        samples: whose completion tokens, masked ones included, are the N tokens.
+        counts: of the whole step.
+        student: all N tokens, with gradients.
+        teacher: the tokens of the samples that ``uses_teacher`` names; None where there are none.
+        reference: all N tokens, for ``objective.beta``.
+
+    Returns:
+        (scalar, watched sums): nats per token for divergence, entropies, log-ratios and KL.
+    """
+    batch = _Tokens.of(samples, objective.loss_type, counts, student.hidden_NH.device)
+    watched: WatchedSums = {}
+    total = student.hidden_NH.new_zeros(())
+    advantages_N = batch.per_token(lambda s: s.advantage)
+    distilled_N = batch.rows(uses_teacher)
+    if teacher is not None:
+        compared = _distill(batch, distilled_N, student, teacher, objective, watched)
+        total = total + compared.loss
+        assert compared.log_ratio is not None  # token ids were given
+        advantages_N[distilled_N] = sized_advantages(
+            advantages_N[distilled_N],
+            compared.log_ratio.float(),
+            mixing=batch.per_token(lambda s: s.magnitude_mixing)[distilled_N],
+            clip=objective.magnitude_clip,
+        )
+    # Masked tokens take no part at all: a ratio that overflows there would spoil the sum even at the weight 0.
+    rewarded_N = batch.rows(is_rewarded) & batch.mask_N
+    scored_N = batch.mask_N if objective.beta else rewarded_N
+    if not scored_N.any():
+        return total, watched
+    score = functools.partial(
+        fused_linear_log_probs, token_ids=batch.token_ids_N[scored_N], temperature=objective.temperature
+    )
+    scored = score(student.hidden_NH[scored_N], student.head_VH)
+    _watch(watched, "student_entropy", scored.entropy[~distilled_N[scored_N]])  # the others are in already
+    if rewarded_N.any():
+        loss_N, clipped_N = clipped_policy_loss(
+            scored.log_probs[rewarded_N[scored_N]],
+            batch.sampler_log_probs_N[rewarded_N],
+            advantages_N[rewarded_N],
+            epsilon=objective.epsilon,
+            epsilon_high=objective.epsilon_high,
+        )
+        weights_N = (batch.weights_N * batch.per_token(lambda s: s.policy_weight))[rewarded_N]
+        total = total + (weights_N * loss_N).sum()
+        _watch(watched, "clip_ratio", clipped_N.float())
+    if objective.beta:
+        assert reference is not None
+        with torch.no_grad():
+            anchor = score(reference.hidden_NH[scored_N], reference.head_VH)
+        kl_N = kl_to_reference(anchor.log_probs, scored.log_probs)
+        total = total + objective.beta * (batch.weights_N[scored_N] * kl_N).sum()
+        _watch(watched, "kl", kl_N.detach())
+    return total, watched
+
+
+def _distill(
+    batch: _Tokens, distilled_N: Tensor, student: Side, teacher: Side, objective: Objective, watched: WatchedSums
+) -> FusedDivergence:
+    """The self-teacher's term on the tokens of the samples that have one, and what is watched of both sides."""
+    student_NH = student.hidden_NH[distilled_N]
+    compare = functools.partial(
+        fused_linear_divergence,
+        student_NH,
+        student.head_VH,
+        teacher.hidden_NH,
+        teacher.head_VH,
+        live_hidden=teacher.live_NH,
+        live_share=teacher.live_share,
+        divergence=objective.divergence,
+        temperature=objective.temperature,
+        token_ids=batch.token_ids_N[distilled_N],
+        top_k=objective.top_k,
+        entry_clip=objective.entry_clip,
+        token_clip=objective.token_clip,
+        fast_logits=objective.fast_logits,
+        compiled=objective.compiled,
+    )
+    weights_N = (batch.weights_N * batch.per_token(lambda s: s.distillation_weight))[distilled_N]
+    damping_N = batch.per_token(lambda s: s.entropy_damping)[distilled_N]
+    clip = objective.importance_clip
+    if clip is not None or damping_N.any():  # weights that depend on what is compared: look first
+        with torch.no_grad():
+            seen = compare(weights=weights_N)
+        assert seen.teacher_entropy is not None  # token ids were given
+        assert seen.student_log_probs is not None
+        weights_N = weights_N * torch.exp(-damping_N * seen.teacher_entropy)
+        if clip is not None:
+            sampler_N = batch.sampler_log_probs_N[distilled_N]
+            weights_N = weights_N * truncated_importance_weights(seen.student_log_probs, sampler_N, maximum=clip)
+    with torch.set_grad_enabled(bool(weights_N.any())):  # no gradient where the self-teacher only sizes advantages
+        compared = compare(weights=weights_N)
+    kept = batch.mask_N[distilled_N]
+    _watch(watched, "divergence", compared.per_token[kept])
+    for name in ("log_ratio", "student_entropy", "teacher_entropy"):
+        _watch(watched, name, getattr(compared, name)[kept])
+    assert compared.log_ratio is not None
+    _watch(watched, "abs_log_ratio", compared.log_ratio[kept].abs())
+    distilled = [sample for sample in batch.samples if uses_teacher(sample)]
+    _watch_truth(distilled, Side(student_NH, student.head_VH), teacher, objective.temperature, watched)
+    return compared
+
+
+@torch.no_grad()
+def _watch_truth(
+    samples: Sequence[Sample], student: Side, teacher: Side, temperature: float, watched: WatchedSums
+) -> None:
+    """How much of each side's probability lies on the right token where the completion has its first wrong one."""
+    rows, tokens, start = [], [], 0
+    for sample in samples:
+        if sample.probe is not None:
+            rows.append(start + sample.probe[0])
+            tokens.append(sample.probe[1])
+        start += len(sample.completion_ids)
+    if not rows:
+        return
+    ids_R1 = torch.tensor(tokens, device=student.hidden_NH.device)[:, None]
+    teacher_RV = (teacher.hidden_NH[rows] @ teacher.head_VH.T).float()
+    if teacher.live_NH is not None:
+        teacher_RV = torch.lerp(teacher_RV, (teacher.live_NH[rows] @ student.head_VH.T).float(), teacher.live_share)
+    student_RV = (student.hidden_NH[rows] @ student.head_VH.T).float()
+    for name, logits_RV in (
+        ("right_value_probability", teacher_RV),
+        ("student_right_value_probability", student_RV),
+    ):
+        _watch(watched, name, (logits_RV / temperature).softmax(-1).gather(1, ids_R1))
+
+
+def _watch(watched: WatchedSums, name: str, values: Tensor) -> None:
+    total, count = watched.get(name, (0.0, 0))
+    watched[name] = total + float(values.double().sum()), count + values.numel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """The samples as flat tensors: one entry per completion token, as the hidden states come."""
+
+    samples: Sequence[Sample]
+    token_ids_N: Tensor
+    mask_N: Tensor
+    """True for tokens that train."""
+    weights_N: Tensor
+    """What a token counts in the loss of the step, float32; 0 outside the mask."""
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], loss_type: LossType, counts: StepCounts, device: torch.device) -> _Tokens:
+        ids_N = torch.tensor([i for s in samples for i in s.completion_ids], dtype=torch.long, device=device)
+        mask_N = torch.tensor([m for s in samples for m in s.loss_mask], dtype=torch.bool, device=device)
+        lengths_B = torch.tensor([sum(s.loss_mask) for s in samples], device=device)  # trained tokens only
+        weights_N = torch.zeros(len(ids_N), device=device)
+        weights_N[mask_N] = LOSS_TYPES[loss_type](torch.repeat_interleave(lengths_B, lengths_B), counts)
+        return cls(samples, ids_N, mask_N, weights_N)
+
+    @property
+    def sampler_log_probs_N(self) -> Tensor:
+        """Log-probabilities of the completion tokens when they were drawn, float32."""
+        return torch.tensor([p for s in self.samples for p in s.sampler_log_probs], device=self.token_ids_N.device)
+
+    def per_token(self, value: Callable[[Sample], float]) -> Tensor:
+        """[N], a value of each sample repeated over its tokens, float32."""
+        return self._repeated(torch.tensor([float(value(s)) for s in self.samples]))
+
+    def rows(self, chosen: Callable[[Sample], bool]) -> Tensor:
+        """[N] bool, the tokens of the chosen samples."""
+        return self._repeated(torch.tensor([bool(chosen(s)) for s in self.samples]))
+
+    def _repeated(self, values_B: Tensor) -> Tensor:
+        lengths_B = torch.tensor([len(s.completion_ids) for s in self.samples])
+        return torch.repeat_interleave(values_B, lengths_B).to(self.token_ids_N.device)
