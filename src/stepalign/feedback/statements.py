@@ -1,4 +1,4 @@
-"""What a text states: its words, numbers and equations, found in linear time, for nobody vouches for the text."""
+"""Words, numbers and equations of a text, found in linear time: the text is untrusted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Equation = tuple[str, str]
 _MAX_WORDS = 400
 """Words of a text that count for its similarity."""
 _MAX_FINDS = 64
-"""Places of a text that are looked at for one quote."""
+"""Places of a text that are tried for one quote."""
 
 # Chinese and Japanese write no spaces: there a character counts as a word.
 _WORD = re.compile(r"\d+(?:[.,]\d+)*+|[\u3040-\u30ff\u3400-\u9fff]|[^\W\d\u3040-\u30ff\u3400-\u9fff]+")
@@ -70,17 +70,16 @@ def results_of(stated: Iterable[Equation]) -> dict[str, set[str]]:
 
 
 def find_whole(text: str, part: str) -> int:
-    """Where a part stands in a text as a whole, -1 if nowhere: "3 + 4 = 8" does not stand in "13 + 4 = 87"."""
-    start = text.find(part)
+    """The start of a part that is whole in a text, -1 if there is none: "13 + 4 = 87" has no whole "3 + 4 = 8"."""
+    start = -1
     for _ in range(_MAX_FINDS):
+        start = text.find(part, start + 1)
         if start < 0:
             break
         end = start + len(part)
         joined = (text[start - 1 : start] + part[0]).isalnum() and start > 0
-        joined |= (part[-1] + text[end : end + 1]).isalnum() and end < len(text)
-        if not joined:
+        if not joined and not ((part[-1] + text[end : end + 1]).isalnum() and end < len(text)):
             return start
-        start = text.find(part, start + 1)
     return -1
 
 

@@ -1,8 +1,8 @@
-"""Which step of a critique is which step of the attempt.
+"""Pair the steps of a critique with those of the attempt.
 
-Equal steps at both ends are paired first; in between an order-preserving pairing of the greatest similarity is found by
-dynamic programming, bounded in size, with equal steps as anchors where it would be too large. Similarity is the Dice
-coefficient of the two steps' words and numbers. Answer steps are paired with each other.
+Equal steps at both ends are paired first; in between dynamic programming finds the order-preserving pairing of greatest
+similarity (Dice coefficient of words and numbers), or, where that is too large, equal steps are anchors. Answer steps
+are paired with each other.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _SPACE = re.compile(r"\s+")
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The steps of a text that say something: its preamble is left out."""
+    """The steps of a text without its preamble."""
 
     spans: tuple[Step, ...]
     bodies: tuple[str, ...]
-    """What each step says, without its tag or number, white space evened out."""
+    """Each step without its tag or number, white space evened out."""
 
     @property
     def answer(self) -> int:
@@ -56,11 +56,9 @@ class StepMatch:
     similarity: float
     """0 to 1; 1 for copied, 0 without a partner."""
     same_result: bool
-    """Whether the critique's step states no number that the solver's does not, and ends in the same one: then an edit
-    is a rewording."""
+    """Whether the critique's step has no new number and ends in the same one: then an edit is a rewording."""
     kept: bool
-    """Whether the critique has the solver's whole text in this place: copied, at the beginning of a step that goes on,
-    or cut into other steps. Nothing was taken back."""
+    """Whether the critique has the solver's whole text in this place: copied, continued, or cut into other steps."""
 
 
 def read_steps(text: str, style: StepStyle) -> Steps:
@@ -73,29 +71,24 @@ def match_steps(attempt: Steps, corrected: Steps) -> list[StepMatch]:
     """Pair the steps of an attempt with those of its critique, in reading order; every step occurs once."""
     solver, critique = attempt.bodies, corrected.bodies
     solver_end, critique_end = attempt.answer, corrected.answer
+    shorter = min(solver_end, critique_end)
     front = 0
-    while front < min(solver_end, critique_end) and solver[front] == critique[front]:
+    while front < shorter and solver[front] == critique[front]:
         front += 1
     back = 0
-    while back < min(solver_end, critique_end) - front and (
-        solver[solver_end - 1 - back] == critique[critique_end - 1 - back]
-    ):
+    while back < shorter - front and solver[solver_end - 1 - back] == critique[critique_end - 1 - back]:
         back += 1
-    middle = _pair(solver, range(front, solver_end - back), critique, range(front, critique_end - back))
-    pairs: Pairs = [(index, index) for index in range(front)]
-    pairs += middle
-    pairs += [(solver_end - back + k, critique_end - back + k) for k in range(back)]
+    steps: Pairs = [
+        *((index, index) for index in range(front)),
+        *_pair(solver, range(front, solver_end - back), critique, range(front, critique_end - back)),
+        *((solver_end - back + k, critique_end - back + k) for k in range(back)),
+    ]
     # Answers belong together; a second answer or text behind it counts as missing or added.
-    pairs += _in_order(range(solver_end, len(solver)), range(critique_end, len(critique)))
-    open_end = len(solver) - 1 if solver_end == len(solver) else None
-    matches = [_step_match(i, j, solver, critique, i is not None and i == open_end) for i, j in pairs]
-    recut = _recut([pair for pair in pairs if _stands_before(pair, solver_end, critique_end)], solver, critique)
+    answers = _in_order(range(solver_end, len(solver)), range(critique_end, len(critique)))
+    unfinished = len(solver) - 1 if solver_end == len(solver) else None
+    matches = [_step_match(i, j, solver, critique, i is not None and i == unfinished) for i, j in steps + answers]
+    recut = _recut(steps, solver, critique)
     return [replace(match, kept=True) if match.solver in recut else match for match in matches]
-
-
-def _stands_before(pair: tuple[int | None, int | None], solver_end: int, critique_end: int) -> bool:
-    i, j = pair
-    return (i is None or i < solver_end) and (j is None or j < critique_end)
 
 
 def _pair(solver: Sequence[str], rows: range, critique: Sequence[str], columns: range) -> Pairs:
@@ -126,13 +119,16 @@ def _anchors(solver: Sequence[str], rows: range, critique: Sequence[str], column
 
 
 def _best_pairing(solver: Sequence[str], rows: range, critique: Sequence[str], columns: range) -> Pairs:
-    row_words = [words(solver[i]) for i in rows]
     column_words = [words(critique[j]) for j in columns]
-    worth = [[_PAIRED + dice(left, right) for right in column_words] for left in row_words]
-    for row, i in enumerate(rows):
-        for column, j in enumerate(columns):
-            if solver[i] == critique[j]:
-                worth[row][column] = _PAIRED + 1.5  # equal text beats equal words
+    worth: list[list[float]] = []
+    for i in rows:
+        row_words = words(solver[i])
+        # Equal text beats equal words.
+        similar = [
+            1.5 if solver[i] == critique[j] else dice(row_words, found)
+            for j, found in zip(columns, column_words, strict=True)
+        ]
+        worth.append([_PAIRED + value for value in similar])
     # best[r][c]: greatest worth of pairing rows r.. with columns c..
     best = [[0.0] * (len(columns) + 1) for _ in range(len(rows) + 1)]
     for row in reversed(range(len(rows))):
@@ -164,18 +160,17 @@ def _in_order(rows: range, columns: range, pair: bool = True) -> Pairs:
 def _step_match(
     i: int | None, j: int | None, solver: Sequence[str], critique: Sequence[str], may_be_cut: bool
 ) -> StepMatch:
-    status: MatchStatus = "copied"
-    similarity, same_result, kept = 1.0, True, True
+    def match(status: MatchStatus, similarity: float, same_result: bool, kept: bool) -> StepMatch:
+        return StepMatch(status=status, solver=i, critique=j, similarity=similarity, same_result=same_result, kept=kept)
+
     if i is None or j is None:
-        status = "added" if i is None else "missing"
-        similarity, same_result, kept = 0.0, False, False
-    elif solver[i] != critique[j]:
-        status = "edited"
-        similarity = dice(words(solver[i]), words(critique[j]))
-        before, after = numbers(solver[i]), numbers(critique[j])
-        same_result = before[-1:] == after[-1:] and set(after) <= set(before)
-        kept = _continues(solver[i], critique[j], may_be_cut)
-    return StepMatch(status=status, solver=i, critique=j, similarity=similarity, same_result=same_result, kept=kept)
+        return match("added" if i is None else "missing", 0.0, False, False)
+    left, right = solver[i], critique[j]
+    if left == right:
+        return match("copied", 1.0, True, True)
+    before, after = numbers(left), numbers(right)
+    same_result = before[-1:] == after[-1:] and set(after) <= set(before)
+    return match("edited", dice(words(left), words(right)), same_result, _continues(left, right, may_be_cut))
 
 
 def _continues(text: str, longer: str, may_be_cut: bool) -> bool:
@@ -188,16 +183,18 @@ def _continues(text: str, longer: str, may_be_cut: bool) -> bool:
 
 def _recut(pairs: Pairs, solver: Sequence[str], critique: Sequence[str]) -> set[int]:
     """Solver steps that a critique has word for word, but split, or joined with their neighbours."""
+
+    def is_copied(pair: tuple[int | None, int | None]) -> bool:
+        i, j = pair
+        return i is not None and j is not None and solver[i] == critique[j]
+
     found: set[int] = set()
-    for equal, run in groupby(
-        pairs, key=lambda p: p[0] is not None and p[1] is not None and solver[p[0]] == critique[p[1]]
-    ):
+    for copied, run in groupby(pairs, key=is_copied):
         changed = list(run)
         rows = [i for i, _ in changed if i is not None]
-        columns = [j for _, j in changed if j is not None]
-        if equal or len(changed) < 2 or not rows or not columns:
+        left, right = [solver[i] for i in rows], [critique[j] for _, j in changed if j is not None]
+        if copied or len(changed) < 2 or not left or not right:
             continue
-        left, right = [solver[i] for i in rows], [critique[j] for j in columns]
         front = _steps_within(left, right)
         back = _steps_within([text[::-1] for text in reversed(left)], [text[::-1] for text in reversed(right)])
         found.update(rows[:front], rows[len(rows) - back :])
@@ -211,5 +208,4 @@ def _steps_within(left: Sequence[str], right: Sequence[str]) -> int:
         list(takewhile(lambda end: end <= shared, accumulate((len(text) + 1 for text in texts), initial=-1)))
         for texts in (left, right)
     )
-    common = set(left_ends) & set(right_ends)
-    return left_ends.index(max(common))
+    return left_ends.index(max(set(left_ends) & set(right_ends)))

@@ -1,17 +1,16 @@
 """Split a trace into steps with exact character spans.
 
-A step is a half-open span of characters; the spans of a text join to exactly that text, so a step can be mapped to
-the tokens that wrote it (:func:`token_ranges`) and painted in a page without guessing. Which writing style a text
-follows is chosen by evidence and can be overridden.
+A step is a half-open span of characters; the spans of a text join to exactly that text, so each maps to the tokens that
+wrote it (:func:`token_ranges`). The writing style of a text is found by evidence and can be overridden.
 
-Every pattern here is anchored and bounded: no nested quantifiers, so a megabyte of hostile text costs linear time.
+Every pattern is anchored and bounded, without nested quantifiers: a megabyte of hostile text costs linear time.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise, takewhile
 from typing import Literal, get_args
 
@@ -20,7 +19,7 @@ from stepalign.records import Step
 
 StepStyle = Literal["auto", "tags", "step_words", "numbered", "headings", "paragraphs", "lines", "sentences"]
 Marker = tuple[int, str]
-"""Where a step starts (character offset) and its label."""
+"""Start of a step (character offset) and its label."""
 
 ANSWER = "answer"
 PREAMBLE = ""
@@ -39,13 +38,12 @@ _NUMBERED = re.compile(r"^([ \t]{0,3})[*_]{0,3}\(?(\d{1,4})(?:[.)][*_]{0,3}(?=[ 
 _HEADING = re.compile(r"^ {0,3}(?:#{1,6}[ \t]++(?=\S)|\*\*[^*\n]{1,200}\*\*:?[ \t]{0,4}\r?$)", re.M)
 _CONTENT_LINE = re.compile(r"^[^\S\n]*+(?=\S)", re.M)
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]*]{0,3}(?:[^\S\n]++|(?=\n))|[。！？][”’」』）*]{0,3}[^\S\n]*+")
-# "Mr", an initial, or the number of a list item: a full stop behind one of these ends no sentence. One behind "a.m"
-# does where a capital letter follows.
+# A full stop behind one of these ends no sentence; behind "a.m" it does where a capital letter follows.
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|vs|mr|mrs|ms|dr|st|approx|fig|eq)|\b(?-i:[A-Z])|\n[ \t]{0,3}\d{1,3})\Z", re.I
 )
 _HALF_DAY = re.compile(r"\b[ap]\.m\Z", re.I)
-# What may open or close a block of code or of displayed formulas; a blank line ends formulas that were left open.
+# The edges of blocks of code or of displayed formulas; a blank line ends formulas that were left open.
 _BLOCK_EDGE = re.compile(
     r"^(?:[ \t]{0,12}(?:(?P<fence>`{3,12}|~{3,12})(?P<info>[^\n]*)"
     r"|\\begin\{(?P<begins>[a-z]{1,16}\*?)\}|\\end\{(?P<ends>[a-z]{1,16}\*?)\}"
@@ -81,11 +79,10 @@ _MAX_ANSWER_CHARACTERS = 600
 
 
 def split_steps(text: str, style: StepStyle = "auto") -> list[Step]:
-    """The steps of a trace, in order; ``"".join(text[s.start:s.end] for s in steps) == text`` always, and each
-    carries its ``text``.
+    """The steps of a trace, in order; their texts join to the whole text. An empty text has no steps.
 
     Labels are the numbers a trace gives its steps, else "1", "2", ...; "answer" for the answer; "" for text before the
-    first step, a thinking block included. An empty text has no steps.
+    first step, a thinking block included.
 
     Args:
         text: a completion, a critique or a reference solution.
@@ -103,7 +100,7 @@ def split_steps(text: str, style: StepStyle = "auto") -> list[Step]:
         return []
     offset = _thinking_end(text)
     body = text[offset:]
-    markers = _choose(body) if style == "auto" else _markers(body, style)
+    markers = _markers(body, _detect(body) if style == "auto" else style)
     return _spans(text, [(offset + start, label) for start, label in markers])
 
 
@@ -113,7 +110,7 @@ def detect_style(text: str) -> StepStyle:
 
 
 def step_body(text: str, step: Step) -> str:
-    """What a step says: its text without tag, number, heading mark or surrounding white space."""
+    """The text of a step without tag, number, heading mark or surrounding white space."""
     raw = text[step.start : step.end].strip()
     if step.label == PREAMBLE:
         return raw
@@ -126,11 +123,10 @@ def step_body(text: str, step: Step) -> str:
 
 
 def token_ranges(steps: Sequence[Step], offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The half-open range of token indices that belongs to each step.
+    """The half-open range of token indices of each step.
 
-    A token belongs to the step in which it starts, so the ranges follow each other and cover every token exactly once.
-    The tokens of one multi-byte character share its offsets and stay together; special tokens (empty spans) go with the
-    step they stand in.
+    A token belongs to the step in which it starts, so the ranges cover every token exactly once. The tokens of one
+    multi-byte character share its offsets and stay together.
 
     Args:
         steps: spans that cover the text, as :func:`split_steps` returns them.
@@ -160,17 +156,9 @@ def _detect(text: str) -> StepStyle:
         if _is_balanced(_before(_STYLES[style](text), answer), text):
             return style
     for style in ("paragraphs", "lines"):
-        if len(_before(_first(_STYLES[style], text, answer), answer)) > 1:
+        if len(_STYLES[style](text[:answer])) > 1:
             return style
     return "sentences"
-
-
-def _choose(text: str) -> list[Marker]:
-    return _markers(text, _detect(text))
-
-
-def _first(markers: Callable[[str], list[Marker]], text: str, answer: int | None) -> list[Marker]:
-    return markers(text if answer is None else text[:answer])
 
 
 def _is_balanced(markers: list[Marker], text: str) -> bool:
@@ -215,38 +203,38 @@ def _tag_markers(text: str) -> list[Marker]:
 
 
 def _step_word_markers(text: str) -> list[Marker]:
-    at_line_start = [(m.start(), _number(m.group(1)), True) for m in _STEP_WORD.finditer(text)]
-    inline = [(m.start(), _number(m.group(1)), False) for m in _STEP_WORD_INLINE.finditer(text)]
-    markers: list[Marker] = []
-    previous = "0"
-    for start, label, leads in sorted(at_line_start + inline):
+    at_line_start = [(m.start(), int(m.group(1)), True) for m in _STEP_WORD.finditer(text)]
+    inline = [(m.start(), int(m.group(1)), False) for m in _STEP_WORD_INLINE.finditer(text)]
+    markers: dict[int, str] = {}
+    previous = 0
+    for start, number, leads in sorted(at_line_start + inline):
         # "as in Step 1: ..." in running text refers to a step; only the next number in order starts one there.
-        if leads or int(label) == int(previous) + 1:
-            markers.append((start, label))
-            previous = label
-    return _outside_blocks(text, markers)
+        if leads or number == previous + 1:
+            markers[start] = str(number)
+            previous = number
+    return [(start, markers[start]) for start in _outside_blocks(text, markers)]
 
 
 def _numbered_markers(text: str) -> list[Marker]:
-    matches = list(_NUMBERED.finditer(text))
-    # A number that stands deeper than the first belongs to a list inside a step.
-    deepest = len(matches[0].group(1)) + 1 if matches else 0
-    found = [(m.start(), _number(m.group(2))) for m in matches if len(m.group(1)) <= deepest]
+    matches = {match.start(): match for match in _NUMBERED.finditer(text)}
+    # A number that is indented deeper than the first belongs to a list inside a step.
+    deepest = next((len(match.group(1)) + 1 for match in matches.values()), 0)
     markers: list[Marker] = []
-    for start, label in _outside_blocks(text, found):
+    for start in _outside_blocks(text, [start for start, m in matches.items() if len(m.group(1)) <= deepest]):
+        number = int(matches[start].group(2))
         # So does one that does not continue the list.
-        if (not markers and int(label) <= 1) or (markers and int(label) == int(markers[-1][1]) + 1):
-            markers.append((start, label))
+        if number == int(markers[-1][1]) + 1 if markers else number <= 1:
+            markers.append((start, str(number)))
     return markers
 
 
 def _heading_markers(text: str) -> list[Marker]:
-    return _count(start for start, _ in _outside_blocks(text, [(m.start(), "") for m in _HEADING.finditer(text)]))
+    return _count(_outside_blocks(text, [match.start() for match in _HEADING.finditer(text)]))
 
 
-def _content_lines(text: str) -> Iterator[int]:
+def _content_lines(text: str) -> list[int]:
     """Starts of the lines that are not blank and not inside a code block."""
-    return (start for start, _ in _outside_blocks(text, [(m.start(), "") for m in _CONTENT_LINE.finditer(text)]))
+    return _outside_blocks(text, [match.start() for match in _CONTENT_LINE.finditer(text)])
 
 
 def _line_markers(text: str) -> list[Marker]:
@@ -254,18 +242,15 @@ def _line_markers(text: str) -> list[Marker]:
 
 
 def _paragraph_markers(text: str) -> list[Marker]:
-    blocks: list[int] = []
-    line_end = -1
-    in_block = False
-    outside = {start for start, _ in _outside_blocks(text, [(m.start(), "") for m in _CONTENT_LINE.finditer(text)])}
+    outside = set(_content_lines(text))
+    paragraphs: list[int] = []
+    line_end = -1  # of the content line before
     for match in _CONTENT_LINE.finditer(text):
-        start = match.start()
-        if start in outside and not (in_block and start == line_end):
-            blocks.append(start)
-        in_block = True
+        if match.start() in outside and match.start() != line_end:
+            paragraphs.append(match.start())
         newline = text.find("\n", match.end())
         line_end = len(text) if newline < 0 else newline + 1
-    return _count(blocks)
+    return _count(paragraphs)
 
 
 def _sentence_markers(text: str) -> list[Marker]:
@@ -274,7 +259,7 @@ def _sentence_markers(text: str) -> list[Marker]:
         at_line_end = match.end() >= len(text) or text[match.end()] == "\n"
         if not at_line_end and not (text[match.start()] == "." and _is_abbreviation(text, match)):
             starts.add(match.end())
-    return _count(start for start, _ in _outside_blocks(text, [(start, "") for start in sorted(starts)]))
+    return _count(_outside_blocks(text, sorted(starts)))
 
 
 def _is_abbreviation(text: str, stop: re.Match[str]) -> bool:
@@ -309,17 +294,16 @@ def _answer_start(text: str) -> int | None:
     return found
 
 
-def _outside_blocks(text: str, markers: list[Marker]) -> list[Marker]:
+def _outside_blocks(text: str, starts: Iterable[int]) -> list[int]:
+    """The starts, in ascending order, that are not inside a block; the first character of one is outside."""
     blocks = _blocks(text)
-    if not blocks:
-        return markers
-    kept: list[Marker] = []
+    kept: list[int] = []
     next_block = 0
-    for marker in markers:
-        while next_block < len(blocks) and blocks[next_block][1] < marker[0]:
+    for start in starts:
+        while next_block < len(blocks) and blocks[next_block][1] < start:
             next_block += 1
-        if next_block == len(blocks) or marker[0] <= blocks[next_block][0]:
-            kept.append(marker)
+        if next_block == len(blocks) or start <= blocks[next_block][0]:
+            kept.append(start)
     return kept
 
 
@@ -359,29 +343,18 @@ def _count(starts: Iterable[int]) -> list[Marker]:
     return [(start, str(number)) for number, start in enumerate(starts, 1)]
 
 
-def _number(digits: str) -> str:
-    return str(int(digits))  # "01" and "１" are step 1
-
-
 def _thinking_end(text: str) -> int:
-    """Where the text behind the last closed thinking block starts; 0 without one."""
-    end = 0
-    for match in _THINK_END.finditer(text):
-        end = match.end()
-    return end
+    """The end of the last closed thinking block; 0 without one."""
+    return max((match.end() for match in _THINK_END.finditer(text)), default=0)
 
 
 def _spans(text: str, markers: list[Marker]) -> list[Step]:
     """Steps that cover the text: each runs to the start of the next; blank text in front goes with the first."""
-    if not markers:
-        return [Step(label=PREAMBLE, start=0, end=len(text), text=text)]
-    first_start, first_label = markers[0]
-    if first_start and text[:first_start].strip():
+    if not markers or text[: markers[0][0]].strip():
         markers = [(0, PREAMBLE), *markers]
-    else:
-        markers = [(0, first_label), *markers[1:]]
-    ends = [start for start, _ in markers[1:]] + [len(text)]
+    labels = [label for _, label in markers]
+    edges = [0, *(start for start, _ in markers[1:]), len(text)]
     return [
         Step(label=label, start=start, end=end, text=text[start:end])
-        for (start, label), end in zip(markers, ends, strict=True)
+        for label, (start, end) in zip(labels, pairwise(edges), strict=True)
     ]
