@@ -1,7 +1,6 @@
-"""Designs of a user's own: a function or a ``Design`` by import path, or a template file.
+"""Designs of a user's own: a function or a ``Design`` by import path, or a template file (docs/designs.md).
 
-The contract stands in docs/designs.md. Naming a function in a recipe runs its module: a recipe that does so is code and
-is to be trusted like code. Templates are sandboxed.
+A function in a recipe runs its module: such a recipe needs the trust of code. Templates are sandboxed.
 """
 
 from __future__ import annotations
@@ -12,12 +11,14 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from stepalign.errors import ConfigError
+from stepalign.feedback.designs import builtin
 from stepalign.feedback.designs.design import FEEDBACK, Design, Group, Need, NothingToShow, sibling, usable_critique
 from stepalign.feedback.prompts import load_template
 
@@ -32,7 +33,7 @@ TEMPLATE_NEEDS: dict[str, tuple[Need, ...]] = {
     "correct_sibling": ("siblings",),
     "wrong_sibling": ("siblings",),
 }
-"""The variables of a template design, and what each of them needs."""
+"""The variables of a template design and their needs."""
 
 
 def is_own(name: str) -> bool:
@@ -50,15 +51,11 @@ def load_own(name: str) -> Design:
     return _from_template(name) if name.endswith(".jinja") else _from_code(name)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Functions
-
-
 def _from_code(name: str) -> Design:
     where, _, attribute = name.rpartition(":")
     try:
         module = _from_file(Path(where)) if where.endswith(".py") else _from_module(where)
-    except Exception as error:  # a module of the user's may raise anything
+    except Exception as error:  # a user's module may raise anything
         raise ConfigError(
             f"the module cannot be imported: {type(error).__name__}: {error}",
             where=f"context design {name}",
@@ -66,7 +63,7 @@ def _from_code(name: str) -> Design:
         ) from error
     found = getattr(module, attribute, None)
     if isinstance(found, Design):
-        return Design(_checked(found.show, name), found.label, found.introduction, found.needs, found.form)
+        return replace(found, show=_checked(found.show, name))
     if not callable(found):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ConfigError(
@@ -96,7 +93,7 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _checked(show: Callable[..., Any], name: str) -> Callable[[Group, int], str | None]:
-    """The user's function with its faults told as faults of the recipe, with file and line."""
+    """The user's function, whose faults become errors of the recipe with file and line."""
     try:
         inspect.signature(show).bind(None, 0)
     except TypeError as error:
@@ -127,10 +124,6 @@ def _checked(show: Callable[..., Any], name: str) -> Callable[[Group, int], str 
     return call
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Templates
-
-
 def _from_template(name: str) -> Design:
     template = load_template(Path(name))
     template.refuse_others_than(TEMPLATE_NEEDS, "a context design")
@@ -146,21 +139,17 @@ def _from_template(name: str) -> Design:
 
 
 def _value(variable: str, group: Group, index: int) -> str:
-    """A variable of a template. Raises NothingToShow where the rollout lacks it."""
+    """A variable of a template. Raises NothingToShow where the attempt lacks it."""
     problem, attempt = group.problem, group.attempts[index]
-    match variable:
-        case "reference":
-            if not problem.reference:
-                raise NothingToShow("the problem has no reference solution")
-            return problem.reference
-        case "critique":
-            return usable_critique(group, index).text
-        case "first_error":
-            return usable_critique(group, index).first_error
-        case "correct_sibling":
-            return sibling(group, index, "correct").text
-        case "wrong_sibling":
-            return sibling(group, index, "incorrect").text
-    return {
-        "question": problem.question, "answer": problem.answer, "attempt": attempt.text, "verdict": attempt.verdict
-    }[variable]  # fmt: skip
+    values: dict[str, Callable[[], str]] = {
+        "question": lambda: problem.question,
+        "answer": lambda: problem.answer,
+        "attempt": lambda: attempt.text,
+        "verdict": lambda: attempt.verdict,
+        "reference": lambda: builtin.reference(group, index),
+        "critique": lambda: usable_critique(group, index).text,
+        "first_error": lambda: usable_critique(group, index).first_error,
+        "correct_sibling": lambda: sibling(group, index, "correct").text,
+        "wrong_sibling": lambda: sibling(group, index, "incorrect").text,
+    }
+    return values[variable]()

@@ -1,4 +1,4 @@
-"""What a context design is: a small function, and as data what it needs and how its text is introduced."""
+"""A context design: a small function, and as data its needs and the introduction of its text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 from stepalign.records import Attempt, Critique, CritiqueForm, Problem
 
 Need = Literal["critic", "reference", "siblings", "other problems", "tests"]
-"""What a design cannot do without; a rollout that lacks it is masked, and counted."""
+"""A rollout without a need of its design is masked, and counted."""
 
 FEEDBACK = "You have attempted this problem before. Here is feedback on that attempt."
 
 
 class NothingToShow(Exception):  # noqa: N818 - a design says it, nothing is wrong
-    """Raised by a design that has no text for a rollout; the reason is what the run counts ("" is not counted)."""
+    """Raised by a design that has no text for a rollout; the run counts the reason, unless it is ""."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ class Design:
     """The sentence in front of the text in the packaged self-teacher prompt."""
     needs: tuple[Need, ...] = ()
     form: CritiqueForm = "trace"
-    """What the critic is asked to write, where the design needs one."""
+    """The form of critique that the design needs."""
 
     @property
     def needs_critic(self) -> bool:
@@ -80,7 +80,7 @@ class Design:
 
 
 def usable_critique(group: Group, index: int) -> Critique:
-    """The critique of an attempt. Raises NothingToShow where there is none, or none that can be used."""
+    """The critique of an attempt. Raises NothingToShow without a usable one."""
     critique = group.critiques[index]
     if critique is None:
         raise NothingToShow("no critique")

@@ -1,0 +1,126 @@
+"""The built-in context designs: functions of (group, index) that give the text for one attempt's self-teacher."""
+
+from __future__ import annotations
+
+from stepalign.domains.python.problems import is_test_program, outcome_of
+from stepalign.feedback.designs.design import Group, NothingToShow, joined, sibling, usable_critique, verdict_word
+from stepalign.feedback.steps import PREAMBLE, split_steps
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The outcome of the attempt
+
+
+def nothing(group: Group, index: int) -> None:
+    """No context: the policy gradient needs none."""
+    raise NothingToShow("")
+
+
+def verdict(group: Group, index: int) -> str:
+    """One word."""
+    return verdict_word(group.attempts[index])
+
+
+def full_repeat(group: Group, index: int) -> str:
+    """The whole attempt, its errors included, and only then the verdict."""
+    return joined(group.attempts[index].text, verdict_word(group.attempts[index]))
+
+
+def execution_trace(group: Group, index: int) -> str:
+    """The result of the attempt's code: the failed test and the value of its call, or the place of an exception.
+
+    The code runs in the sandbox; its names and messages are untrusted text.
+    """
+    if not is_test_program(group.problem.answer):
+        raise NothingToShow("the problem has no Python tests")
+    outcome = outcome_of(group.attempts[index].text, group.problem.answer)
+    if outcome.verdict == "undecided":
+        raise NothingToShow(f"the code could not be run: {outcome.reason}")
+    summary = outcome.reason[0].upper() + outcome.reason[1:]
+    return f"{summary}.\n{outcome.detail}".strip()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Solutions
+
+
+def answer(group: Group, index: int) -> str:
+    """The expected final answer without a solution."""
+    if not group.problem.answer.strip():
+        raise NothingToShow("the problem has no answer")
+    return f"<answer> {group.problem.answer}"
+
+
+def reference(group: Group, index: int) -> str:
+    """The reference solution, as in RefSol."""
+    if not group.problem.reference:
+        raise NothingToShow("the problem has no reference solution")
+    return group.problem.reference
+
+
+def peer_demonstration(group: Group, index: int) -> str:
+    """The first correct sibling of the same group, as in SDPO (Hübotter et al., 2026)."""
+    return sibling(group, index, "correct").text
+
+
+def contrast(group: Group, index: int) -> str:
+    """A wrong and a correct sibling, each with its verdict; the correct one last, where it is most likely copied."""
+    right = sibling(group, index, "correct")
+    wrong = sibling(group, index, "incorrect")
+    return f"{joined(wrong.text, 'wrong')}\n\n{joined(right.text, 'right')}"
+
+
+def worked_example(group: Group, index: int) -> str:
+    """Another problem and its reference solution: the form of a solution without anything of this one."""
+    own = group.problem.problem_id
+    examples = [p for p in group.other_problems if p.reference and p.problem_id != own]
+    if not examples:
+        raise NothingToShow("no other problem with a reference solution in the batch")
+    chosen = examples[sum(own.encode()) % len(examples)]  # a fixed rule instead of a draw
+    return f"{chosen.question}\n\n{chosen.reference}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Critiques
+
+
+def as_written(group: Group, index: int) -> str:
+    """The critique as it is: a trace, a paraphrase, a hint or a comment, as the design asks for."""
+    return usable_critique(group, index).text
+
+
+def marked_correction(group: Group, index: int) -> str:
+    """The wrong step quoted, marked wrong, then corrected in place."""
+    critique = usable_critique(group, index)
+    text, attempt = critique.text, group.attempts[index].text
+    wrong = next((s for s in split_steps(attempt) if s.label == critique.first_error), None)
+    place = next((s for s in split_steps(text) if s.label == critique.first_error), None)
+    if not critique.first_error or wrong is None or place is None:
+        return text
+    return joined(text[: place.start], joined(wrong.text.strip(), "wrong"), text[place.start :])
+
+
+def no_repeat(group: Group, index: int) -> str:
+    """A verdict on each step up to the first wrong one, without a word of the steps themselves.
+
+    Steps after the first wrong one are neither right nor wrong by themselves and get no verdict.
+    """
+    critique, attempt = usable_critique(group, index), group.attempts[index]
+    labels = [step.label for step in split_steps(attempt.text) if step.label != PREAMBLE]
+    if not labels:
+        raise NothingToShow("the attempt has no steps")
+    words = ["right"] * len(labels)
+    if critique.first_error in labels:
+        words = ["right"] * labels.index(critique.first_error) + ["wrong"]
+    elif attempt.verdict == "incorrect" and critique.case != "C":
+        raise NothingToShow("the first wrong step is not known")
+    tags = [f"step_{label}" if label.isdigit() else label for label in labels]
+    return " ".join(f"<{tag}> {word}" for tag, word in zip(tags, words, strict=False))
+
+
+def shuffled(group: Group, index: int) -> str:
+    """A control: the critique of another problem's attempt."""
+    if not group.elsewhere:
+        raise NothingToShow("no other critique in the batch")
+    # A fixed rule instead of a draw: the same attempt always gets the same critique.
+    place = sum(group.attempts[index].rollout_id.encode()) % len(group.elsewhere)
+    return group.elsewhere[place].text

@@ -1,0 +1,181 @@
+"""The tables of context designs and of conditions, and the contexts that they make."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from stepalign.errors import ConfigError
+from stepalign.feedback.designs import builtin
+from stepalign.feedback.designs.custom import is_own, load_own
+from stepalign.feedback.designs.design import FEEDBACK, Design, Group, NothingToShow
+from stepalign.records import Context, CritiqueForm, Rollout
+
+_ATTEMPTED = "You have attempted this problem before."
+_TRACE = f"{FEEDBACK.removesuffix('.')}: a trace of the solution"
+_CRITIC = ("critic",)
+
+DESIGNS: dict[str, Design] = {
+    "none": Design(builtin.nothing, "no context", ""),
+    "verdict": Design(builtin.verdict, "verdict only", f"{_ATTEMPTED} Here is whether that attempt was right."),
+    "answer": Design(builtin.answer, "final answer only", "Here is the final answer of this problem."),
+    "reference": Design(
+        builtin.reference, "RefSol", "Here is a reference solution of this problem.", needs=("reference",)
+    ),
+    "step_aligned": Design(builtin.as_written, "StepAlignFB", f"{_TRACE} in your own steps.", _CRITIC),
+    "paraphrase": Design(builtin.as_written, "critique in other words", f"{_TRACE}.", _CRITIC, "paraphrase"),
+    "full_repeat": Design(
+        builtin.full_repeat,
+        "full copy, then verdict",
+        f"{_ATTEMPTED} Here is that attempt, with the verdict behind it.",
+    ),
+    "marked_correction": Design(
+        builtin.marked_correction,
+        "wrong step quoted and corrected",
+        f"{FEEDBACK.removesuffix('.')}: your steps, a wrong one marked and then corrected.",
+        _CRITIC,
+    ),
+    "no_repeat": Design(
+        builtin.no_repeat,
+        "verdict per step, no text",
+        f"{_ATTEMPTED} Here is a verdict on each of its steps up to the first wrong one.",
+        _CRITIC,
+    ),
+    "hint": Design(
+        builtin.as_written,
+        "first error named, not corrected",
+        f"{_ATTEMPTED} Here is a hint about that attempt.",
+        _CRITIC,
+        "hint",
+    ),
+    "free_critique": Design(
+        builtin.as_written,
+        "critic's own words",
+        f"{_ATTEMPTED} Here is what a reader says about that attempt.",
+        _CRITIC,
+        "comment",
+    ),
+    "execution_trace": Design(
+        builtin.execution_trace,
+        "what the code did",
+        f"{_ATTEMPTED} Here is what came out when the code of that attempt was run against the tests.",
+        ("tests",),
+    ),
+    "shuffled": Design(
+        builtin.shuffled,
+        "another rollout's critique",
+        f"{_TRACE} in your own steps.",
+        ("critic", "other problems"),
+    ),
+    "peer_demonstration": Design(
+        builtin.peer_demonstration, "correct sibling", "Here is a right solution of this problem.", ("siblings",)
+    ),
+    "contrast": Design(
+        builtin.contrast,
+        "wrong and correct sibling",
+        "Here are two attempts at this problem, each with its verdict behind it.",
+        ("siblings",),
+    ),
+    "worked_example": Design(
+        builtin.worked_example,
+        "another problem, solved",
+        "Here is another problem, followed by its solution.",
+        ("other problems",),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A design and the weights of the two terms of the loss: the training of one arm."""
+
+    design: str
+    distillation_weight: float
+    policy_weight: float
+
+
+# The paper's three by name; every design is a condition of its own as well.
+CONDITIONS: dict[str, Condition] = {
+    "grpo": Condition("none", 0.0, 1.0),
+    "refsol": Condition("reference", 1.0, 0.0),
+    "stepalign": Condition("step_aligned", 1.0, 0.0),
+    **{name: Condition(name, 1.0, 0.0) for name in DESIGNS},
+}
+
+
+def find_condition(name: str) -> Condition:
+    """An entry of ``CONDITIONS``, or distillation on a design of the user's own.
+
+    Raises:
+        ConfigError: unknown, with a suggestion; or a design of the user's own that breaks its contract.
+    """
+    if is_own(name):
+        load_own(name)
+        return Condition(name, 1.0, 0.0)
+    return _find(CONDITIONS, name, "condition")
+
+
+def find_design(name: str) -> Design:
+    """An entry of ``DESIGNS``, or one of the user's own by path. Raises ConfigError as ``find_condition`` does."""
+    return load_own(name) if is_own(name) else _find(DESIGNS, name, "context design")
+
+
+_Entry = TypeVar("_Entry")
+
+
+def _find(table: dict[str, _Entry], name: str, kind: str) -> _Entry:
+    if name in table:
+        return table[name]
+    close = difflib.get_close_matches(name, table, n=1)
+    suggestion = f"did you mean {close[0]}? " if close else ""
+    hint = f"{suggestion}known: {', '.join(table)}, or a design of your own: module:function, file.py:function, X.jinja"
+    raise ConfigError(f"unknown {kind} {name}", where="condition", hint=hint)
+
+
+def check_condition(name: str, num_generations: int, problems_per_step: int = 2) -> Condition:
+    """A condition that can work with so many completions per problem and problems per step.
+
+    Raises:
+        ConfigError: unknown, or every single rollout would be masked.
+    """
+    condition = find_condition(name)
+    needs = find_design(condition.design).needs
+    if num_generations < 2 and "siblings" in needs:
+        shows, key = "siblings, and there are none with one completion per problem", "sampling.num_generations"
+    elif problems_per_step < 2 and "other problems" in needs:
+        shows, key = "something of another problem of the step, and there is none", "training.problems_per_step"
+    else:
+        return condition
+    raise ConfigError(f"the context design {condition.design} shows {shows}", where=f"{key} = 1", hint=f"--set {key}=8")
+
+
+def critique_forms(names: Iterable[str]) -> list[CritiqueForm]:
+    """The forms of critiques that these designs need: each once, in their order."""
+    return list(dict.fromkeys(design.form for design in map(find_design, names) if design.needs_critic))
+
+
+def group_rollouts(rollouts: Sequence[Rollout]) -> list[list[int]]:
+    """Indices of the rollouts of the same problem at the same step, in their order."""
+    groups: dict[tuple[int, str], list[int]] = {}
+    for index, rollout in enumerate(rollouts):
+        groups.setdefault((rollout.step, rollout.problem_id), []).append(index)
+    return list(groups.values())
+
+
+def make_contexts(name: str, group: Group) -> list[Context]:
+    """One context per attempt of a group."""
+    design = find_design(name)
+    return [_make_context(name, design, group, index) for index in range(len(group.attempts))]
+
+
+def _make_context(name: str, design: Design, group: Group, index: int) -> Context:
+    rollout_id = group.attempts[index].rollout_id
+    try:
+        text = (design.show(group, index) or "").strip()
+        if not text:
+            raise NothingToShow("the design shows nothing")
+    except NothingToShow as reason:
+        return Context(rollout_id=rollout_id, design=name, text=None, masked=str(reason))
+    return Context(rollout_id=rollout_id, design=name, text=text, introduction=design.introduction)
