@@ -19,7 +19,7 @@ from stepalign.events import silent
 from stepalign.models.load import EMBEDDED, load_solver
 from stepalign.models.scoring import completion_hidden
 from stepalign.records import Sample
-from stepalign.storage.run_folder import read_json_lines
+from stepalign.storage.jsonl import read_json_lines
 from stepalign.training.learner import Learner
 from stepalign.training.loop import StopRequest, train
 from stepalign.training.teacher import Teacher

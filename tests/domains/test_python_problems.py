@@ -122,7 +122,7 @@ def test_a_machine_without_a_sandbox_is_told_at_once(monkeypatch: pytest.MonkeyP
 @needs_sandbox
 def test_a_run_on_python_problems(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
     """The whole way with a solver that writes no code: graded, masked or shown, trained, and never undecided."""
-    from stepalign.storage.run_folder import read_json_lines
+    from stepalign.storage.jsonl import read_json_lines
     from stepalign.training import loop
     from stepalign.verbs.progress import Display
 

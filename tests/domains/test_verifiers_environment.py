@@ -171,7 +171,7 @@ def test_wrong_names_and_settings(sums: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_grade_and_train_with_an_environment(sums: str, tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
     from stepalign.build import make_grader
-    from stepalign.storage.run_folder import read_json_lines
+    from stepalign.storage.jsonl import read_json_lines
     from stepalign.training import loop
     from stepalign.verbs.progress import Display
 

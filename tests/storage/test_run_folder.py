@@ -16,18 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stepalign.config import Config, changed, load_config
+from stepalign.critics import RUN_FILES
 from stepalign.critics.cache import ReplyCache
 from stepalign.errors import ConfigError, EndpointError, LockedError
 from stepalign.evaluation.evaluate import read_samples, sample_and_grade
 from stepalign.records import Completion, Problem
-from stepalign.storage.run_folder import (
-    RECORDS,
-    RunFolder,
-    finite,
-    read_json_lines,
-    to_json_line,
-    write_atomically,
-)
+from stepalign.storage.files import finite, write_atomically
+from stepalign.storage.jsonl import append, keep_records, read_json_lines, to_json_line
+from stepalign.storage.run_folder import RECORDS, RunFolder
 
 CONFIG = Config()
 OTHER = changed(CONFIG, {"training.seed": 1})
@@ -119,7 +115,7 @@ def test_a_broken_configuration_in_the_folder_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ConfigError("x"), EndpointError("x")])
 def test_a_users_error_before_any_record_leaves_nothing(tmp_path: Path, error: Exception) -> None:
     def fail(path: Path) -> None:
-        with RunFolder(path, CONFIG, resume=False):
+        with RunFolder(path, CONFIG, resume=False, extra=RUN_FILES):
             ReplyCache(path / "critiques.sqlite").close()
             raise error
 
@@ -134,7 +130,7 @@ def test_a_users_error_before_any_record_leaves_nothing(tmp_path: Path, error: E
 
 def test_what_was_recorded_or_paid_for_stays(tmp_path: Path) -> None:
     def fail(path: Path, *, resume: bool = False, record: bool = False, reply: bool = False, error=ConfigError) -> None:
-        with RunFolder(path, CONFIG, resume=resume) as folder:
+        with RunFolder(path, CONFIG, resume=resume, extra=RUN_FILES) as folder:
             if record:
                 folder.append("metrics", [{"step": 1}])
             if reply:
@@ -157,7 +153,9 @@ def test_what_was_recorded_or_paid_for_stays(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "paid").iterdir() if not p.name.endswith(("-wal", "-shm"))] == [
         "critiques.sqlite"
     ]
-    RunFolder(tmp_path / "paid", CONFIG, resume=False).close()  # and is no stranger to the next attempt
+    RunFolder(
+        tmp_path / "paid", CONFIG, resume=False, extra=RUN_FILES
+    ).close()  # and is no stranger to the next attempt
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,6 +200,27 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
         path.write_bytes(whole + whole[:cut])
         assert lines(path) == [{"text": "ä\u2028b"}]  # also where a character is torn
     assert lines(tmp_path / "missing.jsonl") == []
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"step": 2', b"x" * 200_000])
+def test_appending_cuts_a_torn_end_first(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + torn)
+    append(path, [])
+    assert path.read_bytes() == b'{"step": 1}\n' + torn  # nothing to append, nothing touched
+    append(path, [{"step": 2}])
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
+def test_records_that_are_not_kept_move_aside(tmp_path: Path) -> None:
+    path = tmp_path / "critiques.jsonl"
+    assert keep_records(path, lambda row: True) == []
+    path.write_bytes(b'{"n": 1, "text": "\xe2\x80\xa8"}\n{"n": 2}\n{"n": 3}\n{"n"')
+    assert [row["n"] for row in keep_records(path, lambda row: row["n"] != 2)] == [1, 3]
+    assert path.read_bytes() == b'{"n": 1, "text": "\xe2\x80\xa8"}\n{"n": 3}\n'
+    assert (tmp_path / "superseded" / path.name).read_bytes() == b'{"n": 2}\n{"n"\n'
+    keep_records(path, lambda row: True)
+    assert (tmp_path / "superseded" / path.name).read_bytes().count(b"\n") == 2
 
 
 def test_appending_and_rewinding(tmp_path: Path) -> None:

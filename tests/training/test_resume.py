@@ -19,7 +19,7 @@ import pytest
 from stepalign.config import Config, changed, load_config
 from stepalign.errors import ConfigError
 from stepalign.events import Event
-from stepalign.storage.run_folder import read_json_lines
+from stepalign.storage.jsonl import read_json_lines
 from stepalign.training.loop import Interrupted, StopRequest, train
 
 STEPS = 24

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from stepalign.critics.cache import holds_replies
 from stepalign.records import Attempt, Critique, CritiqueForm
 
 CRITIC_PROMPTS: dict[CritiqueForm, str] = {
@@ -15,6 +18,13 @@ CRITIC_PROMPTS: dict[CritiqueForm, str] = {
     "comment": "free_critique",
 }
 """The packaged prompt that asks for each form."""
+
+CACHE = "critiques.sqlite"
+"""Replies of an endpoint critic, where the recipe names no other file."""
+LEDGER = "critic-ledger.jsonl"
+"""Every HTTP attempt of one run."""
+RUN_FILES: Mapping[str, Callable[[Path], bool]] = {CACHE: holds_replies, LEDGER: Path.exists}
+"""What a critic leaves in the folder of a run -> whether it was paid for, so that it stays when the run fails."""
 
 BUDGET_SPENT = "the budget is spent"
 """How the reason of a critique begins that was not asked for any more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stepalign.config import Config
-from stepalign.critics import CRITIC_PROMPTS, Critic
+from stepalign.critics import CACHE, CRITIC_PROMPTS, LEDGER, Critic
 from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.python import problems as python_problems
@@ -15,11 +15,6 @@ from stepalign.feedback import findings
 from stepalign.problems.rows import is_environment
 from stepalign.records import CritiqueForm
 from stepalign.rollouts.review import Rules
-
-CACHE = "critiques.sqlite"
-"""Replies of an endpoint critic, where the recipe names no other file."""
-LEDGER = "critic-ledger.jsonl"
-"""Every HTTP attempt of one run."""
 
 
 def make_programmatic_critic(config: Config, form: CritiqueForm = "trace") -> Critic:

@@ -11,7 +11,6 @@ and readers never block. The file must lie on a local disk: sqlite's locks do no
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import socket
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.errors import ConfigError
+from stepalign.storage.fingerprint import sha256
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, value TEXT NOT NULL, created REAL NOT NULL) WITHOUT ROWID;
@@ -40,7 +40,7 @@ def canonical_json(value: Any) -> str:
 
 def content_key(content: Mapping[str, Any]) -> str:
     """sha256 of the canonical JSON of whatever a reply depends on."""
-    return hashlib.sha256(canonical_json(content).encode("ascii")).hexdigest()
+    return sha256(canonical_json(content))
 
 
 class ReplyCache:

@@ -6,16 +6,16 @@ killed run knows what it has paid and a budget holds for the whole run.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from stepalign.records import Critique
+from stepalign.storage.jsonl import JsonLines, read_json_lines
 
 _REASON_DETAIL = re.compile(r"\s*[:;(]")
 
@@ -50,10 +50,13 @@ class Ledger:
     """``{"prompt": p, "completion": c}`` per million tokens."""
     path: Path | None = None
     """The file; made with the first attempt."""
-    _file: TextIO | None = None
+    _file: JsonLines | None = None
 
     def __post_init__(self) -> None:
-        for row in _rows(self.path) if self.path is not None else ():
+        if self.path is None:
+            return
+        self._file = JsonLines(self.path)
+        for row in read_json_lines(self.path):
             self._count(row["fault"], row["prompt_tokens"], row["completion_tokens"])
 
     @property
@@ -77,13 +80,8 @@ class Ledger:
     ) -> None:
         """Enter one HTTP attempt."""
         self._count(fault, prompt_tokens, completion_tokens)
-        if self.path is None:
-            return
         if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
-            if self._file.tell() and not self.path.read_bytes().endswith(b"\n"):
-                self._file.write("\n")  # a process died in the middle of a line
+            return
         row = {
             "time": round(time.time(), 3),
             "server": server,
@@ -93,8 +91,7 @@ class Ledger:
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
         }
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self._file.append([row])
 
     def enter(self, critique: Critique) -> None:
         """Count one critique."""
@@ -117,7 +114,6 @@ class Ledger:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-            self._file = None
 
     def _count(self, fault: str, prompt_tokens: int, completion_tokens: int) -> None:
         self.attempts += 1
@@ -132,17 +128,3 @@ def cost(prices: Mapping[str, float] | None, prompt_tokens: int, completion_toke
     if not prices:
         return None
     return (prompt_tokens * prices["prompt"] + completion_tokens * prices["completion"]) / 1e6
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The attempts on file; a torn line, which a killed process leaves, counts as nothing paid."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-            rows.append({name: row[name] for name in ("fault", "prompt_tokens", "completion_tokens")})
-        except (ValueError, KeyError, TypeError):
-            continue
-    return rows

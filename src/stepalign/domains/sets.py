@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 
@@ -17,6 +16,7 @@ from stepalign.errors import ConfigError
 from stepalign.problems.loading import ProblemSet, find_overlaps, is_selection, load_problems, load_selection
 from stepalign.problems.rows import is_environment
 from stepalign.records import Problem
+from stepalign.storage.fingerprint import sha256, sha256_of_parts
 
 SETS = ("train", "validation", "test")
 
@@ -73,10 +73,7 @@ def load_set(config: Config, name: str) -> ProblemSet:
 
 def fingerprint(problems: Iterable[Problem]) -> str:
     """SHA-256 of all that a run takes from its problems, in their order."""
-    digest = hashlib.sha256()
-    for problem in problems:
-        digest.update(json.dumps([problem.question, problem.answer, problem.reference]).encode() + b"\n")
-    return digest.hexdigest()
+    return sha256_of_parts(json.dumps([p.question, p.answer, p.reference]) + "\n" for p in problems)
 
 
 def named(problem: Problem) -> str:
@@ -87,7 +84,7 @@ def named(problem: Problem) -> str:
 
 def _hash_share(problem: Problem) -> float:
     """A number in [0, 1) that depends on the problem alone."""
-    return int(hashlib.sha256(problem.problem_id.encode()).hexdigest()[:8], 16) / 16**8
+    return int(sha256(problem.problem_id)[:8], 16) / 16**8
 
 
 def embedded_problems(name: str, rho: float) -> list[Problem]:

@@ -5,7 +5,6 @@ Every number names its metric, k, n, set, step and checkpoint rule.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -22,6 +21,7 @@ from stepalign.evaluation.statistics import (
     minimum_detectable_difference,
     paired_difference,
 )
+from stepalign.storage.jsonl import read_json_lines
 
 RULES = get_args(CheckpointRule)
 """The step whose test numbers count: the last one; the one with the highest avg@n on the validation problems; for every
@@ -47,7 +47,7 @@ class Evaluations:
         for file in sorted((folder / "samples").glob("step-*-*.jsonl")):
             _, step, name = file.stem.split("-", 2)
             self.metrics[int(step), name] = metrics_of(read_samples(file), ks)
-        self.points = [json.loads(line) for line in _lines(folder / "evaluations.jsonl")]
+        self.points = list(read_json_lines(folder / "evaluations.jsonl"))
 
     def steps(self, name: str) -> list[int]:
         return sorted(step for step, found in self.metrics if found == name)
@@ -67,10 +67,6 @@ class Evaluations:
         candidates = [step for step in self.steps(where) if step in tested]
         sign = -1 if name in SMALLER_IS_BETTER else 1
         return max(candidates, key=lambda step: (sign * self.metrics[step, where][name].value, -step))
-
-
-def _lines(file: Path) -> list[str]:
-    return [x for x in file.read_text(encoding="utf-8").splitlines(True) if x.endswith("\n")] if file.exists() else []
 
 
 def comparison_numbers(
@@ -210,7 +206,7 @@ _TRAINING = {
 
 
 def _training(arm: str, seed: int, folder: Path) -> dict[str, Any]:
-    rows = [json.loads(line) for line in _lines(folder / "metrics.jsonl")]
+    rows = list(read_json_lines(folder / "metrics.jsonl"))
     return {
         "arm": arm,
         "seed": seed,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from stepalign.evaluation.metrics import NO_SHARES, GradedCompletion, Metric, co
 from stepalign.evaluation.statistics import bootstrap_mean
 from stepalign.events import Listener, progress, silent
 from stepalign.records import Completion, Problem, Verdict
+from stepalign.storage import jsonl
 
 CHUNK = 256
 """Problems sampled in one call; a finished chunk survives an interruption."""
@@ -68,23 +69,21 @@ def sample_and_grade(
         file: JSON lines, one problem a line. Lines of the same problems in the same order are taken over.
         listener: receives the progress of the phase "evaluation", in problems.
     """
-    done = [_read(line) for line in _whole_lines(file)][: len(problems)] if file else []
+    done = read_samples(file)[: len(problems)] if file else []
     known = [p.problem_id for p in done]
     if known != [p.problem_id for p in problems[: len(done)]]:
         raise LockedError(
             "the stored completions are of other problems", where=str(file), hint="remove that file, or write elsewhere"
         )
     done = done[: len(done) // CHUNK * CHUNK] if len(done) < len(problems) else done
-    if file is not None and file.exists() and len(done) < len(problems):  # a torn line goes, too
-        file.write_text("".join(_line(p) for p in done), encoding="utf-8")
+    if file is not None and len(done) < len(problems):
+        jsonl.cut(file, sum(map(len, islice(jsonl.whole_lines(file), len(done)))))
     for start in range(len(done), len(problems), CHUNK):
         chunk = problems[start : start + CHUNK]
         drawn = sample(chunk, num_samples, seed + start)
         new = [_graded(problem, completions, grade) for problem, completions in zip(chunk, drawn, strict=True)]
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("a", encoding="utf-8") as out:
-                out.write("".join(_line(p) for p in new))
+            jsonl.append(file, map(asdict, new))
         done += new
         listener(progress("evaluation", len(done), len(problems)))
     return done
@@ -102,26 +101,12 @@ def _graded(problem: Problem, completions: Sequence[Completion], grade: Grades) 
     )
 
 
-def _line(problem: EvaluatedProblem) -> str:
-    fields = {name: getattr(problem, name) for name in EvaluatedProblem.__dataclass_fields__}
-    return json.dumps(fields, ensure_ascii=False) + "\n"
-
-
-def _whole_lines(file: Path) -> Iterator[bytes]:
-    """Lines as bytes: a torn end may be no text, and only a newline ends a line, whatever characters a model wrote."""
-    if file.exists():
-        with file.open("rb") as lines:
-            yield from (line for line in lines if line.endswith(b"\n"))
-
-
-def _read(line: bytes) -> EvaluatedProblem:
-    fields: dict[str, Any] = json.loads(line)
-    return EvaluatedProblem(problem_id=fields.pop("problem_id"), **{name: tuple(v) for name, v in fields.items()})
-
-
 def read_samples(file: Path) -> list[EvaluatedProblem]:
     """What ``sample_and_grade`` kept."""
-    return [_read(line) for line in _whole_lines(file)]
+    return [
+        EvaluatedProblem(problem_id=row.pop("problem_id"), **{name: tuple(values) for name, values in row.items()})
+        for row in jsonl.read_json_lines(file)
+    ]
 
 
 def metrics_of(problems: Sequence[EvaluatedProblem], ks: Sequence[int]) -> dict[str, Metric]:

@@ -6,7 +6,6 @@ its reason and never silently lost; a file none of whose rows can be used is an 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -24,6 +23,8 @@ from stepalign.errors import ConfigError
 from stepalign.problems.columns import ColumnMap, as_preset, choose_map
 from stepalign.problems.rows import Malformed, Row, cell_text, is_environment, is_hub, read_rows
 from stepalign.records import Problem
+from stepalign.storage.files import write_atomically
+from stepalign.storage.fingerprint import digest, sha256, sha256_of_file
 
 __all__ = ["ColumnMap", "Overlap", "ProblemSet", "find_overlaps", "load_problems", "save_problems", "split_problems"]
 
@@ -131,15 +132,8 @@ def save_problems(problems: Iterable[Problem], path: str | os.PathLike[str]) -> 
     lines = [json.dumps(asdict(problem), ensure_ascii=False, default=str) + "\n" for problem in problems]
     content = "".join(lines).encode()
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    write_atomically(path, content)
+    return sha256(content)
 
 
 def frozen_folder() -> Path:
@@ -153,13 +147,13 @@ def _load_frozen(source: str, columns: str | ColumnMap | Mapping[str, Any], limi
     """The frozen copy of what a source gives with a column map; made when it is read for the first time."""
     mapped = asdict(columns) if isinstance(columns, ColumnMap) else columns
     key = {"source": source, "columns": mapped, "limit": limit}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+    key_hash = sha256(json.dumps(key, sort_keys=True, default=str))
     name = re.sub(r"[^\w.-]+", "-", source.removeprefix("hub:")).strip("-.")[-60:]
-    copy = frozen_folder() / f"{name}-{digest[:12]}.jsonl"
+    copy = frozen_folder() / f"{name}-{key_hash[:12]}.jsonl"
     manifest = copy.with_suffix(".json")
     if copy.exists() and manifest.exists():
         kept = json.loads(manifest.read_bytes())
-        if hashlib.sha256(copy.read_bytes()).hexdigest() != kept["sha256"]:
+        if sha256_of_file(copy) != kept["sha256"]:
             raise ConfigError(
                 f"The frozen copy of {source} was changed since it was made.",
                 where=str(copy),
@@ -169,7 +163,7 @@ def _load_frozen(source: str, columns: str | ColumnMap | Mapping[str, Any], limi
     loaded = _load(source, columns, limit, read_rows(source))
     checksum = save_problems(loaded.problems, copy)
     rows = {"skipped": loaded.skipped, "num_rows": loaded.num_rows}
-    _write_whole(manifest, json.dumps({**key, "sha256": checksum, "rows": rows}, indent=1, default=str).encode())
+    write_atomically(manifest, json.dumps({**key, "sha256": checksum, "rows": rows}, indent=1, default=str))
     return loaded
 
 
@@ -194,7 +188,7 @@ def load_selection(folder: str, name: str, *, limit: int | None = None) -> Probl
         raise ConfigError("This is no manifest of a selection.", where=str(path / "manifest.json")) from None
     if file is None:
         raise ConfigError(f"The selection has no {name} problems; it has {', '.join(files) or 'none'}.", where=folder)
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+    if not file.is_file() or sha256_of_file(file) != expected:
         raise ConfigError(
             "The selected problems were changed or removed since they were frozen.",
             where=str(file),
@@ -205,7 +199,7 @@ def load_selection(folder: str, name: str, *, limit: int | None = None) -> Probl
 
 def problem_id(question: str) -> str:
     """16 hexadecimal digits that depend on the question's text only, not on spacing, case or dollar signs."""
-    return hashlib.sha256(normalise_question(question).encode()).hexdigest()[:16]
+    return sha256(normalise_question(question))[:16]
 
 
 def normalise_question(question: str) -> str:
@@ -235,8 +229,7 @@ def split_problems(
     bounds = list(itertools.accumulate(shares.values()))
     splits: dict[str, list[Problem]] = {name: [] for name in names}
     for problem in problems:
-        digest = hashlib.sha256(f"{salt}\0{normalise_question(problem.question)}".encode()).digest()
-        position = int.from_bytes(digest[:8], "big") / 2**64
+        position = int.from_bytes(digest(f"{salt}\0{normalise_question(problem.question)}")[:8], "big") / 2**64
         chosen = next((name for name, bound in zip(names, bounds, strict=True) if position < bound), names[-1])
         splits[chosen].append(problem)
     return {name: tuple(members) for name, members in splits.items()}

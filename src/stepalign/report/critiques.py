@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.text import Text
 
-from stepalign.report.template import render_page, write_page
+from stepalign.report.template import render_page
 from stepalign.report.text import count, percent, visible
+from stepalign.storage.files import write_atomically
 
 _OUTCOMES = {"use": "used", "mask": "masked", "fall_back": "replaced by the reference"}
 _CASES = {
@@ -25,7 +26,7 @@ _POLICIES = {"use": "use", "mask": "mask", "fall_back": "fall back", "retry": "a
 
 def write_critique_page(summary: Mapping[str, Any], path: Path) -> Path:
     """Write the page of one findings.json (docs/formats.md): one offline file."""
-    write_page(path, critique_html(summary))
+    write_atomically(path, critique_html(summary))
     return path
 
 

@@ -12,8 +12,9 @@ from rich.text import Text
 
 from stepalign.report import charts
 from stepalign.report.drawing import drawn
-from stepalign.report.template import render_page, write_page
+from stepalign.report.template import render_page
 from stepalign.report.text import visible
+from stepalign.storage.files import write_atomically
 
 
 def funnel_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -41,5 +42,5 @@ def write_funnel(manifest: Mapping[str, Any], path: Path) -> Path:
         wide={"width": 860},
         phone={"width": 354},
     )
-    write_page(path, render_page("funnel.html.j2", {"manifest": manifest, "bars": bars}))
+    write_atomically(path, render_page("funnel.html.j2", {"manifest": manifest, "bars": bars}))
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,15 @@ from typing import Any
 from markupsafe import Markup
 
 import stepalign
-from stepalign.errors import ConfigError
 from stepalign.report import charts, costs, curves, localisation, summary_text
 from stepalign.report.drawing import drawn
 from stepalign.report.payload import page_elements
 from stepalign.report.provenance import example_prompts, provenance_rows
 from stepalign.report.results import ResultsTable, differences, result_intervals, results_tables
 from stepalign.report.results_schema import CHECKPOINT_RULES, Results, is_share, metric_label, read_results
-from stepalign.report.template import render_page, write_page
+from stepalign.report.template import render_page
 from stepalign.report.text import listing, megabytes, safe_json, seconds
+from stepalign.storage.files import read_json, write_atomically
 
 FORMAT = 1
 
@@ -45,13 +44,13 @@ def write_run_report(results: Mapping[str, Any], folder: Path, *, examples: Path
     if examples and (file := examples / "signal.json").exists():
         signal = read_json(file, hint="write it again with `stepalign signal`")
     target = folder / "report.html"
-    write_page(target, report_html(results, signal))
+    write_atomically(target, report_html(results, signal))
     return target
 
 
 def write_token_page(signal: Mapping[str, Any], path: Path) -> Path:
     """Write a page that holds the token viewer and the localisation table of one signal.json, nothing else."""
-    write_page(path, token_html(signal))
+    write_atomically(path, token_html(signal))
     return path
 
 
@@ -73,27 +72,6 @@ def lab_html(desk: Mapping[str, Any]) -> str:
         desk: what the desk starts with: ``model``, ``temperature``, ``designs``, ``examples``.
     """
     return render_page("lab.html.j2", {"desk": desk, "desk_data": Markup(safe_json(dict(desk)))}, parts=("lab.js",))
-
-
-def read_json(path: Path, *, hint: str) -> dict[str, Any]:
-    """A JSON object of a format we know, or a ConfigError that says what to do."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no {path.name} in this folder", where=str(path.parent), hint=hint) from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path.name}: {error.strerror}", where=str(path), hint=hint) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path.name} is not valid JSON: {error}", where=str(path), hint=hint) from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path.name} should hold one JSON object", where=str(path), hint=hint)
-    if data.get("format", FORMAT) != FORMAT:
-        raise ConfigError(
-            f"{path.name} has format {data['format']!r}; this version reads format {FORMAT}",
-            where=str(path),
-            hint="use the stepalign version that wrote it, or write it again",
-        )
-    return data
 
 
 def _report_values(results: Results) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from stepalign.report.text import MISSING, decimal
+from stepalign.storage.fingerprint import sha256
 
 Rows = list[tuple[str, str]]
 
@@ -50,5 +50,5 @@ def _hashed(template: str) -> str:
     """The hash of a template, with the template itself where it fits on the line."""
     if not template:
         return ""
-    digest = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    digest = sha256(template)[:12]
     return f"{digest} {template}" if len(template) <= 80 and "\n" not in template else digest

@@ -11,6 +11,7 @@ from stepalign.config import Config, changed, difference, load_config
 from stepalign.errors import ConfigError
 from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
 from stepalign.evaluation.evaluate import read_samples
+from stepalign.storage.jsonl import read_json_lines
 
 RUN_KEYS = ("critic", "masked", "warnings", "seconds_by_phase")
 
@@ -102,8 +103,8 @@ def _arm(name: str, runs: Mapping[int, Path], configs: Mapping[Path, Config]) ->
 
 def _totals(folder: Path, config: Config) -> dict[str, Any]:
     """The cost of a run so far: from its last step, or, where only a checkpoint has it, from the newest one."""
-    lines = _lines(folder / "metrics.jsonl")
-    last = json.loads(lines[-1]) if lines else {}
+    steps = list(read_json_lines(folder / "metrics.jsonl"))
+    last = steps[-1] if steps else {}
     states = sorted((folder / "checkpoints").glob("step-*/state.json"))
     saved = json.loads(states[-1].read_text(encoding="utf-8"))["progress"] if states else {}
     critic = {**saved.get("critic", {}), "findings": saved.get("findings", {}) if config.critic.judged else None}
@@ -115,10 +116,6 @@ def _totals(folder: Path, config: Config) -> dict[str, Any]:
         **{key: saved[key] for key in RUN_KEYS if key in saved},
         "critic": critic,
     }
-
-
-def _lines(file: Path) -> list[str]:
-    return [x for x in file.read_text(encoding="utf-8").split("\n") if x] if file.exists() else []
 
 
 def _test_problems(folder: Path) -> tuple[str, ...]:

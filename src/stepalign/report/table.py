@@ -15,8 +15,8 @@ from rich.text import Text
 from stepalign.report.results import Cell, ResultsTable, results_tables
 from stepalign.report.results_schema import CHECKPOINT_RULES, Json, Results, metric_family, read_results
 from stepalign.report.summary_text import notes
-from stepalign.report.template import write_page
 from stepalign.report.text import finite, visible
+from stepalign.storage.files import write_atomically
 
 _COLOURS = ("cyan", "yellow", "magenta", "red", "green", "blue", "white", "bright_black")
 _NARROW = ("pass", "maj", "avg", "mean_length", "rollouts", "seconds")
@@ -49,7 +49,7 @@ def write_tables(results: Json, folder: Path) -> list[Path]:
     }
     paths = [folder / f"results.{suffix}" for suffix in texts]
     for path, text in zip(paths, texts.values(), strict=True):
-        write_page(path, text)
+        write_atomically(path, text)
     return paths
 
 

@@ -7,12 +7,9 @@ if it escaped its element. Text reaches a page through autoescaping templates or
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -22,6 +19,7 @@ import stepalign
 from stepalign.report import drawing, scale
 from stepalign.report.results_schema import seeds_text
 from stepalign.report.text import MISSING, count, decimal, number_of, p_value, visible
+from stepalign.storage.fingerprint import digest
 
 VIEWER_PARTS = (
     *("dom", "text", "scale", "data", "list", "head", "panels", "beside", "strip", "numbers", "card", "moves", "links"),
@@ -73,14 +71,6 @@ def render_page(template: str, values: dict[str, Any], parts: Sequence[str] = ()
     )
 
 
-def write_page(path: Path, text: str) -> None:
-    """All or nothing: a page that is being written is never seen half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def _mark(colour: int) -> Markup:
     """The point of an arm as a small picture, for use beside its name."""
     point = drawing.marker(colour, 7, 7, 4.4)
@@ -102,8 +92,8 @@ def _arm_rules() -> str:
 
 
 def _source(block: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
-    return f"'sha256-{digest}'"
+    checksum = base64.b64encode(digest(block)).decode()
+    return f"'sha256-{checksum}'"
 
 
 def asset(name: str) -> str:

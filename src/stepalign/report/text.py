@@ -7,6 +7,8 @@ import math
 import re
 from typing import Any
 
+from stepalign.storage.files import finite
+
 # C0 and C1 controls, soft hyphen, zero-width and direction marks, line separators, byte-order mark, language tags,
 # lone surrogates: characters that a reader cannot see, or that a terminal obeys.
 _INVISIBLE = re.compile(
@@ -40,17 +42,6 @@ def safe_json(value: Any) -> str:
 def escape_json(text: str) -> str:
     """JSON text without ``<``, ``>`` and ``&``, which it can only hold inside strings."""
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def finite(value: Any) -> Any:
-    """A tree in which NaN and infinities are None: strict JSON has neither."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return value
 
 
 def number(value: Any) -> float | None:

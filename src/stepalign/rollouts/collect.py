@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 import time
@@ -28,6 +27,7 @@ from stepalign.objectives.policy_gradient import group_advantages
 from stepalign.records import Attempt, Completion, Context, Critique, Problem, Rollout, Sample
 from stepalign.rollouts.credit import HYBRIDS, Facts, Terms, first_wrong_token
 from stepalign.rollouts.review import Rules, follow
+from stepalign.storage.fingerprint import digest
 
 Probe = Callable[[Attempt, Sequence[int]], tuple[int, int] | None]
 """Where the truth about steps is known: (attempt, completion ids) -> (position of the first
@@ -40,7 +40,7 @@ def derive_seed(*parts: object) -> int:
     Every random draw of a run starts from such a seed and none from what was drawn before, so a resumed run needs no
     generator state to continue with the same bits.
     """
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1
+    return int.from_bytes(digest(repr(parts))[:8]) >> 1
 
 
 def problems_of_step(problems: Sequence[Problem], step: int, count: int, seed: int) -> list[Problem]:

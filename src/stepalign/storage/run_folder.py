@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
-import math
 import os
 import platform
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 import stepalign
 from stepalign.config import Config, difference, load_config, to_toml
-from stepalign.critics.build import CACHE, LEDGER
-from stepalign.critics.cache import holds_replies
 from stepalign.errors import ConfigError, LockedError, UserError
+from stepalign.storage import jsonl
+from stepalign.storage.files import write_atomically, write_json
 
 RECORDS = ("rollouts", "critiques", "contexts", "metrics", "evaluations")
 
@@ -38,55 +37,6 @@ MAY_CHANGE = frozenset(
 gates of a selection stand, not what is measured for them."""
 
 
-def to_json_line(record: Mapping[str, Any]) -> str:
-    """One line of strict JSON; NaN and infinities become null."""
-    try:
-        return json.dumps(record, ensure_ascii=False, allow_nan=False)
-    except (ValueError, TypeError):  # long records are rarely the ones with a NaN
-        return json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
-
-
-def finite(node: Any) -> Any:
-    """A tree in which NaN and infinities are None: strict JSON has neither."""
-    if isinstance(node, float) and not math.isfinite(node):
-        return None
-    if isinstance(node, Mapping):
-        return {key: finite(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [finite(value) for value in node]
-    return node
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or none: temporary file, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file; a torn last line (a process died while writing it) is left out."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:  # a torn end may be no text
-        for line in file:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
-
-
 class RunFolder:
     """A locked folder that one process writes.
 
@@ -97,6 +47,8 @@ class RunFolder:
         path: the folder; made when missing.
         config: what the run does. A folder that holds another configuration is refused.
         resume: continue a run that is there already.
+        extra: files beside the records that may be there before the run and that stay when the folder is taken back,
+            by the beginning of their names: whether such a file is worth keeping.
 
     Raises:
         ConfigError: the folder cannot be made or written.
@@ -104,9 +56,18 @@ class RunFolder:
             run, or files that no run has made.
     """
 
-    def __init__(self, path: Path, config: Config, *, resume: bool, kind: str = "run") -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        *,
+        resume: bool,
+        kind: str = "run",
+        extra: Mapping[str, Callable[[Path], bool]] = MappingProxyType({}),
+    ) -> None:
         self.path = path
-        self._files: dict[str, TextIO] = {}
+        self._extra = extra
+        self._files: dict[str, jsonl.JsonLines] = {}
         self._made: list[Path] = []
         """Folders that were not there before, the innermost first."""
         self._is_new = False
@@ -129,11 +90,8 @@ class RunFolder:
         if (self.path / "config.toml").exists():
             return
         found = sorted(p.name for p in self.path.iterdir())
-        own = (
-            (CACHE, LEDGER, "run.lock", "versions.json", ".versions.json.", ".config.toml.")
-            if "run.lock" in found
-            else (CACHE, LEDGER)
-        )
+        begun = ("run.lock", "versions.json", ".versions.json.", ".config.toml.") if "run.lock" in found else ()
+        own = (*self._extra, *begun)
         strangers = [name for name in found if not name.startswith(own)]
         if strangers:
             raise LockedError(
@@ -147,7 +105,7 @@ class RunFolder:
         if not file.exists():
             self._refuse_strangers()
             self._is_new = True
-            write_atomically(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+            write_json(self.path / "versions.json", versions(), indent=2)
             write_atomically(file, to_toml(config))
             return
         differing = difference(load_config(str(file)), config)
@@ -171,38 +129,21 @@ class RunFolder:
 
     def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Append records to NAME.jsonl, one write for all of them."""
-        lines = "".join(to_json_line(record) + "\n" for record in records)
-        if not lines:
-            return
         if name not in self._files:
-            self._files[name] = (self.path / f"{name}.jsonl").open("a", encoding="utf-8")
-        self._files[name].write(lines)
-        self._files[name].flush()
+            self._files[name] = jsonl.JsonLines(self.path / f"{name}.jsonl")
+        self._files[name].append(records)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every record file, made durable first: a checkpoint remembers them."""
         for file in self._files.values():
-            os.fsync(file.fileno())
+            file.sync()
         paths = {name: self.path / f"{name}.jsonl" for name in RECORDS}
         return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
 
     def rewind(self, sizes: Mapping[str, int]) -> None:
         """Cut the record files back to a checkpoint. What is cut moves to superseded/, it is never deleted."""
         for name in RECORDS:
-            path = self.path / f"{name}.jsonl"
-            keep = sizes.get(name, 0)
-            if not path.exists() or path.stat().st_size <= keep:
-                continue
-            with path.open("rb+") as file:
-                file.seek(keep)
-                tail = file.read()
-                folder = self.path / "superseded"
-                folder.mkdir(exist_ok=True)
-                with (folder / f"{name}.jsonl").open("ab") as kept:
-                    kept.write(tail if tail.endswith(b"\n") else tail + b"\n")
-                    kept.flush()
-                    os.fsync(kept.fileno())
-                file.truncate(keep)
+            jsonl.rewind(self.path / f"{name}.jsonl", sizes.get(name, 0))
 
     def close(self) -> None:
         for file in self._files.values():
@@ -219,13 +160,13 @@ class RunFolder:
         self.close()
 
     def _take_back(self) -> None:
-        """Remove a folder in which nothing was recorded yet. Replies that a critic was paid for stay."""
-        cache = self.path / CACHE
-        own = {self.path / name for name in ("config.toml", "versions.json", "run.lock")}
-        own |= {cache.with_name(cache.name + suffix) for suffix in ("", "-wal", "-shm")} | {self.path / LEDGER}
-        if any(p not in own and not p.is_dir() for p in self.path.rglob("*")):
+        """Remove a folder in which nothing was recorded yet, except the extra files that are worth keeping."""
+        extra = {path: name for name in self._extra for path in self.path.glob(name + "*")}
+        own = {self.path / name for name in ("config.toml", "versions.json", "run.lock")} | extra.keys()
+        if any(path not in own and not path.is_dir() for path in self.path.rglob("*")):
             return
-        kept = {p for p in own if p.name.startswith(CACHE) and holds_replies(cache)} | {self.path / LEDGER}
+        worth = {name for name, is_worth in self._extra.items() if is_worth(self.path / name)}
+        kept = {path for path, name in extra.items() if name in worth}
         for path in self.path.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)  # holds no file

@@ -10,6 +10,8 @@ from typing import Any
 
 from stepalign.errors import ConfigError
 from stepalign.signal.table import ScoredCompletion, from_rows, to_page
+from stepalign.storage.files import read_json
+from stepalign.storage.jsonl import whole_lines
 
 Row = dict[str, Any]
 
@@ -24,21 +26,18 @@ def read_rows(folder: Path) -> Iterator[Row]:
         ConfigError: a line is no JSON object.
     """
     path = folder / RECORDS
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict) or not {"rollout_id", "context"} <= row.keys():
-                raise ConfigError(
-                    "this line is no record of a signal",
-                    where=f"{path}:{number}",
-                    hint="write the file again with `stepalign signal`",
-                ) from None
-            yield row
+    for number, line in enumerate(whole_lines(path), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not {"rollout_id", "context"} <= row.keys():
+            raise ConfigError(
+                "this line is no record of a signal",
+                where=f"{path}:{number}",
+                hint="write the file again with `stepalign signal`",
+            ) from None
+        yield row
 
 
 def read_completions(folder: Path) -> Iterator[ScoredCompletion]:
@@ -65,8 +64,6 @@ def load_signal(folder: Path, rollout: str | None = None) -> dict[str, Any]:
             where=str(path),
             hint=f"write one with: stepalign signal {folder if is_run else 'FILE --model DIR'} --out NEW-FOLDER",
         )
-    from stepalign.report.page import read_json
-
     signal = read_json(path, hint="write it again with `stepalign signal`")
     shown = signal.get("rollouts") or []
     if rollout is None or any(rollout == str(r.get("rollout_id")) for r in shown):

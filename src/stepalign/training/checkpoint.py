@@ -6,9 +6,7 @@ and one rename makes it appear. A folder without a valid manifest does not count
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from stepalign.errors import ConfigError
 from stepalign.models.load import Solver, save_solver
-from stepalign.storage.run_folder import sync_folder
+from stepalign.storage.files import damaged_file, move_into_place, seal
 
 TRAINABLE = "trainable.safetensors"
 """Written only where the Hugging Face files do not hold the trainable weights under the model's own names."""
@@ -60,32 +58,8 @@ def save_checkpoint(
     save_file({name: value.contiguous() for name, value in teacher.items()}, temporary / "teacher.safetensors")
     (temporary / "state.json").write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
     seal(temporary)
-    old = root / f".{target.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():  # the same step again after a resume: replace it, never merge, never leave half of it
-        target.rename(old)
-    temporary.rename(target)
-    sync_folder(root)
-    shutil.rmtree(old, ignore_errors=True)
+    move_into_place(temporary, target)  # also where a resumed run makes the same step again
     return target
-
-
-def seal(folder: Path) -> None:
-    """Make all files durable and write their checksums last."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json")
-    manifest = {}
-    for path in files:
-        with path.open("rb") as file:
-            manifest[path.name] = {
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-                "bytes": path.stat().st_size,
-            }
-            os.fsync(file.fileno())
-    with (folder / "manifest.json").open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
 
 
 def find_checkpoints(root: Path) -> list[Path]:
@@ -102,7 +76,7 @@ def load_latest(root: Path) -> Checkpoint | None:
     """
     damaged = []
     for folder in reversed(find_checkpoints(root)):
-        fault = _fault(folder)
+        fault = damaged_file(folder)
         if fault is None:
             return Checkpoint(
                 folder=folder,
@@ -116,23 +90,6 @@ def load_latest(root: Path) -> Checkpoint | None:
         raise ConfigError(
             f"every checkpoint is damaged: {', '.join(damaged)}", where=str(root), hint="start again with another --out"
         )
-    return None
-
-
-def _fault(folder: Path) -> str | None:
-    """The first file that does not match the manifest."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return "manifest.json"
-    for name, (size, digest) in expected.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            return name
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                return name
     return None
 
 

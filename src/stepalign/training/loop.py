@@ -29,6 +29,7 @@ from stepalign.build import (
     open_session,
 )
 from stepalign.config import Config, check_checkpoint_rule
+from stepalign.critics import RUN_FILES
 from stepalign.critics.build import make_rules
 from stepalign.critics.ledger import cost
 from stepalign.domains.sets import fingerprint, load_sets
@@ -40,7 +41,9 @@ from stepalign.records import Problem, to_json
 from stepalign.rollouts.collect import Batch, Collector, derive_seed, problems_of_step
 from stepalign.rollouts.credit import check_terms
 from stepalign.stopping import Interrupted, StopRequest
-from stepalign.storage.run_folder import RunFolder, read_json_lines
+from stepalign.storage.files import move_into_place, seal
+from stepalign.storage.jsonl import read_json_lines
+from stepalign.storage.run_folder import RunFolder
 from stepalign.training import checkpoint as checkpoints
 from stepalign.training.guards import Guards
 from stepalign.training.learner import Learner
@@ -114,7 +117,7 @@ def train(
     session = open_session(config, version=lambda: progress.step)
     try:
         check_prompts(config, session.solver, session.prompts, sets)
-        with RunFolder(out, config, resume=resume) as folder:
+        with RunFolder(out, config, resume=resume, extra=RUN_FILES) as folder:
             run = _Run(config, folder, session, sets, progress, listener, stop, shared_folder or out)
             try:
                 run.go()
@@ -375,10 +378,8 @@ def save_final(solver: Solver, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_solver(solver, temporary)
-    checkpoints.seal(temporary)
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    seal(temporary)
+    move_into_place(temporary, folder)
 
 
 def run_summary(config: Config, progress: Progress) -> dict[str, Any]:

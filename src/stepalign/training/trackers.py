@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from stepalign.config import Config
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, warning
-from stepalign.storage.run_folder import read_json_lines
+from stepalign.storage.jsonl import read_json_lines
 
 STEP = "train/global_step"
 """The axis of every chart: finished optimizer steps."""

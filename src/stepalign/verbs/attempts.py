@@ -5,7 +5,6 @@ A plain file has one attempt a row. Its columns are found by their usual names (
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,8 @@ from stepalign.errors import ConfigError
 from stepalign.problems.loading import problem_id
 from stepalign.problems.rows import Malformed, Row, cell_text, read_rows
 from stepalign.records import Attempt, Problem, rollout_from_json
-from stepalign.storage.run_folder import read_json_lines
+from stepalign.storage.fingerprint import sha256_of_file
+from stepalign.storage.jsonl import read_json_lines
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "question": ("question", "problem"),
@@ -82,8 +82,9 @@ def read_attempts(path: Path, columns: Mapping[str, str] | None = None) -> Attem
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
         raise ConfigError(f"two attempts are called {twice!r}", where=str(file), hint="give every attempt its own id")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Attempts(attempts=attempts, source=str(path), sha256=digest, skipped=dict(skipped), config=config)
+    return Attempts(
+        attempts=attempts, source=str(path), sha256=sha256_of_file(file), skipped=dict(skipped), config=config
+    )
 
 
 def graded(attempt: Attempt, grader: Grader) -> Attempt:

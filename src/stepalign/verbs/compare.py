@@ -8,7 +8,6 @@ again, so an interrupted comparison continues where it stopped.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import resource
 import time
@@ -18,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.config import ArmSection, Config, arm_config, changed, check_checkpoint_rule, difference
+from stepalign.critics import RUN_FILES
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
 from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
 from stepalign.events import Event, Listener
 from stepalign.feedback.designs import find_condition, find_design
 from stepalign.rollouts.credit import check_terms
 from stepalign.stopping import StopRequest
-from stepalign.storage.run_folder import RunFolder, finite, write_atomically
+from stepalign.storage.files import read_json, write_json
+from stepalign.storage.run_folder import RunFolder
 from stepalign.verbs.workers import Send, work_off
 
 BASE = "base"
@@ -159,7 +160,7 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, listener: L
     tasks = plan(config, out)
     _check_inputs(tasks)
     stop = StopRequest("stopping: every run saves itself after its step; Ctrl-C once more stops at once")
-    with RunFolder(out, config, resume=resume, kind="comparison"), stop.listening():
+    with RunFolder(out, config, resume=resume, kind="comparison", extra=RUN_FILES), stop.listening():
         _check_critics(tasks)
         open_tasks = sorted((t for t in tasks if not t.finished), key=lambda t: -t.cost)
         for task in tasks:
@@ -176,7 +177,7 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, listener: L
                 raise KeyboardInterrupt
         elif (out / "results.json").exists():
             rewrite_results(out)  # nothing left to run: the times of the first time stand
-            return _read(out / "results.json")
+            return read_json(out / "results.json")
         worked = time.perf_counter() - start
         results = collect_results(config, recipe, out)
         results["failures"] = {name: error.what for name, error in failures.items()}
@@ -247,13 +248,15 @@ def _check_critics(tasks: list[Task]) -> None:
 def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
     """results.json of the runs that are finished (docs/formats.md)."""
     differences = arm_differences(config)
-    made_by = _read(out / "versions.json")
+    made_by = read_json(out / "versions.json")
     arms, runs_of = [], {}
     for arm in config.compare.arms:
         folders = {seed: out / "arms" / arm.name / f"seed-{seed}" for seed in config.compare.seeds}
         done = {seed: folder for seed, folder in folders.items() if (folder / "summary.json").exists()}
         runs_of[arm.name] = done
-        runs = [{"path": str(folder.relative_to(out)), **_read(folder / "summary.json")} for folder in done.values()]
+        runs = [
+            {"path": str(folder.relative_to(out)), **read_json(folder / "summary.json")} for folder in done.values()
+        ]
         condition = differences[arm.name].get("condition", config.condition)
         arms.append(
             {
@@ -290,16 +293,12 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
         "confidence": config.evaluation.confidence,
         "checkpoint_rule": config.evaluation.checkpoint_rule,
         "budget": {"rule": config.compare.budget, "size": config.compare.budget_size},
-        "problems": _read(out / "arms" / BASE / "sets.json") if base else {},
+        "problems": read_json(out / "arms" / BASE / "sets.json") if base else {},
         "arms": arms,
         **numbers,
         "timings": phases,
         "peak_memory_bytes": max([run.get("peak_memory_bytes", 0) for run in summaries], default=0),
     }
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -324,10 +323,10 @@ def run_task(task: Task, send: Send, stop: StopRequest) -> None:
         from stepalign.domains.sets import load_sets
 
         sets = {name: len(found.problems) for name, found in load_sets(task.config).items()}
-        write_atomically(task.folder / "sets.json", json.dumps(sets) + "\n")
+        write_json(task.folder / "sets.json", sets)
     summary = loop.run_summary(task.config, done)
     summary["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    write_atomically(task.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_json(task.folder / "summary.json", summary)
 
 
 class _Sender:
@@ -380,7 +379,7 @@ def write_signal(config: Config, out: Path, listener: Listener) -> Path:
     finally:
         session.close()
     file = out / "signal.json"
-    write_atomically(file, json.dumps(finite(analysis), ensure_ascii=False) + "\n")
+    write_json(file, analysis, indent=None)
     return file
 
 
@@ -395,7 +394,7 @@ def rewrite_results(folder: Path) -> Path:
     file = folder / "config.toml"
     if not file.exists() or not (folder / "arms").is_dir():
         raise ConfigError("not a comparison folder: config.toml or arms/ is missing", where=str(folder))
-    old = _read(folder / "results.json") if (folder / "results.json").exists() else {}
+    old = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
     config = load_config(str(file))
     results = collect_results(config, old.get("recipe", str(file)), folder)
     done = {str(file.parent.relative_to(folder / "arms")) for file in (folder / "arms").rglob("summary.json")}

@@ -9,14 +9,13 @@ killed at any instant goes on where it was and asks for nothing twice. Loads no 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stepalign.config import Config
-from stepalign.critics import Critic, CritiqueRequest
+from stepalign.critics import RUN_FILES, Critic, CritiqueRequest
 from stepalign.critics.build import make_endpoint_critic, make_programmatic_critic, rules_of
 from stepalign.domains.arithmetic.task import parse_question
 from stepalign.domains.sets import make_grader
@@ -26,7 +25,9 @@ from stepalign.feedback.alignment import Alignment
 from stepalign.feedback.findings import FINDINGS
 from stepalign.records import Attempt, to_json
 from stepalign.rollouts.review import Review, Rules, follow
-from stepalign.storage.run_folder import RunFolder, finite, read_json_lines, write_atomically
+from stepalign.storage.files import finite, write_json
+from stepalign.storage.jsonl import keep_records
+from stepalign.storage.run_folder import RunFolder
 from stepalign.verbs.attempts import Attempts, graded
 
 FORMAT = 1
@@ -58,9 +59,9 @@ def critique_rollouts(
         ConfigError, EndpointError, LockedError: nothing was asked.
     """
     _refuse_foreign_problems(config, attempts)
-    with RunFolder(out, config, resume=resume, kind="critique") as folder:
+    with RunFolder(out, config, resume=resume, kind="critique", extra=RUN_FILES) as folder:
         _refuse_other_attempts(out / "source.json", attempts)
-        done = _kept_lines(out / "critiques.jsonl")
+        done = keep_records(out / "critiques.jsonl", lambda line: line["status"] != "failed")
         names = {line["rollout_id"] for line in done}
         with make_grader(config) as grader:
             rules = rules_of(config, grader)
@@ -119,7 +120,7 @@ def _remember_attempts(file: Path, attempts: Attempts) -> None:
     """Write down which attempts a folder is about."""
     about = {"source": attempts.source, "sha256": attempts.sha256, "attempts": len(attempts.attempts)}
     if not file.exists():
-        write_atomically(file, json.dumps({**about, "skipped": attempts.skipped}, indent=1) + "\n")
+        write_json(file, {**about, "skipped": attempts.skipped})
 
 
 def _refuse_other_attempts(file: Path, attempts: Attempts) -> None:
@@ -134,27 +135,6 @@ def _refuse_other_attempts(file: Path, attempts: Attempts) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # critiques.jsonl
-
-
-def _kept_lines(file: Path) -> list[dict[str, Any]]:
-    """The critiques that need not be asked for again. Failed ones and a torn end leave the file for superseded/."""
-    if not file.exists():
-        return []
-    whole = file.read_bytes()
-    lines = list(read_json_lines(file))
-    kept = [line for line in lines if line["status"] != "failed"]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-    if len(kept) < len(lines) or not whole.endswith(b"\n"):
-        folder = file.parent / "superseded"
-        folder.mkdir(exist_ok=True)
-        dropped = [json.dumps(line, ensure_ascii=False).encode() for line in lines if line["status"] == "failed"]
-        torn = whole.rpartition(b"\n")[2]
-        with (folder / file.name).open("ab") as superseded:
-            superseded.write(b"".join(line + b"\n" for line in [*dropped, *([torn] if torn else [])]))
-            superseded.flush()
-            os.fsync(superseded.fileno())
-        write_atomically(file, text)
-    return kept
 
 
 def _line(review: Review) -> dict[str, Any]:
@@ -210,7 +190,7 @@ def _publish(
     from stepalign.report.critiques import write_critique_page
 
     summary = finite(_summary(config, attempts, lines, rules, critic))
-    write_atomically(out / "findings.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
+    write_json(out / "findings.json", summary)
     write_critique_page(summary, out / "index.html")
     return summary
 

@@ -14,7 +14,7 @@ from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_gr
 from stepalign.events import Listener, line
 from stepalign.models.load import EMBEDDED
 from stepalign.rollouts.collect import derive_seed
-from stepalign.storage.run_folder import finite, write_atomically
+from stepalign.storage.files import write_atomically, write_json
 
 
 def evaluate_model(config: Config, problems: str, out: Path, listener: Listener) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def evaluate_model(config: Config, problems: str, out: Path, listener: Listener)
         "metrics": metric_rows(metrics, level=section.confidence, resamples=section.bootstrap_samples),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, json.dumps(finite(result), indent=1) + "\n")
+    write_json(out, result)
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -16,6 +15,9 @@ from stepalign.domains.math.grading import Grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, progress, silent
 from stepalign.problems.rows import Malformed, Row, cell_text, did_you_mean, read_rows
+from stepalign.storage.files import move_file
+from stepalign.storage.fingerprint import sha256
+from stepalign.storage.jsonl import JsonLines, read_json_lines
 
 BATCH = 2_000
 """Rows graded and written at once: what an interruption can cost."""
@@ -55,19 +57,18 @@ def grade_file(
     _check_columns(rows, (completion, answer), source)
     out.parent.mkdir(parents=True, exist_ok=True)
     job = json.dumps([completion, answer, grader.config.argument or grader.config.function, _fingerprint(source)])
-    partial = out.with_name(f".{out.name}.{hashlib.sha256(job.encode()).hexdigest()[:12]}.partial")
+    partial = out.with_name(f".{out.name}.{sha256(job)[:12]}.partial")
     counts = {"verdicts": Counter[str](), "reasons": Counter[str]()}
-    done = _count_again(partial, counts)
-    with partial.open("ab") as file:
-        for start in range(done, len(rows), BATCH):
-            batch = rows[start : start + BATCH]
-            lines = [_line(number, grade) for number, grade in _graded(batch, completion, answer, grader)]
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-            file.flush()
-            _count(lines, counts)
-            listener(progress("grading", start + len(batch), len(rows)))
-        os.fsync(file.fileno())
-    os.replace(partial, out)
+    done = _count(read_json_lines(partial), counts)
+    graded = JsonLines(partial)
+    for start in range(done, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        lines = [_line(number, grade) for number, grade in _graded(batch, completion, answer, grader)]
+        graded.append(lines)
+        _count(lines, counts)
+        listener(progress("grading", start + len(batch), len(rows)))
+    graded.close()
+    move_file(partial, out)
     return counts
 
 
@@ -126,21 +127,12 @@ def _line(number: int, grade: Grade) -> dict[str, Any]:
     return {"row": number, "verdict": grade.verdict, "extracted": extracted, "reason": grade.reason}
 
 
-def _count(lines: Iterable[dict[str, Any]], counts: dict[str, Counter[str]]) -> None:
+def _count(lines: Iterable[dict[str, Any]], counts: dict[str, Counter[str]]) -> int:
+    """Count the verdicts and reasons of some lines; the number of lines counted so far."""
     for line in lines:
         counts["verdicts"][line["verdict"]] += 1
         counts["reasons"][line["reason"]] += 1
-
-
-def _count_again(partial: Path, counts: dict[str, Counter[str]]) -> int:
-    """Rows that an interrupted call has graded; its torn last line goes."""
-    if not partial.exists():
-        return 0
-    whole = [line for line in partial.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    with partial.open("rb+") as file:
-        file.truncate(sum(map(len, whole)))
-    _count(map(json.loads, whole), counts)
-    return len(whole)
+    return counts["verdicts"].total()
 
 
 def _fingerprint(source: str) -> list[Any]:

@@ -7,8 +7,6 @@ those that were short enough to finish before an interruption would be drawn mor
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, replace
@@ -17,7 +15,7 @@ from typing import Any
 
 from stepalign.build import Session, make_critic, open_session
 from stepalign.config import Config, changed
-from stepalign.critics import Critic, CritiqueRequest
+from stepalign.critics import RUN_FILES, Critic, CritiqueRequest
 from stepalign.domains.arithmetic.task import EMBEDDED, embedded_folder
 from stepalign.domains.sets import load_set, make_grader
 from stepalign.errors import ConfigError
@@ -28,7 +26,10 @@ from stepalign.problems.loading import find_overlaps, save_problems, split_probl
 from stepalign.problems.selection import Attempts, Evidence, Passage, funnel_rows, gates_of, pass_gates
 from stepalign.records import Attempt, Completion, Critique, Problem
 from stepalign.rollouts.collect import derive_seed
-from stepalign.storage.run_folder import RunFolder, finite, read_json_lines, write_atomically
+from stepalign.storage.files import write_json
+from stepalign.storage.fingerprint import sha256_of_file
+from stepalign.storage.jsonl import read_json_lines
+from stepalign.storage.run_folder import RunFolder
 
 CHUNK = 32
 """Problems whose completions are drawn and written together."""
@@ -49,7 +50,7 @@ def select(config: Config, out: Path, *, resume: bool, listener: Listener) -> di
     found = load_set(changed(config, {"data.validation_share": 0.0}, "selection"), "train")  # nothing is set aside here
     for reason, count in found.skipped.items():
         listener(line(f"{count} rows skipped: {reason}"))
-    with RunFolder(out, config, resume=resume, kind="selection") as folder:
+    with RunFolder(out, config, resume=resume, kind="selection", extra=RUN_FILES) as folder:
         section = config.selection
         kept, passages = pass_gates(
             [Evidence(problem=problem) for problem in found.problems], gates_of(section, "problem"), section
@@ -79,7 +80,6 @@ def select(config: Config, out: Path, *, resume: bool, listener: Listener) -> di
 def _sample_all(session: Session, problems: Sequence[Problem], folder: RunFolder, listener: Listener) -> dict[str, Any]:
     """The solver's attempts at every problem, by id; those on disk are taken from there."""
     config, file = session.config, folder.path / "samples.jsonl"
-    _drop_torn_end(file)
     stored = {row["problem_id"]: _attempts(row) for row in read_json_lines(file)}
     missing = [problem for problem in problems if problem.problem_id not in stored]
     done = len(problems) - len(missing)
@@ -132,7 +132,6 @@ def _attempts(row: dict[str, Any]) -> Attempts:
 def _ask_all(config: Config, problems: Sequence[Problem], folder: RunFolder, listener: Listener) -> dict[str, Any]:
     """The verdict on the critic's own solution of every problem, by id. Without one: it did not answer."""
     file = folder.path / "critic-solutions.jsonl"
-    _drop_torn_end(file)
     verdicts = {row["problem_id"]: row["verdict"] for row in read_json_lines(file)}
     missing = [problem for problem in problems if problem.problem_id not in verdicts]
     listener(progress("asking the critic", len(problems) - len(missing), len(problems)))
@@ -179,14 +178,6 @@ def _nothing(problem: Problem) -> Attempt:
     return Attempt(rollout_id=f"selection-{problem.problem_id}", problem=problem, text="")
 
 
-def _drop_torn_end(file: Path) -> None:
-    """Cut a last line that a killed process did not finish, so that the next one begins a line."""
-    if file.exists():
-        content = file.read_bytes()
-        with file.open("rb+") as opened:
-            opened.truncate(content.rfind(b"\n") + 1)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Freezing
 
@@ -204,7 +195,7 @@ def _freeze(
     splits = split_problems([_with_numbers(one) for one in kept], {"train": 1 - share, "test": share})
     splits, apart = _without_overlaps(splits)
     funnel = funnel_rows(num_rows, skipped, [*passages, *apart])
-    write_atomically(out / "funnel.json", json.dumps(finite({"funnel": funnel}), indent=1) + "\n")
+    write_json(out / "funnel.json", {"funnel": funnel})
     if not splits["train"]:
         rows = "; ".join(f"{row['label']}: {row['kept']} of {row['before']} left" for row in funnel)
         raise ConfigError(f"no problem is left to train on ({rows})", where=str(out), hint=WIDEN)
@@ -233,7 +224,7 @@ def _freeze(
         else None,
         "funnel": funnel,
     }
-    write_atomically(out / "manifest.json", json.dumps(finite(manifest), indent=1) + "\n")
+    write_json(out / "manifest.json", manifest)
     return manifest
 
 
@@ -264,7 +255,4 @@ def _weights(model: str) -> dict[str, str]:
 
 
 def _checksum(source: str) -> str | None:
-    if not Path(source).is_file():
-        return None
-    with Path(source).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of_file(source) if Path(source).is_file() else None

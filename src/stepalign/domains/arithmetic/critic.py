@@ -10,7 +10,6 @@ the other. A faulty critic claims what it writes: its ``case`` and ``first_error
 
 from __future__ import annotations
 
-import hashlib
 import random
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from stepalign.domains.arithmetic.task import (
     reworded,
 )
 from stepalign.records import Critique, CritiqueForm
+from stepalign.storage.fingerprint import digest
 
 FAITHFUL = "programmatic:arithmetic"
 """The name under which every critique's ``first_error`` is the truth."""
@@ -159,7 +159,7 @@ def _invented(view: _View, place: int, shift: int) -> _View:
 
 
 def _drawer(seed: int, rollout_id: str, text: str) -> random.Random:
-    return random.Random(hashlib.sha256(repr((seed, rollout_id, text)).encode()).digest())
+    return random.Random(digest(repr((seed, rollout_id, text))))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ in the order that the solver rarely takes.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 import random
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from stepalign.records import Problem
+from stepalign.storage.fingerprint import digest, sha256
 
 EMBEDDED = "embedded:arithmetic"
 """How a recipe names the shipped solver and its problems."""
@@ -120,7 +120,7 @@ def split_of(question: str) -> str:
 
     Decided by a hash of the text, so the splits are disjoint by construction, whoever draws the questions.
     """
-    bucket = hashlib.sha256(question.encode()).digest()[0] % 8
+    bucket = digest(question)[0] % 8
     return {0: "test", 1: "validation", 2: "train"}.get(bucket, "warmstart")
 
 
@@ -242,7 +242,7 @@ def make_problem(chain: Chain, *, rho: float, seed: int = 0) -> Problem:
     order: Order = "R" if rng.random() < rho else "L"
     reference = write_solution(rng, chain, order, "reference")
     return Problem(
-        problem_id=hashlib.sha256(chain.question.encode()).hexdigest()[:12],
+        problem_id=sha256(chain.question)[:12],
         question=chain.question,
         answer=str(chain.answer),
         reference=reference.text,

@@ -8,7 +8,6 @@ keeps them from running code, it is no boundary against a template that wants to
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stepalign.errors import ConfigError
+from stepalign.storage.fingerprint import sha256
 
 _SUFFIX = ".jinja"
 _UNDEFINED = re.compile(r"'([^']{1,100})' is undefined")
@@ -114,7 +114,7 @@ def load_template(name_or_source: str | Path) -> Template:
     )
     try:
         sources = list(_sources(environment, source, packaged))
-        version = hashlib.sha256("\0".join(sources).encode("utf-8")).hexdigest()[:16]
+        version = sha256("\0".join(sources))[:16]
         variables = frozenset[str]().union(*(meta.find_undeclared_variables(environment.parse(s)) for s in sources))
         return Template(name, source, version, variables, environment.from_string(source))
     except jinja2.TemplateSyntaxError as error:

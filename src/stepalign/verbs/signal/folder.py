@@ -7,9 +7,7 @@ alone, and a process that was killed continues with the shard it died in, to the
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from stepalign.config import Config
+from stepalign.critics import RUN_FILES
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Listener, progress, silent
 from stepalign.models.load import EMBEDDED, Solver, embedded_folder
@@ -26,7 +25,10 @@ from stepalign.signal.analyse import header, summarise
 from stepalign.signal.records import Analysed, AttemptInContexts, analyse_attempts
 from stepalign.signal.table import to_rows
 from stepalign.signal.trace import WrongResult
-from stepalign.storage.run_folder import RunFolder, finite, sync_folder, write_atomically
+from stepalign.storage import jsonl
+from stepalign.storage.files import finite, write_atomically, write_json
+from stepalign.storage.fingerprint import sha256, sha256_of_file
+from stepalign.storage.run_folder import RunFolder
 from stepalign.storage.signal_file import PAGE_DATA, RECORDS, read_completions
 
 SHARD_TOKENS = 8192
@@ -62,7 +64,7 @@ def write_signal_folder(
         ConfigError: no context has anything to say, or a label does not fit its attempt.
         LockedError: the folder is in use, or holds another analysis.
     """
-    with RunFolder(out, config, resume=True, kind="analysis") as folder:
+    with RunFolder(out, config, resume=True, kind="analysis", extra=RUN_FILES) as folder:
         _check_source(out, source)
         first: AttemptInContexts | None = None
         done = 0
@@ -83,7 +85,7 @@ def write_signal_folder(
                     )
                 )
                 if not (out / SOURCE).exists():
-                    write_atomically(out / SOURCE, json.dumps(source, ensure_ascii=False, indent=1) + "\n")
+                    write_json(out / SOURCE, source)
                 _write_arrays(out / ARRAYS / f"{number:06d}.safetensors", analysed, list(labels))
                 folder.append("signal", (row for one in analysed for row in to_rows(one.scored)))
             done += len(shard)
@@ -103,7 +105,7 @@ def write_signal_folder(
             weights=weights_of(config.model.path, solver),
         )
         signal = finite(summarise(lambda: read_completions(out), head, labels, num_shown=config.signal.num_shown))
-        write_atomically(out / PAGE_DATA, json.dumps(signal, ensure_ascii=False) + "\n")
+        write_json(out / PAGE_DATA, signal, indent=None)
         return write_token_page(signal, out / "index.html")
 
 
@@ -113,11 +115,8 @@ def weights_of(path: str, solver: Solver) -> str | None:
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files:
         return getattr(solver.model.config, "_commit_hash", None)
-    digests = []
-    for weights in files:
-        with weights.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    digests = [sha256_of_file(weights) for weights in files]
+    return digests[0] if len(digests) == 1 else sha256("".join(digests))
 
 
 def _check_source(out: Path, source: Mapping[str, Any]) -> None:
@@ -188,14 +187,14 @@ class _Stored:
         if self._is_over:
             return False
         wanted = [(subject.attempt.rollout_id, name) for subject in shard for name in subject.contexts]
-        with self._path.open("rb") as file:
-            file.seek(self._kept)
-            for key in wanted:
-                line = file.readline()
-                row = json.loads(line) if line.endswith(b"\n") else {}
-                if (row.get("rollout_id"), row.get("context")) != key:
-                    return False
-            end = file.tell()
+        end = self._kept
+        lines = jsonl.whole_lines(self._path, self._kept)
+        for key in wanted:
+            line = next(lines, b"{}")
+            row = json.loads(line)
+            if (row.get("rollout_id"), row.get("context")) != key:
+                return False
+            end += len(line)
         if not (self._out / ARRAYS / f"{number:06d}.safetensors").exists():
             return False
         self._kept = end
@@ -204,8 +203,7 @@ class _Stored:
     def cut(self) -> None:
         """Nothing after the complete shards counts: a process died while it wrote there."""
         if not self._is_over:
-            with self._path.open("rb+") as file:
-                file.truncate(self._kept)
+            jsonl.cut(self._path, self._kept)
             self._is_over = True
 
 
@@ -245,8 +243,4 @@ def _write_arrays(path: Path, analysed: Sequence[Analysed], names: Sequence[str]
             ),
         }
     ids = [one.subject.attempt.rollout_id for one in analysed]
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(save(arrays, metadata={"rollout_ids": json.dumps(ids)}))
-    temporary.replace(path)
-    sync_folder(path.parent)
+    write_atomically(path, save(arrays, metadata={"rollout_ids": json.dumps(ids)}))

@@ -7,7 +7,6 @@ docs/formats.md.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from stepalign.models.prompts import PromptBuilder, decode, encode_with_spans, u
 from stepalign.records import Attempt, Critique, Problem
 from stepalign.signal.records import AttemptInContexts, Shown
 from stepalign.signal.trace import Labels
+from stepalign.storage.fingerprint import sha256, sha256_of_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,10 +95,8 @@ def check_file(path: Path, contexts: Sequence[str], num: int | None) -> PlainFil
     found: dict[str, int] = {}
     empty: dict[str, int] = {}
     ids: dict[str, int] = {}
-    digest = hashlib.sha256()
     total = own = 0
     for line, row in islice(_rows(path), num):
-        digest.update(json.dumps(row, sort_keys=True).encode())
         row_id = _row_id(row, line)
         if row_id in ids:
             raise ConfigError(
@@ -119,7 +117,8 @@ def check_file(path: Path, contexts: Sequence[str], num: int | None) -> PlainFil
             raise ConfigError(f"no row has a context {name}", where="--contexts", hint=hint)
     names = [name for name in found if not contexts or name in contexts]
     missing = {name: total - found[name] + empty[name] for name in names}
-    return PlainFile(path, total, tuple(names), missing, digest.hexdigest(), own)
+    checksum = sha256_of_parts(json.dumps(row, sort_keys=True) for _, row in islice(_rows(path), num))
+    return PlainFile(path, total, tuple(names), missing, checksum, own)
 
 
 def read_attempts(
@@ -143,7 +142,7 @@ def read_attempts(
         attempt = Attempt(
             rollout_id=_row_id(row, line),
             problem=Problem(
-                problem_id=hashlib.sha256(row["question"].encode()).hexdigest()[:16],
+                problem_id=sha256(row["question"])[:16],
                 question=row["question"],
                 answer=row.get("answer") or "",
                 reference=row.get("reference"),

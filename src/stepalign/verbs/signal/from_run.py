@@ -15,7 +15,7 @@ from stepalign.feedback import designs
 from stepalign.models.load import EMBEDDED
 from stepalign.records import Critique, Problem, Rollout, rollout_from_json
 from stepalign.signal.analyse import attempts_under
-from stepalign.storage.run_folder import read_json_lines
+from stepalign.storage.jsonl import read_json_lines
 from stepalign.verbs.signal.folder import write_signal_folder
 from stepalign.verbs.signal.from_jsonl import check_file, mostly_unknown, read_attempts
 

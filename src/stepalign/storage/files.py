@@ -1,0 +1,128 @@
+"""Whole files and folders: a reader sees the old one or the new one, never a part, whenever the writer is killed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stepalign.errors import ConfigError
+from stepalign.storage.fingerprint import sha256_of_file
+
+FORMAT = 1
+"""Version of the JSON objects that the package reads again: results.json, signal.json."""
+MANIFEST = "manifest.json"
+"""Name -> size and checksum of every other file of a sealed folder; written last."""
+
+
+def finite(node: Any) -> Any:
+    """A tree in which NaN and infinities are None: strict JSON has neither."""
+    if isinstance(node, float) and not math.isfinite(node):
+        return None
+    if isinstance(node, Mapping):
+        return {key: finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [finite(value) for value in node]
+    return node
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file or none, and make it durable. Folders above it are made; text is UTF-8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, tree: Any, *, indent: int | None = 1) -> None:
+    """Write a tree as strict JSON, atomically; NaN and infinities become null."""
+    write_atomically(path, json.dumps(finite(tree), ensure_ascii=False, allow_nan=False, indent=indent) + "\n")
+
+
+def read_json(path: Path, *, hint: str = "") -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Raises:
+        ConfigError: the file is missing, no JSON object, or of another ``FORMAT``.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {path.name} in this folder", where=str(path.parent), hint=hint) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path.name}: {error.strerror}", where=str(path), hint=hint) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path.name} is not valid JSON: {error}", where=str(path), hint=hint) from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path.name} should hold one JSON object", where=str(path), hint=hint)
+    if data.get("format", FORMAT) != FORMAT:
+        raise ConfigError(
+            f"{path.name} has format {data['format']!r}; this version reads format {FORMAT}",
+            where=str(path),
+            hint="use the stepalign version that wrote it, or write it again",
+        )
+    return data
+
+
+def move_file(finished: Path, target: Path) -> None:
+    """Make a file durable and give it its final name."""
+    with finished.open("rb") as file:
+        os.fsync(file.fileno())
+    finished.replace(target)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sealed folders: checkpoints and final weights
+
+
+def seal(folder: Path) -> None:
+    """Make all files of a folder durable and write their checksums last."""
+    manifest = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        manifest[path.name] = {"sha256": sha256_of_file(path), "bytes": path.stat().st_size}
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2))  # without its last byte it is no JSON
+
+
+def damaged_file(folder: Path) -> str | None:
+    """The first file of a sealed folder that does not match the manifest; None when all do."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return MANIFEST
+    for name, (size, checksum) in expected.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size or sha256_of_file(path) != checksum:
+            return name
+    return None
+
+
+def move_into_place(folder: Path, target: Path) -> None:
+    """Rename a finished folder to its name; one that has this name is replaced, never merged."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    folder.rename(target)
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
