@@ -1,7 +1,7 @@
-"""Is a critique aligned with the attempt it is about? Say what became of each of the solver's steps in it.
+"""Align a critique with its attempt: each of the solver's steps is copied, edited or missing in it.
 
-The self-teacher copies what it reads. So three things decide what a critique teaches: whether the right steps stand in
-it word for word, where the first change is, and whether the text of the wrong step occurs again.
+The self-teacher copies what it reads, so three things decide the effect of a critique: whether it has the right steps
+word for word, its first change, and whether the text of the wrong step occurs again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SPACE = re.compile(r"\s+")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alignment:
-    """What became of the solver's steps in a critique. Preambles (text before the first step) are left out."""
+    """The solver's steps in a critique. Preambles (text before the first step) are left out."""
 
     matches: tuple[StepMatch, ...]
     """In reading order; every step of both texts, preambles apart, occurs exactly once."""
@@ -41,12 +41,11 @@ class Alignment:
     first_edit: int | None
     """Index of the first solver step that is not copied; None where all are."""
     first_error: int | None
-    """Index of the solver step at which the critique departs from the attempt in substance: the first whose numbers
-    change or that is missing, else, where the answers differ, the first edit. None where it only completes, condenses
-    or rewords."""
+    """Index of the first solver step that the critique changes in substance: its numbers change or it is missing, else,
+    where the answers differ, the first edit. None where the critique only completes, condenses or rewords."""
     verbatim_share: float
     """Share of the characters of the steps before ``first_error`` (all steps without one) that are copied verbatim;
-    NaN where there are none. Low: the critic rewords right steps, and the self-teacher loses its anchor."""
+    NaN where there are none."""
     wrong_text_repeated: bool
     """Whether the text of the step at ``first_error``, or a statement of it that the correction drops, occurs in the
     critique: the self-teacher will copy it."""
@@ -61,19 +60,19 @@ class Alignment:
 
     @property
     def copied(self) -> int:
-        return self._count("copied")
+        return sum(match.status == "copied" for match in self.matches)
 
     @property
     def edited(self) -> int:
-        return self._count("edited")
+        return sum(match.status == "edited" for match in self.matches)
 
     @property
     def missing(self) -> int:
-        return self._count("missing")
+        return sum(match.status == "missing" for match in self.matches)
 
     @property
     def added(self) -> int:
-        return self._count("added")
+        return sum(match.status == "added" for match in self.matches)
 
     @property
     def solver_statuses(self) -> tuple[MatchStatus, ...]:
@@ -84,9 +83,6 @@ class Alignment:
     def first_error_label(self) -> str:
         """Label of the first wrong step as the solver wrote it, "" where there is none."""
         return "" if self.first_error is None else self.solver_steps[self.first_error].label
-
-    def _count(self, status: MatchStatus) -> int:
-        return sum(match.status == status for match in self.matches)
 
 
 def align(
@@ -103,11 +99,11 @@ def align(
     Args:
         completion: the attempt.
         critique: the usable text of a critique, a step-tagged trace; any other style is split by evidence too.
-        expected_answer: the problem's answer, where the caller knows it.
+        expected_answer: the problem's answer, where it is known.
         extract_answer: text of a trace -> its final answer or None; the body of its answer step by default.
         same_answer: (answer, expected) -> whether they agree; by default equal but for white space, case, "$" and
             digit-grouping commas.
-        style: how the attempt is written.
+        style: writing style of the attempt.
     """
     solver_text = completion.text if isinstance(completion, Attempt) else completion
     critique_text = critique.text if isinstance(critique, Critique) else critique
@@ -121,24 +117,21 @@ def align(
     extract = extract_answer or _answer_of
     agree = same_answer or _same_answer
     solver_answer, critique_answer = extract(solver_text), extract(critique_text)
-    answers_agree = None
-    if solver_answer is not None and critique_answer is not None:
-        answers_agree = agree(critique_answer, solver_answer)
-    answer_right = None
-    if expected_answer is not None and critique_answer is not None:
-        answer_right = agree(critique_answer, expected_answer)
+    answers_agree = answer_right = None
+    if critique_answer is not None:
+        answers_agree = None if solver_answer is None else agree(critique_answer, solver_answer)
+        answer_right = None if expected_answer is None else agree(critique_answer, expected_answer)
     taken_back = [match for match in matches if _takes_back(match, solver, answers_agree)]
-    first_edit = _first(matches, "edited", "missing")
     first_error = _first_error(matches, taken_back, solver, answers_agree)
     quoted = _quoted_then_corrected(matches, solver, corrected)
-    if quoted is not None and (first_error is None or quoted < first_error):
-        first_error = quoted
+    if quoted is not None:
+        first_error = quoted if first_error is None else min(quoted, first_error)
     full_solution = _is_full_solution(matches, solver)
     return Alignment(
         matches=tuple(matches),
         solver_steps=solver.spans,
         critique_steps=corrected.spans,
-        first_edit=first_edit,
+        first_edit=_first(matches, "edited", "missing"),
         first_error=first_error,
         verbatim_share=_verbatim_share(matches, solver, corrected, first_error),
         wrong_text_repeated=first_error is not None
@@ -173,28 +166,25 @@ def _first(matches: Sequence[StepMatch], *statuses: MatchStatus) -> int | None:
     return next((match.solver for match in matches if match.solver is not None and match.status in statuses), None)
 
 
-def _first_changed(matches: Sequence[StepMatch], *statuses: MatchStatus) -> int | None:
-    return _first([match for match in matches if not match.kept], *statuses)
-
-
 def _first_error(
     matches: Sequence[StepMatch], taken_back: Sequence[StepMatch], solver: Steps, answers_agree: bool | None
 ) -> int | None:
+    lost = [match for match in matches if not match.kept]
     changed = [m.solver for m in taken_back if m.solver is not None and solver.spans[m.solver].label != ANSWER]
     if changed:
-        missing = _first_changed(matches, "missing")
+        missing = _first(lost, "missing")
         return changed[0] if missing is None else min(missing, changed[0])
-    return _first_changed(matches, "edited", "missing") if answers_agree is False else None
+    return _first(lost, "edited", "missing") if answers_agree is False else None
 
 
 def _quoted_then_corrected(matches: Sequence[StepMatch], solver: Steps, corrected: Steps) -> int | None:
     """The first solver step that the critique copies and then writes once more, otherwise: a wrong step quoted in front
-    of its correction. Told by a step number given twice, by another result for the same calculation, or, within one
-    step, by words that take it back."""
+    of its correction. The signs are a step number given twice, another result for the same calculation, or, within one
+    step, words that take it back."""
     quoted: int | None = None
     rewritten: set[str] = set()
     results: dict[str, set[str]] = {}
-    for match in reversed(matches):  # what was seen already is what the critique writes further on
+    for match in reversed(matches):  # the loop has seen the later steps of the critique
         if match.critique is None:
             continue
         label, body = corrected.spans[match.critique].label, corrected.bodies[match.critique]
@@ -217,9 +207,8 @@ def _takes_itself_back(text: str, longer: str) -> bool:
         return False
     rest = longer[len(text) :]
     results = results_of(equations(rest))
-    return bool(_CORRECTS.search(rest)) or any(
-        results.get(left, {right}) != {right} for left, right in calculations(text)
-    )
+    contradicted = any(results.get(left, {right}) != {right} for left, right in calculations(text))
+    return contradicted or bool(_CORRECTS.search(rest))
 
 
 def _verbatim_share(matches: Sequence[StepMatch], solver: Steps, corrected: Steps, first_error: int | None) -> float:
@@ -256,11 +245,10 @@ def _repeats(matches: Sequence[StepMatch], solver: Steps, corrected: Steps, firs
     correction = set(equations(partner))
     results = results_of(correction)
     stated = {equation for text in corrected.bodies for equation in equations(text)}
-    for left, right in set(equations(body)) - kept:
-        contradicted = bool(results.get(left, set()) - {right})
-        if (left, right) in stated and (contradicted or (left, right) not in correction):
-            return True
-    return False
+    return any(
+        results.get(left, set()) - {right} or (left, right) not in correction
+        for left, right in (set(equations(body)) - kept) & stated
+    )
 
 
 def _is_full_solution(matches: Sequence[StepMatch], solver: Steps) -> bool:
@@ -305,9 +293,7 @@ def _answer_of(text: str) -> str | None:
 
 
 def _same_answer(left: str, right: str) -> bool:
-    return _plain_answer(left) == _plain_answer(right)
+    def plain(answer: str) -> str:
+        return re.sub(r"(?<=\d),(?=\d{3})", "", _SPACE.sub("", answer).lower().strip("$."))
 
-
-def _plain_answer(answer: str) -> str:
-    text = _SPACE.sub("", answer).lower().strip("$.")
-    return re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    return plain(left) == plain(right)

@@ -1,8 +1,7 @@
 """Read a critic's reply: find the step-tagged trace and decide whether the self-teacher may see it.
 
-A reply is used whole or not at all. Whatever keeps it from being a complete step-tagged trace makes it malformed, with
-one of the fixed reasons below, so that a run can count them; a malformed critique masks its sample and is never taken
-for a verdict on the rollout.
+A reply is used whole or not at all. One that is not a complete step-tagged trace is malformed, with one of the fixed
+reasons below, which a run counts; it masks its sample and is never taken for a verdict on the rollout.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 from stepalign.feedback.steps import ANSWER, CLOSING_TAG, PREAMBLE, split_steps, step_body
@@ -49,7 +49,7 @@ _PLACEHOLDERS = frozenset({"", "...", "…", "[...]", "[…]", "(...)"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParsedCritique:
-    """What a reply holds."""
+    """A reply, read."""
 
     status: CritiqueStatus
     """ "ok" or "malformed"."""
@@ -64,66 +64,65 @@ class ParsedCritique:
 def parse_critique(
     reply: str | None, finish_reason: str | None = "stop", *, require_answer: bool = True
 ) -> ParsedCritique:
-    """The trace in a critic's reply, or why there is none.
+    """The trace in a critic's reply, or the reason why there is none.
 
-    Thinking is dropped, also where its opening tag stands in the prompt template or its closing tag never comes. Of
-    several traces the last complete one counts: a critic that quotes the attempt first corrects it afterwards. Comments
-    before, between (where steps have closing tags) and behind the steps are dropped.
+    Thinking is dropped, also without its opening or closing tag. Of several traces the last complete one counts: a
+    critic that quotes the attempt first corrects it afterwards. Comments before, between (where steps have closing
+    tags) and behind the steps are dropped.
 
     Args:
         reply: the message content as the server gave it.
-        finish_reason: why the server stopped; None where it does not say.
+        finish_reason: the server's reason to stop; None where it gives none.
         require_answer: whether a trace without ``<answer>`` is malformed.
     """
-    if reason := _stopped_early(finish_reason):
-        return ParsedCritique(status="malformed", reason=reason)
-    if reply is None or not reply.strip():
-        return ParsedCritique(status="malformed", reason=EMPTY)
-    visible = strip_thinking(reply)
-    if not visible.strip():
-        return ParsedCritique(status="malformed", reason=ONLY_THINKING)
-
+    visible, reason = _visible(reply, finish_reason)
+    if reason:
+        return _malformed(reason)
     traces = _traces(split_steps(visible, "tags"))
     if not traces:
-        return ParsedCritique(status="malformed", case=_case(visible), reason=NO_TRACE)
+        return _malformed(NO_TRACE, _case(visible))
     complete = [trace for trace in traces if trace[-1].label == ANSWER and len(trace) > 1]
     trace = (complete or traces)[-1]
     case = _case(visible[: traces[0][0].start])
-    reason = _fault(visible, trace, require_answer)
-    if reason:
-        return ParsedCritique(status="malformed", case=case, reason=reason)
-    return ParsedCritique(status="ok", text=_trace_text(visible, trace), case=case)
+    if reason := _fault(trace, require_answer):
+        return _malformed(reason, case)
+    return ParsedCritique(status="ok", text=_trace_text(trace), case=case)
 
 
 def parse_structured_critique(reply: str | None, finish_reason: str | None = "stop") -> ParsedCritique:
     """The same for a reply that follows :data:`CRITIQUE_SCHEMA`: its steps are written out as a step-tagged trace."""
-    if reason := _stopped_early(finish_reason):
-        return ParsedCritique(status="malformed", reason=reason)
-    if reply is None or not reply.strip():
-        return ParsedCritique(status="malformed", reason=EMPTY)
+    visible, reason = _visible(reply, finish_reason)
+    if reason and reason != ONLY_THINKING:
+        return _malformed(reason)
     try:
-        data = json.loads(_without_fence(strip_thinking(reply)))
+        data = json.loads(_without_fence(visible))
         steps, answer, case = data["steps"], data["answer"], data.get("case", "")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return ParsedCritique(status="malformed", reason=NOT_JSON)
+        return _malformed(NOT_JSON)
     if not isinstance(steps, list) or not all(isinstance(text, str) for text in [*steps, answer, case]):
-        return ParsedCritique(status="malformed", reason=NOT_JSON)
+        return _malformed(NOT_JSON)
     lines = [f"<step_{number}> {_bare(text)}" for number, text in enumerate(steps, 1)] + [f"<answer> {_bare(answer)}"]
-    parsed = parse_critique("\n".join(lines))
-    named = case if case in CASES else ""
-    return ParsedCritique(status=parsed.status, text=parsed.text, case=named, reason=parsed.reason)
+    return replace(parse_critique("\n".join(lines)), case=case if case in CASES else "")
 
 
 def parse_comment(reply: str | None, finish_reason: str | None = "stop") -> ParsedCritique:
-    """A reply in words of the critic's own: a hint or a comment. Anything but thinking is usable."""
-    if reason := _stopped_early(finish_reason):
-        return ParsedCritique(status="malformed", reason=reason)
+    """A hint or a comment in the critic's own words: anything but thinking is usable."""
+    visible, reason = _visible(reply, finish_reason)
+    return _malformed(reason) if reason else ParsedCritique(status="ok", text=visible.strip())
+
+
+def _malformed(reason: str, case: str = "") -> ParsedCritique:
+    return ParsedCritique(status="malformed", case=case, reason=reason)
+
+
+def _visible(reply: str | None, finish_reason: str | None) -> tuple[str, str]:
+    """A reply without thinking, and the reason why it cannot be used ("" for none)."""
+    if finish_reason not in (None, "", "stop", "eos", "end_turn"):
+        return "", CUT if finish_reason in ("length", "max_tokens") else FILTERED
     if reply is None or not reply.strip():
-        return ParsedCritique(status="malformed", reason=EMPTY)
-    visible = strip_thinking(reply).strip()
-    if not visible:
-        return ParsedCritique(status="malformed", reason=ONLY_THINKING)
-    return ParsedCritique(status="ok", text=visible)
+        return "", EMPTY
+    visible = strip_thinking(reply)
+    return visible, "" if visible.strip() else ONLY_THINKING
 
 
 def strip_thinking(reply: str) -> str:
@@ -148,12 +147,6 @@ def strip_thinking(reply: str) -> str:
     return "".join(kept).lstrip("\n")
 
 
-def _stopped_early(finish_reason: str | None) -> str:
-    if finish_reason in (None, "", "stop", "eos", "end_turn"):
-        return ""
-    return CUT if finish_reason in ("length", "max_tokens") else FILTERED
-
-
 def _traces(steps: Sequence[Step]) -> list[list[Step]]:
     """Steps grouped into traces: a number that does not grow, or anything behind an answer, starts a new one."""
     traces: list[list[Step]] = []
@@ -161,15 +154,14 @@ def _traces(steps: Sequence[Step]) -> list[list[Step]]:
         if step.label == PREAMBLE:
             continue
         last = traces[-1][-1].label if traces else ANSWER
-        follows = last != ANSWER and (step.label == ANSWER or int(step.label) > int(last))
-        if follows:
+        if last != ANSWER and (step.label == ANSWER or int(step.label) > int(last)):
             traces[-1].append(step)
         else:
             traces.append([step])
     return traces
 
 
-def _fault(text: str, trace: Sequence[Step], require_answer: bool) -> str:
+def _fault(trace: Sequence[Step], require_answer: bool) -> str:
     first, last = trace[0], trace[-1]
     if first.label == ANSWER:
         return NO_TRACE
@@ -177,44 +169,31 @@ def _fault(text: str, trace: Sequence[Step], require_answer: bool) -> str:
         return WRONG_START
     if require_answer and last.label != ANSWER:
         return NO_ANSWER
-    if any(_body(text, step) in _PLACEHOLDERS for step in trace):
-        return EMPTY_STEP
-    return ""
+    bodies = (step_body(chunk, replace(step, start=0, end=len(chunk))) for step in trace for chunk in [_chunk(step)])
+    return EMPTY_STEP if any(body in _PLACEHOLDERS for body in bodies) else ""
 
 
-def _body(text: str, step: Step) -> str:
-    chunk = _chunk(text, step)
-    return step_body(chunk, Step(label=step.label, start=0, end=len(chunk)))
-
-
-def _trace_text(text: str, trace: Sequence[Step]) -> str:
-    chunks = [_chunk(text, step) for step in trace]
+def _trace_text(trace: Sequence[Step]) -> str:
+    chunks = [_chunk(step) for step in trace]
     # A comment cut away behind a closing tag took the line break with it.
-    closed = [f"{chunk}\n" if CLOSING_TAG.search(chunk) else chunk for chunk in chunks]
-    return "".join(closed).strip()
+    return "".join(f"{chunk}\n" if CLOSING_TAG.search(chunk) else chunk for chunk in chunks).strip()
 
 
-def _chunk(text: str, step: Step) -> str:
+def _chunk(step: Step) -> str:
     """A step's own text: up to its closing tag; an answer without one ends at the first blank line or code fence."""
-    chunk = text[step.start : step.end]
-    if closing := CLOSING_TAG.search(chunk):
-        return chunk[: closing.end()]
+    if closing := CLOSING_TAG.search(step.text):
+        return step.text[: closing.end()]
     if step.label != ANSWER:
-        return chunk
-    tag_end = chunk.index(">") + 1
-    answer = chunk[tag_end:].lstrip()
-    lines: list[str] = []
-    for line in answer.split("\n", 32)[:32]:
-        if not line.strip() or line.lstrip().startswith("```"):
-            break
-        lines.append(line)
-    return chunk[:tag_end] + " " + "\n".join(lines).strip()
+        return step.text
+    tag_end = step.text.index(">") + 1
+    lines = step.text[tag_end:].lstrip().split("\n", 32)[:32]
+    kept = takewhile(lambda line: line.strip() and not line.lstrip().startswith("```"), lines)
+    return step.text[:tag_end] + " " + "\n".join(kept).strip()
 
 
 def _case(text: str) -> str:
-    if not (match := _CASE.search(text)):
-        return ""
-    letter = (match.group(1) or match.group(2)).upper()
+    match = _CASE.search(text)
+    letter = (match.group(1) or match.group(2)).upper() if match else ""
     return letter if letter in CASES else ""
 
 

@@ -1,15 +1,15 @@
 """Prompt templates: Jinja in a sandbox, with the text of problems and models passed as data only.
 
-A template is named in three ways: one of this folder's ("scribe", "student", "self_teacher", "solver_instruction"),
-a file, or inline text, which is told by its ``{{`` or ``{%``. Templates come from the user's own recipe; the sandbox
-keeps them from running code, it is no boundary against a template that wants to fill the memory.
+A template is one of this folder's by name ("scribe", "student", "self_teacher", "solver_instruction"), a file, or inline
+text with ``{{`` or ``{%``. Templates come from the user's own recipe; the sandbox keeps them from running code, not from
+filling the memory.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -42,7 +42,7 @@ class Template:
     hash: str
     """Version: the first 16 hex digits of the sha256 of the source and of every template it includes."""
     variables: frozenset[str]
-    """What it, or a template it includes, asks for."""
+    """Of the template and those it includes."""
     compiled: jinja2.Template
 
     def render(self, **variables: Any) -> str:
@@ -58,22 +58,17 @@ class Template:
 
         Each block is rendered on its own, so that no text inside one can start another.
         """
-        roles = [role for role in ("system", "user") if role in self.compiled.blocks]
-        if not roles:
+        blocks = {role: self.compiled.blocks[role] for role in ("system", "user") if role in self.compiled.blocks}
+        if not blocks:
             return [{"role": "user", "content": self.render(**variables)}]
-        return [
-            {"role": role, "content": self._guarded(lambda role=role: self._block(role, variables))} for role in roles
-        ]
+
+        def text(block: Any) -> str:
+            return self._guarded(lambda: "".join(block(self.compiled.new_context(variables))))
+
+        return [{"role": role, "content": text(block)} for role, block in blocks.items()]
 
     def refuse_others_than(self, known: Collection[str], what: str) -> None:
-        """Find misspelt variables before anything is rendered.
-
-        Args:
-            what: kind of template, "a critic's prompt".
-
-        Raises:
-            ConfigError: it asks for a variable that is not known.
-        """
+        """Raise a ConfigError for a variable that is not known to ``what``, a kind of template ("a critic's prompt")."""
         for name in sorted(self.variables.difference(known)):
             close = difflib.get_close_matches(name, known, n=1)
             suggestion = f"did you mean {close[0]}? " if close else ""
@@ -83,10 +78,7 @@ class Template:
                 hint=f"{suggestion}known: {', '.join(known)}",
             )
 
-    def _block(self, role: str, variables: dict[str, Any]) -> str:
-        return "".join(self.compiled.blocks[role](self.compiled.new_context(variables)))
-
-    def _guarded(self, render: Any) -> str:
+    def _guarded(self, render: Callable[[], str]) -> str:
         try:
             return render().strip()
         except jinja2.UndefinedError as error:
