@@ -1,8 +1,8 @@
 """Prompt templates: Jinja in a sandbox, with the text of problems and models passed as data only.
 
-A template is one of this folder's by name ("scribe", "student", "self_teacher", "solver_instruction"), a file, or inline
-text with ``{{`` or ``{%``. Templates come from the user's own recipe; the sandbox keeps them from running code, not from
-filling the memory.
+A template is one of this folder's by name ("scribe", "student", "self_teacher", ...), a file, or inline text with
+``{{`` or ``{%``. Templates come from the user's own recipe; the sandbox keeps them from running code, not from filling
+the memory.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Template:
         return [{"role": role, "content": text(block)} for role, block in blocks.items()]
 
     def refuse_others_than(self, known: Collection[str], what: str) -> None:
-        """Raise a ConfigError for a variable that is not known to ``what``, a kind of template ("a critic's prompt")."""
+        """Raise a ConfigError for a variable that ``what``, such as "a critic's prompt", does not have."""
         for name in sorted(self.variables.difference(known)):
             close = difflib.get_close_matches(name, known, n=1)
             suggestion = f"did you mean {close[0]}? " if close else ""
