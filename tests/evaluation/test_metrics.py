@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepalign.evaluation import GradedCompletion, avg_at_k, compute_metrics, maj_at_k, pass_at_k
+from stepalign.evaluation.metrics import GradedCompletion, avg_at_k, compute_metrics, maj_at_k, pass_at_k
 
 
 def majority_of(drawn: tuple[int, ...], answers: list[str | None], right_share: dict[str, float]) -> float:

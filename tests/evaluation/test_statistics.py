@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from stepalign.evaluation import (
+from stepalign.evaluation.statistics import (
     bootstrap,
     bootstrap_mean,
     hierarchical_bootstrap,

@@ -97,7 +97,7 @@ def _mean_line(arm: Arm, lines: Sequence[Series], *, marks: bool) -> Series:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
+class AtEqualBudget:
     """An arm's held-out metric read at an equal budget."""
 
     arm: Arm
@@ -105,7 +105,7 @@ class Reading:
     at_rollouts: str
 
 
-def equal_budgets(results: Results, set_name: str, metric: str) -> tuple[str, str, list[Reading]]:
+def equal_budgets(results: Results, set_name: str, metric: str) -> tuple[str, str, list[AtEqualBudget]]:
     """Each arm's curve read at the largest step and the largest rollout count that every arm reached.
 
     Returns:
@@ -120,7 +120,7 @@ def equal_budgets(results: Results, set_name: str, metric: str) -> tuple[str, st
         budgets.append(count(budget))
         texts.append([_read(means.get(arm.label), budget, words) for arm in results.trained])
     readings = [
-        Reading(arm=arm, at_steps=at_steps, at_rollouts=at_rollouts)
+        AtEqualBudget(arm=arm, at_steps=at_steps, at_rollouts=at_rollouts)
         for arm, at_steps, at_rollouts in zip(results.trained, *texts, strict=True)
     ]
     return budgets[0], budgets[1], readings

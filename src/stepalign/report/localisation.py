@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepalign.report.results import Cell
-from stepalign.report.results_schema import Json, find_by, rows_of
+from stepalign.report.results_schema import Json
 from stepalign.report.text import MISSING, count, decimal, number, number_of, percent, signed
 from stepalign.signal.localisation import LABELS
 
@@ -23,13 +23,13 @@ class LocalisationRow:
 
 def localisation_rows(signal: Json) -> tuple[list[str], list[LocalisationRow]]:
     """Localisation numbers as a table: one row per number, one column per context."""
-    labels = {context["name"]: str(context.get("label") or context["name"]) for context in rows_of(signal, "contexts")}
-    entries = rows_of(signal, "localisation")
+    labels = {context["name"]: str(context.get("label") or context["name"]) for context in signal.get("contexts") or ()}
+    entries = signal.get("localisation") or ()
     columns = [labels.get(entry["context"], str(entry["context"])) for entry in entries]
     names = list(dict.fromkeys(item["name"] for entry in entries for item in entry["numbers"]))
     rows = []
     for name in names:
-        items = [find_by(entry["numbers"], "name", name) for entry in entries]
+        items = [next((item for item in entry["numbers"] if item["name"] == name), None) for entry in entries]
         known = [item for item in items if item is not None]
         baselines = [item["baseline"] for item in known if number(item.get("baseline")) is not None]
         rows.append(

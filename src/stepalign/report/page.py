@@ -19,8 +19,6 @@ from stepalign.report.template import render_page
 from stepalign.report.text import listing, megabytes, safe_json, seconds
 from stepalign.storage.files import read_json, write_atomically
 
-FORMAT = 1
-
 
 def write_report(folder: Path) -> Path:
     """Write ``folder/report.html`` from ``folder/results.json`` and, where there is one, ``folder/signal.json``.

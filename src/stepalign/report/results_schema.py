@@ -234,11 +234,3 @@ def mean_of(values: Iterable[Number]) -> Number:
     """The mean of the values that are defined; None without any."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None
-
-
-def find_by(rows: Sequence[Json], key: str, value: str) -> Json | None:
-    return next((row for row in rows if row.get(key) == value), None)
-
-
-def rows_of(mapping: Json, key: str) -> Sequence[Json]:
-    return mapping.get(key) or ()
