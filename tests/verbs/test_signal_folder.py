@@ -17,13 +17,13 @@ from rich.console import Console
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
-from stepalign.cli.looks import _config_for_file
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Event
 from stepalign.models.load import Solver, build_tiny_solver, embedded_folder, save_solver
 from stepalign.models.prompts import unknown_id
 from stepalign.report import print_rollout
 from stepalign.storage.signal_file import load_signal
+from stepalign.verbs.configs import config_for_file
 from stepalign.verbs.signal import folder as folders
 from stepalign.verbs.signal.from_jsonl import find_file
 from stepalign.verbs.signal.from_run import analyse_file
@@ -73,7 +73,7 @@ ROW = {
 
 
 def test_the_numbers_are_those_of_two_forward_passes(solver: Solver, model: str, tmp_path: Path) -> None:
-    config, source = _config_for_file(model, "", ["sampling.temperature=1.3", "signal.top_k=3"])
+    config, source = config_for_file(model, "", ["sampling.temperature=1.3", "signal.top_k=3"])
     page = analyse_file(write(tmp_path / "in.jsonl", ROW), tmp_path / "out", config, prompts_from=source)
     rows = {row["context"]: row for row in lines(tmp_path / "out" / "signal.jsonl")}
     assert list(rows) == ["critique", "same", "other"]
@@ -118,7 +118,7 @@ def test_the_numbers_are_those_of_two_forward_passes(solver: Solver, model: str,
 
 
 def test_a_context_that_changes_nothing_gives_exactly_zero(model: str, tmp_path: Path) -> None:
-    config, source = _config_for_file(model, "", ["prompts.self_teacher={{ question }}"])
+    config, source = config_for_file(model, "", ["prompts.self_teacher={{ question }}"])
     analyse_file(write(tmp_path / "in.jsonl", ROW), tmp_path / "out", config, prompts_from=source)
     for row in lines(tmp_path / "out" / "signal.jsonl"):
         assert set(row["log_ratio"]) == {0.0}
@@ -128,7 +128,7 @@ def test_a_context_that_changes_nothing_gives_exactly_zero(model: str, tmp_path:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_shipped_examples_run(name: str, model: str, tmp_path: Path) -> None:
     """Mechanics only: the model is random. What they show needs a model that has learnt to read."""
-    config, source = _config_for_file(model, "", None)
+    config, source = config_for_file(model, "", None)
     analyse_file(find_file(name), tmp_path / "out", config, prompts_from=source)
     rows = lines(tmp_path / "out" / "signal.jsonl")
     assert {"step_aligned", "reference"} <= {row["context"] for row in rows}
@@ -169,7 +169,7 @@ def test_a_killed_analysis_goes_on_to_the_same_bytes(
     torn: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folders, "SHARD_TOKENS", 60)
-    config, _ = _config_for_file(model, "", None)
+    config, _ = config_for_file(model, "", None)
     source = write(tmp_path / "in.jsonl", *many(9))
     whole = tmp_path / "whole"
     analyse_file(source, whole, config)
@@ -199,7 +199,7 @@ def test_a_killed_analysis_goes_on_to_the_same_bytes(
 
 
 def test_a_finished_analysis_scores_nothing_again(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, _ = _config_for_file(model, "", None)
+    config, _ = config_for_file(model, "", None)
     source = write(tmp_path / "in.jsonl", *many(3))
     analyse_file(source, tmp_path / "out", config)
     monkeypatch.setattr(folders, "analyse_attempts", lambda *a, **k: pytest.fail("scored again"))
@@ -211,7 +211,7 @@ def test_a_finished_analysis_scores_nothing_again(model: str, tmp_path: Path, mo
 def test_what_a_context_has_nothing_for_is_said_and_not_drawn(model: str, tmp_path: Path) -> None:
     rows = [{**row, "contexts": {**row["contexts"], "never": ""}} for row in many(4)]
     heard: list[Event] = []
-    config, _ = _config_for_file(model, "", None)
+    config, _ = config_for_file(model, "", None)
     analyse_file(write(tmp_path / "in.jsonl", *rows), tmp_path / "out", config, listener=heard.append)
     assert lines_of(heard) == [
         "context half: 2 of 4 rollouts have none: no text in the file",
@@ -246,7 +246,7 @@ def test_what_a_context_has_nothing_for_is_said_and_not_drawn(model: str, tmp_pa
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(change: dict[str, Any], message: str, model: str, tmp_path: Path) -> None:
-    config, _ = _config_for_file(model, "", None)
+    config, _ = config_for_file(model, "", None)
     source = write(tmp_path / "in.jsonl", {**ROW, **change})
     with pytest.raises(ConfigError, match=message) as caught:
         analyse_file(source, tmp_path / "out", config)
@@ -280,7 +280,7 @@ def test_rows_bring_their_own_prompts(model: str, tmp_path: Path) -> None:
         {**ROW, "id": "tagged", "prompts": {"student": "student", "self_teacher": "self_teacher"}},
     ]
     heard: list[Event] = []
-    config, _ = _config_for_file(model, "", None)
+    config, _ = config_for_file(model, "", None)
     analyse_file(write(tmp_path / "in.jsonl", *rows), tmp_path / "out", config, listener=heard.append)
     assert lines_of(heard) == ["2 of 3 rows bring prompts of their own"]
     found = {row["rollout_id"]: row for row in lines(tmp_path / "out" / "signal.jsonl") if row["context"] == "critique"}
@@ -300,7 +300,7 @@ def test_text_that_the_tokenizer_does_not_know_is_scored_and_said(
     known = {**ROW, "id": "known", "completion": "start 3 + 4 = 7 ;", "wrong_text": None}
     spaced = {**ROW, "id": "spaced", "completion": "\n3 + 4 = 7\n\n+ 1  ", "wrong_text": None}
     source = write(tmp_path / "in.jsonl", {**ROW, "id": "prose"}, known, spaced)
-    config, prompts_from = _config_for_file("embedded:arithmetic", "", [])
+    config, prompts_from = config_for_file("embedded:arithmetic", "", [])
     heard: list[Event] = []
     analyse_file(source, tmp_path / "out", config, prompts_from=prompts_from, listener=heard.append)
     (warning,) = (event.text for event in heard if event.kind == "warning")

@@ -7,18 +7,10 @@ from typing import Annotated
 
 import typer
 
-from stepalign.cli.numbers import config_for_model
 from stepalign.cli.options import OutOption, SetOption, interrupted
-from stepalign.config import Config, parse_settings
+from stepalign.config import Config
 from stepalign.errors import ConfigError
 from stepalign.events import line
-
-# A file's question is the whole question: nothing is added to it unless a recipe says so.
-PLAIN_PROMPTS = {
-    "prompts.student": "plain",
-    "prompts.self_teacher": "plain_self_teacher",
-    "model.plain_prompts": True,
-}
 
 
 def signal(
@@ -46,6 +38,7 @@ def signal(
     settings: SetOption = None,
 ) -> None:
     """A_t of attempts under several contexts: signal.jsonl, arrays and a page; goes on where it stopped."""
+    from stepalign.verbs.configs import config_for_file
     from stepalign.verbs.progress import Display, console
     from stepalign.verbs.signal.from_jsonl import find_file
     from stepalign.verbs.signal.from_run import analyse_file, analyse_run
@@ -66,7 +59,7 @@ def signal(
                     raise ConfigError(
                         "a file needs a model that scores it", where="--model", hint="--model FOLDER or a Hub name"
                     )
-                config, prompts_from = _config_for_file(model, recipe, settings)
+                config, prompts_from = config_for_file(model, recipe, settings)
                 display(line(_prompts_said(config, prompts_from)))
                 page = analyse_file(
                     path, out, config, contexts=names, num=num, prompts_from=prompts_from, listener=display
@@ -74,16 +67,6 @@ def signal(
         except KeyboardInterrupt:
             raise interrupted("the same command") from None
     console.print(f"page: {page}")
-
-
-def _config_for_file(model: str, recipe: str, settings: list[str] | None) -> tuple[Config, str]:
-    from stepalign.config import changed
-
-    config, prompts_from = config_for_model(model, recipe, settings, {})
-    if prompts_from == "the defaults":
-        keys = {key: value for key, value in PLAIN_PROMPTS.items() if key not in parse_settings(settings or ())}
-        config = changed(config, keys, "--set")
-    return config, prompts_from
 
 
 def _prompts_said(config: Config, prompts_from: str) -> str:

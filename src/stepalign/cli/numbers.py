@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,8 +18,7 @@ from stepalign.cli.options import (
     interrupted,
     resume_command,
 )
-from stepalign.config import Config, load_config
-from stepalign.errors import ConfigError
+from stepalign.config import load_config
 
 
 def evaluate(
@@ -32,6 +30,7 @@ def evaluate(
     settings: SetOption = None,
 ) -> None:
     """Pass@k, Maj@k and Avg@k with intervals, completion length and truncation; completions lie beside the numbers."""
+    from stepalign.verbs.configs import config_for_model
     from stepalign.verbs.evaluate import evaluate_model
     from stepalign.verbs.progress import Display, console, headline
 
@@ -108,28 +107,3 @@ def select(
     console.print(
         "train on them: " + " ".join(f"--set data.{name}={shlex.quote(str(out))}" for name in manifest["files"])
     )
-
-
-def config_for_model(model: str, recipe: str, settings: list[str] | None, keys: dict[str, Any]) -> tuple[Config, str]:
-    """The configuration that goes with a model, and its source: its run, the embedded recipe, or the one named."""
-    from stepalign.config import changed, parse_settings
-
-    folder = Path(model)
-    if (folder / "arms").is_dir():
-        runs = sorted(str(final.parent.relative_to(folder)) for final in folder.glob("arms/*/seed-*/final"))
-        raise ConfigError(
-            "a comparison holds many models; one of its runs is needed",
-            where=model,
-            hint=f"give {folder / 'arms' / 'ARM' / 'seed-N'}; finished: {', '.join(runs) or 'none yet'}",
-        )
-    # RUN, RUN/final and RUN/checkpoints/step-N all belong to RUN.
-    run = next((f for f in (folder, *folder.absolute().parents[:2]) if _is_run(f)), None)
-    default = str(run / "config.toml") if run else "arithmetic" if model.startswith("embedded:") else None
-    path = str(folder / "final") if run == folder else model
-    keys = {**keys, "model.path": path, "model.lora": None, "data.max_test": None}
-    config = changed(load_config(recipe or default), {**keys, **parse_settings(settings or ())}, "--set")
-    return config, recipe or default or "the defaults"
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.toml").exists() and (folder / "run.lock").exists()

@@ -63,6 +63,11 @@ def token_html(signal: Mapping[str, Any]) -> str:
     return render_page("tokens.html.j2", {**_signal_values(signal), **values})
 
 
+def frame_html(signal: Mapping[str, Any]) -> str:
+    """The viewer of one rollout alone, for a frame inside another page."""
+    return render_page("frame.html.j2", _signal_values(signal))
+
+
 def lab_html(desk: Mapping[str, Any]) -> str:
     """The page of the lab: the desk, and a viewer that asks this page's own server for what it draws.
 

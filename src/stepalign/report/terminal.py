@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -45,13 +45,21 @@ def print_rollout(
         ConfigError: when there is no such rollout or context.
     """
     console = console or Console()
+    for part in rollout_parts(signal, rollout, contexts=contexts, console=console):
+        console.print(part)
+
+
+def rollout_parts(
+    signal: Mapping[str, Any], rollout: int | str = 0, *, contexts: Sequence[str] = (), console: Console
+) -> Iterator[RenderableType]:
+    """What ``print_rollout`` prints, for a console of this width and these colours."""
     rollouts, labels = read_page(signal), context_labels(signal)
     chosen = find_rollout(rollouts, rollout)
     limit, unit = scale.limit_of(rollouts), visible(signal.get("unit", "nats"))
     colour = console.is_terminal and not console.no_color and console.color_system is not None
-    console.print(_heading(chosen, str(signal.get("model", ""))))
+    yield _heading(chosen, str(signal.get("model", "")))
     texts = [
-        rollout_text(chosen, table, f"{visible(labels[table.context])}", unit, limit, colour=colour)
+        rollout_text(chosen, table, visible(labels[table.context]), unit, limit, colour=colour)
         for table in find_tables(chosen, contexts)
     ]
     if len(texts) > 1 and console.width >= SIDE_BY_SIDE * len(texts):
@@ -59,15 +67,14 @@ def print_rollout(
         for _ in texts:
             beside.add_column(ratio=1)
         beside.add_row(*texts)
-        console.print(beside)
+        yield beside
     else:
-        for text in texts:
-            console.print(text)
-    console.print(
+        yield from texts
+    yield Text(
         f"\nA_t in {unit}: blue or line above = likelier with the feedback, orange or line below = less likely; "
         f"scale ±{limit:.2f} ({scale.PERCENTILE}th percentile of |A|)",
-        style="dim", markup=False, highlight=False,
-    )  # fmt: skip
+        style="dim",
+    )
 
 
 def rollout_text(

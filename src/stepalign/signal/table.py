@@ -153,14 +153,14 @@ def tokens_to_steps(text: str, spans: Sequence[tuple[int, int]], starts: Sequenc
     return owners
 
 
-def align_feedback(attempt: str, feedback: str) -> Alignment | None:
+def align_feedback(attempt: str, feedback: str, *, expected_answer: str | None = None) -> Alignment | None:
     """What became of the attempt's steps in feedback that is written in steps; None for any other feedback.
 
     Steps are tagged, or in the attempt's own style and more than one.
     """
     style = detect_style(feedback)
     traced = style == "tags" or (style == detect_style(attempt) and style in ("step_words", "numbered", "headings"))
-    found = align(attempt, feedback) if attempt and feedback and traced else None
+    found = align(attempt, feedback, expected_answer=expected_answer) if attempt and feedback and traced else None
     return found if found is not None and found.critique_steps else None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -127,8 +127,7 @@ def read_attempts(
     """The rows as attempts, one at a time. Raises ConfigError with file and line."""
     builders: dict[str, PromptBuilder] = {"{}": prompts}
     for line, row in islice(_rows(file.path), num):
-        shown = {name: Shown(text=row["contexts"][name]) for name in file.contexts if row["contexts"].get(name)}
-        if not shown:
+        if not any(row["contexts"].get(name) for name in file.contexts):
             continue
         where = f"{file.path}:{line}"
         own = _own_prompts(row)
@@ -138,32 +137,44 @@ def read_attempts(
                 builders[key] = make_prompts(changed(config, own, where), solver)
             except ConfigError as error:
                 raise ConfigError(error.what, where=f"{where}: {error.where}", hint=error.hint) from error
-        ids, spans = _completion_ids(row, solver, where)
-        attempt = Attempt(
-            rollout_id=_row_id(row, line),
-            problem=Problem(
-                problem_id=sha256(row["question"])[:16],
-                question=row["question"],
-                answer=row.get("answer") or "",
-                reference=row.get("reference"),
-            ),
-            text=row["completion"] if spans else decode(solver.tokenizer, ids),
-            grade=Grade.of(row.get("verdict") or "undecided"),
-        )
-        critique = None
-        if CRITIQUE in shown:
-            text = shown[CRITIQUE].text
-            critique = Critique(rollout_id=attempt.rollout_id, critic="given", status="ok", text=text)
-        yield AttemptInContexts(
-            attempt=attempt,
-            ids=ids,
-            contexts=shown,
-            critique=critique,
-            labels=Labels(wrong_step=row.get("wrong_step"), wrong_text=row.get("wrong_text")),
-            case=row.get("case") or "",
-            spans=spans,
-            prompts=builders[key] if own else None,
-        )
+        yield to_subject(row, _row_id(row, line), file.contexts, solver, where, builders[key] if own else None)
+
+
+def to_subject(
+    row: Mapping[str, Any],
+    rollout_id: str,
+    contexts: Iterable[str],
+    solver: Solver,
+    where: str,
+    prompts: PromptBuilder | None = None,
+) -> AttemptInContexts:
+    """A row as the attempt that is scored, under those of the named contexts that it has a text for."""
+    ids, spans = _completion_ids(row, solver, where)
+    attempt = Attempt(
+        rollout_id=rollout_id,
+        problem=Problem(
+            problem_id=sha256(row["question"])[:16],
+            question=row["question"],
+            answer=row.get("answer") or "",
+            reference=row.get("reference"),
+        ),
+        text=row["completion"] if spans else decode(solver.tokenizer, ids),
+        grade=Grade.of(row.get("verdict") or "undecided"),
+    )
+    shown = {name: Shown(text=row["contexts"][name]) for name in contexts if row["contexts"].get(name)}
+    critique = None
+    if CRITIQUE in shown:
+        critique = Critique(rollout_id=rollout_id, critic="given", status="ok", text=shown[CRITIQUE].text)
+    return AttemptInContexts(
+        attempt=attempt,
+        ids=ids,
+        contexts=shown,
+        critique=critique,
+        labels=Labels(wrong_step=row.get("wrong_step"), wrong_text=row.get("wrong_text")),
+        case=row.get("case") or "",
+        spans=spans,
+        prompts=prompts,
+    )
 
 
 def mostly_unknown(file: PlainFile, tokenizer: PreTrainedTokenizerBase, num: int | None) -> int:
@@ -184,16 +195,20 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield number, _checked(line, f"{path}:{number}")
+                    yield number, check_row(_parsed(line, f"{path}:{number}"), f"{path}:{number}")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the file: {error}", where=str(path)) from error
 
 
-def _checked(line: str, where: str) -> dict[str, Any]:
+def _parsed(line: str, where: str) -> Any:
     try:
-        row = json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"this line is no JSON: {error}", where=where, hint="one JSON object a line") from None
+
+
+def check_row(row: Any, where: str) -> dict[str, Any]:
+    """The row with numbers in text columns as text. Raises ConfigError for what cannot be scored."""
     if not isinstance(row, dict):
         raise ConfigError("this line is no JSON object", where=where)
     for name in row.keys() - _COLUMNS:

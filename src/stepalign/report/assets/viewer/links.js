@@ -1,6 +1,7 @@
 // Deep links: the address says what is shown.
 
 function writeHash() {
+  if (location.protocol === "about:") return; // a frame of a notebook has no address of its own
   const fields = new URLSearchParams({ rollout: current().id, t: String(state.token), c: state.shown.map((at) => at + 1).join(",") });
   if (state.diff) fields.set("d", "1");
   if (state.beside) fields.set("f", "1");
