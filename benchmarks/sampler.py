@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from stepalign.models.load import Solver, build_tokenizer
 from stepalign.models.sampling.local import LocalSampler
+from stepalign.waiting import wait_for
 
 VOCABULARY, END_IDS = 128, [1, 2, 3]
 
@@ -66,7 +67,9 @@ def by_generate(solver: Solver, prompts: torch.Tensor, num_samples: int, max_tok
 
 def by_sampler(solver: Solver, prompts: torch.Tensor, num_samples: int, max_tokens: int, seed: int) -> int:
     sampler = LocalSampler(solver, max_batch_tokens=10**9)
-    drawn = sampler.sample(prompts.tolist(), num_samples=num_samples, temperature=1.0, max_tokens=max_tokens, seed=seed)
+    drawn = wait_for(
+        sampler.sample(prompts.tolist(), num_samples=num_samples, temperature=1.0, max_tokens=max_tokens, seed=seed)
+    )
     return sum(len(completion.ids) for row in drawn for completion in row)
 
 

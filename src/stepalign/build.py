@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,19 +11,22 @@ from stepalign.config import Config, changed
 from stepalign.critics import Critic, CritiqueRequest
 from stepalign.critics.build import make_endpoint_critic, make_programmatic_critic, make_rules
 from stepalign.domains.arithmetic import task as arithmetic
-from stepalign.domains.math.grading import Grader, canonical_answer
+from stepalign.domains.math.grading import Grader
 from stepalign.domains.sets import make_grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent
 from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
 from stepalign.models.load import EMBEDDED, Solver, load_solver
-from stepalign.models.prompts import PromptBuilder, decode
+from stepalign.models.prompts import PromptBuilder
 from stepalign.models.sampling import Sampler
 from stepalign.models.sampling.local import LocalSampler
-from stepalign.records import Attempt, Completion, Critique, Problem, Rollout, Verdict
-from stepalign.rollouts.collect import Collector, Probe
+from stepalign.records import Attempt, Critique, Problem, Rollout
+from stepalign.rollouts.collect import RolloutCollector, RolloutMaker
+from stepalign.rollouts.environment import SingleTurn
 from stepalign.rollouts.review import Rules, follow
+from stepalign.rollouts.samples import Truth
+from stepalign.waiting import wait_for
 
 
 @dataclass(slots=True)
@@ -36,34 +39,38 @@ class Session:
     prompts: PromptBuilder
     grader: Grader
 
-    def sample(self, problems: Sequence[Problem], num_samples: int, seed: int) -> list[list[Completion]]:
-        """Completions as the evaluation draws them."""
-        return self.sampler.sample(
-            [self.prompts.student(problem) for problem in problems],
-            num_samples=num_samples,
-            temperature=self.config.evaluation.temperature,
-            max_tokens=self.config.evaluation_length,
-            seed=seed,
+    @property
+    def maker(self) -> RolloutMaker:
+        """Draws and grades rollouts, at any settings."""
+        environment = SingleTurn(self.prompts)
+        return RolloutMaker(
+            tokenizer=self.solver.tokenizer, sampler=self.sampler, environment=environment, grader=self.grader
         )
 
-    def grade(self, problem: Problem, completion: Completion) -> tuple[str, str | None, Verdict]:
-        """(text, canonical answer, verdict) of a completion."""
-        text = decode(self.solver.tokenizer, completion.ids)
-        grade = self.grader.grade(text, problem.answer)
-        return text, canonical_answer(grade.answer) if grade.answer is not None else None, grade.verdict
+    def attempt(self, problems: Sequence[Problem], num_samples: int, seed: int) -> list[list[Rollout]]:
+        """Graded rollouts as the evaluation draws them."""
+        return wait_for(
+            self.maker.attempt(
+                problems,
+                num_samples=num_samples,
+                temperature=self.config.evaluation.temperature,
+                max_tokens=self.config.evaluation_length,
+                seed=seed,
+            )
+        )
 
     def close(self) -> None:
         self.grader.close()
 
 
-def open_session(config: Config, *, version: Callable[[], int] = lambda: 0) -> Session:
+def open_session(config: Config) -> Session:
     """Load the solver and what goes with it. Raises ConfigError for anything the recipe got wrong."""
     model, solver = config.model, recipe_solver(config)
     if model.lora is not None:
         solver = with_lora(solver, config)
     if model.gradient_checkpointing:
         solver.model.activation_checkpointing_enable()
-    sampler = LocalSampler(solver, max_batch_tokens=config.sampling.max_batch_tokens, version=version)
+    sampler = LocalSampler(solver, max_batch_tokens=config.sampling.max_batch_tokens)
     return Session(config, solver, sampler, make_prompts(config, solver), make_grader(config))
 
 
@@ -171,7 +178,7 @@ def check_critic(config: Config, design_names: Sequence[str]) -> None:
 # The truth about steps, where a program knows it
 
 
-def arithmetic_probe(solver: Solver) -> Probe:
+def arithmetic_probe(solver: Solver) -> Truth:
     """Where an attempt at an embedded problem states its first wrong result, and the id of the right one."""
     vocabulary = solver.tokenizer.get_vocab()
     values = {value: vocabulary.get(str(value)) for value in range(arithmetic.MODULUS)}
@@ -210,26 +217,19 @@ def collect_for_signal(
     num_generations = max(8, config.sampling.num_generations) if with_siblings else 1
     forms = designs.critique_forms(contexts)
     critic = make_critic(config, folder, _of_form(contexts, forms[0])) if forms else None
-    collector = Collector(
-        solver=session.solver,
-        sampler=session.sampler,
-        prompts=session.prompts,
-        grader=session.grader,
+    collector = RolloutCollector(
+        maker=session.maker,
+        sampling=config.sampling.model_copy(update={"num_generations": num_generations}),
         critic=critic,
-        condition=designs.find_condition("none"),
-        num_generations=num_generations,
-        temperature=config.sampling.temperature,
-        max_completion_length=config.sampling.max_completion_length,
         rules=make_rules(config, session.grader),
     )
     chosen = problems[: -(-config.signal.num_rollouts // num_generations)]
     try:
-        batch = collector.collect(chosen, 0, seed)
+        groups, _ = wait_for(collector.collect(chosen, 0, seed))
     finally:
         if critic is not None:
             critic.close()
-    critiques = {critique.rollout_id: critique for critique in batch.critiques}
-    return [(r, critiques.get(r.rollout_id)) for r in batch.rollouts]
+    return [pair for group in groups for pair in zip(group.rollouts, group.critiques, strict=True)]
 
 
 def more_critiques(

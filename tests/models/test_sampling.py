@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from stepalign.models.load import Solver
 from stepalign.models.sampling.local import LocalSampler, draw
 from stepalign.records import Completion
+from stepalign.waiting import wait_for
 
 ENDS = (1, 20, 21, 22, 23, 24)
 PROMPTS = [[3, 14, 30, 16, 4], [3, 9, 4], [3, 20, 31, 12, 30, 25, 31, 11, 4], [3, 15, 30, 15, 4]]
@@ -57,9 +59,11 @@ def ending_solver(make_solver: Callable[..., Solver]) -> Solver:
 
 
 def sample(solver: Solver, prompts=PROMPTS, *, num_samples=1, temperature=1.0, max_tokens=16, seed=0, **options):
-    sampler = LocalSampler(solver, **{k: options.pop(k) for k in ("max_batch_tokens", "version") if k in options})
-    return sampler.sample(
-        prompts, num_samples=num_samples, temperature=temperature, max_tokens=max_tokens, seed=seed, **options
+    sampler = LocalSampler(solver, **{k: options.pop(k) for k in ("max_batch_tokens",) if k in options})
+    return wait_for(
+        sampler.sample(
+            prompts, num_samples=num_samples, temperature=temperature, max_tokens=max_tokens, seed=seed, **options
+        )
     )
 
 
@@ -196,11 +200,11 @@ def test_the_weights_at_the_time_of_the_call_are_used(make_solver: Callable[...,
     solver, other = make_solver(0), make_solver(1)
     sampler = LocalSampler(solver)
     settings = {"num_samples": 2, "temperature": 1.0, "max_tokens": 8, "seed": 0}
-    before = sampler.sample(PROMPTS, **settings)
+    before = wait_for(sampler.sample(PROMPTS, **settings))
     solver.model.load_state_dict(other.model.state_dict())
-    after = sampler.sample(PROMPTS, **settings)
+    after = wait_for(sampler.sample(PROMPTS, **settings))
     assert after != before
-    assert after == LocalSampler(other).sample(PROMPTS, **settings)
+    assert after == wait_for(LocalSampler(other).sample(PROMPTS, **settings))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -250,10 +254,34 @@ def test_every_completion_is_reported_once_when_it_ends(ending_solver: Solver) -
     assert len(set(one_batch)) > 1
 
 
-def test_the_policy_version_is_that_of_the_call(tiny_solver: Solver) -> None:
-    versions = iter((17, 17, 17, 17))
-    found = sample(tiny_solver, version=lambda: next(versions))
-    assert {c.policy_version for row in found for c in row} == {17}
+def test_completions_name_the_version_that_was_published_last(tiny_solver: Solver) -> None:
+    sampler = LocalSampler(tiny_solver)
+
+    def versions() -> set[int]:
+        found = wait_for(sampler.sample(PROMPTS, num_samples=1, temperature=1.0, max_tokens=4, seed=0))
+        return {c.policy_version for row in found for c in row}
+
+    assert versions() == {0}
+    wait_for(sampler.publish(dict(tiny_solver.model.named_parameters()), 17))
+    assert versions() == {17}
+
+
+def test_calls_that_run_at_once_draw_what_they_draw_alone(ending_solver: Solver) -> None:
+    sampler = LocalSampler(ending_solver)
+    settings = {"num_samples": 2, "temperature": 1.0}
+    ending_solver.model.train()
+
+    async def both() -> list[list[list[Completion]]]:
+        short = sampler.sample(PROMPTS[:2], max_tokens=3, seed=4, **settings)
+        long = sampler.sample(PROMPTS, max_tokens=16, seed=5, **settings)
+        return await asyncio.gather(short, long)
+
+    alone = [
+        wait_for(sampler.sample(PROMPTS[:2], max_tokens=3, seed=4, **settings)),
+        wait_for(sampler.sample(PROMPTS, max_tokens=16, seed=5, **settings)),
+    ]
+    assert wait_for(both()) == alone
+    assert ending_solver.model.training
 
 
 def test_no_prompts_give_no_completions(tiny_solver: Solver) -> None:

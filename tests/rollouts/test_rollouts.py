@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepalign.config import Config, ObjectiveSection, changed
+from stepalign.config import Config, ObjectiveSection, SamplingSection, changed
 from stepalign.critics import CritiqueRequest
 from stepalign.domains.arithmetic.critic import ArithmeticCritic
 from stepalign.domains.arithmetic.task import make_problem, parse_question
@@ -25,8 +25,12 @@ from stepalign.feedback.prompts import load_template
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder
 from stepalign.records import Completion, Critique, Problem, Sample
-from stepalign.rollouts.collect import Batch, Collector, derive_seed, problems_of_step
+from stepalign.rollouts.collect import RolloutCollector, RolloutMaker
 from stepalign.rollouts.credit import check_terms
+from stepalign.rollouts.environment import SingleTurn
+from stepalign.rollouts.order import derive_seed, problems_of_step
+from stepalign.rollouts.samples import SampleMaker
+from stepalign.rollouts.stream import Batch, Stream
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Which problems, and which seeds
@@ -91,7 +95,9 @@ class Script:
         self._solver, self._attempts, self._limit = solver, attempts, limit
         self.calls: list[dict] = []
 
-    def sample(self, prompts, *, num_samples, temperature, max_tokens, seed, on_finished=None):
+    async def publish(self, weights, version): ...
+
+    async def sample(self, prompts, *, num_samples, temperature, max_tokens, seed, on_finished=None):
         self.calls.append({"prompts": prompts, "temperature": temperature, "max_tokens": max_tokens, "seed": seed})
         done = [[self._completion(text) for text in row[:num_samples]] for row in self._attempts]
         for prompt, sample in reversed([(p, s) for p in range(len(prompts)) for s in range(num_samples)]):
@@ -136,30 +142,39 @@ class Moody:
     def close(self) -> None: ...
 
 
+def make_stream(solver: Solver, sampler, grader: Grader, condition: str, critic=None, **options) -> Stream:
+    """The stream of a run at seed 42. ``options`` are keys of the sampling section and fields of a SampleMaker."""
+    prompts = PromptBuilder(
+        solver.tokenizer,
+        student=load_template("{{ question }}"),
+        self_teacher=load_template("{{ question }} Feedback : {{ feedback }}"),
+        **options.pop("prompts", {}),
+    )
+    environment = options.pop("environment", SingleTurn(prompts))
+    sampling: dict = {"temperature": 1.1, "max_completion_length": 21, "num_generations": 2}
+    sampling |= {name: options.pop(name) for name in sampling if name in options}
+    maker = RolloutMaker(tokenizer=solver.tokenizer, sampler=sampler, environment=environment, grader=grader)
+    return Stream(
+        collector=RolloutCollector(
+            maker=maker,
+            critic=critic,
+            sampling=SamplingSection(**sampling),
+        ),
+        samples=SampleMaker(
+            tokenizer=solver.tokenizer, prompts=prompts, condition=designs.find_condition(condition), **options
+        ),
+        problems=PROBLEMS,
+        problems_per_step=len(PROBLEMS),
+        seed=42,
+    )
+
+
 @pytest.fixture
 def collect(tiny_solver: Solver) -> Callable[..., tuple[Batch, Script]]:
-    def run(condition: str, *, critic=None, num_generations: int = 2, attempts=ATTEMPTS, problems=PROBLEMS, **options):
-        prompts = PromptBuilder(
-            tiny_solver.tokenizer,
-            student=load_template("{{ question }}"),
-            self_teacher=load_template("{{ question }} Feedback : {{ feedback }}"),
-            **options.pop("prompts", {}),
-        )
+    def run(condition: str, *, attempts=ATTEMPTS, problems=PROBLEMS, **options):
         sampler = Script(tiny_solver, attempts)
         with Grader() as grader:
-            collector = Collector(
-                solver=tiny_solver,
-                sampler=sampler,
-                prompts=prompts,
-                grader=grader,
-                critic=critic,
-                condition=designs.find_condition(condition),
-                num_generations=num_generations,
-                temperature=1.1,
-                max_completion_length=21,
-                **options,
-            )
-            return collector.collect(problems, 5, 42), sampler
+            return make_stream(tiny_solver, sampler, grader, condition, **options).batch(problems, 5), sampler
 
     return run
 
@@ -306,9 +321,10 @@ def test_groups_without_signal_are_left_out_when_asked(collect, condition: str) 
             assert (sample.distillation_weight, sample.policy_weight) == (0.0, 0.0)
 
 
-def test_groups_of_one_cannot_be_compared(collect) -> None:
+def test_groups_of_one_cannot_be_compared() -> None:
+    settings = {"condition": "refsol", "sampling.num_generations": 1, "sampling.skip_zero_std_groups": True}
     with pytest.raises(ConfigError, match="every group would be skipped"):
-        collect("refsol", num_generations=1, skip_zero_std_groups=True)
+        check_terms(changed(Config(), settings))
 
 
 def test_an_undecided_sibling_is_no_signal(collect) -> None:
@@ -344,31 +360,18 @@ def test_skipping_gives_the_gradient_of_the_other_groups_alone(collect, tiny_sol
     assert (told["loss"], told["grad_norm"], told["trained_tokens"], told["active_samples"]) == (0, 0, 0, 0)
 
 
-def test_progress_is_told_for_every_completion(collect, tiny_solver: Solver) -> None:
+def test_progress_is_told_for_every_completion(tiny_solver: Solver) -> None:
     told: list[tuple[int, int]] = []
     with Grader() as grader:
-        Collector(
-            solver=tiny_solver,
-            sampler=Script(tiny_solver, ATTEMPTS),
-            prompts=PromptBuilder(
-                tiny_solver.tokenizer,
-                student=load_template("{{ question }}"),
-                self_teacher=load_template("{{ question }} {{ feedback }}"),
-            ),
-            grader=grader,
-            critic=None,
-            condition=designs.find_condition("grpo"),
-            num_generations=2,
-            temperature=1.0,
-            max_completion_length=9,
-        ).collect(PROBLEMS, 0, 0, lambda event: told.append((event.done, event.total)))
+        stream = make_stream(tiny_solver, Script(tiny_solver, ATTEMPTS), grader, "grpo")
+        stream.batch(PROBLEMS, 0, lambda event: told.append((event.done, event.total)))
     assert told == [(i, 6) for i in range(1, 7)]
 
 
 def test_the_probe_points_at_the_first_wrong_result(collect, tiny_solver: Solver) -> None:
     from stepalign.build import arithmetic_probe
 
-    samples: list[Sample] = collect("grpo", probe=arithmetic_probe(tiny_solver))[0].samples
+    samples: list[Sample] = collect("grpo", truth=arithmetic_probe(tiny_solver))[0].samples
     assert [s.probe is not None for s in samples] == [False, True, False, False, False, False]
     place, right = samples[1].probe or (0, 0)
     name = tiny_solver.tokenizer.convert_ids_to_tokens

@@ -20,7 +20,7 @@ from stepalign.critics import RUN_FILES
 from stepalign.critics.cache import ReplyCache
 from stepalign.errors import ConfigError, EndpointError, LockedError
 from stepalign.evaluation.evaluate import read_samples, sample_and_grade
-from stepalign.records import Completion, Problem
+from stepalign.records import Attempt, Completion, Grade, Problem, Rollout
 from stepalign.storage.files import finite, write_atomically
 from stepalign.storage.jsonl import append, keep_records, read_json_lines, to_json_line
 from stepalign.storage.run_folder import RECORDS, RunFolder
@@ -289,25 +289,27 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "[]"
 
 
+def wrong_rollout(problem: Problem, text: str) -> Rollout:
+    completion = Completion(ids=(1,), log_probs=(0.0,), finish_reason="stop", policy_version=0)
+    attempt = Attempt(rollout_id="r", problem=problem, text=text, grade=Grade(score=0.0))
+    return Rollout(attempt=attempt, completion=completion, step=0, group_index=0)
+
+
 def test_completions_with_any_line_separator_are_read_again(tmp_path: Path) -> None:
     """The completions of an evaluation are taken over on resume, whatever characters the model wrote."""
     texts = ["a\u2028b", "a\u0085b", "a\u2029\nb\rc", "\x0b\x0c\x1c\x1d\x1e", "plain"]
     problems = [Problem(problem_id=str(i), question="q", answer="1") for i in range(len(texts))]
     calls: list[int] = []
 
-    def sample(chunk, num_samples, seed):
+    def attempt(chunk, num_samples, seed):
         calls.append(len(chunk))
-        done = Completion(ids=(1,), log_probs=(0.0,), finish_reason="stop", policy_version=0)
-        return [[done] * num_samples for _ in chunk]
-
-    def grade(problem, completion):
-        return texts[int(problem.problem_id)], None, "incorrect"
+        return [[wrong_rollout(problem, texts[int(problem.problem_id)])] * num_samples for problem in chunk]
 
     file = tmp_path / "samples.jsonl"
-    first = sample_and_grade(problems, num_samples=2, seed=0, sample=sample, grade=grade, file=file)
+    first = sample_and_grade(problems, num_samples=2, seed=0, attempt=attempt, canonical=str, file=file)
     with file.open("ab") as torn:
         torn.write('{"problem_id": "5", "texts": ["ä'.encode()[:-1])  # a character cut in two
-    again = sample_and_grade(problems, num_samples=2, seed=0, sample=sample, grade=grade, file=file)
+    again = sample_and_grade(problems, num_samples=2, seed=0, attempt=attempt, canonical=str, file=file)
     assert again == first == read_samples(file)
     assert [p.texts[0] for p in again] == texts
     assert calls == [5]
@@ -318,16 +320,12 @@ def test_an_evaluation_that_was_killed_while_writing_goes_on_with_whole_chunks(t
     problems = [Problem(problem_id=str(i), question="q", answer="1") for i in range(300)]
     seeds: list[int] = []
 
-    def sample(chunk, num_samples, seed):
+    def attempt(chunk, num_samples, seed):
         seeds.append(seed)
-        done = Completion(ids=(1,), log_probs=(0.0,), finish_reason="stop", policy_version=0)
-        return [[done] * num_samples for _ in chunk]
-
-    def grade(problem, completion):
-        return f"text {problem.problem_id}", None, "incorrect"
+        return [[wrong_rollout(problem, f"text {problem.problem_id}")] * num_samples for problem in chunk]
 
     file = tmp_path / "samples.jsonl"
-    options = {"num_samples": 1, "seed": 7, "sample": sample, "grade": grade, "file": file}
+    options = {"num_samples": 1, "seed": 7, "attempt": attempt, "canonical": str, "file": file}
     first = sample_and_grade(problems, **options)
     rows = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(rows[:whole]) + rows[whole][:-5])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,23 +12,17 @@ from stepalign.errors import LockedError
 from stepalign.evaluation.metrics import NO_SHARES, GradedCompletion, Metric, compute_metrics
 from stepalign.evaluation.statistics import bootstrap_mean
 from stepalign.events import Listener, progress, silent
-from stepalign.records import Completion, Problem, Verdict
+from stepalign.records import Problem, Rollout, Verdict
 from stepalign.storage import jsonl
 
 CHUNK = 256
 """Problems sampled in one call; a finished chunk survives an interruption."""
 
 
-class Samples(Protocol):
-    """Draws completions for problems: (problems, num_samples, seed) -> completions per problem."""
+class AttemptFunction(Protocol):
+    """Draws graded rollouts for problems: (problems, num_samples, seed) -> rollouts per problem."""
 
-    def __call__(self, problems: Sequence[Problem], num_samples: int, seed: int) -> list[list[Completion]]: ...
-
-
-class Grades(Protocol):
-    """Grades a completion: (problem, completion) -> (text, canonical answer or None, verdict)."""
-
-    def __call__(self, problem: Problem, completion: Completion) -> tuple[str, str | None, Verdict]: ...
+    def __call__(self, problems: Sequence[Problem], num_samples: int, seed: int) -> list[list[Rollout]]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,14 +52,15 @@ def sample_and_grade(
     *,
     num_samples: int,
     seed: int,
-    sample: Samples,
-    grade: Grades,
+    attempt: AttemptFunction,
+    canonical: Callable[[str], str],
     file: Path | None = None,
     listener: Listener = silent,
 ) -> list[EvaluatedProblem]:
     """Sample and grade every problem; with a file, finished problems are kept there and not done again.
 
     Args:
+        canonical: answer -> the string that it shares with all answers equal to it.
         file: JSON lines, one problem a line. Lines of the same problems in the same order are taken over.
         listener: receives the progress of the phase "evaluation", in problems.
     """
@@ -80,8 +75,7 @@ def sample_and_grade(
         jsonl.cut(file, sum(map(len, islice(jsonl.whole_lines(file), len(done)))))
     for start in range(len(done), len(problems), CHUNK):
         chunk = problems[start : start + CHUNK]
-        drawn = sample(chunk, num_samples, seed + start)
-        new = [_graded(problem, completions, grade) for problem, completions in zip(chunk, drawn, strict=True)]
+        new = [_evaluated(rollouts, canonical) for rollouts in attempt(chunk, num_samples, seed + start)]
         if file is not None:
             jsonl.append(file, map(asdict, new))
         done += new
@@ -89,15 +83,14 @@ def sample_and_grade(
     return done
 
 
-def _graded(problem: Problem, completions: Sequence[Completion], grade: Grades) -> EvaluatedProblem:
-    graded = [grade(problem, completion) for completion in completions]
+def _evaluated(rollouts: Sequence[Rollout], canonical: Callable[[str], str]) -> EvaluatedProblem:
     return EvaluatedProblem(
-        problem_id=problem.problem_id,
-        answers=tuple(answer for _, answer, _ in graded),
-        verdicts=tuple(verdict for _, _, verdict in graded),
-        lengths=tuple(len(c.ids) for c in completions),
-        finish_reasons=tuple(c.finish_reason for c in completions),
-        texts=tuple(text for text, _, _ in graded),
+        problem_id=rollouts[0].problem_id,
+        answers=tuple(None if rollout.answer is None else canonical(rollout.answer) for rollout in rollouts),
+        verdicts=tuple(rollout.verdict for rollout in rollouts),
+        lengths=tuple(len(rollout.completion.ids) for rollout in rollouts),
+        finish_reasons=tuple(rollout.completion.finish_reason for rollout in rollouts),
+        texts=tuple(rollout.text for rollout in rollouts),
     )
 
 

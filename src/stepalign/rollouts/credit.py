@@ -1,13 +1,13 @@
-"""How verdict and self-teacher work together: on which terms of the loss one rollout trains.
+"""Credit assignment: on which terms of the loss a rollout trains, from its verdict, its context and its first error.
 
-A hybrid is a small function in a literal table. What it returns is data of the Sample, so the learner, which knows
+A method is a small function in a literal table. Its result becomes fields of the Sample, so the learner, which knows
 terms and weights only, stays blind to it. Formulas, sources and departures: docs/objective.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stepalign.config import Config, Hybrid, ObjectiveSection
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What is known about a rollout when its terms are chosen."""
+    """What is known about a rollout when its weights are chosen."""
 
     verdict: Verdict
     has_context: bool
@@ -35,7 +35,7 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Terms:
+class LossWeights:
     """The fields of a Sample that decide what it trains on."""
 
     distillation_weight: float = 0.0
@@ -46,66 +46,75 @@ class Terms:
     """Completion tokens before this one do not train."""
 
 
-def _as_the_condition_says(condition: Condition, facts: Facts, _: ObjectiveSection) -> Terms:
-    return Terms(
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """A method."""
+
+    weigh: Callable[[Condition, Facts, ObjectiveSection], LossWeights]
+    needs_error: bool = False
+    """Whether it wants to know where the first wrong step begins."""
+
+
+def _as_the_condition_says(condition: Condition, facts: Facts, _: ObjectiveSection) -> LossWeights:
+    return LossWeights(
         distillation_weight=condition.distillation_weight if facts.has_context else 0.0,
         policy_weight=condition.policy_weight,
     )
 
 
-def _weighted_sum(_: Condition, facts: Facts, section: ObjectiveSection) -> Terms:
+def _weighted_sum(_: Condition, facts: Facts, section: ObjectiveSection) -> LossWeights:
     """Both terms on every rollout; without a context the policy term stays."""
     weight = section.distillation_weight
-    return Terms(distillation_weight=weight if facts.has_context else 0.0, policy_weight=1.0 - weight)
+    return LossWeights(distillation_weight=weight if facts.has_context else 0.0, policy_weight=1.0 - weight)
 
 
-def _rlsd(_: Condition, facts: Facts, section: ObjectiveSection) -> Terms:
+def _rlsd(_: Condition, facts: Facts, section: ObjectiveSection) -> LossWeights:
     """RLSD (arXiv 2604.03128): the verdict's advantage, sized token by token by the self-teacher, ever less so."""
     left = 1.0 - facts.step / section.rlsd_decay_steps if section.rlsd_decay_steps else 1.0
-    return Terms(policy_weight=1.0, magnitude_mixing=section.rlsd_mixing * max(0.0, left) * facts.has_context)
+    return LossWeights(policy_weight=1.0, magnitude_mixing=section.rlsd_mixing * max(0.0, left) * facts.has_context)
 
 
-def _srpo(_: Condition, facts: Facts, section: ObjectiveSection) -> Terms:
+def _srpo(_: Condition, facts: Facts, section: ObjectiveSection) -> LossWeights:
     """SRPO (arXiv 2604.02288): wrong rollouts with a context go to the self-teacher, all others to the verdict."""
     if facts.has_context and facts.verdict == "incorrect":
-        return Terms(distillation_weight=1.0, entropy_damping=section.srpo_entropy_damping)
-    return Terms(policy_weight=1.0)
+        return LossWeights(distillation_weight=1.0, entropy_damping=section.srpo_entropy_damping)
+    return LossWeights(policy_weight=1.0)
 
 
-def _rosd(condition: Condition, facts: Facts, section: ObjectiveSection) -> Terms:
+def _rosd(condition: Condition, facts: Facts, section: ObjectiveSection) -> LossWeights:
     """ROSD (arXiv 2605.28014): only tokens from the first error on train; all of them where none was found."""
-    plain = _as_the_condition_says(condition, facts, section)
-    return Terms(
-        distillation_weight=plain.distillation_weight,
-        policy_weight=plain.policy_weight,
-        first_token=facts.first_error or 0,
-    )
+    return replace(_as_the_condition_says(condition, facts, section), first_token=facts.first_error or 0)
 
 
-HYBRIDS: dict[Hybrid, Callable[[Condition, Facts, ObjectiveSection], Terms]] = {
-    "none": _as_the_condition_says,
-    "weighted_sum": _weighted_sum,
-    "rlsd": _rlsd,
-    "srpo": _srpo,
-    "rosd": _rosd,
+HYBRIDS: dict[Hybrid, Credit] = {
+    "none": Credit(_as_the_condition_says),
+    "weighted_sum": Credit(_weighted_sum),
+    "rlsd": Credit(_rlsd),
+    "srpo": Credit(_srpo),
+    "rosd": Credit(_rosd, needs_error=True),
 }
 """What a rollout trains on, by ``objective.hybrid``."""
 
 
 def check_terms(config: Config) -> Condition:
     """The recipe's condition. Raises ConfigError where the loss would have no signal, whatever the rollouts are."""
-    per_step = config.training.problems_per_step
-    condition = check_condition(config.condition, config.sampling.num_generations, per_step)
-    hybrid = config.objective.hybrid
+    sampling, hybrid = config.sampling, config.objective.hybrid
+    condition = check_condition(config.condition, sampling.num_generations, config.training.problems_per_step)
     if hybrid != "none" and condition.design == "none":
         raise ConfigError(
             f"the hybrid {hybrid} needs a self-teacher, and the condition {config.condition} shows it nothing",
             where="objective.hybrid",
             hint="choose a condition with a context, such as stepalign or refsol",
         )
-    probe = Facts(verdict="correct", has_context=True, first_error=None, step=0)
-    uses_verdicts = HYBRIDS[hybrid](condition, probe, config.objective).policy_weight
-    if uses_verdicts and config.sampling.num_generations < 2 and config.training.max_steps:
+    if sampling.skip_zero_std_groups and sampling.num_generations < 2:
+        raise ConfigError(
+            "a group of one has no two rewards, so that every group would be skipped",
+            where="sampling.skip_zero_std_groups",
+            hint="--set sampling.num_generations=8, or leave the key out",
+        )
+    example = Facts(verdict="correct", has_context=True, first_error=None, step=0)
+    uses_verdicts = HYBRIDS[hybrid].weigh(condition, example, config.objective).policy_weight
+    if uses_verdicts and sampling.num_generations < 2 and config.training.max_steps:
         raise ConfigError(
             "an advantage compares the completions of a problem, and there is only one",
             where="sampling.num_generations = 1",

@@ -32,14 +32,18 @@ from stepalign.config import Config, check_checkpoint_rule
 from stepalign.critics import RUN_FILES
 from stepalign.critics.build import make_rules
 from stepalign.critics.ledger import cost
+from stepalign.domains.math.grading import canonical_answer
 from stepalign.domains.sets import fingerprint, load_sets
 from stepalign.errors import BudgetSpentError, ConfigError
 from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
 from stepalign.events import Event, Listener, evaluation, line, step, warning
 from stepalign.models.load import EMBEDDED, Solver, save_solver
 from stepalign.records import Problem, to_json
-from stepalign.rollouts.collect import Batch, Collector, derive_seed, problems_of_step
+from stepalign.rollouts.collect import RolloutCollector
 from stepalign.rollouts.credit import check_terms
+from stepalign.rollouts.order import derive_seed
+from stepalign.rollouts.samples import SampleMaker
+from stepalign.rollouts.stream import Batch, Stream
 from stepalign.stopping import Interrupted, StopRequest
 from stepalign.storage.files import move_into_place, seal
 from stepalign.storage.jsonl import read_json_lines
@@ -50,6 +54,7 @@ from stepalign.training.learner import Learner
 from stepalign.training.preflight import check_dtype, check_material, check_prompts
 from stepalign.training.teacher import Teacher
 from stepalign.training.trackers import check_trackers, open_trackers
+from stepalign.waiting import wait_for
 
 PHASES = ("sampling", "feedback", "learning", "evaluation", "saving")
 
@@ -114,7 +119,7 @@ def train(
     progress = Progress()
     check_material(config, sets["train"], listener)
     check_dtype(config, listener)
-    session = open_session(config, version=lambda: progress.step)
+    session = open_session(config)
     try:
         check_prompts(config, session.solver, session.prompts, sets)
         with RunFolder(out, config, resume=resume, extra=RUN_FILES) as folder:
@@ -148,20 +153,24 @@ class _Run:
         self.guards = Guards(config.guards, config.objective.teacher.weights)
         condition = check_terms(config)
         self.critic = make_critic(config, shared_folder, [condition.design], listener, folder.path)
-        self.collector = Collector(
-            solver=session.solver,
-            sampler=session.sampler,
-            prompts=session.prompts,
-            grader=session.grader,
-            critic=self.critic,
-            condition=condition,
-            num_generations=config.sampling.num_generations,
-            temperature=config.sampling.temperature,
-            max_completion_length=config.sampling.max_completion_length,
-            objective=config.objective,
-            rules=make_rules(config, session.grader),
-            skip_zero_std_groups=config.sampling.skip_zero_std_groups,
-            probe=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
+        self.stream = Stream(
+            collector=RolloutCollector(
+                maker=session.maker,
+                sampling=config.sampling,
+                critic=self.critic,
+                rules=make_rules(config, session.grader),
+            ),
+            samples=SampleMaker(
+                tokenizer=session.solver.tokenizer,
+                prompts=session.prompts,
+                condition=condition,
+                objective=config.objective,
+                skip_zero_std_groups=config.sampling.skip_zero_std_groups,
+                truth=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
+            ),
+            problems=sets["train"],
+            problems_per_step=config.training.problems_per_step,
+            seed=config.training.seed,
         )
         self.learner = Learner(
             session.solver,
@@ -178,17 +187,19 @@ class _Run:
 
     def go(self) -> None:
         section = self.config.training
+        self.publish_weights()
         if self.config.evaluation.at_start if self.progress.step == 0 else self._due(self.config.evaluation.eval_steps):
             self.evaluate()  # before the first step, or where an evaluation was interrupted
+        batches = self.stream.batches(self.progress.step, section.max_steps, self.listener)
         while not self._ended():
-            problems = problems_of_step(self.sets["train"], self.progress.step, section.problems_per_step, section.seed)
             with self.timed("sampling"), self._saved_if_the_budget_ends():
-                batch = self.collector.collect(problems, self.progress.step, section.seed, self.listener)
+                batch = next(batches)
             self._book_feedback(batch.feedback_seconds)
             self._stop_if_asked()
             with self.timed("learning"):
                 numbers = self.learner.update(batch.samples, self.teacher, self.progress.step)
             self.progress.step += 1
+            self.publish_weights()
             self.record(batch, numbers)
             if self._due(self.config.evaluation.eval_steps):
                 self.evaluate()
@@ -196,6 +207,12 @@ class _Run:
                 self.save()
             self._stop_if_asked()
         save_final(self.session.solver, self.folder.path / "final")
+
+    def publish_weights(self) -> None:
+        """Let the sampler draw from the weights as they are now."""
+        named = self.session.solver.model.named_parameters()
+        weights = {name: parameter for name, parameter in named if parameter.requires_grad}
+        wait_for(self.session.sampler.publish(weights, self.progress.step))
 
     # -- the parts of a step ------------------------------------------------------------------------------------------
 
@@ -254,8 +271,8 @@ class _Run:
                     self.sets[name],
                     num_samples=section.num_samples,
                     seed=derive_seed(section.seed, name),
-                    sample=self.session.sample,
-                    grade=self.session.grade,
+                    attempt=self.session.attempt,
+                    canonical=canonical_answer,
                     file=self.folder.path / "samples" / f"step-{done:05d}-{name}.jsonl",
                     listener=self._evaluating,
                 )

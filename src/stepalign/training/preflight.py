@@ -14,7 +14,7 @@ from stepalign.feedback.designs import Need, find_condition, find_design
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder
 from stepalign.records import Problem
-from stepalign.rollouts.collect import problems_of_step
+from stepalign.rollouts.order import problems_of_step
 from stepalign.training.trackers import check_trackers
 
 SHOWN = 5

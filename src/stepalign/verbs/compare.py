@@ -354,7 +354,7 @@ def write_signal(config: Config, out: Path, listener: Listener) -> Path:
     from stepalign.critics.build import make_rules
     from stepalign.domains.sets import load_set
     from stepalign.models.load import EMBEDDED
-    from stepalign.rollouts.collect import derive_seed
+    from stepalign.rollouts.order import derive_seed
     from stepalign.signal.analyse import analyse
 
     session = open_session(config)

@@ -8,12 +8,13 @@ from typing import Any
 
 from stepalign.build import open_session
 from stepalign.config import Config, changed
+from stepalign.domains.math.grading import canonical_answer
 from stepalign.domains.sets import load_set
 from stepalign.errors import ConfigError, LockedError
 from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
 from stepalign.events import Listener, line
 from stepalign.models.load import EMBEDDED
-from stepalign.rollouts.collect import derive_seed
+from stepalign.rollouts.order import derive_seed
 from stepalign.storage.files import write_atomically, write_json
 
 
@@ -44,8 +45,8 @@ def evaluate_model(config: Config, problems: str, out: Path, listener: Listener)
             found.problems,
             num_samples=config.evaluation.num_samples,
             seed=derive_seed(config.evaluation.seed, "test"),
-            sample=session.sample,
-            grade=session.grade,
+            attempt=session.attempt,
+            canonical=canonical_answer,
             file=samples,
             listener=listener,
         )

@@ -21,15 +21,15 @@ from stepalign.domains.sets import load_set, make_grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, progress, warning
 from stepalign.feedback.steps import split_steps
-from stepalign.models.prompts import decode
 from stepalign.problems.loading import find_overlaps, save_problems, split_problems
 from stepalign.problems.selection import Attempts, Evidence, Passage, funnel_rows, gates_of, pass_gates
-from stepalign.records import Attempt, Completion, Critique, Problem
-from stepalign.rollouts.collect import derive_seed
+from stepalign.records import Attempt, Critique, Problem, Rollout
+from stepalign.rollouts.order import derive_seed
 from stepalign.storage.files import write_json
 from stepalign.storage.fingerprint import sha256_of_file
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.run_folder import RunFolder
+from stepalign.waiting import wait_for
 
 CHUNK = 32
 """Problems whose completions are drawn and written together."""
@@ -86,14 +86,16 @@ def _sample_all(session: Session, problems: Sequence[Problem], folder: RunFolder
     listener(progress("sampling", done, len(problems)))
     for start in range(0, len(missing), CHUNK):
         chunk = missing[start : start + CHUNK]
-        drawn = session.sampler.sample(
-            [session.prompts.student(problem) for problem in chunk],
-            num_samples=config.selection.num_samples,
-            temperature=config.sampling.temperature,
-            max_tokens=config.sampling.max_completion_length,
-            seed=derive_seed(config.selection.seed, "selection", chunk[0].problem_id),
+        drawn = wait_for(
+            session.maker.attempt(
+                chunk,
+                num_samples=config.selection.num_samples,
+                temperature=config.sampling.temperature,
+                max_tokens=config.sampling.max_completion_length,
+                seed=derive_seed(config.selection.seed, "selection", chunk[0].problem_id),
+            )
         )
-        new = [_graded(session, problem, row) for problem, row in zip(chunk, drawn, strict=True)]
+        new = [_measured(rollouts, config.selection.form) for rollouts in drawn]
         folder.append("samples", [asdict(attempts) for attempts in new])
         stored |= {attempts.problem_id: attempts for attempts in new}
         done += len(chunk)
@@ -101,21 +103,18 @@ def _sample_all(session: Session, problems: Sequence[Problem], folder: RunFolder
     return stored
 
 
-def _graded(session: Session, problem: Problem, completions: Sequence[Completion]) -> Attempts:
-    texts = [decode(session.solver.tokenizer, completion.ids) for completion in completions]
-    grades = session.grader.grade_many(texts, [problem.answer] * len(texts))
-    formatted = [
-        completion.finish_reason == "stop"
-        and grade.answer is not None
-        and (session.config.selection.form == "answer" or _has_steps(text))
-        for completion, grade, text in zip(completions, grades, texts, strict=True)
-    ]
+def _measured(rollouts: Sequence[Rollout], form: str) -> Attempts:
     return Attempts(
-        problem_id=problem.problem_id,
-        verdicts=tuple(grade.verdict for grade in grades),
-        formatted=tuple(formatted),
-        texts=tuple(texts),
-        lengths=tuple(len(completion.ids) for completion in completions),
+        problem_id=rollouts[0].problem_id,
+        verdicts=tuple(rollout.verdict for rollout in rollouts),
+        formatted=tuple(
+            not rollout.attempt.truncated
+            and rollout.answer is not None
+            and (form == "answer" or _has_steps(rollout.text))
+            for rollout in rollouts
+        ),
+        texts=tuple(rollout.text for rollout in rollouts),
+        lengths=tuple(len(rollout.completion.ids) for rollout in rollouts),
     )
 
 

@@ -26,6 +26,7 @@ from stepalign.errors import LockedError
 from stepalign.models.load import Solver, build_tiny_solver, build_tokenizer, save_solver
 from stepalign.models.prompts import decode
 from stepalign.models.sampling.local import LocalSampler
+from stepalign.waiting import wait_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +338,7 @@ def _choose_problems(
     while len(rows) < wanted:
         batch = list(itertools.islice(chains, CANDIDATES))
         prompts = [[ids[w] for w in ("<|user|>", *c.question.split(), "<|assistant|>")] for c in batch]
-        drawn = sampler.sample(prompts, num_samples=16, temperature=1.1, max_tokens=64, seed=tried)
+        drawn = wait_for(sampler.sample(prompts, num_samples=16, temperature=1.1, max_tokens=64, seed=tried))
         for chain, completions in zip(batch, drawn, strict=True):
             answers = [arithmetic.parse_trace(decode(solver.tokenizer, c.ids)).answer for c in completions]
             rate = sum(answer == chain.answer for answer in answers) / len(answers)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from stepalign.records import Completion
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OnFinished = Callable[[int, int, Completion], None]
 """Called with (prompt index, sample index, completion) as soon as a completion ends, before the others do."""
 
 
 class Sampler(Protocol):
-    """An engine that draws completions from the solver's current weights."""
+    """An engine that draws completions from the weights it was given last."""
 
-    def sample(
+    async def sample(
         self,
         prompts: Sequence[Sequence[int]],
         *,
@@ -24,12 +27,21 @@ class Sampler(Protocol):
         seed: int,
         on_finished: OnFinished | None = None,
     ) -> list[list[Completion]]:
-        """``num_samples`` completions for each prompt, in the order of the prompts.
+        """``num_samples`` completions for each prompt, in the order of the prompts. Several calls may run at once.
 
         Args:
             prompts: token ids, of any lengths.
             temperature: 0 is greedy.
             max_tokens: length limit of a completion; one that reaches it has finish reason "length".
             seed: same weights, prompts and seed give the same completions on the same machine.
+        """
+        ...
+
+    async def publish(self, weights: Mapping[str, Tensor], version: int) -> None:
+        """Draw from these weights from now on.
+
+        Args:
+            weights: the solver's trainable parameters by name. A sampler that shares their memory has them already.
+            version: finished optimizer steps behind them; every completion names it.
         """
         ...

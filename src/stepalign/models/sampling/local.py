@@ -1,13 +1,16 @@
 """The in-process sampler, for any Hugging Face causal model.
 
-Three savings over ``model.generate``, none of which changes what is drawn from: a prompt is prefilled once and its
-cache expanded to its n samples; rows that have ended leave the batch; the head runs on the last position only. Keys and
-values are written into one preallocated buffer instead of being copied at every token.
+Tokens are drawn one by one for all rows of a batch, and between two tokens the event loop runs, so that critics and
+environments work while completions grow. Three savings over ``model.generate``, none of which changes the distribution:
+a prompt is prefilled once and its cache expanded to its n samples; rows that have ended leave the batch; the head runs
+on the last position only. Keys and values are written into one preallocated buffer, not copied at every token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,12 +26,19 @@ _COMPACT_BELOW = 0.75
 class LocalSampler:
     """Draws from the weights that are in ``solver.model`` at the time of the call."""
 
-    def __init__(self, solver: Solver, *, max_batch_tokens: int = 65536, version: Callable[[], int] = lambda: 0):
+    def __init__(self, solver: Solver, *, max_batch_tokens: int = 65536) -> None:
         self._solver = solver
         self._max_batch_tokens = max_batch_tokens
+        self._version = 0
+        self._num_calls = 0
+        """Calls under way; the model leaves its training mode while there are any."""
+        self._was_training = False
+
+    async def publish(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        """See :class:`stepalign.models.sampling.Sampler`."""
         self._version = version
 
-    def sample(
+    async def sample(
         self,
         prompts: Sequence[Sequence[int]],
         *,
@@ -41,20 +51,30 @@ class LocalSampler:
         """See :class:`stepalign.models.sampling.Sampler`."""
         results: list[list[Completion | None]] = [[None] * num_samples for _ in prompts]
         generator = torch.Generator(device=self._solver.device).manual_seed(seed)
-        was_training = self._solver.model.training
-        self._solver.model.eval()
 
         def finished(prompt: int, sample: int, completion: Completion) -> None:
             results[prompt][sample] = completion
             if on_finished is not None:
                 on_finished(prompt, sample, completion)
 
-        try:
+        with self._evaluating():
             for batch in self._batches(prompts, num_samples, max_tokens):
-                self._sample_batch(batch, prompts, num_samples, temperature, max_tokens, generator, finished)
-        finally:
-            self._solver.model.train(was_training)
+                for _ in self._sample_batch(batch, prompts, num_samples, temperature, max_tokens, generator, finished):
+                    await asyncio.sleep(0)
         return [[c for c in row if c is not None] for row in results]
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        if not self._num_calls:
+            self._was_training = self._solver.model.training
+            self._solver.model.eval()
+        self._num_calls += 1
+        try:
+            yield
+        finally:
+            self._num_calls -= 1
+            if not self._num_calls:
+                self._solver.model.train(self._was_training)
 
     def _batches(self, prompts: Sequence[Sequence[int]], num_samples: int, max_tokens: int) -> list[list[int]]:
         """Prompt indices in batches whose cache stays below the token budget; similar lengths together."""
@@ -78,10 +98,11 @@ class LocalSampler:
         max_tokens: int,
         generator: torch.Generator,
         finished: OnFinished,
-    ) -> None:
+    ) -> Iterator[None]:
+        """Complete the prompts of one batch; yields after every token that is not the last."""
         device = self._solver.device
         end_ids = torch.tensor(self._solver.end_ids, device=device)
-        version = self._version()
+        version = self._version
         cache = _preallocated_cache(extra_tokens=max_tokens)
         logits_BV, valid_BS, positions_B = self._prefill([prompts[i] for i in batch], cache)
         cache.batch_repeat_interleave(num_samples)
@@ -125,6 +146,7 @@ class LocalSampler:
             ).last_hidden_state
             logits_BV = self._solver.logits(hidden_B1H[:, -1])
             positions_B = positions_B + 1
+            yield
 
         for row in owners[alive].tolist():
             prompt, sample = divmod(row, num_samples)

@@ -1,0 +1,148 @@
+"""From judged groups to what trains: one Context and one Sample per rollout. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from stepalign.config import ObjectiveSection
+from stepalign.feedback import designs
+from stepalign.models.prompts import PromptBuilder
+from stepalign.objectives.policy_gradient import group_advantages
+from stepalign.records import Attempt, Context, Critique, Problem, Rollout, Sample
+from stepalign.rollouts.collect import JudgedGroup
+from stepalign.rollouts.credit import HYBRIDS, Facts, LossWeights, first_wrong_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Truth = Callable[[Attempt, Sequence[int]], tuple[int, int] | None]
+"""(attempt, its token ids) -> (index of the token that states its first wrong value, id of the right one); None where
+there is none."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Prepared:
+    """The Contexts and Samples of a step, in the order of its rollouts, and what was counted on the way."""
+
+    contexts: list[Context] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    masked: Counter[str] = field(default_factory=Counter)
+    """Rollouts without a context, by reason."""
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleMaker:
+    """Makes the Samples of one condition."""
+
+    tokenizer: PreTrainedTokenizerBase
+    prompts: PromptBuilder
+    condition: designs.Condition
+    objective: ObjectiveSection = field(default_factory=ObjectiveSection)
+    """How rewards are scaled, and how verdict and self-teacher work together."""
+    skip_zero_std_groups: bool = False
+    """Whether groups without two different rewards train not at all."""
+    truth: Truth | None = None
+
+    def make(self, groups: Sequence[JudgedGroup], step: int) -> Prepared:
+        """Contexts and Samples of groups of equal size."""
+        rewards = [[rollout.reward for rollout in group.rollouts] for group in groups]
+        advantages_PG = group_advantages(torch.tensor(rewards), scale=self.objective.scale_rewards).tolist()
+        critiques = [critique for group in groups for critique in group.critiques if critique is not None]
+        usable = [critique for critique in critiques if critique.status == "ok" and critique.policy != "mask"]
+        problems = [group.problem for group in groups]
+        found = Prepared()
+        counts = Counter(context_dropped_tokens=0, contexts_cut=0, unlocated_errors=0, skipped_groups=0)
+        for group, rewards_G, advantages_G in zip(groups, rewards, advantages_PG, strict=True):
+            skipped = self.skip_zero_std_groups and not _has_two_rewards(rewards_G)
+            counts["skipped_groups"] += skipped
+            contexts = self._contexts(group, usable, problems)
+            found.contexts += contexts
+            for rollout, critique, context, advantage in zip(
+                group.rollouts, group.critiques, contexts, advantages_G, strict=True
+            ):
+                weights = self._weights(rollout, critique, context, step, counts)
+                if skipped:
+                    weights = LossWeights(first_token=len(rollout.completion.ids))
+                teacher_ids = None
+                if context.text is not None and (weights.distillation_weight or weights.magnitude_mixing):
+                    teacher_ids = self._teacher_ids(group.problem, context.text, context.introduction, counts)
+                elif context.masked:
+                    found.masked[context.masked] += 1
+                found.samples.append(self._sample(rollout, group.prompt_ids, teacher_ids, advantage, weights))
+        if not HYBRIDS[self.objective.hybrid].needs_error:
+            del counts["unlocated_errors"]
+        found.numbers = {name: float(count) for name, count in counts.items()}
+        return found
+
+    def _contexts(self, group: JudgedGroup, usable: Sequence[Critique], problems: Sequence[Problem]) -> list[Context]:
+        """The design's contexts, except for critiques that a policy keeps from the self-teacher."""
+        design = self.condition.design
+        shown_group = designs.make_group(
+            [rollout.attempt for rollout in group.rollouts],
+            {critique.rollout_id: critique for critique in group.critiques if critique is not None},
+            usable=usable,
+            other_problems=problems,
+        )
+        shown = designs.make_contexts(design, shown_group)
+        if not designs.find_design(design).needs_critic:
+            return shown
+        for index, (context, critique) in enumerate(zip(shown, group.critiques, strict=True)):
+            if critique is None:
+                continue
+            if critique.policy == "mask" and context.text is not None:
+                shown[index] = replace(context, text=None, masked=f"critique with the finding {critique.decided_by}")
+            elif critique.policy == "fall_back":
+                shown[index] = designs.make_contexts("reference", shown_group)[index]
+        return shown
+
+    def _weights(
+        self, rollout: Rollout, critique: Critique | None, context: Context, step: int, counts: Counter[str]
+    ) -> LossWeights:
+        credit = HYBRIDS[self.objective.hybrid]
+        first_error = first_wrong_token(rollout, critique, self.tokenizer) if credit.needs_error else None
+        counts["unlocated_errors"] += rollout.verdict == "incorrect" and first_error is None
+        has_context = context.text is not None
+        facts = Facts(verdict=rollout.verdict, has_context=has_context, first_error=first_error, step=step)
+        return credit.weigh(self.condition, facts, self.objective)
+
+    def _teacher_ids(self, problem: Problem, text: str, introduction: str, counts: Counter[str]) -> tuple[int, ...]:
+        prompt = self.prompts.self_teacher(problem, text, introduction=introduction)
+        counts["context_dropped_tokens"] += prompt.dropped_tokens
+        counts["contexts_cut"] += prompt.dropped_tokens > 0
+        return prompt.ids
+
+    def _sample(
+        self,
+        rollout: Rollout,
+        student_ids: tuple[int, ...],
+        teacher_ids: tuple[int, ...] | None,
+        advantage: float,
+        weights: LossWeights,
+    ) -> Sample:
+        completion = rollout.completion
+        sampled = enumerate(completion.sampled_mask)
+        return Sample(
+            rollout_id=rollout.rollout_id,
+            student_prompt_ids=student_ids,
+            teacher_prompt_ids=teacher_ids,
+            completion_ids=completion.ids,
+            sampler_log_probs=completion.log_probs,
+            loss_mask=tuple(by_solver and place >= weights.first_token for place, by_solver in sampled),
+            advantage=advantage,
+            distillation_weight=weights.distillation_weight,
+            policy_weight=weights.policy_weight,
+            magnitude_mixing=weights.magnitude_mixing,
+            entropy_damping=weights.entropy_damping,
+            probe=self.truth(rollout.attempt, completion.ids) if self.truth else None,
+        )
+
+
+def _has_two_rewards(rewards: Sequence[float]) -> bool:
+    """Whether a group holds two different rewards. An undecided one (NaN) is none."""
+    return len({reward for reward in rewards if reward == reward}) > 1

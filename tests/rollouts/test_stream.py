@@ -1,0 +1,248 @@
+"""The stream of batches: several turns, steps collected ahead, and a sampler of a user's own."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from stepalign.config import ObjectiveSection, SamplingSection, TeacherSection, TrainingSection
+from stepalign.domains.arithmetic.task import make_problem, parse_question
+from stepalign.domains.math.grading import Grader
+from stepalign.feedback import designs
+from stepalign.feedback.prompts import load_template
+from stepalign.models.load import Solver
+from stepalign.models.prompts import PromptBuilder
+from stepalign.models.sampling import Sampler
+from stepalign.models.sampling.local import LocalSampler
+from stepalign.records import Completion, Problem, rollout_from_json, to_json
+from stepalign.rollouts.collect import RolloutCollector, RolloutMaker
+from stepalign.rollouts.environment import Environment, SingleTurn
+from stepalign.rollouts.samples import SampleMaker
+from stepalign.rollouts.stream import Batch, Stream
+from stepalign.storage.files import finite
+from stepalign.training.learner import Learner
+from stepalign.training.teacher import Teacher
+from stepalign.waiting import wait_for
+
+PROBLEMS = [make_problem(parse_question(q), rho=0.0) for q in ("1 + 2 + 3", "4 - 1 - 1", "9 + 9 - 9", "8 - 5 + 2")]
+
+
+class Counting:
+    """A whole sampler: every completion is the end-of-text id behind as many words as were asked for before."""
+
+    def __init__(self, solver: Solver) -> None:
+        self.end, self.word = solver.end_ids[0], solver.tokenizer.get_vocab()["7"]
+        self.version = 0
+        self.asked: list[tuple[tuple[int, ...], int, int]] = []
+
+    async def publish(self, weights, version: int) -> None:
+        self.version = version
+
+    async def sample(self, prompts, *, num_samples, temperature, max_tokens, seed, on_finished=None):
+        found = []
+        for row, prompt in enumerate(prompts):
+            self.asked.append((tuple(prompt), max_tokens, seed))
+            ids = (*(self.word,) * (len(self.asked) % 3), self.end)
+            completion = Completion(
+                ids=ids, log_probs=(-0.5,) * len(ids), finish_reason="stop", policy_version=self.version
+            )
+            found.append([completion] * num_samples)
+            if on_finished is not None:
+                for index in range(num_samples):
+                    on_finished(row, index, completion)
+        return found
+
+
+class Tool:
+    """Replies to the first turn of every completion with the same tokens, then lets it end."""
+
+    def __init__(self, prompts: PromptBuilder, reply: Sequence[int]) -> None:
+        self.single, self.tokens = SingleTurn(prompts), tuple(reply)
+
+    def start(self, problem: Problem) -> Sequence[int]:
+        return self.single.start(problem)
+
+    async def reply(self, problem: Problem, completion: Completion) -> Sequence[int] | None:
+        return None if not all(completion.sampled_mask) else self.tokens
+
+
+def prompts_of(solver: Solver) -> PromptBuilder:
+    return PromptBuilder(
+        solver.tokenizer,
+        student=load_template("{{ question }}"),
+        self_teacher=load_template("{{ question }} Feedback : {{ feedback }}"),
+    )
+
+
+def make_stream(
+    solver: Solver,
+    sampler: Sampler,
+    grader: Grader,
+    *,
+    condition: str = "grpo",
+    environment: Environment | None = None,
+    ahead: int = 0,
+) -> Stream:
+    prompts = prompts_of(solver)
+    return Stream(
+        collector=RolloutCollector(
+            maker=RolloutMaker(
+                tokenizer=solver.tokenizer,
+                sampler=sampler,
+                environment=environment or SingleTurn(prompts),
+                grader=grader,
+            ),
+            sampling=SamplingSection(num_generations=2, max_completion_length=16),
+        ),
+        samples=SampleMaker(tokenizer=solver.tokenizer, prompts=prompts, condition=designs.find_condition(condition)),
+        problems=PROBLEMS,
+        problems_per_step=2,
+        seed=3,
+        ahead=ahead,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several turns
+
+
+@pytest.fixture
+def two_turns(tiny_solver: Solver) -> tuple[Batch, Counting, tuple[int, ...]]:
+    reply = tuple(tiny_solver.tokenizer.encode("= 6 ;", add_special_tokens=False))
+    sampler = Counting(tiny_solver)
+    environment = Tool(prompts_of(tiny_solver), reply)
+    with Grader() as grader:
+        stream = make_stream(tiny_solver, sampler, grader, condition="refsol", environment=environment)
+        return stream.batch(PROBLEMS[:2], 0), sampler, reply
+
+
+def test_the_tokens_of_a_tool_are_marked_and_never_trained_on(two_turns) -> None:
+    batch, sampler, reply = two_turns
+    assert len(batch.samples) == 4
+    for rollout, sample in zip(batch.rollouts, batch.samples, strict=True):
+        completion = rollout.completion
+        written = [place for place, sampled in enumerate(completion.sampled_mask) if not sampled]
+        assert tuple(completion.ids[place] for place in written) == reply
+        assert written == list(range(written[0], written[0] + len(reply)))
+        assert completion.ids[written[0] - 1] == completion.ids[-1] == sampler.end
+        assert sample.loss_mask == completion.sampled_mask
+        assert sample.completion_ids == completion.ids
+        assert [math.isnan(p) for p in completion.log_probs] == [not sampled for sampled in completion.sampled_mask]
+        assert sample.distillation_weight == 1.0
+    assert batch.numbers["num_tokens"] == sum(sum(s.loss_mask) for s in batch.samples)
+
+
+def test_a_turn_goes_on_behind_the_very_ids_so_far(two_turns, tiny_solver: Solver) -> None:
+    batch, sampler, reply = two_turns
+    later = sampler.asked[2:]  # after the first turn of both problems
+    assert len(later) == 4
+    for rollout, (prompt, room, _) in zip(batch.rollouts, later, strict=True):
+        start = prompts_of(tiny_solver).student(rollout.problem)
+        before = prompt[len(start) :]
+        assert prompt[: len(start)] == start
+        assert before == rollout.completion.ids[: len(before)]
+        assert before[-len(reply) :] == reply
+        assert room == 16 - len(before)
+    assert len({seed for _, _, seed in sampler.asked[2:]}) == 4  # draws of their own
+
+
+def test_a_completion_without_room_for_another_turn_is_truncated(tiny_solver: Solver) -> None:
+    sampler = Counting(tiny_solver)
+    environment = Tool(prompts_of(tiny_solver), [5] * 14)
+    with Grader() as grader:
+        batch = make_stream(tiny_solver, sampler, grader, environment=environment).batch(PROBLEMS[:1], 0)
+    assert [r.completion.finish_reason for r in batch.rollouts] == ["length"] * 2
+    assert all(r.attempt.truncated and all(r.completion.sampled_mask) for r in batch.rollouts)
+    assert batch.numbers["completions/clipped_ratio"] == 1.0
+
+
+def test_the_learner_takes_nothing_from_the_tokens_of_a_tool(tiny_solver: Solver, two_turns) -> None:
+    """Their log-probabilities are undefined; a step is the same whatever stands there."""
+    batch, _, _ = two_turns
+    mixed = [replace(s, policy_weight=0.5, advantage=1.0) for s in batch.samples]
+    other = [
+        replace(s, sampler_log_probs=tuple(-9.0 if math.isnan(p) else p for p in s.sampler_log_probs)) for s in mixed
+    ]
+
+    def numbers(samples) -> dict[str, float]:
+        before = {k: v.clone() for k, v in tiny_solver.model.state_dict().items()}
+        learner = Learner(tiny_solver, ObjectiveSection(), TrainingSection(), temperature=1.0)
+        found = learner.update(samples, Teacher(tiny_solver.model, TeacherSection()), 0)
+        tiny_solver.model.load_state_dict(before)
+        return found
+
+    first, second = numbers(mixed), numbers(other)
+    assert first["trained_tokens"] == sum(sum(s.loss_mask) for s in mixed)
+    assert math.isfinite(first["loss"])
+    assert math.isfinite(first["grad_norm"])
+    assert (first["loss"], first["grad_norm"]) == (second["loss"], second["grad_norm"])
+
+
+def test_a_rollout_of_two_turns_is_read_again_as_it_was(two_turns) -> None:
+    batch, _, _ = two_turns
+    for rollout in batch.rollouts:
+        row = json.loads(json.dumps(finite(to_json(rollout)), allow_nan=False))
+        again = rollout_from_json(row, rollout.problem)
+        assert repr(again.completion) == repr(rollout.completion)  # NaN is not equal to itself
+        without_reason = replace(rollout.attempt, grade=replace(rollout.attempt.grade, reason=""))
+        assert replace(rollout, attempt=without_reason, completion=again.completion) == again
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps collected ahead
+
+
+def versions(stream: Stream, sampler, steps: int) -> list[tuple[int, set[int]]]:
+    """(step, versions in its completions) of a run whose weights move once a step."""
+    seen = []
+    wait_for(sampler.publish({}, 0))
+    for step, batch in enumerate(stream.batches(0, steps)):
+        seen.append((step, {r.completion.policy_version for r in batch.rollouts}))
+        assert {r.step for r in batch.rollouts} == {step}
+        wait_for(sampler.publish({}, step + 1))
+    return seen
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_a_batch_is_collected_so_many_steps_early(tiny_solver: Solver, ahead: int) -> None:
+    sampler = Counting(tiny_solver)
+    with Grader() as grader:
+        found = versions(make_stream(tiny_solver, sampler, grader, ahead=ahead), sampler, 5)
+    assert found == [(step, {max(0, step - ahead)}) for step in range(5)]  # every step once, none beyond the last
+
+
+def test_steps_ahead_take_the_same_problems_from_the_same_seeds(tiny_solver: Solver) -> None:
+    """Weights that do not move give the same batches, however early they are collected."""
+    with Grader() as grader:
+        straight, early = (
+            [
+                ([to_json(r) for r in batch.rollouts], batch.samples, batch.numbers)
+                for batch in make_stream(tiny_solver, LocalSampler(tiny_solver), grader, ahead=ahead).batches(1, 4)
+            ]
+            for ahead in (0, 2)
+        )
+    assert repr(straight) == repr(early)
+    assert len(straight) == 3
+
+
+def test_a_run_that_starts_late_takes_the_steps_of_one_that_did_not(tiny_solver: Solver) -> None:
+    with Grader() as grader:
+        stream = make_stream(tiny_solver, LocalSampler(tiny_solver), grader)
+        whole = [batch.samples for batch in stream.batches(0, 4)]
+        assert [batch.samples for batch in stream.batches(2, 4)] == whole[2:]
+
+
+def test_the_bridge_works_inside_a_running_event_loop() -> None:
+    """As in a notebook."""
+
+    async def inner() -> int:
+        return 3
+
+    async def cell() -> int:
+        return wait_for(inner())
+
+    assert wait_for(cell()) == 3
