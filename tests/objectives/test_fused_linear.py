@@ -474,6 +474,17 @@ def test_token_log_probs_and_entropy(chunk_tokens):
     assert not fused.entropy.requires_grad
 
 
+@pytest.mark.parametrize("chunk_tokens", [100, 4])
+def test_the_likeliest_tokens_of_both_sides(chunk_tokens):
+    case = Case()
+    fused = case.fused(token_ids=case.token_ids, alternatives=3, temperature=1.3, chunk_tokens=chunk_tokens)
+    for found, log_probs in zip((fused.teacher_top, fused.student_top), case.log_probs(1.3), strict=True):
+        expected = log_probs.detach().topk(3, dim=-1)
+        assert found is not None
+        assert torch.equal(found[0], expected.indices)
+        torch.testing.assert_close(found[1], expected.values)
+
+
 def test_empty_batch_is_zero_with_zero_gradients():
     case = Case(tokens=0)
     fused = case.fused(token_ids=case.token_ids)

@@ -17,6 +17,7 @@ Shape suffixes: N completion tokens, H hidden, V vocabulary, C tokens of a chunk
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -76,6 +77,10 @@ class FusedDivergence:
     """[N]."""
     teacher_entropy: Tensor | None = None
     """[N]."""
+    student_top: tuple[Tensor, Tensor] | None = None
+    """Ids and log-probabilities, each [N, K], of the student's likeliest tokens, strongest first."""
+    teacher_top: tuple[Tensor, Tensor] | None = None
+    """The same of the self-teacher."""
 
 
 def fused_linear_divergence(
@@ -97,6 +102,7 @@ def fused_linear_divergence(
     fast_logits: bool = False,
     chunk_tokens: int = 512,
     compiled: bool = False,
+    alternatives: int = 0,
 ) -> FusedDivergence:
     """Weighted sum over tokens of a divergence between self-teacher and student, without [N, V] logits.
 
@@ -121,6 +127,7 @@ def fused_linear_divergence(
             and the gradient error grows from a few tenths of a per cent to one or two.
         chunk_tokens: memory grows with it, speed hardly.
         compiled: run the row-wise part through ``torch.compile``.
+        alternatives: with ``token_ids``, also the K likeliest tokens of either side.
 
     Returns:
         A ``FusedDivergence``; exactly 0 for identical hidden states and heads.
@@ -146,18 +153,31 @@ def fused_linear_divergence(
         weights_N = weights.detach().to(wide_dtype(student_hidden.dtype))
         gradients = Gradients.waiting(sides.student_NH, sides.student_head_VH, needs, chunk_tokens)
         row_values = compiled_divergence_rows() if compiled else divergence_rows
+        row_values = functools.partial(row_values, alternatives=alternatives) if alternatives else row_values
         values = _walk_chunks(sides, how, weights_N, token_ids, gradients, row_values, fast_logits, chunk_tokens)
-        per_token_N, *analysis = values.unbind(dim=1)
-        loss = (weights_N * per_token_N).sum()
+        loss = (weights_N * values[:, 0]).sum()
     loss = _GradientKnown.apply(loss, student_hidden, student_head, *gradients.finished(student_head.dtype))
-    if token_ids is None:
+    return _result(loss, values)
+
+
+def _result(loss: Tensor, values: Tensor) -> FusedDivergence:
+    """The columns that ``divergence_rows`` returns, by name."""
+    per_token_N, *analysis = values[:, :5].unbind(dim=1)
+    if not analysis:
         return FusedDivergence(loss=loss, per_token=per_token_N)
     log_ratio_N, student_N, student_entropy_N, teacher_entropy_N = analysis
+    student_ids, student_top, teacher_ids, teacher_top = values[:, 5:].chunk(4, dim=1)
     return FusedDivergence(
-        loss=loss, per_token=per_token_N, log_ratio=log_ratio_N,
-        student_log_probs=student_N, teacher_log_probs=student_N + log_ratio_N,
-        student_entropy=student_entropy_N, teacher_entropy=teacher_entropy_N,
-    )  # fmt: skip
+        loss=loss,
+        per_token=per_token_N,
+        log_ratio=log_ratio_N,
+        student_log_probs=student_N,
+        teacher_log_probs=student_N + log_ratio_N,
+        student_entropy=student_entropy_N,
+        teacher_entropy=teacher_entropy_N,
+        student_top=(student_ids.long(), student_top),
+        teacher_top=(teacher_ids.long(), teacher_top),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,13 +242,13 @@ def _walk_chunks(
     fast_logits: bool,
     chunk_tokens: int,
 ) -> Tensor:
-    """Values [N, 1 or 5] of all tokens; adds to ``gradients``. The [C, V] buffers live no longer than this call."""
+    """The values of all tokens, row by row; adds to ``gradients``. The [C, V] buffers live no longer than this call."""
     student_NH, head_VH, scale = sides.student_NH, sides.student_head_VH, 1.0 / how.temperature
     dtype, wide = student_NH.dtype, wide_dtype(student_NH.dtype)
     logits_PV = logit_buffer(student_NH, head_VH, chunk_tokens, dtype if fast_logits else wide)
     exact_PV = None  # float32 for D, made when a chunk needs it
     difference_CV = student_NH.new_empty(min(chunk_tokens, len(student_NH)), len(head_VH))
-    values = [weights_N.new_zeros(0, 1 if token_ids_N is None else 5)]
+    values: list[Tensor] = []
     for chunk in slices(len(student_NH), chunk_tokens):
         student_CH = student_NH[chunk]
         difference_CV = difference_CV[: len(student_CH)]
@@ -258,7 +278,7 @@ def _walk_chunks(
                 difference_CV[part] = difference_PV
         # D has served; its memory holds the gradient now.
         gradients.add(chunk, difference_CV, student_CH, head_VH)
-    return torch.cat(values)
+    return torch.cat(values) if values else weights_N.new_zeros(0, 1 if token_ids_N is None else 5)
 
 
 class _GradientKnown(torch.autograd.Function):

@@ -13,7 +13,7 @@ Shape suffixes: R rows of a block, V vocabulary, K top-k (and a tail bucket wher
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,7 @@ def divergence_rows(
     *,
     wants_gradient: bool,
     narrow: bool,
+    alternatives: int = 0,
 ) -> Tensor:
     """Divergence per row and, with token ids, what analysis wants of the same rows.
 
@@ -83,9 +84,11 @@ def divergence_rows(
         weights_R: factors of the rows in the loss.
         token_ids_R: taken tokens y, or None.
         narrow: the answer of ``is_narrow`` for these rows.
+        alternatives: likeliest tokens of either side to return with the analysis (K).
 
     Returns:
-        [R, 1], the divergence; with token ids [R, 5]: divergence, A_t, log p_S(y), entropy of p_S, entropy of p_T.
+        [R, 1], the divergence; with token ids [R, 5 + 4 K]: divergence, A_t, log p_S(y), entropy of p_S, entropy of
+        p_T; then ids and log-probabilities of the K likeliest tokens of p_S and of p_T.
     """
     scale = 1.0 / how.temperature
     logits, difference = _scaled(logits_RV, scale, how.excluded_V, EXCLUDED_LOGIT), _scaled(difference_RV, scale)
@@ -112,7 +115,7 @@ def divergence_rows(
         divergence_R = divergence_R.clamp(max=how.token_clip)
     if token_ids_R is None:
         return divergence_R.unsqueeze(-1)
-    return torch.stack((divergence_R, *_analysis(logits, whole, token_ids_R)), dim=-1)
+    return torch.cat((divergence_R.unsqueeze(-1), *_analysis(logits, whole, token_ids_R, alternatives)), dim=-1)
 
 
 def _compare(
@@ -132,18 +135,20 @@ def _compare(
     return entries.sum(dim=-1), gradient
 
 
-def _analysis(logits: Tensor, whole: Triple, token_ids_R: Tensor) -> tuple[Tensor, ...]:
-    """(A_t, log p_S(y), entropy of p_S, entropy of p_T), each [R]."""
+def _analysis(logits: Tensor, whole: Triple, token_ids_R: Tensor, alternatives: int) -> Iterator[Tensor]:
+    """A_t, log p_S(y), entropy of p_S, entropy of p_T, each [R, 1]; then the likeliest tokens."""
     student, teacher, ratio = whole
     # log p_S = below_peak + log_peak: nothing large is subtracted, however large the logits are.
     below_peak = logits - logits.amax(dim=-1, keepdim=True)
     log_peak_R = student.amax(dim=-1).log()
-    return (
-        take_tokens(ratio, token_ids_R),
-        take_tokens(below_peak, token_ids_R) + log_peak_R,
-        -log_peak_R - torch.linalg.vecdot(student, below_peak),
-        -log_peak_R - torch.linalg.vecdot(teacher, below_peak + ratio),
-    )
+    yield take_tokens(ratio, token_ids_R).unsqueeze(-1)
+    yield (take_tokens(below_peak, token_ids_R) + log_peak_R).unsqueeze(-1)
+    for side, below_log_peak in ((student, below_peak), (teacher, below_peak + ratio)):
+        yield (-log_peak_R - torch.linalg.vecdot(side, below_log_peak)).unsqueeze(-1)
+    for below_log_peak in (below_peak, below_peak + ratio) if alternatives else ():
+        top = below_log_peak.topk(alternatives, dim=-1)
+        yield top.indices.to(logits.dtype)  # exact: vocabularies are far below 2^24
+        yield top.values + log_peak_R.unsqueeze(-1)
 
 
 @functools.cache

@@ -16,11 +16,7 @@ from torch import Tensor
 from stepalign.models.load import Solver
 from stepalign.models.packing import micro_batches
 from stepalign.models.scoring import completion_hidden
-from stepalign.objectives.fused_kernel import log_softmax, wide_dtype
-from stepalign.objectives.head import logit_buffer, logit_parts, row_blocks
-
-CHUNK_TOKENS = 512
-"""Completion tokens whose logits are formed together (fewer on a CPU); memory grows with it and with the contexts."""
+from stepalign.objectives.fused import fused_linear_divergence
 
 Ids = tuple[int, ...]
 
@@ -86,9 +82,7 @@ def score(
     for window in _windows(jobs, max_micro_batch_tokens):
         hidden = _hidden_states(solver, window, max_micro_batch_tokens)
         for job in window:
-            ids = job.completion_ids
-            sides = [hidden[prompt, ids] for prompt in (job.student_prompt_ids, *job.teacher_prompt_ids.values())]
-            yield _compare(solver.head_VH, sides, list(job.teacher_prompt_ids), ids, temperature, top_k)
+            yield _compare(solver.head_VH, hidden, job, temperature, min(top_k, len(solver.head_VH)))
 
 
 def _sequences(job: ScoringJob) -> list[tuple[Ids, Ids]]:
@@ -124,45 +118,41 @@ def _hidden_states(solver: Solver, jobs: Sequence[ScoringJob], max_tokens: int) 
 
 
 def _compare(
-    head_VH: Tensor, sides: Sequence[Tensor], names: Sequence[str], ids: Ids, temperature: float, top_k: int
+    head_VH: Tensor, hidden: Mapping[tuple[Ids, Ids], Tensor], job: ScoringJob, temperature: float, top_k: int
 ) -> Scores:
-    """The student ``sides[0]`` beside the self-teacher under every context, block of rows by block of rows."""
-    ids_T1 = torch.tensor(ids, device=head_VH.device).unsqueeze(-1)
-    kept = min(top_k, len(head_VH))
-    student: list[tuple[Tensor, ...]] = []
-    teachers: list[list[tuple[Tensor, ...]]] = [[] for _ in names]
-    buffers = [logit_buffer(side, head_VH, CHUNK_TOKENS, wide_dtype(side.dtype)) for side in sides]
-    parts = (logit_parts(side, head_VH, buffer) for side, buffer in zip(sides, buffers, strict=True))
-    for (part, student_PV), *others in zip(*parts, strict=True):
-        for rows in row_blocks(student_PV):
-            ids_R1 = ids_T1[part][rows]
-            student_RV = log_softmax(student_PV[rows], temperature=temperature, excluded_V=None)
-            student.append(_side(student_RV, student_RV.exp(), ids_R1, kept))
-            for found, (_, teacher_PV) in zip(teachers, others, strict=True):
-                teacher_RV = log_softmax(teacher_PV[rows], temperature=temperature, excluded_V=None)
-                p_RV = teacher_RV.exp()
-                side = _side(teacher_RV, p_RV, ids_R1, kept)
-                difference_RV = teacher_RV.sub_(student_RV)
-                # Rounding may leave a negative hair where both sides agree.
-                kl_R = torch.linalg.vecdot(p_RV, difference_RV).clamp_(min=0)
-                found.append((*side, difference_RV.gather(-1, ids_R1).squeeze(-1), kl_R))
+    """The student beside the self-teacher under every context, and beside itself where there is none."""
+    student_TH = hidden[job.student_prompt_ids, job.completion_ids]
+    student: SideScores | None = None
     contexts = {}
-    for name, found in zip(names, teachers, strict=True):
-        *side, log_ratio, kl = _joined(found)
-        contexts[name] = ContextScores(log_ratio=log_ratio, forward_kl=kl, teacher=_side_scores(side))
-    return Scores(student=_side_scores(_joined(student)), contexts=contexts)
+    for name, prompt_ids in (job.teacher_prompt_ids or {"": job.student_prompt_ids}).items():
+        found = fused_linear_divergence(
+            student_TH,
+            head_VH,
+            hidden[prompt_ids, job.completion_ids],
+            head_VH,
+            weights=student_TH.new_zeros(len(student_TH)),
+            temperature=temperature,
+            token_ids=torch.tensor(job.completion_ids, dtype=torch.long, device=head_VH.device),
+            alternatives=top_k,
+        )
+        student = student or _side_scores(found.student_log_probs, found.student_entropy, found.student_top)
+        if name in job.teacher_prompt_ids:
+            contexts[name] = ContextScores(
+                log_ratio=_array(found.log_ratio),
+                forward_kl=_array(found.per_token.clamp(min=0)),  # rounding may leave a negative hair
+                teacher=_side_scores(found.teacher_log_probs, found.teacher_entropy, found.teacher_top),
+            )
+    assert student is not None
+    return Scores(student=student, contexts=contexts)
 
 
-def _side(log_probs_RV: Tensor, p_RV: Tensor, ids_R1: Tensor, k: int) -> tuple[Tensor, ...]:
-    entropy_R = -torch.linalg.vecdot(p_RV, log_probs_RV)
-    top_RK = log_probs_RV.topk(k)
-    return log_probs_RV.gather(-1, ids_R1).squeeze(-1), entropy_R, top_RK.indices, top_RK.values
+def _side_scores(log_probs: Tensor | None, entropy: Tensor | None, top: tuple[Tensor, Tensor] | None) -> SideScores:
+    ids, top_log_probs = top or (None, None)
+    return SideScores(
+        log_probs=_array(log_probs), entropy=_array(entropy), top_ids=_array(ids), top_log_probs=_array(top_log_probs)
+    )
 
 
-def _joined(blocks: Sequence[tuple[Tensor, ...]]) -> list[np.ndarray]:
-    return [torch.cat(column).cpu().numpy() for column in zip(*blocks, strict=True)]
-
-
-def _side_scores(columns: Sequence[np.ndarray]) -> SideScores:
-    log_probs, entropy, top_ids, top_log_probs = columns
-    return SideScores(log_probs=log_probs, entropy=entropy, top_ids=top_ids, top_log_probs=top_log_probs)
+def _array(values: Tensor | None) -> np.ndarray:
+    assert values is not None  # token ids were given
+    return values.cpu().numpy()
