@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stepalign.errors import ConfigError
 from stepalign.feedback.prompts import load_template
-from stepalign.models.prompts import PromptBuilder, decode, decode_with_spans, tokens_inside
+from stepalign.models.prompts import PromptBuilder, decode, decode_with_spans, tokens_to_steps
 from stepalign.records import Problem
 
 CONTROL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
@@ -137,7 +137,8 @@ def test_every_token_belongs_to_the_one_part_in_which_it_becomes_visible(pieces:
     spans = list(itertools.pairwise(itertools.accumulate(map(len, pieces), initial=0)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=3)))
     parts = list(itertools.pairwise([0, *cuts, len(text)]))
-    found = [tokens_inside(text, spans, start, end) for start, end in parts]
+    owners = tokens_to_steps(text, spans, [start for start, _ in parts])
+    found = [[i for i, owner in enumerate(owners) if owner == part and pieces[i]] for part in range(len(parts))]
     assert sorted(i for part in found for i in part) == [i for i, piece in enumerate(pieces) if piece]
     for (start, end), part in zip(parts, found, strict=True):
         for i in part:

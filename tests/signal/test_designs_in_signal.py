@@ -82,7 +82,7 @@ def test_a_comparison_draws_groups_where_a_context_shows_siblings(tmp_path: Path
             "signal.top_k": 0,
         },
     )
-    page = write_signal(config, tmp_path, lambda done, total: None)
+    page = write_signal(config, tmp_path, lambda event: None)
     found = json.loads(page.read_text(encoding="utf-8"))
     scored = {entry["context"]: entry["num_rollouts"] for entry in found["localisation"]}
     assert scored["step_aligned"] == scored["hint"] == 24

@@ -113,17 +113,7 @@ def metric_rows(metrics: dict[str, Metric], *, level: float, resamples: int) -> 
     for metric in metrics.values():
         share = metric.name not in NO_SHARES
         interval = bootstrap_mean(metric.per_problem, level=level, resamples=resamples, share=share)
-        rows.append(
-            {
-                "metric": metric.name,
-                "k": metric.k,
-                "n": metric.n,
-                "value": metric.value,
-                "numerator": metric.numerator,
-                "denominator": metric.denominator,
-                "low": interval.low,
-                "high": interval.high,
-                "problems": len(metric.per_problem),
-            }
-        )
+        fields = {name: getattr(metric, name) for name in ("k", "n", "value", "numerator", "denominator")}
+        bounds = {"low": interval.low, "high": interval.high}
+        rows.append({"metric": metric.name, **fields, **bounds, "problems": len(metric.per_problem)})
     return rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -253,15 +254,20 @@ def _settled(tokenizer: PreTrainedTokenizerBase, window: list[int], pending: lis
     return "", 0
 
 
-def tokens_inside(text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
-    """Indices of the tokens that belong to the half-open span [start, end) of the text.
+def tokens_to_steps(text: str, spans: Sequence[tuple[int, int]], starts: Sequence[int]) -> list[int]:
+    """Index of the step each token belongs to, -1 before the first.
 
-    A token belongs where its first visible character is: many tokenizers put the space before a word into the word's
-    token, and the tag that opens a step must not count for the step before it. So each token belongs to one step.
+    A token belongs where its first visible character is: many tokenizers put the blank before a word into the word's
+    token, and the tag that opens a step must not count for the step before it. Tokens without text go with the token
+    before them.
+
+    Args:
+        starts: first character of every step, ascending.
     """
-    return [i for i, (a, b) in enumerate(spans) if b > a and start <= _first_visible(text, a, b) < end]
-
-
-def _first_visible(text: str, start: int, end: int) -> int:
-    piece = text[start:end]
-    return start + len(piece) - len(piece.lstrip()) if piece.strip() else start
+    owners: list[int] = []
+    for start, end in spans:
+        piece = text[start:end]
+        visible = start + len(piece) - len(piece.lstrip()) if piece.strip() else start
+        before = owners[-1] if owners else -1
+        owners.append(max(before, bisect_right(starts, visible) - 1) if end > start or not owners else before)
+    return owners

@@ -14,7 +14,7 @@ from stepalign.config import Config, Hybrid, ObjectiveSection
 from stepalign.errors import ConfigError
 from stepalign.feedback.designs import Condition, check_condition
 from stepalign.feedback.steps import split_steps
-from stepalign.models.prompts import decode_with_spans, tokens_inside
+from stepalign.models.prompts import decode_with_spans, tokens_to_steps
 from stepalign.records import Critique, Rollout, Verdict
 
 if TYPE_CHECKING:
@@ -127,11 +127,13 @@ def first_wrong_token(rollout: Rollout, critique: Critique | None, tokenizer: Pr
     """Where the rollout's first wrong step begins, by the critique's label of it; None where that cannot be told."""
     if critique is None or not critique.first_error:
         return None
-    wrong = next((step for step in split_steps(rollout.text) if step.label == critique.first_error), None)
+    steps = split_steps(rollout.text)
+    wrong = next((place for place, step in enumerate(steps) if step.label == critique.first_error), None)
     if wrong is None:
         return None
     try:
         text, spans = decode_with_spans(tokenizer, rollout.completion.ids)
     except ValueError:  # a tokenizer without spans
         return None
-    return min(tokens_inside(text, spans, wrong.start, wrong.end), default=None)
+    owners = tokens_to_steps(text, spans, [step.start for step in steps])
+    return next((i for i, (start, end) in enumerate(spans) if end > start and owners[i] == wrong), None)

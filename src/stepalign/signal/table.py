@@ -6,7 +6,6 @@ entry of signal.json one completion under all of its contexts (docs/formats.md);
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,6 +16,7 @@ import numpy as np
 from stepalign.errors import ConfigError
 from stepalign.feedback.alignment import Alignment, align
 from stepalign.feedback.steps import detect_style
+from stepalign.models.prompts import tokens_to_steps
 from stepalign.records import StepStatus
 
 Json = Mapping[str, Any]
@@ -131,26 +131,6 @@ class ScoredCompletion:
             if at not in special
             and (self.spans[at][0] == self.spans[at][1] or self.spans[at][0] < self.spans[at - 1][1])
         }
-
-
-def tokens_to_steps(text: str, spans: Sequence[tuple[int, int]], starts: Sequence[int]) -> np.ndarray:
-    """Index of the step each token belongs to, -1 before the first.
-
-    A token belongs where its first visible character is: the blank that a word carries in front of it may still be the
-    end of the step before. Tokens without text go with the token before them.
-
-    Args:
-        starts: first character of every step, ascending.
-    """
-    owners = np.full(len(spans), -1, dtype=np.int64)
-    before = -1
-    for token, (start, end) in enumerate(spans):
-        piece = text[start:end]
-        visible = start + len(piece) - len(piece.lstrip()) if piece.strip() else start
-        if end > start or not token:
-            before = max(before, bisect_right(starts, visible) - 1)
-        owners[token] = before
-    return owners
 
 
 def align_feedback(attempt: str, feedback: str, *, expected_answer: str | None = None) -> Alignment | None:
@@ -297,7 +277,7 @@ def _read(
         for row in shared.get("steps") or []
     ]
     pairs = [(start, end) for start, end in spans]
-    step = tokens_to_steps(text, pairs, [step.start for step in steps])
+    step = np.array(tokens_to_steps(text, pairs, [step.start for step in steps]))
     where = f"rollout {shared['rollout_id']}"
     return ScoredCompletion(
         rollout_id=str(shared["rollout_id"]),

@@ -16,9 +16,9 @@ from stepalign.errors import ConfigError
 from stepalign.feedback.alignment import align
 from stepalign.feedback.steps import split_steps
 from stepalign.models.load import Solver
-from stepalign.models.prompts import decode_with_spans
+from stepalign.models.prompts import decode_with_spans, tokens_to_steps
 from stepalign.records import Attempt, Critique, Step, StepStatus
-from stepalign.signal.table import MarkedStep, tokens_to_steps
+from stepalign.signal.table import MarkedStep
 
 WrongResult = Callable[[Attempt, Sequence[int]], tuple[int, int] | None]
 """Where the truth is known: (position of the token with the first wrong result, id of the right one)."""
@@ -76,7 +76,7 @@ def trace(
     labels = labels or Labels()
     passage = _passage(text, labels, attempt)
     first_wrong = _first_wrong(steps, labels, passage, attempt, critique)
-    step = tokens_to_steps(text, spans, [step.start for step in steps])
+    step = np.array(tokens_to_steps(text, spans, [step.start for step in steps]))
     visible = np.array([b > a for a, b in spans], dtype=bool)
     inside = [np.flatnonzero((step == index) & visible).tolist() for index in range(len(steps))]
     known = first_wrong is not None
