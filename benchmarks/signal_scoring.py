@@ -31,7 +31,7 @@ from stepalign.config import Config, changed
 from stepalign.events import Event, progress
 from stepalign.models.load import Solver, build_tokenizer
 from stepalign.records import Attempt, Problem
-from stepalign.signal.records import AttemptInContexts, Shown
+from stepalign.signal.analyse import AttemptInContexts, Shown
 from stepalign.signal.score import ScoringJob, _hidden_states, _windows, score
 from stepalign.verbs.signal.folder import write_signal_folder
 

@@ -11,9 +11,8 @@ from stepalign.build import arithmetic_probe, collect_for_signal, open_session
 from stepalign.config import load_config
 from stepalign.domains.arithmetic import task as arithmetic
 from stepalign.domains.sets import load_sets
-from stepalign.signal.analyse import analyse, attempts_under
+from stepalign.signal.analyse import analyse, analyse_attempts, attempts_under
 from stepalign.signal.localisation import truth_of
-from stepalign.signal.records import analyse_attempts
 
 
 @pytest.fixture(scope="module")

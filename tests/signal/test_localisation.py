@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from stepalign.signal.localisation import Truth, localise
+from stepalign.signal import localisation
+from stepalign.signal.localisation import Truth, summarise_rollout
 from stepalign.signal.ranking import Ranking, gini
 from stepalign.signal.table import TokenTable
 
@@ -120,6 +122,11 @@ def signal(log_ratio: Sequence[float], kl: Sequence[float] | None = None) -> Tok
         student_entropy=rest,
         teacher_entropy=rest,
     )
+
+
+def localise(tables: Sequence[TokenTable], truths: Sequence[Truth], **settings: Any) -> dict[str, Any]:
+    rollouts = [summarise_rollout(table, truth) for table, truth in zip(tables, truths, strict=True)]
+    return localisation.localise(rollouts, **settings)
 
 
 # Two right tokens, a wrong step of three (its result in the middle), one token after it; and a right rollout of four.
@@ -242,8 +249,3 @@ def test_intervals_are_repeatable_and_hold_the_value() -> None:
     narrow = by_name(one)["auroc_wrong_result"]
     assert wider["low"] <= narrow["low"] < narrow["high"] <= wider["high"]
     assert narrow["low"] > 0.5
-
-
-def test_signals_and_truths_belong_together_one_by_one() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        localise(SIGNALS, [WRONG])

@@ -1,24 +1,60 @@
-"""What contexts teach about rollouts: every attempt under every context, and the numbers over all of them."""
+"""Attempts under contexts: scored, cut into steps, and laid out as token tables."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
+
+import numpy as np
 
 from stepalign.events import Listener, progress, silent
 from stepalign.feedback import designs
 from stepalign.models.load import Solver
-from stepalign.models.prompts import PromptBuilder
-from stepalign.records import Critique, Rollout
-from stepalign.signal.localisation import Summary, localise_rollouts, summarise_rollout, truth_of
-from stepalign.signal.records import CASES, AttemptInContexts, Shown, analyse_attempts
-from stepalign.signal.table import ScoredCompletion, to_page
-from stepalign.signal.trace import WrongResult
+from stepalign.models.prompts import PromptBuilder, TeacherPrompt, decode, decode_with_spans, unknown_id
+from stepalign.records import Attempt, Critique, Rollout
+from stepalign.signal.marks import Labels, WrongResult, mark_steps
+from stepalign.signal.score import Scores, ScoringJob, SideScores, score
+from stepalign.signal.summary import CASES, header, summarise
+from stepalign.signal.table import DIGITS, LEAST_ALTERNATIVE, ScoredCompletion, TokenTable
 
-DEFINITION = "A_t = log p(y_t | question, context, y_<t) - log p(y_t | question, y_<t)"
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """What the self-teacher sees under one context."""
+
+    text: str
+    introduction: str = ""
+    """The sentence in front of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptInContexts:
+    """One attempt with its token ids, the contexts to score it under, and what is known about it."""
+
+    attempt: Attempt
+    ids: Sequence[int]
+    """Token ids of the completion."""
+    contexts: Mapping[str, Shown]
+    critique: Critique | None = None
+    labels: Labels = field(default_factory=Labels)
+    case: str = ""
+    """What kind of attempt it is; the critic's case where this is empty."""
+    spans: Sequence[tuple[int, int]] | None = None
+    """Characters of the attempt's text behind each token, where its text is more than its tokens spell."""
+    prompts: PromptBuilder | None = None
+    """Prompts of its own; those of the analysis where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Analysed:
+    """One attempt with its numbers: rounded in the table, as float32 in the scores."""
+
+    subject: AttemptInContexts
+    scored: ScoredCompletion
+    scores: Scores
 
 
 def analyse(
@@ -38,16 +74,17 @@ def analyse(
     """Score rollouts under every context, in memory; see docs/formats.md (signal.json) for what comes out.
 
     Rollouts that some context has nothing to say about are left out of that context and counted in ``num_rollouts``.
-    ``more_critiques`` are those in further forms, for designs that ask their critic for something else than the rest.
+
+    Args:
+        more_critiques: in further forms, for designs that ask their critic for something else than the rest.
     """
     attempts, _ = attempts_under(rollouts, contexts, more_critiques)
     found: list[ScoredCompletion] = []
-    analysed = analyse_attempts(
+    for one in analyse_attempts(
         solver, prompts, attempts, temperature=temperature, top_k=top_k, wrong_result=wrong_result
-    )
-    for done, one in enumerate(analysed, 1):
+    ):
         found.append(one.scored)
-        listener(progress("scoring", done, len(attempts)))
+        listener(progress("scoring", len(found), len(attempts)))
     labels = {name: designs.find_design(name).label for name in contexts}
     return summarise(lambda: found, header(model_name, temperature), labels, num_shown=num_shown)
 
@@ -73,11 +110,11 @@ def attempts_under(
             of_form = {i: c for (f, i), c in critiques.items() if f == form}
             usable = [c for c in of_form.values() if c.status == "ok"]
             made = designs.make_group(group, of_form, usable=usable, other_problems=problems)
-            for attempt, context in zip(group, designs.make_contexts(name, made), strict=True):
+            for context in designs.make_contexts(name, made):
                 if context.text is None:
                     left_out[name][context.masked or "nothing to show"] += 1
                 else:
-                    shown[attempt.rollout_id][name] = Shown(text=context.text, introduction=context.introduction)
+                    shown[context.rollout_id][name] = Shown(text=context.text, introduction=context.introduction)
     attempts = [
         AttemptInContexts(
             attempt=rollout.attempt,
@@ -90,70 +127,118 @@ def attempts_under(
     return [attempt for attempt in attempts if attempt.contexts], left_out
 
 
-def header(model_name: str, temperature: float, **more: Any) -> dict[str, Any]:
-    """What signal.json says about all rollouts together."""
-    return {
-        "format": 1,
-        "model": model_name,
-        "temperature": temperature,
-        "unit": "nats",
-        "definition": DEFINITION,
-        **more,
-    }
-
-
-def summarise(
-    read: Callable[[], Iterable[ScoredCompletion]],
-    head: Mapping[str, Any],
-    labels: Mapping[str, str],
+def analyse_attempts(
+    solver: Solver,
+    prompts: PromptBuilder,
+    subjects: Iterable[AttemptInContexts],
     *,
-    num_shown: int,
-) -> dict[str, Any]:
-    """signal.json of all completions, which are read twice and never held.
+    temperature: float,
+    top_k: int,
+    wrong_result: WrongResult | None = None,
+    max_micro_batch_tokens: int = 16384,
+) -> Iterator[Analysed]:
+    """Score attempts and describe them, in order, with bounded memory.
 
-    Args:
-        read: gives all completions, in the same order each time.
-        labels: contexts by name, in the order of the page; those that scored nothing are left out.
-        num_shown: rollouts that are drawn token by token.
+    Raises:
+        ConfigError: a label that does not fit its attempt, or a question without room for a context.
     """
-    found: dict[str, list[Summary]] = defaultdict(list)
-    by_case: dict[str, list[str]] = defaultdict(list)
-    for scored in read():
-        truth = truth_of(scored)
-        for name, table in scored.tables.items():
-            found[name].append(summarise_rollout(table, truth))
-        if len(by_case[scored.case]) < num_shown:
-            by_case[scored.case].append(scored.rollout_id)
-    names = [*(name for name in labels if name in found), *(name for name in found if name not in labels)]
-    return {
-        **head,
-        "contexts": [{"name": name, "label": labels.get(name, name)} for name in names],
-        "localisation": _without_undefined([{"context": name, **localise_rollouts(found[name])} for name in names]),
-        "rollouts": _pages(read(), _choose(by_case, num_shown)),
-    }
+    waiting: list[tuple[AttemptInContexts, dict[str, TeacherPrompt]]] = []  # those whose scores are on their way
+
+    def jobs() -> Iterator[ScoringJob]:
+        for subject in subjects:
+            problem, own = subject.attempt.problem, subject.prompts or prompts
+            teachers = {
+                name: own.self_teacher(problem, shown.text, introduction=shown.introduction)
+                for name, shown in subject.contexts.items()
+            }
+            waiting.append((subject, teachers))
+            yield ScoringJob(
+                completion_ids=tuple(subject.ids),
+                student_prompt_ids=own.student(problem),
+                teacher_prompt_ids={name: teacher.ids for name, teacher in teachers.items()},
+            )
+
+    @cache
+    def name_of(token: int) -> str:
+        return decode(solver.tokenizer, [token]) or str(solver.tokenizer.convert_ids_to_tokens(token))
+
+    for scores in score(
+        solver, jobs(), temperature=temperature, top_k=top_k, max_micro_batch_tokens=max_micro_batch_tokens
+    ):
+        subject, teachers = waiting.pop(0)
+        yield Analysed(subject, _lay_out(solver, subject, scores, teachers, name_of, wrong_result), scores)
 
 
-def _without_undefined(localisation: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Numbers that no context defines say nothing: without a known error there is no share inside it."""
-    defined = {n["name"] for entry in localisation for n in entry["numbers"] if not math.isnan(n["value"])}
+def _lay_out(
+    solver: Solver,
+    subject: AttemptInContexts,
+    scores: Scores,
+    teachers: Mapping[str, TeacherPrompt],
+    name_of: Callable[[int], str],
+    wrong_result: WrongResult | None,
+) -> ScoredCompletion:
+    attempt, critique, ids = subject.attempt, subject.critique, subject.ids
+    text, spans = (attempt.text, subject.spans) if subject.spans else decode_with_spans(solver.tokenizer, ids)
+    marks = mark_steps(
+        attempt, ids, text, spans, critique=critique, labels=subject.labels, wrong_result=wrong_result
+    )  # fmt: skip
+    tokens = [text[a:b] or str(solver.tokenizer.convert_ids_to_tokens(i)) for (a, b), i in zip(spans, ids, strict=True)]
+    unknown = unknown_id(solver.tokenizer)
+    tables = {}
+    for name, shown in subject.contexts.items():
+        found, read = scores.contexts[name], critique if _comes_from_critic(name) else None
+        tables[name] = TokenTable(
+            context=name,
+            text=shown.text,
+            tokens=tokens,
+            step=marks.step,
+            log_ratio=_rounded(found.log_ratio),
+            student_log_prob=_rounded(scores.student.log_probs),
+            teacher_log_prob=_rounded(found.teacher.log_probs),
+            forward_kl=_rounded(found.forward_kl),
+            student_entropy=_rounded(scores.student.entropy),
+            teacher_entropy=_rounded(found.teacher.entropy),
+            top_student=_alternatives(scores.student, name_of),
+            top_teacher=_alternatives(found.teacher, name_of),
+            dropped_tokens=teachers[name].dropped_tokens,
+            critic_case=read.case if read else "",
+            first_error=read.first_error if read else "",
+        )
+    return ScoredCompletion(
+        rollout_id=attempt.rollout_id,
+        question=attempt.problem.question,
+        expected_answer=attempt.problem.answer or None,
+        reference=attempt.problem.reference,
+        verdict=attempt.verdict,
+        case=subject.case or CASES.get(critique.case if critique else "", "unknown"),
+        text=text,
+        token_ids=ids,
+        tokens=tokens,
+        spans=spans,
+        special=[i for i, (a, b) in enumerate(spans) if a == b],
+        unknown_tokens=sum(token == unknown for token in ids),
+        tables=tables,
+        **marks._asdict(),
+    )
+
+
+def _comes_from_critic(context: str) -> bool:
+    """Whether the critique's reading belongs beside a context: not where a design shows something else."""
+    # Contexts that are no design of ours come from a file, or are a user's own.
+    return context not in designs.DESIGNS or designs.DESIGNS[context].needs_critic
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """As signal.jsonl holds them, so that numbers over rollouts are the same from memory and from the file."""
+    return np.round(values.astype(np.float64), DIGITS) + 0.0  # + 0.0 turns -0.0 into 0.0
+
+
+def _alternatives(side: SideScores, name_of: Callable[[int], str]) -> list[list[tuple[str, float]]] | None:
+    """Per token (text, log-probability), strongest first; those below one in ten thousand are in the arrays only."""
+    if not side.top_ids.shape[1]:
+        return None
+    log_probs = np.round(side.top_log_probs.astype(np.float64), 4)
     return [
-        {**entry, "numbers": [number for number in entry["numbers"] if number["name"] in defined]}
-        for entry in localisation
+        [(name_of(token), value) for token, value in zip(ids, values, strict=True) if value >= LEAST_ALTERNATIVE]
+        for ids, values in zip(side.top_ids.tolist(), log_probs.tolist(), strict=True)
     ]
-
-
-def _choose(by_case: Mapping[str, Sequence[str]], count: int) -> list[str]:
-    """A few rollouts of every case, in their order: the first of each, then the second of each, ..."""
-    known = [*dict.fromkeys(CASES.values()), *by_case]
-    order = [case for case in dict.fromkeys(known) if case in by_case and case != "unknown"]
-    order += ["unknown"] if "unknown" in by_case else []
-    ranks = range(max((len(found) for found in by_case.values()), default=0))
-    chosen = [by_case[case][rank] for rank in ranks for case in order if rank < len(by_case[case])][:count]
-    return [rollout_id for case in order for rollout_id in by_case[case] if rollout_id in set(chosen)]
-
-
-def _pages(completions: Iterable[ScoredCompletion], chosen: Sequence[str]) -> list[dict[str, Any]]:
-    wanted = set(chosen)
-    pages = (to_page(scored) for scored in completions if scored.rollout_id in wanted)
-    found = {page["rollout_id"]: page for page in islice(pages, len(wanted))}
-    return [found[rollout_id] for rollout_id in chosen]

@@ -13,7 +13,7 @@ Every number is a ratio of two sums over rollouts, or a ranking of tokens or ste
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,127 +156,103 @@ class _Measure:
     baseline: Callable[[_Rollouts], Number] | None = None
 
 
-def _ratio(numerator: str, denominator: str) -> Callable[[_Rollouts], Number]:
-    return lambda rollouts: rollouts.ratio(numerator, denominator)
-
-
-def _mean(name: str) -> Callable[[_Rollouts], Number]:
-    return lambda rollouts: rollouts.mean(name)
-
-
 def _chance(_: _Rollouts) -> Number:
     return lambda counts: 0.5
-
-
-def _auroc(name: str) -> Callable[[_Rollouts], Number]:
-    return lambda rollouts: rollouts.rankings[name].auroc
-
-
-def _precision(name: str) -> Callable[[_Rollouts], Number]:
-    return lambda rollouts: rollouts.rankings[name].average_precision
-
-
-def _prevalence(name: str) -> Callable[[_Rollouts], Number]:
-    return lambda rollouts: rollouts.rankings[name].prevalence
-
-
-def _sign_agreement(rollouts: _Rollouts) -> Number:
-    return mean_of(rollouts.mean("right/agrees"), rollouts.mean("wrong_step/agrees"))
 
 
 _MEASURES: dict[str, _Measure] = {
     "share_of_abs_signal_in_wrong_step": _Measure(
         "Share of |A| in the first wrong step",
         "share of the sum of |A| of wrong rollouts that lies in the first wrong step; baseline: its share of tokens",
-        _ratio("wrong_step/abs", "in_wrong_rollout/abs"),
-        _ratio("count_wrong_step", "count_in_wrong_rollout"),
+        lambda r: r.ratio("wrong_step/abs", "in_wrong_rollout/abs"),
+        lambda r: r.ratio("count_wrong_step", "count_in_wrong_rollout"),
     ),
     "share_of_kl_in_wrong_step": _Measure(
         "Share of KL in the first wrong step",
         "the same for KL(self-teacher || student) at each token",
-        _ratio("wrong_step/kl", "in_wrong_rollout/kl"),
-        _ratio("count_wrong_step", "count_in_wrong_rollout"),
+        lambda r: r.ratio("wrong_step/kl", "in_wrong_rollout/kl"),
+        lambda r: r.ratio("count_wrong_step", "count_in_wrong_rollout"),
     ),
     "mean_log_ratio_right_tokens": _Measure(
-        "Mean A on right tokens", "mean A on right tokens, nats", _mean("right/log_ratio")
+        "Mean A on right tokens", "mean A on right tokens, nats", lambda r: r.mean("right/log_ratio")
     ),
     "mean_log_ratio_wrong_step": _Measure(
         "Mean A on the first wrong step",
         "mean A on the tokens of the first wrong step, nats",
-        _mean("wrong_step/log_ratio"),
+        lambda r: r.mean("wrong_step/log_ratio"),
     ),
     "mean_log_ratio_wrong_result": _Measure(
         "Mean A on the wrong result",
         "mean A on the token that states the first wrong result, nats",
-        _mean("wrong_result/log_ratio"),
+        lambda r: r.mean("wrong_result/log_ratio"),
     ),
     "mean_abs_log_ratio_right_tokens": _Measure(
         "Mean |A| on right tokens",
         "mean |A| on right tokens, nats: what the context disturbs without need",
-        _mean("right/abs"),
+        lambda r: r.mean("right/abs"),
     ),
     "share_of_right_tokens_suppressed": _Measure(
-        "Right tokens suppressed", "share of right tokens with A < 0", _mean("right/suppressed")
+        "Right tokens suppressed", "share of right tokens with A < 0", lambda r: r.mean("right/suppressed")
     ),
     "sign_agreement": _Measure(
         "Sign agreement",
         "mean of two shares: right tokens with A > 0, tokens of the first wrong step with A < 0; A = 0 counts half",
-        _sign_agreement,
+        lambda r: mean_of(r.mean("right/agrees"), r.mean("wrong_step/agrees")),
         _chance,
     ),
     "auroc_wrong_result": _Measure(
         "AUROC, wrong result",
         "AUROC of -A for telling the wrong result from right tokens; 0.5 is chance",
-        _auroc("wrong_result"),
+        lambda r: r.rankings["wrong_result"].auroc,
         _chance,
     ),
     "auroc_wrong_result_among_results": _Measure(
         "AUROC, wrong result among results",
         "the same among tokens that state a result",
-        _auroc("wrong_result_among_results"),
+        lambda r: r.rankings["wrong_result_among_results"].auroc,
         _chance,
     ),
     "auroc_wrong_step": _Measure(
         "AUROC, whole wrong step",
         "AUROC of -A for telling every token of the first wrong step from right tokens",
-        _auroc("wrong_step"),
+        lambda r: r.rankings["wrong_step"].auroc,
         _chance,
     ),
     "average_precision_wrong_step": _Measure(
         "Average precision, whole wrong step",
         "average precision of the same; baseline: the share of such tokens",
-        _precision("wrong_step"),
-        _prevalence("wrong_step"),
+        lambda r: r.rankings["wrong_step"].average_precision,
+        lambda r: r.rankings["wrong_step"].prevalence,
     ),
     "auroc_first_wrong_step": _Measure(
         "AUROC, which step is wrong first",
         "AUROC of -(sum of A over a step) for telling first wrong steps from right steps",
-        _auroc("first_wrong_step"),
+        lambda r: r.rankings["first_wrong_step"].auroc,
         _chance,
     ),
     "average_precision_first_wrong_step": _Measure(
         "Average precision, which step is wrong first",
         "average precision of the same; baseline: the share of such steps",
-        _precision("first_wrong_step"),
-        _prevalence("first_wrong_step"),
+        lambda r: r.rankings["first_wrong_step"].average_precision,
+        lambda r: r.rankings["first_wrong_step"].prevalence,
     ),
     "share_of_first_wrong_steps_found": _Measure(
         "First wrong steps found",
         "share of wrong rollouts whose first wrong step has the lowest sum of A among it and the steps before it;"
         " baseline: drawn blindly",
-        _ratio("found", "count_wrong"),
-        _ratio("found_blindly", "count_wrong"),
+        lambda r: r.ratio("found", "count_wrong"),
+        lambda r: r.ratio("found_blindly", "count_wrong"),
     ),
     "gini_abs_log_ratio": _Measure(
         "Concentration (Gini)",
         "Gini coefficient of |A| over the tokens of a rollout, mean over rollouts: 0 spread evenly, 1 on one token",
-        _ratio("gini", "count_gini"),
+        lambda r: r.ratio("gini", "count_gini"),
     ),
     "share_of_abs_signal_on_style": _Measure(
         "Share of |A| on style",
         "share of the sum of |A| on style tokens (punctuation, layout, connectives); baseline: their share of tokens",
-        _ratio("style/abs", "all/abs"),
-        _ratio("count_style", "count_all"),
+        lambda r: r.ratio("style/abs", "all/abs"),
+        lambda r: r.ratio("count_style", "count_all"),
     ),
 }
 LABELS = {name: measure.label for name, measure in _MEASURES.items()}
@@ -284,33 +260,13 @@ LABELS = {name: measure.label for name, measure in _MEASURES.items()}
 
 
 def localise(
-    tables: Iterable[TokenTable],
-    truths: Iterable[Truth],
-    *,
-    level: float = 0.95,
-    resamples: int = 500,
-    seed: int = 0,
+    rollouts: Sequence[Summary], *, level: float = 0.95, resamples: int = 500, seed: int = 0
 ) -> dict[str, Any]:
     """Localisation numbers of one context.
 
-    Args:
-        tables: one per rollout, all of the same context.
-        truths: what is known about the same rollouts; ``Truth()`` where nothing is.
-
     Returns:
         The entry of ``localisation`` in signal.json (docs/formats.md) without the context's name. NaN where undefined.
-
-    Raises:
-        ValueError: different numbers of tables and truths.
     """
-    rollouts = [summarise_rollout(table, truth) for table, truth in zip(tables, truths, strict=True)]
-    return localise_rollouts(rollouts, level=level, resamples=resamples, seed=seed)
-
-
-def localise_rollouts(
-    rollouts: Sequence[Summary], *, level: float = 0.95, resamples: int = 500, seed: int = 0
-) -> dict[str, Any]:
-    """``localise`` for rollouts that are summarised already."""
     joined = _Rollouts(rollouts) if rollouts else None
     numbers = []
     for name, measure in _MEASURES.items():

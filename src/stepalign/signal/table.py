@@ -277,7 +277,7 @@ def _read(
         for row in shared.get("steps") or []
     ]
     pairs = [(start, end) for start, end in spans]
-    step = np.array(tokens_to_steps(text, pairs, [step.start for step in steps]))
+    step = np.array(tokens_to_steps(text, pairs, [step.start for step in steps]), dtype=np.int64)
     where = f"rollout {shared['rollout_id']}"
     return ScoredCompletion(
         rollout_id=str(shared["rollout_id"]),

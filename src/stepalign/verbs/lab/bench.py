@@ -22,10 +22,10 @@ from stepalign.feedback.alignment import align
 from stepalign.models.load import EMBEDDED
 from stepalign.models.prompts import PromptBuilder, decode, encode_with_spans
 from stepalign.records import Attempt, Critique, Problem
-from stepalign.signal.analyse import header
-from stepalign.signal.records import AttemptInContexts, Shown, analyse_attempts
+from stepalign.signal.analyse import AttemptInContexts, Shown, analyse_attempts
+from stepalign.signal.marks import Labels
+from stepalign.signal.summary import header
 from stepalign.signal.table import to_page
-from stepalign.signal.trace import Labels
 from stepalign.verbs.lab.queue import Cancelled
 from stepalign.verbs.lab.sheet import Sheet
 

@@ -21,10 +21,10 @@ from stepalign.events import Listener, progress, silent
 from stepalign.models.load import EMBEDDED, Solver, embedded_folder
 from stepalign.models.prompts import PromptBuilder
 from stepalign.report.page import write_token_page
-from stepalign.signal.analyse import header, summarise
-from stepalign.signal.records import Analysed, AttemptInContexts, analyse_attempts
+from stepalign.signal.analyse import Analysed, AttemptInContexts, analyse_attempts
+from stepalign.signal.marks import WrongResult
+from stepalign.signal.summary import header, summarise
 from stepalign.signal.table import to_rows
-from stepalign.signal.trace import WrongResult
 from stepalign.storage import jsonl
 from stepalign.storage.files import finite, write_atomically, write_json
 from stepalign.storage.fingerprint import sha256, sha256_of_file

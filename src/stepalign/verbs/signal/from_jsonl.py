@@ -21,8 +21,8 @@ from stepalign.errors import ConfigError
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder, decode, encode_with_spans, unknown_id
 from stepalign.records import Attempt, Critique, Problem
-from stepalign.signal.records import AttemptInContexts, Shown
-from stepalign.signal.trace import Labels
+from stepalign.signal.analyse import AttemptInContexts, Shown
+from stepalign.signal.marks import Labels
 from stepalign.storage.fingerprint import sha256, sha256_of_parts
 
 if TYPE_CHECKING:

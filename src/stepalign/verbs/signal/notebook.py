@@ -16,8 +16,8 @@ from stepalign.feedback import findings
 from stepalign.feedback.alignment import Alignment
 from stepalign.models.load import EMBEDDED, Solver, embedded_folder
 from stepalign.records import Attempt, Critique, Verdict
-from stepalign.signal.analyse import header, summarise
-from stepalign.signal.records import analyse_attempts
+from stepalign.signal.analyse import analyse_attempts
+from stepalign.signal.summary import header, summarise
 from stepalign.signal.table import MarkedStep, ScoredCompletion, TokenTable, align_feedback
 from stepalign.storage.files import finite
 from stepalign.verbs.configs import config_for_file
