@@ -14,13 +14,19 @@ from typing import Any
 
 import pytest
 
-from stepalign.config import Config, load_config
+from stepalign.config import Config, TrainingSection, load_config
 from stepalign.errors import ConfigError
 from stepalign.events import Event
 from stepalign.training import trackers as module
-from stepalign.training.trackers import STEP, TrackedRun, check_trackers, open_trackers
+from stepalign.training.trackers import STEP, TrackedRun, Trackers, check_trackers, open_trackers
 
 STEPS, DIES_AFTER = 4, 3
+
+
+def opened(config: Config, folder: Path, first_step: int, listener: Callable[[Event], None]) -> Trackers:
+    return open_trackers(config.training, config.model_dump(mode="json"), folder, first_step, listener)
+
+
 SCRIPT = """
 import os
 from pathlib import Path
@@ -204,7 +210,7 @@ def test_a_tracker_that_fails_is_told_of_once(
 ) -> None:
     broken, heard = Broken(place), list[Event]()
     monkeypatch.setitem(module.TRACKERS, "wandb", broken.start)
-    trackers = open_trackers(load_config(None, ["training.report_to=wandb"]), tmp_path, 0, heard.append)
+    trackers = opened(load_config(None, ["training.report_to=wandb"]), tmp_path, 0, heard.append)
     for step in (1, 2):
         trackers.step(step, {"loss": 1.0})
     trackers.close()
@@ -234,7 +240,7 @@ def test_undefined_numbers_are_not_sent_and_names_are_those_of_trl(
         def finish(self) -> None: ...
 
     monkeypatch.setitem(module.TRACKERS, "wandb", Kept)
-    trackers = open_trackers(load_config(None, ["training.report_to=wandb"]), tmp_path, 0, lambda _: None)
+    trackers = opened(load_config(None, ["training.report_to=wandb"]), tmp_path, 0, lambda _: None)
     trackers.step(1, {"loss": 0.5, "divergence": math.nan, "student_entropy": 0.25, "clip_ratio": math.inf})
     trackers.evaluated(1, "test", [{"metric": "avg@4", "value": 0.5}, {"metric": "maj@4", "value": None}])
     assert sent == [(1, {"train/loss": 0.5, "train/entropy": 0.25}), (1, {"eval/test/avg@4": 0.5})]
@@ -251,7 +257,7 @@ def test_names_and_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     settings = ["training.report_to=wandb", 'critic.base_urls=["https://me:s3cret@host/v1"]']
     for folder, extra in (("arms/grpo/seed-1", []), ("plain", []), ("x", ["training.run_name=mine"])):
         (tmp_path / folder).mkdir(parents=True)
-        open_trackers(load_config(None, settings + extra), tmp_path / folder, 0, lambda _: None)
+        opened(load_config(None, settings + extra), tmp_path / folder, 0, lambda _: None)
     assert [run.name for run in runs] == ["grpo-seed-1", "plain", "mine"]
     assert len({run.id for run in runs}) == 3
     assert runs[0].config["critic"]["base_urls"] == ["https://host/v1"]
@@ -260,14 +266,14 @@ def test_names_and_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_no_tracker_is_the_default_and_leaves_nothing(tmp_path: Path) -> None:
     assert Config().training.report_to == ("none",)
-    open_trackers(Config(), tmp_path, 0, lambda _: None).close()
+    opened(Config(), tmp_path, 0, lambda _: None).close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_tracker_is_an_error_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"stepalign\[track\]"):
-        check_trackers(load_config(None, ["training.report_to=['tensorboard']"]))
-    check_trackers(Config())
+        check_trackers(load_config(None, ["training.report_to=['tensorboard']"]).training)
+    check_trackers(TrainingSection())
     with pytest.raises(ConfigError, match="report_to"):
         load_config(None, ["training.report_to=mlflow"])

@@ -49,7 +49,7 @@ from stepalign.storage.files import move_into_place, seal
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.run_folder import RunFolder
 from stepalign.training import checkpoint as checkpoints
-from stepalign.training.guards import Guards
+from stepalign.training.health import Guards
 from stepalign.training.learner import Learner
 from stepalign.training.preflight import check_dtype, check_material, check_prompts
 from stepalign.training.teacher import Teacher
@@ -109,7 +109,7 @@ def train(
     torch.set_num_threads(
         1 if config.model.device == "cpu" and config.model.path == EMBEDDED else torch.get_num_threads()
     )
-    check_trackers(config)
+    check_trackers(config.training)
     loaded = load_sets(config)
     for name, found in loaded.items():
         for reason, count in found.skipped.items():
@@ -183,7 +183,9 @@ class _Run:
             session.solver.model, config.objective.teacher, keeps_reference=config.objective.beta > 0
         )
         self._resume()
-        self.trackers = open_trackers(config, folder.path, self.progress.step, listener)
+        self.trackers = open_trackers(
+            config.training, config.model_dump(mode="json"), folder.path, self.progress.step, listener
+        )
 
     def go(self) -> None:
         section = self.config.training

@@ -37,7 +37,7 @@ MATERIAL: dict[Need, tuple[str, Callable[[Problem], bool], str]] = {
 def check_inputs(config: Config) -> None:
     """All of a run's problems and prompts, without its weights. Raises ConfigError as the run would."""
     sets = load_sets(config)
-    check_trackers(config)
+    check_trackers(config.training)
     check_material(config, sets["train"].problems)
     solver = recipe_solver(config, weights=False)
     check_prompts(config, solver, make_prompts(config, solver), {name: found.problems for name, found in sets.items()})

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepalign.config import GuardsSection
-from stepalign.training.guards import BREAK_Z, GUARDS, WATCHED, Guards, History, pass_rate_broke
+from stepalign.training.health import BREAK_Z, GUARDS, WATCHED, Guards, History, pass_rate_broke
 
 NAN = math.nan
 HEALTHY = {

@@ -1,8 +1,9 @@
-"""Guard rails: say early, and with the reason, that a run decays.
+"""Guards: say early, and with the reason, that a run decays.
 
 Self-distillation can collapse while its loss looks healthy: the teacher turns into a noisy copy of the student, both
 heat up, and the pass rate falls. Other runs shrink, ramble, repeat themselves, or train on nothing at all. Each guard
-is a small function of the history in one table; it speaks once, and says what it saw and what may help.
+is a row of ``GUARDS``: a metric, when its window means are ill, and a sentence with what was seen and what may help.
+It speaks once.
 """
 
 from __future__ import annotations
@@ -14,25 +15,16 @@ from dataclasses import dataclass, field
 from stepalign.config import GuardsSection, TeacherWeights
 
 WATCHED = (
-    "reward",
-    "student_entropy",
-    "teacher_entropy",
-    "right_value_probability",
-    "grad_norm",
-    "num_problems",
-    "num_rollouts",
-    "active_samples",
-    "masked",
-    "completions/clipped_ratio",
-    "completions/mean_length",
-    "completions/repetitive_ratio",
-    "completions/hedge_words",
-    "completions/distinct_answers",
+    *("reward", "student_entropy", "teacher_entropy", "right_value_probability", "grad_norm"),
+    *("num_problems", "num_rollouts", "active_samples", "masked"),
+    *("completions/clipped_ratio", "completions/mean_length", "completions/repetitive_ratio"),
+    *("completions/hedge_words", "completions/distinct_answers"),
 )
 RISE = 0.05
 """A pass rate that much above its first window has risen: then a calmer or another style is learning, not decay."""
 BREAK_Z = 5.0
 """Standard errors between two pass rates that chance does not explain, over all the looks of a long run."""
+SLOWER = "lower training.learning_rate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +53,19 @@ class History:
             means.append(_mean([row.get(name, math.nan) for row in self.rows[end - size : end]]))
         return [] if not means or math.isnan(means[-1]) else [mean for mean in means if not math.isnan(mean)]
 
+    @property
     def has_risen(self) -> bool:
         """Whether the pass rate is better than at the beginning."""
         rewards = self.windows("reward")
         return bool(rewards) and rewards[-1] > rewards[0] + RISE
 
-    def advice(self, common: str) -> str:
+    @property
+    def advice(self) -> str:
         """What may help; the self-teacher can be at fault only where there is one that follows the student."""
-        taught = any(not math.isnan(value) for value in self.last("teacher_entropy", len(self.rows)))
-        return common + (", or use objective.teacher.weights = initial or ema" if taught and self.follows else "")
+        distils = any(not math.isnan(value) for value in self.last("teacher_entropy", len(self.rows)))
+        return SLOWER + (", or use objective.teacher.weights = initial or ema" if distils and self.follows else "")
 
+    @property
     def commonest_mask(self) -> str:
         """The most frequent reason for which samples were masked, or ""."""
         if not self.masked:
@@ -79,15 +74,26 @@ class History:
         return f"most often: {reason} ({self.masked[reason]} of {sum(self.masked.values())})"
 
 
-def pass_rate_fell(history: History) -> str:
-    """The last window against the best one. A low rate cannot fall by the whole drop: losing half counts as well."""
-    windows = history.windows("reward")
-    if not windows or not windows[-1] < max(windows) - min(history.section.reward_drop, max(windows) / 2):
-        return ""
-    return (
-        f"the rollouts' pass rate fell to {windows[-1]:.2f} from {max(windows):.2f} "
-        f"(means of {history.section.window} steps): {history.advice('lower training.learning_rate')}"
-    )
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Looks at the window means of one metric."""
+
+    metric: str
+    is_ill: Callable[[list[float], GuardsSection], bool]
+    """Whether these means, the present one last, say that something is wrong."""
+    sentence: str
+    """With {first}, {last} and {best} window, {grew} and {advice} filled in."""
+    unless_risen: bool = False
+    """A style that changes while the pass rate rises is learning."""
+
+    def __call__(self, history: History) -> str:
+        means = history.windows(self.metric)
+        if not means or (self.unless_risen and history.has_risen) or not self.is_ill(means, history.section):
+            return ""
+        values = {"first": means[0], "last": means[-1], "best": max(means), "window": history.section.window}
+        before = f", {means[0]:.0%} in the first window" if len(means) > 1 else ""
+        grew = "shrank" if means[-1] < means[0] else "grew"
+        return self.sentence.format(**values, before=before, grew=grew, advice=history.advice)
 
 
 def pass_rate_broke(history: History) -> str:
@@ -108,59 +114,18 @@ def pass_rate_broke(history: History) -> str:
         if before - after > BREAK_Z * math.sqrt(max(0.0, pooled * (1 - pooled)) * (1 / n + 1 / m)):
             return (
                 f"the rollouts' pass rate broke to {after:.2f} from {before:.2f} within {length} "
-                f"step{'s' if length > 1 else ''}: {history.advice('lower training.learning_rate')}"
+                f"step{'s' if length > 1 else ''}: {history.advice}"
             )
     return ""
 
 
-def student_heats_up(history: History) -> str:
-    return _entropy_grew(history, "student_entropy", "the student's")
-
-
-def teacher_heats_up(history: History) -> str:
-    return _entropy_grew(history, "teacher_entropy", "the self-teacher's")
-
-
-def _entropy_grew(history: History, name: str, whose: str) -> str:
-    windows = history.windows(name)
-    if not windows or not windows[-1] > max(windows[0] * history.section.entropy_factor, 0.05):
-        return ""
-    return (
-        f"{whose} entropy grew to {windows[-1]:.2f} nats a token from {windows[0]:.2f}: the policy heats up; "
-        + history.advice("lower training.learning_rate")
-    )
-
-
-def student_freezes(history: History) -> str:
-    windows = history.windows("student_entropy")
-    if not windows or history.has_risen() or not windows[-1] < windows[0] * history.section.entropy_floor:
-        return ""
-    return (
-        f"the student's entropy fell to {windows[-1]:.3f} nats a token from {windows[0]:.3f} and the pass rate has not "
-        f"risen: the policy no longer explores; {history.advice('lower training.learning_rate')}"
-    )
-
-
-def teacher_stops_reading(history: History) -> str:
-    windows = history.windows("right_value_probability")
-    # Only a self-teacher that did read can stop reading; some designs never tell the right value.
-    if not windows or max(windows) < 0.5 or not windows[-1] < 0.75 * max(windows):
-        return ""
-    return (
-        f"the self-teacher gives the right value only {windows[-1]:.2f} at the solver's errors, {max(windows):.2f} "
-        "before: it no longer reads its context; use a steadier self-teacher"
-    )
-
-
 def gradient_breaks(history: History) -> str:
-    if math.isfinite(history.now("grad_norm")):
-        return ""
-    return "the gradient is not finite; the step was skipped"
+    return "" if math.isfinite(history.now("grad_norm")) else "the gradient is not finite; the step was skipped"
 
 
 def trains_on_nothing(history: History) -> str:
     """At once where every sample of a step is masked; after a window where rewards alone give no signal."""
-    why = history.commonest_mask()
+    why = history.commonest_mask
     if history.now("active_samples") == 0 and history.now("masked") >= history.now("num_rollouts"):
         return f"this step trained on nothing: every sample is masked, {why or 'for no recorded reason'}"
     recent = history.last("active_samples", history.section.window)
@@ -175,85 +140,85 @@ def much_is_masked(history: History) -> str:
     masked, rollouts = history.windows("masked"), history.windows("num_rollouts")
     if not masked or not rollouts or not masked[-1] > history.section.masked * rollouts[-1] > 0:
         return ""
-    return f"{masked[-1] / rollouts[-1]:.0%} of the samples are masked and train nothing, {history.commonest_mask()}"
-
-
-def much_is_cut(history: History) -> str:
-    windows = history.windows("completions/clipped_ratio")
-    if not windows or not windows[-1] > history.section.truncated:
-        return ""
-    first = f", {windows[0]:.0%} in the first window" if len(windows) > 1 else ""
-    return (
-        f"{windows[-1]:.0%} of the completions are cut at sampling.max_completion_length{first}: "
-        "what is cut has no answer; raise the limit, or look whether the solver has begun to ramble"
-    )
-
-
-def length_drifts(history: History) -> str:
-    windows, factor = history.windows("completions/mean_length"), history.section.length_factor
-    if not windows or history.has_risen() or windows[0] / factor <= windows[-1] <= windows[0] * factor:
-        return ""
-    how = "shrank" if windows[-1] < windows[0] else "grew"
-    return (
-        f"completions {how} to {windows[-1]:.0f} tokens from {windows[0]:.0f} and the pass rate has not risen: "
-        + history.advice("lower training.learning_rate")
-    )
-
-
-def repeats_itself(history: History) -> str:
-    windows = history.windows("completions/repetitive_ratio")
-    if not windows or not windows[-1] > max(history.section.repetitive, 2 * windows[0] if len(windows) > 1 else 0.0):
-        return ""
-    return (
-        f"{windows[-1]:.0%} of the completions repeat themselves at their end (zlib shortens it more than 10 times): "
-        + history.advice("lower training.learning_rate")
-    )
-
-
-def stops_doubting(history: History) -> str:
-    windows = history.windows("completions/hedge_words")
-    # Below one hedge word in two completions there is no habit to lose.
-    if not windows or windows[0] < 0.5 or not windows[-1] < history.section.hedge_share * windows[0]:
-        return ""
-    return (
-        f"hedge words (wait, maybe, let me check, ...) fell to {windows[-1]:.2f} a completion from {windows[0]:.2f}: "
-        "rich contexts unlearn doubt, which can cost accuracy elsewhere; show the self-teacher less, or keep it frozen"
-    )
+    return f"{masked[-1] / rollouts[-1]:.0%} of the samples are masked and train nothing, {history.commonest_mask}"
 
 
 def answers_are_alike(history: History) -> str:
-    windows = history.windows("completions/distinct_answers")
-    if not windows or history.has_risen() or not windows[-1] < history.section.distinct_share * windows[0]:
+    means = history.windows("completions/distinct_answers")
+    if not means or history.has_risen or not means[-1] < history.section.distinct_share * means[0]:
         return ""
     one_each = history.now("num_problems") / (history.now("num_rollouts") or math.nan)  # one answer in every group
-    if windows[0] <= one_each:
+    if means[0] <= one_each:
         return ""  # few groups had any answer, none had a choice of them to lose
-    if windows[-1] < one_each:
-        return (
-            f"the different answers of a group fell to {windows[-1]:.2f} a completion from {windows[0]:.2f}: in some "
-            f"groups no completion has an answer any more; {history.advice('lower training.learning_rate')}"
-        )
-    return (
-        f"the different answers of a group fell to {windows[-1]:.2f} a completion from {windows[0]:.2f} and the pass "
-        "rate has not risen: the solver gives one answer whatever it is; "
-        + history.advice("lower training.learning_rate")
-    )
+    seen = f"the different answers of a group fell to {means[-1]:.2f} a completion from {means[0]:.2f}"
+    if means[-1] < one_each:
+        return f"{seen}: in some groups no completion has an answer any more; {history.advice}"
+    return f"{seen} and the pass rate has not risen: the solver gives one answer whatever it is; {history.advice}"
+
+
+def _entropy_grew(means: list[float], section: GuardsSection) -> bool:
+    return means[-1] > max(means[0] * section.entropy_factor, 0.05)
 
 
 GUARDS: dict[str, Callable[[History], str]] = {
-    "reward": pass_rate_fell,
+    # A low rate cannot fall by the whole drop: losing half counts as well.
+    "reward": Guard(
+        "reward",
+        lambda means, section: means[-1] < max(means) - min(section.reward_drop, max(means) / 2),
+        "the rollouts' pass rate fell to {last:.2f} from {best:.2f} (means of {window} steps): {advice}",
+    ),
     "reward_break": pass_rate_broke,
-    "student_entropy": student_heats_up,
-    "teacher_entropy": teacher_heats_up,
-    "student_entropy_low": student_freezes,
-    "right_value_probability": teacher_stops_reading,
+    "student_entropy": Guard(
+        "student_entropy",
+        _entropy_grew,
+        "the student's entropy grew to {last:.2f} nats a token from {first:.2f}: the policy heats up; {advice}",
+    ),
+    "teacher_entropy": Guard(
+        "teacher_entropy",
+        _entropy_grew,
+        "the self-teacher's entropy grew to {last:.2f} nats a token from {first:.2f}: the policy heats up; {advice}",
+    ),
+    "student_entropy_low": Guard(
+        "student_entropy",
+        lambda means, section: means[-1] < means[0] * section.entropy_floor,
+        "the student's entropy fell to {last:.3f} nats a token from {first:.3f} and the pass rate has not risen: "
+        "the policy no longer explores; {advice}",
+        unless_risen=True,
+    ),
+    # Only a self-teacher that did read can stop reading; some designs never tell the right value.
+    "right_value_probability": Guard(
+        "right_value_probability",
+        lambda means, _: max(means) >= 0.5 and means[-1] < 0.75 * max(means),
+        "the self-teacher gives the right value only {last:.2f} at the solver's errors, {best:.2f} before: it no "
+        "longer reads its context; use a steadier self-teacher",
+    ),
     "grad_norm": gradient_breaks,
     "nothing": trains_on_nothing,
     "masked": much_is_masked,
-    "truncated": much_is_cut,
-    "length": length_drifts,
-    "repetition": repeats_itself,
-    "hedge_words": stops_doubting,
+    "truncated": Guard(
+        "completions/clipped_ratio",
+        lambda means, section: means[-1] > section.truncated,
+        "{last:.0%} of the completions are cut at sampling.max_completion_length{before}: what is cut has no answer; "
+        "raise the limit, or look whether the solver has begun to ramble",
+    ),
+    "length": Guard(
+        "completions/mean_length",
+        lambda means, section: not means[0] / section.length_factor <= means[-1] <= means[0] * section.length_factor,
+        "completions {grew} to {last:.0f} tokens from {first:.0f} and the pass rate has not risen: {advice}",
+        unless_risen=True,
+    ),
+    "repetition": Guard(
+        "completions/repetitive_ratio",
+        lambda means, section: means[-1] > max(section.repetitive, 2 * means[0] if len(means) > 1 else 0.0),
+        "{last:.0%} of the completions repeat themselves at their end (zlib shortens it more than 10 times): {advice}",
+    ),
+    # Below one hedge word in two completions there is no habit to lose.
+    "hedge_words": Guard(
+        "completions/hedge_words",
+        lambda means, section: means[0] >= 0.5 and means[-1] < section.hedge_share * means[0],
+        "hedge words (wait, maybe, let me check, ...) fell to {last:.2f} a completion from {first:.2f}: rich contexts "
+        "unlearn doubt, which can cost accuracy elsewhere; show the self-teacher less, or keep it frozen",
+    ),
     "distinct_answers": answers_are_alike,
 }
 
