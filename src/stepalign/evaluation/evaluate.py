@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from stepalign.errors import LockedError
 from stepalign.evaluation.metrics import NO_SHARES, GradedCompletion, Metric, compute_metrics
@@ -19,10 +19,8 @@ CHUNK = 256
 """Problems sampled in one call; a finished chunk survives an interruption."""
 
 
-class AttemptFunction(Protocol):
-    """Draws graded rollouts for problems: (problems, num_samples, seed) -> rollouts per problem."""
-
-    def __call__(self, problems: Sequence[Problem], num_samples: int, seed: int) -> list[list[Rollout]]: ...
+AttemptFunction = Callable[[Sequence[Problem], int, int], list[list[Rollout]]]
+"""(problems, num_samples, seed) -> graded rollouts per problem."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,11 +38,9 @@ class EvaluatedProblem:
 
     def graded(self) -> list[GradedCompletion]:
         """As the metrics take them."""
-        rows = zip(self.answers, self.verdicts, self.lengths, self.finish_reasons, self.texts, strict=True)
-        return [
-            GradedCompletion(answer=a, verdict=v, length=n, finish_reason=f, text=t)  # type: ignore[arg-type]
-            for a, v, n, f, t in rows
-        ]
+        names = ("answer", "verdict", "length", "finish_reason", "text")
+        columns = (self.answers, self.verdicts, self.lengths, self.finish_reasons, self.texts)
+        return [GradedCompletion(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 def sample_and_grade(

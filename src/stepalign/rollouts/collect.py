@@ -99,20 +99,13 @@ class RolloutMaker:
         drawn = await self.complete(
             problems, prompts, num_samples=num_samples, temperature=temperature, max_tokens=max_tokens, seed=seed
         )
-        texts = [[self.text(completion) for completion in row] for row in drawn]
-        grades = iter(
-            self.grader.grade_many(
-                [text for row in texts for text in row],
-                [problem.answer for problem in problems for _ in range(num_samples)],
-            )
-        )
-        return [
-            [
-                _rollout(f"{problem.problem_id}-{index}", problem, completion, text, next(grades), index=index)
-                for index, (completion, text) in enumerate(zip(*row, strict=True))
-            ]
-            for problem, row in zip(problems, zip(drawn, texts, strict=True), strict=True)
-        ]
+        found = []
+        for problem, completions in zip(problems, drawn, strict=True):
+            texts = [self.text(completion) for completion in completions]
+            grades = self.grader.grade_many(texts, [problem.answer] * num_samples)
+            rows = enumerate(zip(completions, texts, grades, strict=True))
+            found.append([_rollout(f"{problem.problem_id}-{index}", problem, *row, index=index) for index, row in rows])
+        return found
 
 
 def _joined(completion: Completion, reply: Sequence[int], more: Completion) -> Completion:

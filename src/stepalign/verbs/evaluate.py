@@ -66,7 +66,6 @@ def evaluate_model(config: Config, problems: str, out: Path, listener: Listener)
         "tie_rule": "maj@k: ties share the win equally; unparsed answers neither vote nor win",
         "metrics": metric_rows(metrics, level=section.confidence, resamples=section.bootstrap_samples),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, result)
     return result
 
@@ -74,9 +73,10 @@ def evaluate_model(config: Config, problems: str, out: Path, listener: Listener)
 def _key(config: Config, problems: str) -> dict[str, Any]:
     """Everything that completions and verdicts depend on, as far as the configuration knows."""
     sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "prompts", "evaluation")}
+    weights = [(file.name, file.stat()) for file in sorted(Path(config.model.path).glob("*.safetensors"))]
     return {
         **sections,
-        "weights": _fingerprint(Path(config.model.path)),
+        "weights": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in weights},
         "max_completion_length": config.evaluation_length,
         "problems": problems,
         "columns": config.data.columns,
@@ -85,15 +85,8 @@ def _key(config: Config, problems: str) -> dict[str, Any]:
     }
 
 
-def _fingerprint(folder: Path) -> dict[str, list[int]]:
-    """Size and time of change of each weight file: other weights under the same path are another evaluation."""
-    files = sorted(folder.glob("*.safetensors"))
-    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
-
-
 def _claim(file: Path, key: dict[str, Any], samples: Path) -> None:
     """Remember what the stored completions belong to, so that they are continued only by the same evaluation."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(key, indent=1) + "\n"
     if samples.exists() and (not file.exists() or file.read_text(encoding="utf-8") != text):
         raise LockedError(
