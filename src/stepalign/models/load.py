@@ -23,7 +23,7 @@ _CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-# What a base model reads, which was never taught whose turn it is: the texts one after another.
+# For base models, which know no turns: the texts one after another.
 _PLAIN_TEMPLATE = (
     "{% if bos_token %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}{{ message['content'] + '\n\n' }}{% endfor %}"
@@ -87,33 +87,53 @@ def load_solver(
         dtype: "float32", "bfloat16" or "float16".
         device: a torch device.
         plain_prompts: a tokenizer without chat template (a base model's) gets a plain one, and a warning says so.
-        weights: False leaves them out, for whoever needs tokenizer and shapes only.
+        weights: False loads tokenizer and shapes only.
 
     Raises:
         ConfigError: nothing there, no tokenizer, no usable chat template, weights that are not safetensors, or a
             device that this machine lacks.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     place = _device(device)
     folder = _resolve(path)
-    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    tokenizer = _load_tokenizer(path, folder, trust_remote_code, plain_prompts)
+    model = _load_model(path, folder, trust_remote_code, getattr(torch, dtype) if weights else None)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"the tokenizer of {path} has no end-of-text token", where=folder)
+    num_embeddings = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    if len(tokenizer) > num_embeddings:
+        raise ConfigError(
+            f"the tokenizer of {path} has {len(tokenizer)} ids, the model only {num_embeddings} embeddings",
+            where=folder,
+            hint="tokenizer and weights belong to different models",
+        )
+    solver = Solver(model, tokenizer)
+    if weights:
+        model.eval().to(place)  # type: ignore[arg-type]
+        _check_head(solver, path)
+    return solver
+
+
+def _load_tokenizer(path: str, folder: str, trust_remote_code: bool, plain_prompts: bool) -> PreTrainedTokenizerBase:
+    """A tokenizer with a chat template that works."""
+    from transformers import AutoTokenizer
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **common)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         if not tokenizer.encode("1 a", add_special_tokens=False):  # made up from config.json, without a vocabulary
             raise ValueError("there are no tokenizer files")
     except Exception as error:
         raise ConfigError(
             f"no usable tokenizer for the model {path}",
-            where=str(folder),
+            where=folder,
             hint=f"{_where_it_should_be(folder)}; the loader said: {_first_line(error)}",
         ) from error
     if not tokenizer.chat_template and not plain_prompts:
         raise ConfigError(
             f"the tokenizer of {path} has no chat template",
-            where=str(folder),
+            where=folder,
             hint="base models have none: ask them in plain text with --set model.plain_prompts=true, or put a "
             "chat_template.jinja into the folder",
         )
@@ -122,45 +142,38 @@ def load_solver(
         warnings.warn(
             f"the tokenizer of {path} has no chat template: prompts are plain text, a blank line between their parts "
             "(a chat_template.jinja in the model's folder changes that)",
-            stacklevel=2,
+            stacklevel=3,
         )
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": "1 a"}], add_generation_prompt=True, tokenize=False)
     except Exception as error:
         raise ConfigError(
             f"the chat template of {path} does not work: {_first_line(error)}",
-            where=str(folder),
+            where=folder,
             hint="mend chat_template.jinja (or chat_template in tokenizer_config.json)",
         ) from error
+    return tokenizer
+
+
+def _load_model(path: str, folder: str, trust_remote_code: bool, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model; without a dtype only its shapes."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
-        if weights:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation="sdpa", **common
+        if dtype is not None:
+            return AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **common
             )
-        else:
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **common), **common)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **common), **common)
     except Exception as error:
         raise ConfigError(
             f"cannot load the model {path}",
-            where=str(folder),
+            where=folder,
             hint="weights must be safetensors (model.save_pretrained writes them); "
             f"the loader said: {_first_line(error)}",
         ) from error
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"the tokenizer of {path} has no end-of-text token", where=str(folder))
-    num_embeddings = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
-    if len(tokenizer) > num_embeddings:
-        raise ConfigError(
-            f"the tokenizer of {path} has {len(tokenizer)} ids, the model only {num_embeddings} embeddings",
-            where=str(folder),
-            hint="tokenizer and weights belong to different models",
-        )
-    solver = Solver(model, tokenizer)
-    if weights:
-        model.eval().to(place)  # type: ignore[arg-type]
-        _check_head(solver, path)
-    return solver
 
 
 def _device(name: str) -> torch.device:

@@ -33,7 +33,7 @@ Attention = Callable[..., torch.Tensor]
 """(query, key, value, scaling, dropout) -> output, each tensor [S, heads, head dimension]."""
 
 
-def draw_up(packing: Packing, *, device: torch.device, dtype: torch.dtype) -> Attention:
+def build_attention(packing: Packing, *, device: torch.device, dtype: torch.dtype) -> Attention:
     """The attention of a packed row, to be handed to the layers as ``packed_attention``."""
     route = VarlenAttention if _has_varlen_kernel(device, dtype) else RectangleAttention
     return route(packing, device)

@@ -44,7 +44,7 @@ def completion_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tens
         position_ids=torch.tensor([packing.positions], device=device),
         # A mask with four dimensions is taken as it is, and ours is ignored: none is built for the whole row.
         attention_mask=torch.zeros(1, 1, 1, 1, device=device),
-        packed_attention=packed_attention.draw_up(packing, device=device, dtype=solver.model.dtype),
+        packed_attention=packed_attention.build_attention(packing, device=device, dtype=solver.model.dtype),
         use_cache=False,
     )
     predictors = torch.tensor(packing.predictors, dtype=torch.long, device=device)  # none where completions are empty
