@@ -38,6 +38,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.command("signal-of-base", hidden=True)(runs.signal_of_base)
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

@@ -55,5 +55,5 @@ def interrupted(command: str) -> Stopped:
 
 def budget_spent(error: BudgetSpentError, command: str) -> BudgetSpentError:
     """The same error with the command that goes on; a later --set wins over an earlier one."""
-    hint = f"raise the budget and continue: {command} --set critic.token_budget=TOKENS"
-    return BudgetSpentError(f"{error.what}; everything so far is saved", where=error.where, hint=hint)
+    hint = f"everything so far is saved; raise the budget and continue: {command} --set critic.token_budget=TOKENS"
+    return BudgetSpentError(error.what, where=error.where, hint=hint)

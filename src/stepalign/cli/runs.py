@@ -93,6 +93,15 @@ def warmstart(
         console.print(line)
 
 
+def signal_of_base(recipe: RecipeArgument, out: OutOption) -> None:
+    """The analysis of a comparison's untrained solver; ``compare`` calls this."""
+    from stepalign.stopping import stop_with_parent
+    from stepalign.verbs.signal.base import write_signal
+
+    stop_with_parent()
+    write_signal(load_config(recipe), out)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 
 

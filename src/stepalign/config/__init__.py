@@ -6,6 +6,7 @@ makes one configuration from another.
 
 from stepalign.config.arms import arm_config, changed, difference
 from stepalign.config.recipe import (
+    CRITIC_URLS,
     check_checkpoint_rule,
     find_recipe,
     load_config,
@@ -44,6 +45,7 @@ from stepalign.config.schema import (
 )
 
 __all__ = [
+    "CRITIC_URLS",
     "ArmSection",
     "Budget",
     "CheckpointRule",

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -17,6 +19,8 @@ from pydantic import BaseModel, ValidationError
 from stepalign.config.schema import Config, all_keys
 from stepalign.errors import ConfigError
 
+CRITIC_URLS = "STEPALIGN_CRITIC_URLS"
+"""Environment variable with a JSON list that takes the place of ``critic.base_urls``: addresses with a password."""
 _USERINFO = re.compile(r"(https?://)[^/@\s]{1,512}@")
 
 
@@ -35,6 +39,8 @@ def load_config(recipe: str | None, settings: Iterable[str] = ()) -> Config:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"the recipe is not valid TOML: {error}", where=source) from error
+    if private := os.environ.get(CRITIC_URLS):
+        set_key(tree, "critic.base_urls", json.loads(private))
     given = parse_settings(settings)
     for key, value in given.items():
         set_key(tree, key, value)

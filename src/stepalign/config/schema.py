@@ -6,6 +6,7 @@ at the section that holds them all.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -425,11 +426,19 @@ class CompareSection(_Section):
     seeds: tuple[int, ...] = (0,)
     processes: int = Field(default=2, ge=1)
     """Runs at the same time, one torch thread each."""
+    launcher: tuple[str, ...] = ()
+    """Words before the command of each training run, such as "nice", "srun --gpus 1", or
+    "torchrun --no-python --nproc-per-node 8"; a text is cut into words as a shell does."""
     budget: Budget = "optimizer_steps"
     """What every arm may spend equally much of. Rollouts set each arm's ``training.max_steps``; tokens and seconds end
     a run after the step in which they are reached, so give ``training.max_steps`` room."""
     budget_size: float | None = Field(default=None, gt=0)
     """How much of it. None leaves every arm the ``training.max_steps`` of the recipe (optimizer_steps only)."""
+
+    @field_validator("launcher", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return shlex.split(value) if isinstance(value, str) else value
 
 
 class Config(_Section):

@@ -31,10 +31,14 @@ _REACHING = ("base_urls", "api_key_env", "concurrency", "timeout", "attempt_time
 _SPENDING = ("token_budget", "cost_budget")
 _GATES = ("pass_rate_above", "average_above", "average_below", "formatted_above", "critic_solves", "test_share")
 MAY_CHANGE = frozenset(
-    [*(f"critic.{key}" for key in (*_REACHING, *_SPENDING)), *(f"selection.{key}" for key in _GATES)]
+    [
+        *(f"critic.{key}" for key in (*_REACHING, *_SPENDING)),
+        *(f"selection.{key}" for key in _GATES),
+        *("compare.launcher", "compare.processes"),
+    ]
 )
 """What may change when the work goes on: how the critic is reached and what it may cost, not what it says; where the
-gates of a selection stand, not what is measured for them."""
+gates of a selection stand, not what is measured for them; how the runs of a comparison are started."""
 
 
 class RunFolder:

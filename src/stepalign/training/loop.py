@@ -11,6 +11,7 @@ loss is one sum divided by one global count unless ``objective.loss_type`` weigh
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import time
 from collections import Counter
@@ -45,7 +46,7 @@ from stepalign.rollouts.order import derive_seed
 from stepalign.rollouts.samples import SampleMaker
 from stepalign.rollouts.stream import Batch, Stream
 from stepalign.stopping import Interrupted, StopRequest
-from stepalign.storage.files import move_into_place, seal
+from stepalign.storage.files import move_into_place, seal, write_json
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.run_folder import RunFolder
 from stepalign.training import checkpoint as checkpoints
@@ -128,9 +129,15 @@ def train(
                 run.go()
             finally:
                 run.close()
+            summary = {**run_summary(config, progress), "peak_memory_bytes": _peak_memory()}
+            write_json(out / "summary.json", summary)
     finally:
         session.close()
     return progress
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class _Run:

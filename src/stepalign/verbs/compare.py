@@ -1,32 +1,44 @@
 """The comparison: arms x seeds from one base, a few at a time, then the analysis and the page.
 
-Every arm is an ordinary run in its own folder; arms differ from the shared configuration in the keys the recipe names
-and in nothing else. Workers are processes with one torch thread each. A finished run has a summary and is not done
+Every arm is an ordinary run in its own folder, done by ``stepalign train`` in a process of its own; arms differ from
+the shared configuration in the keys the recipe names and in nothing else. A finished run has a summary and is not done
 again, so an interrupted comparison continues where it stopped.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import resource
+import json
+import shutil
+import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepalign.config import ArmSection, Config, arm_config, changed, check_checkpoint_rule, difference
-from stepalign.critics import RUN_FILES
+from stepalign.config import (
+    CRITIC_URLS,
+    ArmSection,
+    Config,
+    arm_config,
+    changed,
+    check_checkpoint_rule,
+    difference,
+    load_config,
+    to_toml,
+)
+from stepalign.critics import CACHE, RUN_FILES
+from stepalign.domains.sets import load_sets
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
 from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
 from stepalign.events import Event, Listener
 from stepalign.feedback.designs import find_condition, find_design
 from stepalign.rollouts.credit import check_terms
 from stepalign.stopping import StopRequest
-from stepalign.storage.files import read_json, write_json
+from stepalign.storage.files import read_json, write_atomically, write_json
 from stepalign.storage.run_folder import RunFolder
-from stepalign.verbs.workers import Send, work_off
+from stepalign.verbs.processes import Job, run_all
 
 BASE = "base"
 SIGNAL = "signal"
@@ -42,14 +54,12 @@ OWN = ("evaluation.eval_steps",)
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One piece of work for a worker."""
+    """One process of the comparison."""
 
     name: str
     """"ARM/seed-N", "base", or "signal"."""
     config: Config
     folder: Path
-    comparison: Path
-    """The folder of the whole comparison, where runs share the critic's replies."""
 
     @property
     def finished(self) -> bool:
@@ -96,18 +106,22 @@ def plan(config: Config, out: Path) -> list[Task]:
         raise ConfigError(f"an arm cannot be called {BASE}: that is the untrained solver", where="compare.arms")
     if not config.compare.seeds or len(set(config.compare.seeds)) != len(config.compare.seeds):
         raise ConfigError("seeds must be given, and differ", where=f"compare.seeds = {list(config.compare.seeds)}")
+    if config.compare.launcher and shutil.which(config.compare.launcher[0]) is None:
+        raise ConfigError(
+            f"there is no command {config.compare.launcher[0]} to start the runs with", where="compare.launcher"
+        )
     for name in config.signal.contexts:
         find_design(name)
     shared = changed(config, {"evaluation.at_start": False}, "comparison")  # the base is evaluated once for all
-    tasks = [Task(BASE, base_config(config), out / "arms" / BASE, out)]
+    tasks = [Task(BASE, base_config(config), out / "arms" / BASE)]
     for arm, seed in itertools.product(config.compare.arms, config.compare.seeds):
         name = f"{arm.name}/seed-{seed}"
-        tasks.append(Task(name, arm_config(shared, arm, seed), out / "arms" / name, out))
+        tasks.append(Task(name, arm_config(shared, arm, seed), out / "arms" / name))
         _check_anchors(shared, arm, tasks[-1].config)
         check_terms(tasks[-1].config)
         check_checkpoint_rule(tasks[-1].config)
     if config.signal.num_rollouts and config.signal.contexts:
-        tasks.append(Task(SIGNAL, base_config(config), out, out))
+        tasks.append(Task(SIGNAL, base_config(config), out))
     return tasks
 
 
@@ -171,14 +185,15 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, listener: L
             )
         failures: dict[str, UserError] = {}
         if open_tasks:
-            num_workers = min(config.compare.processes, len(open_tasks))
-            failures = work_off(open_tasks, run_task, num_workers, stop=stop, listen=_passed_on(listener))
+            jobs = [_job(task, out, config.compare.launcher) for task in open_tasks]
+            failures = run_all(jobs, config.compare.processes, stop=stop, listener=listener)
             if stop.asked:
                 raise KeyboardInterrupt
         elif (out / "results.json").exists():
             rewrite_results(out)  # nothing left to run: the times of the first time stand
             return read_json(out / "results.json")
         worked = time.perf_counter() - start
+        _count_problems(tasks[0])
         results = collect_results(config, recipe, out)
         results["failures"] = {name: error.what for name, error in failures.items()}
         reporting = time.perf_counter()
@@ -192,16 +207,38 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, listener: L
     return results
 
 
-def _passed_on(listener: Listener) -> Callable[[str, str, Mapping[str, Any]], None]:
-    def listen(task: str, kind: str, payload: Mapping[str, Any]) -> None:
-        if kind == "event":
-            listener(replace(payload["event"], run=task))
-        elif kind == "finished":
-            listener(Event(kind="finished", run=task))
-        elif kind == "failed":
-            listener(Event(kind="failed", run=task, text=payload["error"].what))
+def _job(task: Task, out: Path, launcher: tuple[str, ...]) -> Job:
+    """Write the recipe of a run beside its folder: the command that does it, and that anybody can give again."""
+    place = out / "arms" / task.name
+    recipe = place.with_name(f"{place.name}.toml")
+    config = task.config
+    if config.critic.kind == "endpoint" and not config.critic.cache:  # runs share what was paid for
+        config = changed(config, {"critic.cache": str((out / CACHE).absolute())}, "comparison")
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(recipe, to_toml(config))
+    if task.name == SIGNAL:
+        command = (sys.executable, "-m", "stepalign", "signal-of-base", str(recipe), "--out", str(out))
+    else:
+        words = ("train", str(recipe), "--out", str(task.folder), "--resume")
+        command = (*launcher, sys.executable, "-m", "stepalign", *words)
+    read_back = load_config(str(recipe))  # without the passwords that addresses may have: those stay in memory
+    private = {} if read_back == config else {CRITIC_URLS: json.dumps(config.critic.base_urls)}
+    return Job(
+        name=task.name,
+        command=command,
+        folder=task.folder,
+        log=recipe.with_suffix(".log"),
+        num_steps=config.training.max_steps,
+        environment=private,
+    )
 
-    return listen
+
+def _count_problems(base: Task) -> None:
+    """Write down how many problems each set of the comparison has, once its untrained solver is evaluated."""
+    file = base.folder / "sets.json"
+    if base.finished and not file.exists():
+        sizes = {name: len(found.problems) for name, found in load_sets(base.config).items()}
+        write_json(file, sizes)
 
 
 def _publish(results: dict[str, Any], out: Path) -> Path:
@@ -301,86 +338,8 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# In a worker
-
-
-def run_task(task: Task, send: Send, stop: StopRequest) -> None:
-    """Do one piece of the comparison; its last file tells that it is finished."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import torch
-
-    torch.set_num_threads(1)
-    if task.name == SIGNAL:
-        write_signal(task.config, task.folder, _Sender(send))
-        return
-    from stepalign.training import loop
-
-    done = loop.train(
-        task.config, task.folder, resume=True, listener=_Sender(send), stop=stop, shared_folder=task.comparison
-    )
-    if task.name == BASE:
-        from stepalign.domains.sets import load_sets
-
-        sets = {name: len(found.problems) for name, found in load_sets(task.config).items()}
-        write_json(task.folder / "sets.json", sets)
-    summary = loop.run_summary(task.config, done)
-    summary["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    write_json(task.folder / "summary.json", summary)
-
-
-class _Sender:
-    """A Listener whose words go to the parent process, at most a few a second."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._last = 0.0
-
-    def __call__(self, event: Event) -> None:
-        now = time.monotonic()
-        if event.kind != "progress" or now - self._last > 0.25:
-            self._last = now
-            self._send("event", {"event": event})
-
-
-def write_signal(config: Config, out: Path, listener: Listener) -> Path:
-    """Roll out the untrained solver on training problems and analyse what each context would teach."""
-    from stepalign.build import (
-        arithmetic_probe,
-        collect_for_signal,
-        more_critiques,
-        open_session,
-    )
-    from stepalign.critics.build import make_rules
-    from stepalign.domains.sets import load_set
-    from stepalign.models.load import EMBEDDED
-    from stepalign.rollouts.order import derive_seed
-    from stepalign.signal.analyse import analyse
-
-    session = open_session(config)
-    try:
-        problems = load_set(config, "train").problems
-        triples = collect_for_signal(session, problems, out, seed=derive_seed(config.training.seed, SIGNAL))
-        analysis = analyse(
-            session.solver,
-            session.prompts,
-            triples,
-            config.signal.contexts,
-            temperature=config.sampling.temperature,
-            num_shown=config.signal.num_shown,
-            top_k=config.signal.top_k,
-            model_name=config.model.path,
-            wrong_result=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
-            more_critiques=more_critiques(
-                config, out, triples, config.signal.contexts, make_rules(config, session.grader)
-            ),
-            listener=listener,
-        )
-    finally:
-        session.close()
-    file = out / "signal.json"
-    write_json(file, analysis, indent=None)
-    return file
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def rewrite_results(folder: Path) -> Path:
@@ -389,8 +348,6 @@ def rewrite_results(folder: Path) -> Path:
     Raises:
         ConfigError: not a comparison folder.
     """
-    from stepalign.config import load_config
-
     file = folder / "config.toml"
     if not file.exists() or not (folder / "arms").is_dir():
         raise ConfigError("not a comparison folder: config.toml or arms/ is missing", where=str(folder))

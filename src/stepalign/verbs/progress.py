@@ -77,7 +77,7 @@ class Display:
             case "line":
                 console.print(f"{prefix}{event.text}")
             case "warning":
-                console.print(f"{prefix}warning: {event.text}", style="yellow")
+                console.print(f"warning: {event.run}{': ' if event.run else ''}{event.text}", style="yellow")
             case "progress" if run:
                 self._update(run, note=f"{event.name} {event.done}/{event.total}" if event.total else event.name)
             case "progress":

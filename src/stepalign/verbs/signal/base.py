@@ -1,0 +1,45 @@
+"""The signal of a comparison's untrained solver: what each context would teach it, before any training.
+
+A comparison does this in a process of its own, with the hidden command ``stepalign signal-of-base``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stepalign.build import arithmetic_probe, collect_for_signal, more_critiques, open_session
+from stepalign.config import Config
+from stepalign.critics.build import make_rules
+from stepalign.domains.sets import load_set
+from stepalign.models.load import EMBEDDED
+from stepalign.rollouts.order import derive_seed
+from stepalign.signal.analyse import analyse
+from stepalign.storage.files import write_json
+
+
+def write_signal(config: Config, out: Path) -> Path:
+    """Roll out the untrained solver on training problems and analyse what each context would teach."""
+
+    session = open_session(config)
+    try:
+        problems = load_set(config, "train").problems
+        triples = collect_for_signal(session, problems, out, seed=derive_seed(config.training.seed, "signal"))
+        analysis = analyse(
+            session.solver,
+            session.prompts,
+            triples,
+            config.signal.contexts,
+            temperature=config.sampling.temperature,
+            num_shown=config.signal.num_shown,
+            top_k=config.signal.top_k,
+            model_name=config.model.path,
+            wrong_result=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
+            more_critiques=more_critiques(
+                config, out, triples, config.signal.contexts, make_rules(config, session.grader)
+            ),
+        )
+    finally:
+        session.close()
+    file = out / "signal.json"
+    write_json(file, analysis, indent=None)
+    return file
