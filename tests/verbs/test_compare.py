@@ -33,6 +33,7 @@ SMALL = {
     "signal.num_rollouts": 24,
     "signal.num_shown": 6,
     "compare.seeds": "[0, 1]",
+    "compare.launcher": '"env STEPALIGN_LAUNCHED=yes nice -n 1"',
 }
 ARMS = ("grpo", "refsol", "stepalign", "grpo-equal-rollouts", "refsol-forward-kl", "stepalign-forward-kl")
 
@@ -58,6 +59,46 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(compared: Path) -> dict:
     return json.loads((compared / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_every_run_is_a_command_that_can_be_given_again(compared: Path) -> None:
+    for arm in ARMS:
+        folder = compared / "arms" / arm / "seed-1"
+        config = load_config(str(folder.with_name("seed-1.toml")))
+        assert config == load_config(str(folder / "config.toml"))
+        assert config == arm_config(
+            changed(load_config(str(compared / "config.toml")), {"evaluation.at_start": False}),
+            next(a for a in load_config("arithmetic").compare.arms if a.name == arm),
+            1,
+        )
+        assert f"weights: {folder / 'final'}" in folder.with_name("seed-1.log").read_text(encoding="utf-8")
+
+
+def test_a_launcher_is_cut_into_words_and_must_be_there() -> None:
+    from stepalign.errors import ConfigError
+
+    assert load_config(None, ["compare.launcher=srun --comment 'two words'"]).compare.launcher == (
+        *("srun", "--comment", "two words"),
+    )
+    with pytest.raises(ConfigError, match="no command no-such-launcher"):
+        plan(load_config("arithmetic", ['compare.launcher=["no-such-launcher", "-n"]']), Path("x"))
+
+
+def test_the_launcher_stands_before_the_command_of_a_run(tmp_path: Path) -> None:
+    from stepalign.events import silent
+    from stepalign.stopping import StopRequest
+    from stepalign.verbs.compare import _job
+    from stepalign.verbs.processes import run_all
+
+    address = "http://me:s3cret@127.0.0.1:9/v1"
+    base = plan(load_config("arithmetic", [f'critic.base_urls=["{address}"]', "training.max_steps=0"]), tmp_path)[0]
+    show = (sys.executable, "-c", "import os, sys; print(os.environ['SEEN'], os.environ.get('STEPALIGN_CRITIC_URLS'))")
+    job = _job(base, tmp_path, ("env", "SEEN=launched", *show))
+    assert run_all([job], 1, stop=StopRequest(), listener=silent) == {}
+    assert job.log.read_text().split() == ["launched", f'["{address}"]']
+    assert job.command[-5:] == ("train", str(tmp_path / "arms" / "base.toml"), "--out", str(base.folder), "--resume")
+    assert "s3cret" not in (tmp_path / "arms" / "base.toml").read_text()  # a password never reaches the disk
 
 
 def samples(folder: Path, step: int, name: str) -> list[dict]:
