@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from stepalign.errors import ConfigError
 from stepalign.storage.fingerprint import sha256_of_file
@@ -70,6 +70,12 @@ def read_json(path: Path, *, hint: str = "") -> dict[str, Any]:
             hint="use the stepalign version that wrote it, or write it again",
         )
     return data
+
+
+def open_log(path: Path) -> BinaryIO:
+    """A file for the output of a child process, after what is in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("ab")
 
 
 def move_file(finished: Path, target: Path) -> None:

@@ -338,10 +338,6 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
     }
 
 
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def rewrite_results(folder: Path) -> Path:
     """results.json and report.html of a comparison folder again, from whatever runs are finished.
 

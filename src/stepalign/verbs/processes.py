@@ -19,6 +19,7 @@ from pathlib import Path
 from stepalign.errors import BudgetSpentError, ConfigError, EndpointError, LockedError, UserError
 from stepalign.events import Event, Listener, evaluation, step, warning
 from stepalign.stopping import LIFELINE, StopRequest
+from stepalign.storage.files import open_log
 from stepalign.storage.jsonl import read_json_lines, whole_lines
 
 POLL_SECONDS = 0.1
@@ -89,14 +90,13 @@ class _Child:
 
     def __init__(self, job: Job) -> None:
         self.job, self.asked = job, False
-        job.log.parent.mkdir(parents=True, exist_ok=True)
         self._begin = self._read = job.log.stat().st_size if job.log.exists() else 0
         """Bytes of the log before this attempt; bytes read so far."""
         self._step, self._sizes = 0, {"metrics": 0, "evaluations": 0}
         self._evaluated = {(row["step"], row["set"]) for row in read_json_lines(job.folder / "evaluations.jsonl")}
         # One torch thread a process unless the user says otherwise: small matrices lose on more.
         environment = {"OMP_NUM_THREADS": "1", **os.environ, **job.environment, LIFELINE: "1"}
-        with job.log.open("ab") as log:
+        with open_log(job.log) as log:
             self.process = subprocess.Popen(
                 job.command,
                 stdin=subprocess.PIPE,
