@@ -17,6 +17,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,12 @@ def bare_client(url: str, count: int, slots: int, folder: Path) -> int:
 
 def our_critic(url: str, count: int, slots: int, folder: Path) -> int:
     """The critic by itself, with its cache on disk."""
+    from stepalign.config import CriticSection
     from stepalign.critics.endpoint import EndpointCritic
 
-    with EndpointCritic(
-        url, "critic", concurrency=slots, cache_path=folder / "cache.sqlite", ledger_path=folder / "ledger.jsonl"
-    ) as critic:
+    section = CriticSection(base_urls=(url,), model="critic", concurrency=slots)
+    files = {"cache_path": folder / "cache.sqlite", "ledger_path": folder / "ledger.jsonl"}
+    with closing(EndpointCritic(section, **files)) as critic:
         critiques = critic.critique(list(_requests(folder, count)))
     return sum(critique.status == "ok" for critique in critiques)
 

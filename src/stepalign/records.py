@@ -156,6 +156,8 @@ class Critique:
     """The reply as it came."""
     reason: str = ""
     """Why it is malformed or failed."""
+    unpaid: bool = False
+    """Not asked for any more, because the critic's budget is spent."""
     case: str = ""
     """A all right, B right answer with a missing reason, C incomplete, D wrong, F full solution instead; "" unknown."""
     first_error: str = ""

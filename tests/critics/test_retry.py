@@ -4,14 +4,8 @@ from email.utils import formatdate
 
 import pytest
 
-from stepalign.critics.retry import (
-    CallState,
-    CircuitBreaker,
-    Fault,
-    RetryPolicy,
-    fault_of_status,
-    parse_retry_after,
-)
+from stepalign.critics.chat import Fault, fault_of_status, parse_retry_after
+from stepalign.critics.servers import Health, RetryPolicy
 
 DOWN = Fault(kind="connect", message="cannot connect")
 UPPER = RetryPolicy(jitter=lambda low, high: high)
@@ -55,60 +49,67 @@ def test_backoff_doubles_up_to_the_cap() -> None:
 
 
 def test_a_call_waits_as_long_as_the_server_asks_within_its_budget() -> None:
-    state = CallState(policy=RetryPolicy(jitter=lambda low, high: low, retry_after_budget=10), deadline=1000.0)
-    state.attempts = 1
-    assert state.wait_after(fault_of_status(429, "slow down", 6.0), now=0.0) == 6.0
-    assert state.wait_after(fault_of_status(429, "slow down", 6.0), now=6.0) is None
-    assert "over the budget" in state.give_up
+    policy = RetryPolicy(jitter=lambda low, high: low, retry_after_budget=10)
+    slow = fault_of_status(429, "slow down", 6.0)
+    assert policy.wait(slow, attempts=1, obeyed=0.0, time_left=1000.0) == 6.0
+    assert "over the budget" in str(policy.wait(slow, attempts=1, obeyed=6.0, time_left=994.0))
 
 
 def test_a_call_gives_up_on_its_last_attempt_its_deadline_or_a_fault_that_stays() -> None:
-    state = CallState(policy=RetryPolicy(max_attempts=2), deadline=100.0, attempts=2)
-    assert state.wait_after(DOWN, now=0.0) is None
-    assert "the last" in state.give_up
-    state = CallState(policy=UPPER, deadline=100.0, attempts=5)
-    assert state.wait_after(DOWN, now=80.0) == 8
-    assert state.wait_after(DOWN, now=92.0) is None
-    assert "no time" in state.give_up
-    state = CallState(policy=UPPER, deadline=100.0, attempts=1)
-    assert state.wait_after(fault_of_status(400, "HTTP 400: no"), now=0.0) is None
-    assert state.give_up == "HTTP 400: no"
+    last = RetryPolicy(max_attempts=2).wait(DOWN, attempts=2, obeyed=0.0, time_left=100.0)
+    assert "the last" in str(last)
+    assert UPPER.wait(DOWN, attempts=5, obeyed=0.0, time_left=20.0) == 8
+    assert "no time" in str(UPPER.wait(DOWN, attempts=5, obeyed=0.0, time_left=8.0))
+    stays = fault_of_status(400, "HTTP 400: no")
+    assert UPPER.wait(stays, attempts=1, obeyed=0.0, time_left=100.0) == "HTTP 400: no"
 
 
-def breaker(lines: list[str]) -> CircuitBreaker:
-    return CircuitBreaker(threshold=3, window_seconds=30, pause_seconds=2, max_pause_seconds=5, announce=lines.append)
+def health(lines: list[str]) -> Health:
+    return Health(RetryPolicy(outage_threshold=3, pause_seconds=2, cap_seconds=5), lines.append)
 
 
-def test_breaker_opens_tries_one_call_at_a_time_and_closes_with_one_line_each() -> None:
+def test_a_server_that_is_down_is_tried_with_one_call_at_a_time_and_announced_with_one_line_each() -> None:
     lines: list[str] = []
-    circuit = breaker(lines)
+    server = health(lines)
     for now in (0.0, 1.0, 2.0):
-        assert circuit.wait(now) == 0
-        circuit.failed(DOWN, now)
-    assert circuit.is_open
-    assert circuit.wait(3.0) == 1.0
-    assert circuit.wait(4.0) == 0  # the trial
-    assert circuit.wait(4.0) > 0  # nobody else meanwhile
-    circuit.failed(DOWN, 4.5)
-    assert circuit.wait(8.4) > 0  # the pause has doubled
-    assert circuit.wait(8.5) == 0
-    circuit.cancelled()
-    assert circuit.wait(8.5) == 0
-    circuit.succeeded(9.0)
-    assert [circuit.wait(9.0), circuit.wait(9.0)] == [0, 0]
+        assert server.rests_until <= now
+        server.started(now)
+        server.failed(DOWN, now, alone=True)
+    assert server.rests_until == 4.0
+    server.failed(DOWN, 3.0, alone=True)  # late failures of calls sent before the pause
+    assert server.rests_until == 4.0
+    server.started(4.0)  # the trial
+    assert server.rests_until == 6.0  # no other call meanwhile
+    server.failed(DOWN, 4.5, alone=True)
+    server.started(6.0)
+    assert server.rests_until == 10.0  # the pause has doubled
+    server.started(10.0)
+    assert server.rests_until == 15.0  # up to the cap
+    server.answered(11.0)
+    assert server.rests_until == 11.0
     assert len(lines) == 2
     assert "does not answer" in lines[0]
-    assert "again after 7 s" in lines[1]
+    assert "again after 9 s" in lines[1]
+    server.started(12.0)
+    assert server.rests_until <= 12.0
 
 
-def test_breaker_counts_only_outages_in_a_row_and_in_time() -> None:
-    circuit = breaker([])
-    for now in range(0, 100, 20):
-        circuit.failed(DOWN, float(now))  # too far apart
-    assert not circuit.is_open
+def test_only_outages_in_a_row_count() -> None:
+    lines: list[str] = []
+    server = health(lines)
     for now in range(100, 110):
-        circuit.failed(DOWN if now % 2 else fault_of_status(429, "", 1.0), float(now))  # the server is alive
-    assert not circuit.is_open
+        server.failed(DOWN if now % 2 else fault_of_status(429, "", 1.0), float(now), alone=True)  # it is alive
+    assert not lines
+    assert server.rests_until == 109.0  # as long as it asked for
     for now in range(110, 113):
-        circuit.failed(fault_of_status(502, ""), float(now))
-    assert circuit.is_open
+        server.failed(fault_of_status(502, ""), float(now), alone=True)
+    assert len(lines) == 1
+
+
+def test_a_server_with_others_beside_it_rests_after_each_failure() -> None:
+    server = Health(UPPER, lambda line: None)
+    server.failed(DOWN, 0.0, alone=False)
+    server.failed(DOWN, 1.0, alone=False)
+    assert server.rests_until == 2.0
+    server.failed(fault_of_status(429, ""), 3.0, alone=False)
+    assert server.rests_until == 3.5

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepalign.build import make_critic
-from stepalign.config import load_config
-from stepalign.critics import CRITIC_PROMPTS, CritiqueRequest
-from stepalign.critics.build import critic_prompt
+from stepalign.config import CriticSection, load_config
+from stepalign.critics import CRITIC_PROMPTS, CritiqueRequest, critic_prompt
 from stepalign.critics.endpoint import EndpointCritic
 from stepalign.domains.math.grade import Grade
 from stepalign.feedback import critique as reasons
@@ -42,7 +41,11 @@ def server() -> Iterator[FaultServer]:
 
 
 def ask(server: FaultServer, form: CritiqueForm, **options) -> Critique:
-    critic = EndpointCritic([server.url], "critic", form=form, prompt_template=CRITIC_PROMPTS[form], **options)
+    structured = options.pop("structured", False)
+    section = CriticSection(
+        base_urls=(server.url,), model="critic", sees="nothing", temperature=0.6, structured=structured
+    )
+    critic = EndpointCritic(section, form=form, prompt=CRITIC_PROMPTS[form], **options)
     try:
         return critic.critique([REQUEST])[0]
     finally:
@@ -118,9 +121,14 @@ def test_whatever_is_no_trace_may_still_be_a_comment(reply: str, finish: str | N
 def test_the_design_names_the_form_and_the_recipe_may_name_the_prompt() -> None:
     assert critique_forms(["hint", "step_aligned", "no_repeat", "verdict", "hint"]) == ["hint", "trace"]
     config = load_config("gsm8k")
-    assert [critic_prompt(config, form) for form in FORMS] == ["scribe", "paraphrase", "hint", "free_critique"]
+    assert [critic_prompt(config.prompts.critic, form) for form in FORMS] == [
+        "scribe",
+        "paraphrase",
+        "hint",
+        "free_critique",
+    ]
     own = load_config("gsm8k", ["prompts.critic=mine.jinja"])
-    assert [critic_prompt(own, form) for form in FORMS] == ["mine.jinja"] * 4
+    assert [critic_prompt(own.prompts.critic, form) for form in FORMS] == ["mine.jinja"] * 4
 
 
 def test_a_served_critic_writes_what_the_design_asks_for(server: FaultServer, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 
 from stepalign.config import PoliciesSection
-from stepalign.critics import BUDGET_SPENT, CritiqueRequest
+from stepalign.critics import CritiqueRequest
 from stepalign.domains.math.grade import Grade
 from stepalign.errors import BudgetSpentError
 from stepalign.feedback import critique as reasons
@@ -181,7 +182,7 @@ def test_tries_are_bounded_and_then_the_default_holds() -> None:
 
 
 def test_a_spent_budget_stops_and_is_no_failed_critique() -> None:
-    spent = critique(status="failed", reason=f"{BUDGET_SPENT}: 45 of 45 tokens")
+    spent = replace(critique(status="failed", reason="the budget is spent: 45 of 45 tokens"), unpaid=True)
     with pytest.raises(BudgetSpentError, match="45 of 45"):
         followed(Scripted(spent))
 

@@ -26,8 +26,10 @@ LEDGER = "critic-ledger.jsonl"
 RUN_FILES: Mapping[str, Callable[[Path], bool]] = {CACHE: holds_replies, LEDGER: Path.exists}
 """What a critic leaves in the folder of a run -> whether it was paid for, so that it stays when the run fails."""
 
-BUDGET_SPENT = "the budget is spent"
-"""How the reason of a critique begins that was not asked for any more."""
+
+def critic_prompt(prompt: str, form: CritiqueForm) -> str:
+    """The critic's prompt template: the recipe's own, or the packaged one that asks for another form than a trace."""
+    return prompt if prompt != CRITIC_PROMPTS["trace"] else CRITIC_PROMPTS[form]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

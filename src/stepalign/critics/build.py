@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stepalign.config import Config
-from stepalign.critics import CACHE, CRITIC_PROMPTS, LEDGER, Critic
+from stepalign.critics import CACHE, LEDGER, Critic, critic_prompt
 from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.python import problems as python_problems
@@ -48,33 +48,21 @@ def make_endpoint_critic(
     section = config.critic
     if not section.model:
         raise ConfigError("critic.model is empty", hint="--set critic.model=NAME-ON-THE-SERVER")
+    if cache_folder is None:
+        section = section.model_copy(update={"cache_only": False})
     critic = EndpointCritic(
-        section.base_urls,
-        section.model,
-        api_key_env=section.api_key_env or None,
-        prompt_template=critic_prompt(config, form),
+        section,
+        prompt=critic_prompt(config.prompts.critic, form),
         form=form,
-        sees=section.sees,
-        structured=section.structured,
-        temperature=section.temperature,
-        max_tokens=section.max_tokens,
-        concurrency=section.concurrency,
-        timeout=section.timeout,
-        attempt_timeout=section.attempt_timeout,
         cache_path=Path(section.cache) if section.cache else cache_folder and cache_folder / CACHE,
-        cache_only=section.cache_only and cache_folder is not None,
-        token_budget=section.token_budget,
-        cost_budget=section.cost_budget,
-        prices=section.prices or None,
         ledger_path=ledger_folder and ledger_folder / LEDGER,
         announce=lambda text: listener(warning(text)),
     )
-    if not section.cache_only:
-        try:
-            critic.check()
-        except BaseException:
-            critic.close()
-            raise
+    try:
+        critic.check()
+    except BaseException:
+        critic.close()
+        raise
     return critic
 
 
@@ -85,21 +73,15 @@ def served_model(config: Config) -> str:
         ConfigError: they offer several, or have no list.
         EndpointError: no address answers, or the key is refused.
     """
-    from stepalign.critics.chat import redact_url
-    from stepalign.critics.servers import list_models
+    from stepalign.critics.chat import list_models, redact_url
 
     section = config.critic
-    found = list_models(section.base_urls, section.api_key_env or None)
+    found = list_models(section.base_urls, section.api_key_env)
     if len(found) == 1:
         return found[0]
     what = f"the critic's server offers {len(found)} models" if found else "the critic's server lists no models"
     known = f", one of {', '.join(found[:5])}" if found else ""
     raise ConfigError(what, where=", ".join(map(redact_url, section.base_urls)), hint=f"--model NAME{known}")
-
-
-def critic_prompt(config: Config, form: CritiqueForm) -> str:
-    """The critic's prompt template: the recipe's, or the packaged one that asks for another form than a trace."""
-    return config.prompts.critic if config.prompts.critic != CRITIC_PROMPTS["trace"] else CRITIC_PROMPTS[form]
 
 
 def make_rules(config: Config, grader: Grader) -> Rules | None:

@@ -1,11 +1,11 @@
 """Replies of critics on disk, paid for once: content-addressed, shared by runs and processes.
 
-The key is a hash of everything the reply depends on, the value canonical JSON; nothing is pickled, so a cache file from
-elsewhere can lie but cannot run code. A claim with a lease keeps two processes from paying for the same reply: whoever
-holds the claim makes the call, the others wait for its reply or for the lease to run out.
+The key is a hash of everything the reply depends on, the value canonical JSON; nothing is pickled. A claim keeps two
+processes from paying for the same reply: its holder makes the call, the others wait for the reply, for the end of the
+holder's process, or for the lease to run out.
 
 Every write is one ``BEGIN IMMEDIATE`` transaction in WAL mode, so a process killed at any instant leaves the file sound
-and readers never block. The file must lie on a local disk: sqlite's locks do not hold on network file systems.
+and readers never block. The file must be on a local disk: sqlite's locks do not hold on network file systems.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, value TEXT NOT NULL, c
 CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
 """
 _SCHEMA_VERSION = 1
+_BUSY_SECONDS = 30.0
+"""How long a write waits for another process's write."""
 
 
 def canonical_json(value: Any) -> str:
@@ -50,9 +52,8 @@ class ReplyCache:
 
     Args:
         path: the sqlite file; it and its folder are made where missing.
-        lease_seconds: how long a claim lasts unless renewed. A killed holder blocks its keys for at most this long;
-            not at all where it can be seen that its process is gone.
-        busy_seconds: how long a write waits for another process's write.
+        lease_seconds: how long a claim lasts. A holder that was killed blocks its keys for at most this long; not at
+            all on the same machine, where its process can be seen to be gone.
         clock: seconds since the epoch, the same for every process on the machine.
 
     Raises:
@@ -64,12 +65,10 @@ class ReplyCache:
         path: str | Path,
         *,
         lease_seconds: float = 60.0,
-        busy_seconds: float = 30.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.path = Path(path)
         self.lease_seconds = lease_seconds
-        self._busy_seconds = busy_seconds
         self._clock = clock
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
@@ -92,39 +91,24 @@ class ReplyCache:
         return json.loads(row[0]) if row else None
 
     def is_claimed(self, key: str) -> bool:
-        """Whether somebody is paying for this reply now."""
+        """Whether the reply is being paid for now."""
         with self._open() as connection:
             row = connection.execute("SELECT owner, expires FROM claims WHERE key = ?", (key,)).fetchone()
         return bool(row) and row[1] > self._clock() and not is_gone(row[0])
 
     def claim(self, key: str, owner: str) -> bool:
-        """Take the key if it has no reply and nobody holds it; True means: the call is yours to make.
+        """Take the key if it has no reply and no holder; True: the call is the owner's to make.
 
         Args:
-            key: content key.
             owner: a name no other claimant has, so that a late holder cannot drop its successor's claim; see
                 :func:`owner_name`.
         """
-        now = self._clock()
         with self._write() as connection:
-            if connection.execute("SELECT 1 FROM replies WHERE key = ?", (key,)).fetchone():
+            if connection.execute("SELECT 1 FROM replies WHERE key = ?", (key,)).fetchone() or self.is_claimed(key):
                 return False
-            holder = connection.execute("SELECT owner FROM claims WHERE key = ?", (key,)).fetchone()
-            if holder and is_gone(holder[0]):
-                connection.execute("DELETE FROM claims WHERE key = ?", (key,))
-            taken = connection.execute(
-                "INSERT INTO claims (key, owner, expires) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE "
-                "SET owner = excluded.owner, expires = excluded.expires WHERE claims.expires <= ?",
-                (key, owner, now + self.lease_seconds, now),
-            )
-            return taken.rowcount == 1
-
-    def renew(self, owner: str) -> None:
-        """Extend every claim of an owner by a full lease."""
-        with self._write() as connection:
-            connection.execute(
-                "UPDATE claims SET expires = ? WHERE owner = ?", (self._clock() + self.lease_seconds, owner)
-            )
+            expires = self._clock() + self.lease_seconds
+            connection.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (key, owner, expires))
+            return True
 
     def put(self, key: str, value: Mapping[str, Any]) -> None:
         """Store a reply and drop its claim. The first reply stays: what was once read is what a replay reads."""
@@ -176,11 +160,9 @@ class ReplyCache:
             connection.execute("COMMIT")
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = NORMAL")
-        deadline = time.monotonic() + self._busy_seconds
+        deadline = time.monotonic() + _BUSY_SECONDS
         while True:
             try:
                 # Several processes that make the file at once: this statement alone does not wait for the others.

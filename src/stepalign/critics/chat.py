@@ -1,24 +1,28 @@
 """One chat request to one OpenAI-compatible server: it ends as a Reply or as a Fault, never as an exception.
 
-The client library's own retries are off, and its timeout is not trusted: it starts anew with every chunk.
+The client library's own retries are off, see ``servers.py``; its timeout starts anew with every chunk, so that a second
+one bounds the whole attempt.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
 
 import openai
 
-from stepalign.critics.retry import Fault, fault_of_status, parse_retry_after
 from stepalign.errors import ConfigError, EndpointError
 
+_CONNECT_SECONDS = 5.0
 _USERINFO = re.compile(r"//[^/@\s]{1,512}@")
 
 
@@ -32,36 +36,95 @@ class Reply:
     completion_tokens: int
 
 
+FaultKind = Literal[
+    "rate_limit",
+    "server",
+    "client",
+    "connect",
+    "timeout",
+    "cut_body",
+    "bad_json",
+    "empty_choices",
+    "bad_reply",
+    "cancelled",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One failed attempt."""
+
+    kind: FaultKind
+    message: str
+    """One line, free of secrets."""
+    status: int | None = None
+    """HTTP status, None where no response came."""
+    retry_after: float | None = None
+    """Seconds that the server asks to wait."""
+
+    @property
+    def retryable(self) -> bool:
+        return self.kind not in ("client", "cancelled")
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether the server seems to be down; one that asks to wait is alive."""
+        return self.kind in ("connect", "timeout", "cut_body", "server") and self.retry_after is None
+
+
+def fault_of_status(status: int, message: str, retry_after: float | None = None) -> Fault:
+    """The fault behind an HTTP error status: 408, 409, 429 and 5xx are worth another attempt."""
+    kind: FaultKind = "server" if status >= 500 or status in (408, 409) else "client"
+    if status == 429 or (status == 503 and retry_after is not None):
+        kind = "rate_limit"
+    return Fault(kind=kind, message=message, status=status, retry_after=retry_after)
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """Seconds to wait from a Retry-After header, seconds or an HTTP date; None where it cannot be read.
+
+    Args:
+        now: seconds since the epoch.
+
+    Source: RFC 9110, section 10.2.3.
+    """
+    if not value or len(value) > 64:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(value)
+        except (ValueError, TypeError, OverflowError):
+            return None
+        seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
 class Server:
     """One address.
 
     Args:
         url: base URL, ``http://host:port/v1``.
         key: sent as the bearer token; "" for servers without one.
-        secrets: texts that are blotted out of whatever the server says.
-        attempt_timeout, connect_timeout: seconds.
+        secrets: texts that are blotted out of every message of the server.
+        attempt_timeout: seconds.
 
     Raises:
         ConfigError: not a URL.
     """
 
-    def __init__(
-        self, url: str, key: str, *, secrets: Sequence[str], attempt_timeout: float, connect_timeout: float
-    ) -> None:
+    def __init__(self, url: str, key: str, *, secrets: Sequence[str], attempt_timeout: float) -> None:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"not a URL: {redact_url(url)!r}", hint="write it as http://host:port/v1")
         self.label = redact_url(url)
-        self.in_flight = 0
-        self.rests_until = 0.0
-        self.failures = 0
-        """In a row."""
         self._secrets, self._has_key = secrets, bool(key)
-        self._attempt_timeout, self._connect_timeout = attempt_timeout, connect_timeout
+        self._attempt_timeout = attempt_timeout
         self._client = openai.AsyncOpenAI(
             base_url=url,
             api_key=key or "none",  # else the library would send OPENAI_API_KEY to any server
             max_retries=0,
-            timeout=openai.Timeout(attempt_timeout, connect=connect_timeout),
+            timeout=openai.Timeout(attempt_timeout, connect=_CONNECT_SECONDS),
         )
         self._client.organization = self._client.project = None  # nor these, which it also reads from the environment
 
@@ -90,7 +153,7 @@ class Server:
     async def models(self) -> list[str] | EndpointError:
         """The names of the models it serves, none where it has no list; or why it cannot be asked."""
         try:
-            async with asyncio.timeout(4 * self._connect_timeout):
+            async with asyncio.timeout(4 * _CONNECT_SECONDS):
                 listing = await self._client.models.with_raw_response.list()
             return [str(entry["id"]) for entry in json.loads(listing.text)["data"]]
         except openai.APIStatusError as error:
@@ -112,13 +175,9 @@ class Server:
         served = await self.models()
         if isinstance(served, EndpointError):
             return served
-        return None if model in served else await self._check_model(model, served)
-
-    async def close(self) -> None:
-        await self._client.close()
-
-    async def _check_model(self, model: str, served: Sequence[str]) -> EndpointError | None:
-        """A one-token chat: some servers load models that they do not list."""
+        if model in served:
+            return None
+        # A one-token chat: some servers load models that they do not list.
         fields = {"model": model, "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
         result = await self.chat(fields, self._attempt_timeout)
         if isinstance(result, Reply) or (result.kind == "rate_limit"):
@@ -128,6 +187,35 @@ class Server:
             hint = f"it serves {', '.join(served[:5])}"
         what = f"the critic does not serve {model!r}: {result.message}"
         return EndpointError(what, where=self.label, hint=hint)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+def list_models(urls: Sequence[str], api_key_env: str) -> list[str]:
+    """The models that the first server that answers offers; [] where it has no list.
+
+    Raises:
+        EndpointError: none answers, or the key is refused.
+    """
+    key = read_key(api_key_env)
+
+    async def ask() -> list[str]:
+        fault: EndpointError | None = None
+        for url in urls:
+            server = Server(url, key, secrets=secrets_of(key, urls), attempt_timeout=20.0)
+            try:
+                answer = await server.models()
+            finally:
+                await server.close()
+            if not isinstance(answer, EndpointError):
+                return answer
+            fault = fault or answer
+        if fault is not None:
+            raise fault
+        return []
+
+    return asyncio.run(ask())
 
 
 def read_reply(body: str) -> Reply | Fault:
@@ -163,9 +251,9 @@ def _count(value: Any) -> int:
 # Secrets
 
 
-def read_key(variable: str | None) -> str:
+def read_key(variable: str) -> str:
     """The key in an environment variable, "" without a variable. Raises ConfigError when it is not set."""
-    if variable is None:
+    if not variable:
         return ""
     key = os.environ.get(variable, "").strip()
     if not key:

@@ -1,31 +1,28 @@
-"""A critic behind OpenAI-compatible chat endpoints: vLLM, transformers serve, llama.cpp, SGLang or a hosted model.
+"""A critic behind OpenAI-compatible servers: cached, claimed, budgeted, asked again where that helps.
 
-The critic runs its own event loop in a thread, so that a rollout's critique starts when the rollout is finished, while
-the sampler goes on. Every request ends as one Critique: usable, malformed or failed, with the reason; a server's faults
-never reach the caller as an exception.
-
-A reply's way: cache -> (claim) -> slot -> breaker -> least-loaded endpoint -> attempts -> parsed critique -> cache.
+A call goes through the cache (a reply that was paid for is never paid for twice), a claim (of several processes that
+want one reply, one pays), a slot (bounded concurrency), and attempts at the least loaded server until there is a usable
+reply, or no use in going on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, TypeVar
 
-from stepalign.critics import BUDGET_SPENT, CritiqueRequest
-from stepalign.critics.background import BackgroundLoop
+from stepalign.config import CriticSection
+from stepalign.critics import CritiqueRequest
+from stepalign.critics.budget import Ledger
 from stepalign.critics.cache import ReplyCache, content_key, owner_name
-from stepalign.critics.chat import Reply, Server, read_key, redact_url, redacted, secrets_of
-from stepalign.critics.ledger import Ledger
-from stepalign.critics.retry import CallState, CircuitBreaker, Fault, RetryPolicy
-from stepalign.critics.servers import Servers
-from stepalign.critics.slots import Slots
+from stepalign.critics.chat import Fault, Reply, Server, read_key, redact_url, redacted, secrets_of
+from stepalign.critics.servers import RetryPolicy, Servers
 from stepalign.errors import ConfigError
 from stepalign.feedback.critique import (
     CRITIQUE_SCHEMA,
@@ -36,26 +33,30 @@ from stepalign.feedback.critique import (
     parse_structured_critique,
 )
 from stepalign.feedback.prompts import load_template
-from stepalign.records import Attempt, Critique, CritiqueForm, CritiqueStatus
+from stepalign.records import Attempt, Critique, CritiqueForm
 
 logger = logging.getLogger("stepalign.critic")
+T = TypeVar("T")
 
-Sees = Literal["nothing", "answer", "solution"]
 CRITIC_VARIABLES = ("question", "attempt", "answer", "solution", "sees", "structured", "truncated")
-"""What a critic's prompt may ask for; which of them are defined depends on what it may see."""
+"""The variables of a critic's prompt; which of them are defined depends on what it may see."""
 
 _CLAIM_POLL_SECONDS = 0.1
 _MAX_CLAIM_POLL_SECONDS = 1.0
 _MAX_EMPTY_REPLIES = 3
-"""Empty messages one call puts up with: some servers send them when they are overloaded, some models always do."""
+"""Empty messages that one call accepts: some servers send them when they are overloaded, some models always do."""
+_CLOSE_SECONDS = 10.0
+_MALFORMED_RETRIES = 1
+"""How often a reply without a usable trace is asked again; one cut at the token limit with twice the tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Outcome:
-    """How one call ended: with a reply, or with the reason why there is none."""
+    """The end of one call: a reply, or the reason why there is none."""
 
     reply: Reply | None = None
     reason: str = ""
+    unpaid: bool = False
     attempts: int = 0
     seconds: float = 0.0
     prompt_tokens: int = 0
@@ -65,144 +66,74 @@ class _Outcome:
 
 
 class EndpointCritic:
-    """Asks a chat model for step-aligned critiques.
+    """Asks a chat model for critiques.
 
     Args:
-        base_urls: one or more OpenAI-compatible base URLs (``http://host:8000/v1``) that serve the same model; each
-            call goes to the least loaded.
-        model: the name the servers know the model by.
-        api_key_env: NAME of the environment variable that holds the key; None for servers without one. The key itself
-            is never stored, logged, cached or written.
-        prompt_template: packaged template, file or inline Jinja text (see ``stepalign.feedback.prompts``).
+        section: the servers, the model, its sampling, limits and budgets (docs/keys.md). The key itself is never
+            stored, logged, cached or written.
+        prompt: packaged template, file or inline Jinja text (see ``stepalign.feedback.prompts``).
         form: what the template asks for; a hint or a comment is any text, the other two are step-tagged traces.
-        sees: what the critic is shown beyond question and attempt: "nothing", "answer" or "solution" (with the answer).
-        structured: ask for JSON by the server's guided decoding (``response_format`` json_schema) instead of tags.
-        temperature, top_p, seed, max_tokens: sampling; max_tokens bounds the critic's thinking and reply together.
-        extra_body: further request fields, e.g. ``{"chat_template_kwargs": {"enable_thinking": False}}``.
-        concurrency: most calls under way at once; fewer while the servers answer 429.
-        timeout: seconds for a whole call with all its attempts and waits, from the moment it has a slot.
-        attempt_timeout: seconds for one HTTP attempt.
-        connect_timeout: seconds to reach a server.
-        malformed_retries: how often a reply without a usable trace is asked again; one cut at the token limit is asked
-            with twice the tokens.
         cache_path: sqlite file with replies, shared by runs and processes; None: nothing is kept.
-        cache_only: answer from the cache alone; what is not in it fails.
-        token_budget: no attempt starts once this many tokens are paid for (prompt and completion); those under way end.
-        cost_budget: the same for the cost, in the currency of the prices.
-        prices: ``{"prompt": p, "completion": c}`` per million tokens, for the ledger.
         ledger_path: JSON lines of every HTTP attempt; with it the budgets hold over all processes of a run.
-        policy, breaker: patience; the defaults suit hosted and local servers.
+        policy: patience; the defaults suit hosted and local servers.
         announce: gets one line when the servers stop answering and when they are back.
 
     Raises:
-        ConfigError: an argument is wrong, or the named environment variable is not set.
+        ConfigError: settings that contradict each other, or the named environment variable is not set.
     """
 
     def __init__(
         self,
-        base_urls: str | Sequence[str],
-        model: str,
+        section: CriticSection,
         *,
-        api_key_env: str | None = None,
-        prompt_template: str | Path = "scribe",
+        prompt: str | Path = "scribe",
         form: CritiqueForm = "trace",
-        sees: Sees = "nothing",
-        structured: bool = False,
-        temperature: float = 0.6,
-        top_p: float | None = None,
-        seed: int | None = None,
-        max_tokens: int = 8192,
-        extra_body: Mapping[str, Any] | None = None,
-        concurrency: int = 32,
-        timeout: float = 900.0,
-        attempt_timeout: float = 300.0,
-        connect_timeout: float = 5.0,
-        malformed_retries: int = 1,
-        cache_path: str | Path | None = None,
-        cache_only: bool = False,
-        token_budget: int | None = None,
-        cost_budget: float | None = None,
-        prices: Mapping[str, float] | None = None,
-        ledger_path: str | Path | None = None,
+        cache_path: Path | None = None,
+        ledger_path: Path | None = None,
         policy: RetryPolicy | None = None,
-        breaker: CircuitBreaker | None = None,
-        announce: Callable[[str], None] | None = None,
+        announce: Callable[[str], None] = logger.warning,
     ) -> None:
-        self._base_urls = [base_urls] if isinstance(base_urls, str) else list(base_urls)
-        if not self._base_urls and not cache_only:
-            raise ConfigError("the critic has no URL", hint="give base_urls, e.g. http://127.0.0.1:8000/v1")
-        if sees not in get_args(Sees):
-            raise ConfigError(f"unknown critic_sees {sees!r}", hint=f"known: {', '.join(get_args(Sees))}")
-        if cache_only and cache_path is None:
-            raise ConfigError("a critic that answers from its cache alone needs one", hint="give cache_path")
-        if concurrency < 1 or max_tokens < 1 or timeout <= 0 or attempt_timeout <= 0:
-            raise ConfigError("concurrency, max_tokens, timeout and attempt_timeout of the critic must be positive")
-        if prices is not None and set(prices) != {"prompt", "completion"}:
-            raise ConfigError("prices of the critic need the keys 'prompt' and 'completion' (per million tokens)")
-        if cost_budget is not None and prices is None:
-            raise ConfigError("a cost budget of the critic needs prices", hint="give critic.prices, or a token_budget")
-
-        self.name = model
-        self.sees: Sees = sees
-        self.template = load_template(prompt_template)
-        self.template.refuse_others_than(CRITIC_VARIABLES, "a critic's prompt")
-        self.ledger = Ledger(prices=prices, path=Path(ledger_path) if ledger_path is not None else None)
-        self.token_budget, self.cost_budget = token_budget, cost_budget
-        self.cache = ReplyCache(cache_path) if cache_path is not None else None
-        self._cache_only = cache_only
+        _check(section, cache_path)
+        self.name = section.model
+        self._section = section
         self._form: CritiqueForm = form
-        self._structured = structured and form in ("trace", "paraphrase")
+        self._structured = section.structured and form in ("trace", "paraphrase")
+        self.template = load_template(prompt)
+        self.template.refuse_others_than(CRITIC_VARIABLES, "a critic's prompt")
         # A template that asks for what this critic may not see fails here, and not behind the first rollouts.
         self._messages(question="?", attempt="?", answer="?", solution="?", truncated=False)
+        budgets = {"token_budget": section.token_budget, "cost_budget": section.cost_budget}
+        self.ledger = Ledger(prices=section.prices, path=ledger_path, **budgets)
+        # A claim outlives the longest call of its holder.
+        lease = section.timeout + 60.0
+        self.cache = ReplyCache(cache_path, lease_seconds=lease) if cache_path is not None else None
+        self._owner = owner_name()
+        # Every field that a reply depends on is part of its key in the cache, those that are never set included.
         self._sampling = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "seed": seed,
-            "max_tokens": max_tokens,
-            "extra_body": dict(extra_body or {}),
+            "temperature": section.temperature,
+            "top_p": None,
+            "seed": None,
+            "max_tokens": section.max_tokens,
+            "extra_body": {},
             "structured": self._structured,
         }
-        self._timeout = timeout
-        self._malformed_retries = malformed_retries
+        key = "" if section.cache_only else read_key(section.api_key_env)
+        self._secrets = secrets_of(key, section.base_urls)
+        reached = () if section.cache_only else section.base_urls
         self._policy = policy or RetryPolicy()
-        breaker = breaker or CircuitBreaker()
-        breaker.announce = announce or logger.warning
-        self._owner = owner_name()
-
-        key = "" if cache_only else read_key(api_key_env)
-        self._secrets = secrets_of(key, self._base_urls)
-        limits = {"attempt_timeout": attempt_timeout, "connect_timeout": connect_timeout}
-        reached = [] if cache_only else self._base_urls
-        self._slots = Slots(concurrency)
         self._servers = Servers(
-            [Server(url, key, secrets=self._secrets, **limits) for url in reached],
-            slots=self._slots,
-            breaker=breaker,
+            [Server(url, key, secrets=self._secrets, attempt_timeout=section.attempt_timeout) for url in reached],
             policy=self._policy,
+            announce=announce,
             ledger=self.ledger,
         )
+        self._slots = asyncio.Semaphore(section.concurrency)
         self._in_flight: dict[str, asyncio.Task[_Outcome]] = {}
-        self._background = BackgroundLoop("critic", on_start=self._keep_claims, on_close=self._servers.close)
+        self._background = _BackgroundLoop()
 
     def __repr__(self) -> str:
-        urls = ", ".join(redact_url(url) for url in self._base_urls)
-        return f"EndpointCritic(model={self.name!r}, base_urls=[{urls}], sees={self.sees!r})"
-
-    def __enter__(self) -> EndpointCritic:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def budget_spent(self) -> bool:
-        """Whether a budget is used up; every further critique that is not in the cache fails."""
-        return bool(self._spent())
-
-    @property
-    def concurrency_now(self) -> int:
-        """How many calls may be under way at the moment."""
-        return int(self._slots.limit)
+        urls = ", ".join(redact_url(url) for url in self._section.base_urls)
+        return f"EndpointCritic(model={self.name!r}, base_urls=[{urls}], sees={self._section.sees!r})"
 
     def messages(self, attempt: Attempt) -> list[dict[str, str]]:
         """The chat the critic is sent. Variables it may not see are not defined, so no template can leak them.
@@ -219,11 +150,12 @@ class EndpointCritic:
         )
 
     def _messages(self, *, answer: str, solution: str | None, **shown: Any) -> list[dict[str, str]]:
-        if self.sees != "nothing":
+        sees = self._section.sees
+        if sees != "nothing":
             shown["answer"] = answer
-        if self.sees == "solution" and solution is not None:
+        if sees == "solution" and solution is not None:
             shown["solution"] = solution
-        return self.template.messages(sees=self.sees, structured=self._structured, **shown)
+        return self.template.messages(sees=sees, structured=self._structured, **shown)
 
     def submit(self, request: CritiqueRequest) -> Future[Critique]:
         """Start one critique; it runs while the caller goes on.
@@ -240,19 +172,19 @@ class EndpointCritic:
         return [future.result() for future in futures]
 
     def check(self) -> None:
-        """See that the servers answer and know the model, before a run depends on them.
+        """Make sure that the servers answer and know the model, before a run depends on them.
 
         One server that answers is enough; the others are named in the log.
 
         Raises:
             EndpointError: no server answers, the key is refused, or none serves the model.
         """
-        if not self._cache_only:
+        if not self._section.cache_only:
             self._background.run(self._servers.check(self.name)).result()
 
     def close(self) -> None:
-        """Cancel what is under way, close connections and the cache, end the thread. May be called twice."""
-        if not self._background.close():
+        """Cancel calls under way, close connections and the cache, end the thread. May be called twice."""
+        if not self._background.close(self._servers.close):
             return
         if self.cache is not None:
             with suppress(Exception):
@@ -260,24 +192,15 @@ class EndpointCritic:
             self.cache.close()
         self.ledger.close()
 
-    async def _keep_claims(self) -> None:
-        """Renew our claims before their leases run out."""
-        while self.cache is not None:
-            await asyncio.sleep(self.cache.lease_seconds / 3)
-            if self._in_flight:
-                with suppress(Exception):
-                    await self._background.on_disk(self.cache.renew, self._owner)
-
     # --- one critique ---
 
     async def _critique(self, rollout_id: str, messages: list[dict[str, str]]) -> Critique:
         try:
             outcome = await self._outcome(messages)
-        except Exception as error:  # a fault of ours must not take the run with it, nor pass for a verdict
+        except Exception as error:  # a fault of this client is a failed critique: it neither ends the run nor judges
             logger.debug("critique of %s failed inside the client", rollout_id, exc_info=True)
-            outcome = _Outcome(
-                reason=f"client error: {type(error).__name__}: {redacted(str(error), self._secrets)[:200]}"
-            )
+            reason = f"client error: {type(error).__name__}: {redacted(str(error), self._secrets)[:200]}"
+            outcome = _Outcome(reason=reason)
         critique = self._record(rollout_id, outcome)
         self.ledger.enter(critique)
         return critique
@@ -302,12 +225,12 @@ class EndpointCritic:
                 return await self._call(messages)
         nap = _CLAIM_POLL_SECONDS
         while True:
-            if stored := await self._background.on_disk(cache.get, key):
+            if stored := await asyncio.to_thread(cache.get, key):
                 return _Outcome(reply=Reply(**stored), cached=True)
-            if self._cache_only:
+            if self._section.cache_only:
                 return _Outcome(reason="not in the cache")
             # Waiting for another process takes no slot.
-            if not await self._background.on_disk(cache.is_claimed, key):
+            if not await asyncio.to_thread(cache.is_claimed, key):
                 if outcome := await self._claimed_call(cache, key, messages):
                     return outcome
                 continue
@@ -319,44 +242,43 @@ class EndpointCritic:
         mine = stored = False
         try:
             async with self._slots:
-                mine = await self._background.on_disk(cache.claim, key, self._owner)
+                mine = await asyncio.to_thread(cache.claim, key, self._owner)
                 if not mine:
                     return None
                 outcome = await self._call(messages)
-            # A slot stands for the servers' load; writing takes none.
+            # A slot is a call at the servers; writing takes none.
             if outcome.reply is not None:
-                await self._background.on_disk(cache.put, key, asdict(outcome.reply))
+                await asyncio.to_thread(cache.put, key, asdict(outcome.reply))
                 stored = True
             return outcome
         finally:
             if mine and not stored:
-                await self._background.on_disk(cache.release, key, self._owner)
+                await asyncio.to_thread(cache.release, key, self._owner)
 
     async def _call(self, messages: list[dict[str, str]]) -> _Outcome:
         """Attempts until there is a usable reply, or no use in going on."""
         clock = asyncio.get_running_loop().time
         started = clock()
-        state = CallState(policy=self._policy, deadline=started + self._timeout)
-        max_tokens = self._sampling["max_tokens"]
-        asked_again = empty = prompt_tokens = completion_tokens = 0
-        reply: Reply | None = None  # the best there is so far
-        reason = ""
-        while not reason:
-            if reason := self._spent():
+        deadline = started + self._section.timeout
+        max_tokens = self._section.max_tokens
+        attempts = asked_again = empty = prompt_tokens = completion_tokens = 0
+        obeyed = 0.0
+        reply: Reply | None = None  # the best so far
+        while not (reason := self.ledger.spent):
+            result = await self._servers.attempt(self._request_fields(messages, max_tokens), deadline)
+            if result is None:
+                reason = "no server took the call in its time"
                 break
-            result = await self._servers.attempt(self._request_fields(messages, max_tokens), state)
+            attempts += 1
             if isinstance(result, Reply):
                 prompt_tokens += result.prompt_tokens
                 completion_tokens += result.completion_tokens
                 parsed = self._parse(result)
-                if parsed.status == "ok":
-                    reply = result
-                    break
                 if result.content or result.finish_reason == "length" or empty >= _MAX_EMPTY_REPLIES:
-                    reply = result
-                    cut = parsed.reason == CUT
-                    # Asking the same again at temperature 0 would buy the same reply.
-                    if asked_again >= self._malformed_retries or not (cut or self._sampling["temperature"] > 0):
+                    reply, cut = result, parsed.reason == CUT
+                    # The same request at temperature 0 would buy the same reply.
+                    can_change = cut or self._section.temperature > 0
+                    if parsed.status == "ok" or asked_again >= _MALFORMED_RETRIES or not can_change:
                         break
                     asked_again += 1
                     max_tokens *= 2 if cut else 1
@@ -364,15 +286,17 @@ class EndpointCritic:
                 empty += 1
                 result = Fault(kind="bad_reply", message="the server sends an empty message")
                 self.ledger.faults[result.kind] += 1
-            wait = state.wait_after(result, clock())
-            if wait is None:
-                reason = state.give_up
-            else:
-                await asyncio.sleep(wait)
+            wait = self._policy.wait(result, attempts=attempts, obeyed=obeyed, time_left=deadline - clock())
+            if isinstance(wait, str):
+                reason = wait
+                break
+            obeyed += result.retry_after or 0.0
+            await asyncio.sleep(wait)
         return _Outcome(
             reply=reply,
             reason=reason,
-            attempts=state.attempts,
+            unpaid=reply is None and reason == self.ledger.spent != "",
+            attempts=attempts,
             seconds=clock() - started,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
@@ -380,24 +304,11 @@ class EndpointCritic:
 
     def _request_fields(self, messages: list[dict[str, str]], max_tokens: int) -> dict[str, Any]:
         fields: dict[str, Any] = {"model": self.name, "messages": messages, "max_tokens": max_tokens}
-        fields |= {
-            name: self._sampling[name] for name in ("temperature", "top_p", "seed") if self._sampling[name] is not None
-        }
+        fields["temperature"] = self._section.temperature
         if self._structured:
             schema = {"name": "critique", "schema": CRITIQUE_SCHEMA, "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if self._sampling["extra_body"]:
-            fields["extra_body"] = self._sampling["extra_body"]
         return fields
-
-    def _spent(self) -> str:
-        """Which budget is used up, "" while none is."""
-        tokens, cost = self.ledger.total_tokens, self.ledger.cost
-        if self.token_budget is not None and tokens >= self.token_budget:
-            return f"{BUDGET_SPENT}: {tokens} of {self.token_budget} tokens"
-        if self.cost_budget is not None and cost is not None and cost >= self.cost_budget:
-            return f"{BUDGET_SPENT}: a cost of {cost:.4g} of {self.cost_budget:g}"
-        return ""
 
     # --- records ---
 
@@ -409,21 +320,17 @@ class EndpointCritic:
 
     def _record(self, rollout_id: str, outcome: _Outcome) -> Critique:
         reply = outcome.reply
-        status: CritiqueStatus = "failed"
-        text = case = ""
-        reason = outcome.reason
-        if reply is not None:
-            parsed = self._parse(reply)
-            status, text, case, reason = parsed.status, parsed.text, parsed.case, parsed.reason
-        paid = outcome if not outcome.cached else reply
+        parsed = self._parse(reply) if reply else None
+        paid = reply if outcome.cached else outcome
         return Critique(
             rollout_id=rollout_id,
             critic=self.name,
-            status=status,
-            text=text,
+            status=parsed.status if parsed else "failed",
+            text=parsed.text if parsed else "",
             raw=(reply.content or "") if reply else "",
-            reason=reason,
-            case=case,
+            reason=parsed.reason if parsed else outcome.reason,
+            unpaid=outcome.unpaid,
+            case=parsed.case if parsed else "",
             prompt_tokens=paid.prompt_tokens if paid else 0,
             completion_tokens=paid.completion_tokens if paid else 0,
             seconds=outcome.seconds,
@@ -442,3 +349,56 @@ def _second_try(request: CritiqueRequest) -> list[dict[str, str]]:
     said = [{"role": "assistant", "content": first}] if first else []
     again = f"Your reply cannot be used. {request.complaint} Reply once more, in the form asked for."
     return [*said, {"role": "user", "content": again}]
+
+
+def _check(section: CriticSection, cache_path: Path | None) -> None:
+    """Refuse settings that contradict each other."""
+    if not section.base_urls and not section.cache_only:
+        raise ConfigError("the critic has no URL", hint="give base_urls, e.g. http://127.0.0.1:8000/v1")
+    if section.cache_only and cache_path is None:
+        raise ConfigError("a critic that answers from its cache alone needs one", hint="name a file with critic.cache")
+    if section.prices and set(section.prices) != {"prompt", "completion"}:
+        raise ConfigError("prices of the critic need the keys 'prompt' and 'completion' (per million tokens)")
+    if section.cost_budget is not None and not section.prices:
+        raise ConfigError("a cost budget of the critic needs prices", hint="give critic.prices, or a token_budget")
+
+
+class _BackgroundLoop:
+    """An event loop in a thread of its own, so that calls go on while the caller samples."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="critic", daemon=True)
+        self._closed = False
+
+    def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a piece of work. Raises RuntimeError once closed."""
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise RuntimeError("the critic is closed")
+            if not self._thread.is_alive():
+                self._thread.start()
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def close(self, last: Callable[[], Awaitable[None]]) -> bool:
+        """Cancel the work under way, await ``last`` and end the thread. False when that was done before."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._closed = True
+        if self._thread.is_alive():
+            with suppress(Exception):
+                asyncio.run_coroutine_threadsafe(self._shut_down(last), self._loop).result(_CLOSE_SECONDS)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_CLOSE_SECONDS)
+        return True
+
+    async def _shut_down(self, last: Callable[[], Awaitable[None]]) -> None:
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._loop.shutdown_default_executor()
+        await last()

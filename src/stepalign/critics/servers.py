@@ -1,102 +1,158 @@
 """Several servers of one model: each attempt goes to the least loaded one that is fit, and its outcome is booked.
 
-An attempt that ends feeds four things: the ledger, the circuit breaker (is anybody up at all?), the number of slots
-(are we too many?), and the rest that one failing server is given while the others go on.
+A server rests as long as it asks for. One that fails while others answer rests for a moment; one that does not answer
+several times in a row is down: it is tried with one call at a time, ever more rarely, and all other calls wait. Waiting
+for a server costs a call no attempt, so an outage shorter than the timeout of a call loses nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stepalign.critics.chat import Reply, Server, read_key, secrets_of
-from stepalign.critics.ledger import Ledger
-from stepalign.critics.retry import CallState, CircuitBreaker, Fault, RetryPolicy
-from stepalign.critics.slots import Slots
-from stepalign.errors import EndpointError
+from stepalign.critics.budget import Ledger
+from stepalign.critics.chat import Fault, Reply, Server
 
 logger = logging.getLogger("stepalign.critic")
 
-_BREAKER_POLL_SECONDS = 0.5
-_LIST_SECONDS = 20.0
+_POLL_SECONDS = 0.5
 
 
-def list_models(urls: Sequence[str], api_key_env: str | None = None) -> list[str]:
-    """The models that the first server that answers offers; [] where it has no list.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetryPolicy:
+    """When to call again. Decisions only: nothing sleeps, the clock is passed in.
 
-    Raises:
-        EndpointError: none answers, or the key is refused.
+    Full jitter: a uniform wait below ``base_seconds * 2^n``, capped, so that calls that failed together come back
+    spread out. Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
-    key = read_key(api_key_env)
 
-    async def ask() -> list[str]:
-        fault: EndpointError | None = None
-        for url in urls:
-            server = Server(url, key, secrets=secrets_of(key, urls), attempt_timeout=_LIST_SECONDS, connect_timeout=5.0)
-            try:
-                answer = await server.models()
-            finally:
-                await server.close()
-            if not isinstance(answer, EndpointError):
-                return answer
-            fault = fault or answer
-        if fault is not None:
-            raise fault
-        return []
+    base_seconds: float = 0.5
+    cap_seconds: float = 30.0
+    max_attempts: int = 20
+    """Of one call."""
+    retry_after_budget: float = 300.0
+    """Seconds of Retry-After that one call obeys in all; longer sums fail the call."""
+    outage_threshold: int = 10
+    """Attempts in a row without an answer after which a server is down."""
+    pause_seconds: float = 2.0
+    """Until the first trial of a server that is down; doubled with each trial, up to ``cap_seconds``."""
+    jitter: Callable[[float, float], float] = field(default=random.uniform)
+    """(low, high) -> seconds."""
 
-    return asyncio.run(ask())
+    def backoff(self, failures: int) -> float:
+        """Seconds to wait after the ``failures``-th failure in a row (from 1)."""
+        return self.jitter(0.0, min(self.cap_seconds, self.base_seconds * 2.0 ** min(failures - 1, 30)))
+
+    def wait(self, fault: Fault, *, attempts: int, obeyed: float, time_left: float) -> float | str:
+        """Seconds before the next attempt of a call, or why there is none.
+
+        Args:
+            attempts: of the call so far.
+            obeyed: seconds of Retry-After so far, without this fault's.
+            time_left: seconds until the call's deadline.
+        """
+        if not fault.retryable:
+            return fault.message
+        if attempts >= self.max_attempts:
+            return f"{fault.message} (attempt {attempts}, the last)"
+        if fault.retry_after is None:
+            seconds = self.backoff(attempts)
+        elif obeyed + fault.retry_after > self.retry_after_budget:
+            return f"{fault.message}; the server asks to wait {fault.retry_after:.0f} s, over the budget"
+        else:  # jitter on top only: calls that wait for the same instant spread out, and none comes early
+            seconds = fault.retry_after + self.jitter(0.0, min(1.0, self.base_seconds))
+        if seconds >= time_left:
+            return f"{fault.message} (no time for another attempt after {attempts})"
+        return seconds
+
+
+class Health:
+    """Whether one server takes calls. ``announce`` gets one line when it goes down and one when it answers again."""
+
+    def __init__(self, policy: RetryPolicy, announce: Callable[[str], None]) -> None:
+        self._policy, self._announce = policy, announce
+        self.in_flight = 0
+        self.failures = 0
+        """In a row."""
+        self.rests_until = 0.0
+        self._pause = policy.pause_seconds
+        self._down_since: float | None = None
+
+    def started(self, now: float) -> None:
+        """A call goes to the server; to one that is down as a trial, and the next trial waits for longer."""
+        self.in_flight += 1
+        if self._down_since is not None:
+            self._rest(now + self._pause)
+            self._pause = min(self._policy.cap_seconds, 2 * self._pause)
+
+    def answered(self, now: float) -> None:
+        """The server answered, be it with a fault."""
+        if self._down_since is not None:
+            self._announce(f"critic answers again after {now - self._down_since:.0f} s")
+            self.rests_until = now
+        self.failures, self._down_since, self._pause = 0, None, self._policy.pause_seconds
+
+    def failed(self, fault: Fault, now: float, *, alone: bool) -> None:
+        """An attempt failed. Only outage faults count in a row; a server with others beside it rests at once."""
+        if not fault.is_outage:
+            self.answered(now)
+            if fault.kind == "rate_limit":
+                self._rest(now + (fault.retry_after or (0.0 if alone else self._policy.backoff(1))))
+            return
+        self.failures += 1
+        if self._down_since is None and self.failures >= self._policy.outage_threshold:
+            self._down_since = now
+            self._rest(now + self._pause)
+            self._announce(f"critic does not answer ({fault.message}): calls pause, trying again every few seconds")
+        elif not alone:
+            self._rest(now + self._policy.backoff(self.failures))
+
+    def _rest(self, until: float) -> None:
+        self.rests_until = max(self.rests_until, until)
 
 
 class Servers:
-    """The servers with what controls their load."""
+    """The servers with their health."""
 
     def __init__(
-        self, servers: Sequence[Server], *, slots: Slots, breaker: CircuitBreaker, policy: RetryPolicy, ledger: Ledger
+        self, servers: Sequence[Server], *, policy: RetryPolicy, announce: Callable[[str], None], ledger: Ledger
     ) -> None:
-        self.slots = slots
-        self._servers = servers
-        self._breaker, self._policy, self._ledger = breaker, policy, ledger
+        self._servers = {server: Health(policy, announce) for server in servers}
+        self._ledger = ledger
 
-    async def attempt(self, fields: Mapping[str, Any], state: CallState) -> Reply | Fault:
-        """One HTTP request to the least loaded server, its effect on the load control booked."""
+    async def attempt(self, fields: Mapping[str, Any], deadline: float) -> Reply | Fault | None:
+        """One HTTP request to the least loaded server; None when none took the call before the deadline.
+
+        Args:
+            deadline: on the clock of the event loop, seconds.
+        """
         clock = asyncio.get_running_loop().time
-        server = await self._free_server(state.deadline)
-        if isinstance(server, Fault):
-            return server
-        state.attempts += 1
-        server.in_flight += 1
-        sent = clock()
+        server = await self._free_server(deadline)
+        if server is None:
+            return None
+        health, sent = self._servers[server], clock()
+        health.started(sent)
+        result: Reply | Fault = Fault(kind="cancelled", message="")
         try:
-            result = await server.chat(fields, state.deadline - sent)
-        except BaseException:
-            self._breaker.cancelled()
-            self._ledger.book(server=server.label, seconds=clock() - sent, fault="cancelled")
-            raise
+            result = await server.chat(fields, deadline - sent)
         finally:
-            server.in_flight -= 1
-        now = clock()
+            health.in_flight -= 1
+            self._book(server, result, clock() - sent)
+        logger.debug("%s: %s, %.2f s", server.label, getattr(result, "message", "reply"), clock() - sent)
         if isinstance(result, Reply):
-            self._ledger.book(
-                server=server.label,
-                seconds=now - sent,
-                prompt_tokens=result.prompt_tokens,
-                completion_tokens=result.completion_tokens,
-            )
-            server.failures = 0
-            self._breaker.succeeded(now)
-            self.slots.raise_limit()
-        else:
-            self._ledger.book(server=server.label, seconds=now - sent, fault=result.kind, status=result.status)
-            self._breaker.failed(result, now)
-            result = self._rest(server, result, now)
-        logger.debug("%s: %s, %.2f s", server.label, getattr(result, "message", "reply"), now - sent)
+            health.answered(clock())
+            return result
+        health.failed(result, clock(), alone=len(self._servers) == 1)
+        if result.retry_after is not None and any(other.rests_until <= clock() for other in self._servers.values()):
+            return replace(result, retry_after=None)  # another server may take it at once
         return result
 
     async def check(self, model: str) -> None:
-        """See that one server answers and knows the model; the others are named in the log.
+        """Make sure that one server answers and knows the model; the others are named in the log.
 
         Raises:
             EndpointError: none does.
@@ -112,32 +168,22 @@ class Servers:
         for server in self._servers:
             await server.close()
 
-    async def _free_server(self, deadline: float) -> Server | Fault:
-        """The least loaded server that is not resting, once the breaker lets the call through."""
+    async def _free_server(self, deadline: float) -> Server | None:
+        """The least loaded server that is not resting, as soon as there is one."""
         clock = asyncio.get_running_loop().time
         while True:
             now = clock()
-            ready = [server for server in self._servers if server.rests_until <= now]
+            ready = [(h.in_flight, h.failures, server) for server, h in self._servers.items() if h.rests_until <= now]
             if ready:
-                wait = self._breaker.wait(now)
-                if wait <= 0:
-                    return min(ready, key=lambda server: (server.in_flight, server.failures))
-            else:
-                wait = min(server.rests_until for server in self._servers) - now
-            if now >= deadline or (not ready and now + wait >= deadline):
-                return Fault(kind="client", message="no server took the call in its time")
-            # Short naps: a pause may end earlier than it looked.
-            await asyncio.sleep(max(0.001, min(wait, _BREAKER_POLL_SECONDS)))
+                return min(ready, key=lambda found: found[:2])[2]
+            wait = min(health.rests_until for health in self._servers.values()) - now
+            if now + wait >= deadline:
+                return None
+            await asyncio.sleep(max(0.001, min(wait, _POLL_SECONDS)))  # a rest may end early
 
-    def _rest(self, server: Server, fault: Fault, now: float) -> Fault:
-        """Give a server that failed a rest; the fault as the call should see it."""
-        server.failures += 1
-        if fault.kind == "rate_limit":
-            self.slots.lower_limit(now)
-        if fault.retry_after is not None:
-            server.rests_until = max(server.rests_until, now + fault.retry_after)
-            if any(other.rests_until <= now for other in self._servers):
-                return replace(fault, retry_after=None)  # another server may take it at once
-        elif len(self._servers) > 1 and (fault.is_outage or fault.kind == "rate_limit"):
-            server.rests_until = max(server.rests_until, now + self._policy.backoff(server.failures))
-        return fault
+    def _book(self, server: Server, result: Reply | Fault, seconds: float) -> None:
+        if isinstance(result, Reply):
+            spent = (result.prompt_tokens, result.completion_tokens)
+            self._ledger.book(server.label, seconds, prompt_tokens=spent[0], completion_tokens=spent[1])
+        else:
+            self._ledger.book(server.label, seconds, fault=result.kind, status=result.status)

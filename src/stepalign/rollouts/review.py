@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
-from stepalign.critics import BUDGET_SPENT, Critic, CritiqueRequest
+from stepalign.critics import Critic, CritiqueRequest
 from stepalign.domains.math.extraction import extract_answer
 from stepalign.errors import BudgetSpentError
 from stepalign.feedback import findings
@@ -110,7 +110,7 @@ def follow(
         future = arrived.get()
         request, earlier = waiting.pop(future)
         critique = _with_costs_of(future.result(), earlier)
-        if critique.status == "failed" and critique.reason.startswith(BUDGET_SPENT):
+        if critique.unpaid:
             raise BudgetSpentError(
                 critique.reason, where="critic.token_budget, critic.cost_budget", hint="raise the budget and continue"
             )

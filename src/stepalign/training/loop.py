@@ -31,8 +31,8 @@ from stepalign.build import (
 )
 from stepalign.config import Config, check_checkpoint_rule
 from stepalign.critics import RUN_FILES
+from stepalign.critics.budget import cost
 from stepalign.critics.build import make_rules
-from stepalign.critics.ledger import cost
 from stepalign.domains.math.grading import canonical_answer
 from stepalign.domains.sets import fingerprint, load_sets
 from stepalign.errors import BudgetSpentError, ConfigError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stepalign.config import Config, to_toml
+from stepalign.critics import critic_prompt
 from stepalign.domains.math.grade import Grade
 from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
@@ -76,13 +77,11 @@ def _example_context(design: str, problem: Problem) -> str:
 def _critic_prompt(config: Config, problem: Problem, form: CritiqueForm) -> str:
     if config.critic.kind == "programmatic":
         return "(none: the programmatic critic reads the attempt itself)"
-    from stepalign.critics.build import critic_prompt
-
     sees = config.critic.sees
     seen = {"answer": problem.answer} if sees != "nothing" else {}
     if sees == "solution" and problem.reference:
         seen["solution"] = problem.reference
-    messages = load_template(critic_prompt(config, form)).messages(
+    messages = load_template(critic_prompt(config.prompts.critic, form)).messages(
         question=problem.question,
         attempt="(the solver's attempt)",
         sees=sees,

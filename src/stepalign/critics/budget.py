@@ -1,4 +1,4 @@
-"""What a critic was asked and what it cost.
+"""The cost of a critic, and where it stops.
 
 With a file the ledger outlives the process: one JSON line per HTTP attempt, appended as the attempt ends, so that a
 killed run knows what it has paid and a budget holds for the whole run.
@@ -18,15 +18,18 @@ from stepalign.records import Critique
 from stepalign.storage.jsonl import JsonLines, read_json_lines
 
 _REASON_DETAIL = re.compile(r"\s*[:;(]")
+_REPORTED = (
+    *("calls", "ok", "malformed", "failed", "cached", "attempts", "prompt_tokens", "completion_tokens"),
+    *("cached_prompt_tokens", "cached_completion_tokens", "cost"),
+)
 
 
 @dataclass(kw_only=True, slots=True)
 class Ledger:
     """Counts of one run's critic.
 
-    Attempts, tokens and faults are those paid for in this run, earlier processes included where there is a file;
-    everything that counts critiques counts those of this process. Tokens of cached replies stand apart: they were paid
-    for elsewhere.
+    Attempts, tokens and faults are those paid for in this run, earlier processes included where there is a file.
+    Counters of critiques cover this process only. Tokens of cached replies, paid for elsewhere, are counted apart.
     """
 
     calls: int = 0
@@ -46,33 +49,41 @@ class Ledger:
     """Failed attempts by kind."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Malformed and failed calls by reason."""
-    prices: Mapping[str, float] | None = None
-    """``{"prompt": p, "completion": c}`` per million tokens."""
+    prices: Mapping[str, float] = field(default_factory=dict)
+    """``{"prompt": p, "completion": c}`` per million tokens; empty: unknown."""
+    token_budget: int | None = None
+    cost_budget: float | None = None
+    """In the currency of the prices."""
     path: Path | None = None
     """The file; made with the first attempt."""
     _file: JsonLines | None = None
 
     def __post_init__(self) -> None:
-        if self.path is None:
-            return
-        self._file = JsonLines(self.path)
-        for row in read_json_lines(self.path):
-            self._count(row["fault"], row["prompt_tokens"], row["completion_tokens"])
-
-    @property
-    def total_tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
+        if self.path is not None:
+            self._file = JsonLines(self.path)
+            for row in read_json_lines(self.path):
+                self._count(row["fault"], row["prompt_tokens"], row["completion_tokens"])
 
     @property
     def cost(self) -> float | None:
         """Paid tokens times the prices, in their currency; None without prices."""
         return cost(self.prices, self.prompt_tokens, self.completion_tokens)
 
+    @property
+    def spent(self) -> str:
+        """The budget that is used up, in words; "" while none is."""
+        tokens, paid = self.prompt_tokens + self.completion_tokens, self.cost
+        if self.token_budget is not None and tokens >= self.token_budget:
+            return f"the budget is spent: {tokens} of {self.token_budget} tokens"
+        if self.cost_budget is not None and paid is not None and paid >= self.cost_budget:
+            return f"the budget is spent: a cost of {paid:.4g} of {self.cost_budget:g}"
+        return ""
+
     def book(
         self,
-        *,
         server: str,
         seconds: float,
+        *,
         fault: str = "",
         status: int | None = None,
         prompt_tokens: int = 0,
@@ -80,23 +91,17 @@ class Ledger:
     ) -> None:
         """Enter one HTTP attempt."""
         self._count(fault, prompt_tokens, completion_tokens)
-        if self._file is None:
-            return
-        row = {
-            "time": round(time.time(), 3),
-            "server": server,
-            "seconds": round(seconds, 3),
-            "fault": fault,
-            "status": status,
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-        }
-        self._file.append([row])
+        if self._file is not None:
+            row = {"time": round(time.time(), 3), "server": server, "seconds": round(seconds, 3), "fault": fault}
+            row |= {"status": status, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+            self._file.append([row])
 
     def enter(self, critique: Critique) -> None:
         """Count one critique."""
         self.calls += 1
-        setattr(self, critique.status, getattr(self, critique.status) + 1)
+        self.ok += critique.status == "ok"
+        self.malformed += critique.status == "malformed"
+        self.failed += critique.status == "failed"
         if critique.reason:
             self.reasons[_REASON_DETAIL.split(critique.reason, maxsplit=1)[0]] += 1
         if critique.cached:
@@ -106,9 +111,7 @@ class Ledger:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        names = ["calls", "ok", "malformed", "failed", "cached", "attempts", "prompt_tokens", "completion_tokens"]
-        names += ["cached_prompt_tokens", "cached_completion_tokens", "cost"]
-        numbers = {name: getattr(self, name) for name in names}
+        numbers = {name: getattr(self, name) for name in _REPORTED}
         return {**numbers, "faults": dict(self.faults), "reasons": dict(self.reasons)}
 
     def close(self) -> None:
@@ -123,7 +126,7 @@ class Ledger:
             self.faults[fault] += 1
 
 
-def cost(prices: Mapping[str, float] | None, prompt_tokens: int, completion_tokens: int) -> float | None:
+def cost(prices: Mapping[str, float], prompt_tokens: int, completion_tokens: int) -> float | None:
     """Tokens times prices per million; None without prices."""
     if not prices:
         return None
