@@ -40,7 +40,7 @@ def build_attention(packing: Packing, *, device: torch.device, dtype: torch.dtyp
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Which models can, and how they are told
+# Which models can, and how it is switched on
 
 
 def unpackable(decoder: torch.nn.Module) -> str | None:
@@ -201,7 +201,7 @@ def _has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class VarlenAttention:
-    """``varlen_attn`` over the whole row: the queries as they stand, shared prompts copied in front of their keys.
+    """``varlen_attn`` over the whole row: queries in their order, shared prompts copied in front of their keys.
 
     The kernel aligns its causal mask at the lower right corner: the last query of a segment sees all its keys.
     """

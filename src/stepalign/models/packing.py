@@ -1,10 +1,10 @@
-"""Many sequences end to end in one row, without padding; a prompt that several of them share stands there once.
+"""Many sequences end to end in one row, without padding; a prompt that several of them share is there once.
 
     row:    [prompt A] [completion A1] [completion A2] [prompt B, completion B1]
     shown:             [prompt A]      [prompt A]
 
 Every segment attends causally to itself and wholly to the shared prompt that it continues. Positions count from the
-start of each sequence; where it stands in the row means nothing. This page is arithmetic on lists; ``packed_attention``
+start of each sequence; its place in the row means nothing. This module is arithmetic on lists; ``packed_attention``
 computes with it.
 """
 
@@ -53,7 +53,7 @@ class Packing:
 
 
 def pack(sequences: Sequence[Scored]) -> Packing:
-    """Lay the sequences end to end. Equal prompts stand in the row once, where the first of them would.
+    """Lay the sequences end to end. Equal prompts are in the row once, at the place of the first.
 
     The last token of a completion predicts nothing that is scored; it is left out.
 

@@ -2,7 +2,7 @@
 
 Prompts are built once, from templates and the tokenizer's chat template; texts that a model or a data set wrote are
 data, so no control token can come out of them. Completions are ids from the moment they are sampled; text is derived
-from ids together with the span of characters each id stands for.
+from ids together with the span of characters behind each id.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class PromptBuilder:
     ) -> None:
         if not tokenizer.chat_template:
             raise ConfigError(
-                "the tokenizer has no chat template, so nobody knows how its model is asked",
+                "the tokenizer has no chat template, so no prompt can be built",
                 where="model.path",
                 hint="take the instruction-tuned variant of the model, or put a chat_template.jinja into its folder",
             )
@@ -165,7 +165,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id that stands for what the vocabulary has no tokens for. None where another control token doubles as it."""
+    """The id of all that the vocabulary has no tokens for. None where another control token doubles as it."""
     found = tokenizer.unk_token_id
     others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return None if found in others else found  # type: ignore[return-value]
@@ -176,7 +176,7 @@ def encode_with_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
 
     The spans cover the whole text, whatever the vocabulary lacks or a normaliser drops: a character that belongs to no
     token goes with the token after it, the end of a line with the one before. None where the ids spell the text by
-    themselves, or nobody knows the spans (a tokenizer without offsets): then ``decode_with_spans`` has them.
+    themselves, or the tokenizer has no offsets: then ``decode_with_spans`` has them.
     """
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     if not ids or not tokenizer.is_fast or decode(tokenizer, ids) == text:
@@ -240,7 +240,7 @@ def decode_with_spans(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) ->
 def _settled(tokenizer: PreTrainedTokenizerBase, window: list[int], pending: list[int]) -> tuple[str, int]:
     """The text of the first so many pending ids that no later id can change, and their number.
 
-    The last replacement mark may stand for the beginning of a character. What is before it is settled; we look for
+    The last replacement mark may be the beginning of a character. What is before it is settled; we look for
     that only in long runs of bytes that are no text, so that a character's pieces stay together.
     """
     start = len(decode(tokenizer, window))

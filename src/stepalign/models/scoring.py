@@ -25,7 +25,7 @@ def completion_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tens
 
     Args:
         sequences: (prompt ids, completion ids); prompts must not be empty. A prompt that several sequences share is
-            computed once. Models that cannot compute on packed rows score padded batches, which is said once.
+            computed once. Models that cannot compute on packed rows score padded batches, with one warning.
 
     Returns:
         hidden_NH, where N is the number of completion tokens of all sequences, in order.

@@ -222,7 +222,7 @@ class TopK:
 
 
 def check_vocabularies(first: int, second: int) -> None:
-    """Raises ValueError unless both sides have the same number of entries: one entry must not stand for them all."""
+    """Raises ValueError unless both sides have the same number of entries: a single entry would broadcast."""
     if first != second:
         raise ValueError(f"vocabularies differ: {first} and {second} entries")
 

@@ -50,6 +50,7 @@ from stepalign.objectives.head import (
     checked_ids,
     difference_into,
     dtypes_as_given,
+    logit_blocks,
     logit_buffer,
     logit_parts,
     row_blocks,
@@ -358,11 +359,10 @@ class _TokenLogProbs(torch.autograd.Function):
         empty = hidden_NH.new_empty(0, dtype=wide_dtype(hidden_NH.dtype))
         log_probs, entropies = [empty], [empty]
         logits_PV = logit_buffer(hidden_NH, head_VH, chunk_tokens, wide_dtype(hidden_NH.dtype))
-        for part, part_logits_PV in logit_parts(hidden_NH, head_VH, logits_PV):
-            for rows in row_blocks(part_logits_PV):
-                log_probs_RV = log_softmax(part_logits_PV[rows], temperature=temperature, excluded_V=excluded_V)
-                log_probs.append(take_tokens(log_probs_RV, token_ids_N[part][rows]))
-                entropies.append(-torch.linalg.vecdot(log_probs_RV.exp(), log_probs_RV))
+        for rows, logits_RV in logit_blocks(hidden_NH, head_VH, logits_PV):
+            log_probs_RV = log_softmax(logits_RV, temperature=temperature, excluded_V=excluded_V)
+            log_probs.append(take_tokens(log_probs_RV, token_ids_N[rows]))
+            entropies.append(-torch.linalg.vecdot(log_probs_RV.exp(), log_probs_RV))
         ctx.save_for_backward(hidden_NH, head_VH, token_ids_N, excluded_V)
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
         log_probs_N, entropy_N = torch.cat(log_probs), torch.cat(entropies)
@@ -381,14 +381,10 @@ class _TokenLogProbs(torch.autograd.Function):
             for chunk in slices(len(hidden_NH), ctx.chunk_tokens):
                 hidden_CH, ids_C, upstream_C = hidden_NH[chunk], token_ids_N[chunk], upstream_N[chunk]
                 gradient_CV = gradient_CV[: len(hidden_CH)]
-                for part, part_logits_PV in logit_parts(hidden_CH, head_VH, logits_PV):
-                    for rows in row_blocks(part_logits_PV):
-                        log_probs_RV = log_softmax(
-                            part_logits_PV[rows], temperature=ctx.temperature, excluded_V=excluded_V
-                        )
-                        factors_R1 = upstream_C[part][rows].unsqueeze(-1)
-                        gradient_RV = log_probs_RV.exp_().mul_(-factors_R1)
-                        ids_R1 = ids_C[part][rows].unsqueeze(-1)
-                        gradient_CV[part][rows] = gradient_RV.scatter_add_(1, ids_R1, factors_R1)
+                for rows, logits_RV in logit_blocks(hidden_CH, head_VH, logits_PV):
+                    log_probs_RV = log_softmax(logits_RV, temperature=ctx.temperature, excluded_V=excluded_V)
+                    factors_R1 = upstream_C[rows].unsqueeze(-1)
+                    gradient_RV = log_probs_RV.exp_().mul_(-factors_R1)
+                    gradient_CV[rows] = gradient_RV.scatter_add_(1, ids_C[rows].unsqueeze(-1), factors_R1)
                 gradients.add(chunk, gradient_CV, hidden_CH, head_VH)
         return *gradients.finished(head_VH.dtype), None, None, None, None

@@ -48,6 +48,13 @@ def row_blocks(logits_PV: Tensor) -> Iterator[slice]:
     return slices(len(logits_PV), math.ceil(len(logits_PV) / blocks))
 
 
+def logit_blocks(hidden_NH: Tensor, head_VH: Tensor, buffer_PV: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yields (rows, their logits [R, V]), few enough rows for row-wise work; the logits live until the next block."""
+    for part, logits_PV in logit_parts(hidden_NH, head_VH, buffer_PV):
+        for rows in row_blocks(logits_PV):
+            yield slice(part.start + rows.start, part.start + rows.stop), logits_PV[rows]
+
+
 def difference_into(
     out_CV: Tensor, student_CH: Tensor, student_head_VH: Tensor, teacher_CH: Tensor, teacher_head_VH: Tensor
 ) -> None:

@@ -92,7 +92,7 @@ def _sequences(job: ScoringJob) -> list[tuple[Ids, Ids]]:
 
 
 def _windows(jobs: Iterable[ScoringJob], max_tokens: int) -> Iterator[list[ScoringJob]]:
-    """Consecutive jobs of at most so many tokens together; a longer one stands alone."""
+    """Consecutive jobs of at most so many tokens together; a longer one makes a window of its own."""
     window: list[ScoringJob] = []
     held = 0
     for job in jobs:

@@ -9,7 +9,7 @@ are overwritten and written back, and nothing that was gathered before is used a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -51,17 +51,13 @@ class Teacher:
         """The part of the live weights' logits in the self-teacher's."""
         return self._section.live_share if self._section.weights == "trust_region" else 0.0
 
-    @contextmanager
-    def in_place(self, model: torch.nn.Module) -> Iterator[Keep]:
+    def in_place(self, model: torch.nn.Module) -> AbstractContextManager[Keep]:
         """Inside the block the model computes with the self-teacher's weights. Use under ``torch.no_grad``."""
-        with _in_place(model, self.values) as keep:
-            yield keep
+        return _in_place(model, self.values)
 
-    @contextmanager
-    def reference_in_place(self, model: torch.nn.Module) -> Iterator[Keep]:
+    def reference_in_place(self, model: torch.nn.Module) -> AbstractContextManager[Keep]:
         """Inside the block the model computes with the reference's weights. Use under ``torch.no_grad``."""
-        with _in_place(model, self.reference) as keep:
-            yield keep
+        return _in_place(model, self.reference)
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module) -> None:

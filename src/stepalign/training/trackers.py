@@ -1,8 +1,8 @@
 """Trackers: the numbers of a run, sent to trackio, wandb or tensorboard while it goes on (``training.report_to``).
 
 The run folder's JSON lines are the record; a tracker is a view. One that fails is left out with one warning, and the
-run goes on. A resumed run continues the same tracker run: steps that are done again are told again, and what a tracker
-had not written when the process was killed is sent once more from the record.
+run goes on. A resumed run continues the same tracker run: steps that are done again are sent again, and steps that a
+tracker had not written when the process was killed are sent once more from the record.
 
 Names are TRL's where they mean the same. Undefined numbers (NaN) are not sent.
 """
