@@ -208,12 +208,9 @@ class TopK:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise ValueError(f"top_k must be at least 1, not {self.k}")
-        for what, value, known in (
-            ("support", self.support, get_args(Support)),
-            ("remainder", self.remainder, get_args(Remainder)),
-        ):
-            if value not in known:
-                raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
+        for field, known in (("support", get_args(Support)), ("remainder", get_args(Remainder))):
+            if getattr(self, field) not in known:
+                raise ValueError(f"unknown {field} {getattr(self, field)!r}: choose one of {', '.join(known)}")
 
     def check(self, vocabulary: int) -> None:
         """Raises ValueError unless a vocabulary of this size has so many entries."""

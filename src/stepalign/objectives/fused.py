@@ -1,16 +1,15 @@
 """From hidden states and head weights straight to per-token values and their gradients, chunk by chunk.
 
-The logits of N tokens over a vocabulary of V = 151,936 take N * 0.6 MB in float32, and a plain implementation holds
-several such tensors. Here tokens pass in chunks: the logits of the chunk, one walk over its rows (``fused_kernel``)
-that leaves the gradient with respect to the student's logits, and two products (``head``) that carry it to the hidden
-states and to the head. A divergence is a fixed sum (its weights are known before the call), so its gradient is formed
-in the forward pass and nothing is computed twice: four matrix products in all, three with a frozen head. Any function
-of the log-probabilities may follow ``fused_linear_log_probs``, so its backward pass computes the logits again.
+[N, V] logits of V = 151,936 take N * 0.6 MB in float32, and a plain implementation holds several such tensors. Here
+tokens pass in chunks: the logits of a chunk, one walk over its rows (``fused_kernel``) that leaves the gradient with
+respect to the student's logits, and two products (``head``) that carry it to hidden states and head. The weights of a
+divergence are known before the call, so its gradient is formed in the forward pass and nothing is computed twice: four
+matrix products, three with a frozen head. After ``fused_linear_log_probs`` any function of the log-probabilities may
+follow, so its backward pass computes the logits again.
 
-A divergence is computed from the student's logits z_S and the difference D = z_T - z_S (``fused_kernel`` says why).
-Where student and self-teacher share the head (frozen head, LoRA, live self-teacher), D = (h_T - h_S) W^T: in bfloat16
-D is then rounded and not the two logits, and the gradient stays accurate however close the two are. With separate
-heads D is formed from the differences of hidden states and of heads (``head.difference_into``).
+The self-teacher enters as D = z_T - z_S: with a shared head D = (h_T - h_S) W^T, else from the differences of hidden
+states and of heads. In bfloat16 D is then rounded and not the two logits, so that the gradient stays accurate however
+close the two are.
 
 Shape suffixes: N completion tokens, H hidden, V vocabulary, C tokens of a chunk, P of a part of it, R rows of a block.
 """
@@ -62,22 +61,23 @@ from stepalign.objectives.tokens import take_tokens
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FusedDivergence:
-    """Result of ``fused_linear_divergence``: all but ``loss`` detached, float32 (float64 for float64 inputs), nats."""
+    """Result of ``fused_linear_divergence``: all but ``loss`` detached, float32 (float64 for float64 inputs), nats.
+
+    The fields after ``per_token`` are there where token ids y_t were given; all but the last two are [N].
+    """
 
     loss: Tensor
     """Scalar: sum of weights * per-token divergence, differentiable in the student's hidden states and head."""
     per_token: Tensor
     """[N], the divergence after clipping."""
     log_ratio: Tensor | None = None
-    """[N], A_t = log p_T(y_t) - log p_S(y_t). This field and those below only where token ids were given."""
+    """A_t = log p_T(y_t) - log p_S(y_t)."""
     student_log_probs: Tensor | None = None
-    """[N], log p_S(y_t)."""
+    """log p_S(y_t)."""
     teacher_log_probs: Tensor | None = None
-    """[N], log p_T(y_t)."""
+    """log p_T(y_t)."""
     student_entropy: Tensor | None = None
-    """[N]."""
     teacher_entropy: Tensor | None = None
-    """[N]."""
     student_top: tuple[Tensor, Tensor] | None = None
     """Ids and log-probabilities, each [N, K], of the student's likeliest tokens, strongest first."""
     teacher_top: tuple[Tensor, Tensor] | None = None
@@ -319,20 +319,10 @@ def fused_linear_log_probs(
 ) -> TokenLogProbs:
     """Log-probabilities of the taken tokens, with gradient, and entropies, without [N, V] logits.
 
-    Args:
-        hidden: [N, H], the hidden states that predict the completion tokens; bfloat16, float32 or float64.
-        head: [V, H], of the same dtype.
-        token_ids: [N], completion ids y_t.
-        temperature: divides the logits.
-        excluded: [V] bool, entries with probability 0.
-        chunk_tokens: memory grows with it.
+    Arguments and errors are those of ``fused_linear_divergence``.
 
     Returns:
         A ``TokenLogProbs``, float32 (float64 for float64 inputs).
-
-    Raises:
-        ValueError: shapes do not fit, or the temperature is not positive.
-        TypeError: mixed dtypes, or float16.
     """
     check_tensors(hidden, head, token_ids)
     check_positive(temperature=temperature, chunk_tokens=chunk_tokens)

@@ -43,11 +43,7 @@ def group_advantages(rewards_PG: Tensor, *, scale: AdvantageScale = "group", eps
     centred_PG = torch.where(largest_P > smallest_P, centred_PG, 0.0)
     if scale == "none":
         return centred_PG
-    if scale == "group":
-        deviation = _unbiased_deviation(rewards_PG, dim=1)
-    else:
-        deviation = _unbiased_deviation(rewards_PG.reshape(1, -1), dim=1)
-    return centred_PG / (deviation + epsilon)
+    return centred_PG / (_unbiased_deviation(rewards_PG if scale == "group" else rewards_PG.reshape(1, -1)) + epsilon)
 
 
 def clipped_policy_loss(
@@ -158,8 +154,8 @@ def sized_advantages(
     return advantages * ((1.0 - mixing) + mixing * magnitude)
 
 
-def _unbiased_deviation(values: Tensor, *, dim: int) -> Tensor:
-    """Standard deviation (n - 1) over the entries that are not NaN; 0 where there are fewer than two."""
-    count = (~values.isnan()).sum(dim=dim, keepdim=True)
-    squares = (values - values.nanmean(dim=dim, keepdim=True)).square().nansum(dim=dim, keepdim=True)
+def _unbiased_deviation(values: Tensor) -> Tensor:
+    """Standard deviation (n - 1) of each row over the entries that are not NaN; 0 where there are fewer than two."""
+    count = (~values.isnan()).sum(dim=1, keepdim=True)
+    squares = (values - values.nanmean(dim=1, keepdim=True)).square().nansum(dim=1, keepdim=True)
     return torch.sqrt(squares / (count - 1).clamp(min=1))
