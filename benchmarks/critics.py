@@ -102,7 +102,8 @@ def our_critic(url: str, count: int, slots: int, folder: Path) -> int:
     section = CriticSection(base_urls=(url,), model="critic", concurrency=slots)
     files = {"cache_path": folder / "cache.sqlite", "ledger_path": folder / "ledger.jsonl"}
     with closing(EndpointCritic(section, **files)) as critic:
-        critiques = critic.critique(list(_requests(folder, count)))
+        futures = [critic.submit(attempt) for attempt in _attempts(folder, count)]
+        critiques = [future.result() for future in futures]
     return sum(critique.status == "ok" for critique in critiques)
 
 
@@ -136,11 +137,10 @@ def _attempts_file(folder: Path, count: int) -> Path:
     return file
 
 
-def _requests(folder: Path, count: int) -> Any:
-    from stepalign.critics import CritiqueRequest
+def _attempts(folder: Path, count: int) -> Any:
     from stepalign.verbs.attempts import read_attempts
 
-    return [CritiqueRequest(attempt=attempt) for attempt in read_attempts(_attempts_file(folder, count)).attempts]
+    return read_attempts(_attempts_file(folder, count)).attempts
 
 
 def main() -> None:

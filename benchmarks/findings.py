@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 
 from stepalign.config import load_config
-from stepalign.critics import CritiqueRequest
 from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
 from stepalign.domains.arithmetic.task import MODULUS, Trace, parse_question, write_solution
 from stepalign.domains.math.grade import Grade
@@ -31,14 +30,14 @@ SHOWN = ("quotes_wrong_step", "wrong_answer", "misses_error", "invents_error", "
 SHARE_WRONG = 0.7
 
 
-def attempts(problems: list[Problem], repeats: int, rng: random.Random) -> Iterator[tuple[CritiqueRequest, str]]:
-    """Requests, each with the label of its wrong step, "" for none."""
+def attempts(problems: list[Problem], repeats: int, rng: random.Random) -> Iterator[tuple[Attempt, str]]:
+    """Attempts, each with the label of its wrong step, "" for none."""
     for number, problem in enumerate(problems * repeats):
         trace = write_solution(rng, parse_question(problem.question), rng.choice(("L", "R")), "solver")
         wrong = rng.randrange(len(trace.steps)) if rng.random() < SHARE_WRONG else None
         if wrong is not None:
             trace = with_error(trace, wrong, rng.randrange(1, MODULUS))
-        yield request_of(problem, f"attempt-{number}", trace), "" if wrong is None else str(wrong + 1)
+        yield attempt_of(problem, f"attempt-{number}", trace), "" if wrong is None else str(wrong + 1)
 
 
 def with_error(trace: Trace, wrong: int, shift: int) -> Trace:
@@ -51,9 +50,9 @@ def with_error(trace: Trace, wrong: int, shift: int) -> Trace:
     return Trace(tuple(steps), value)
 
 
-def request_of(problem: Problem, name: str, trace: Trace) -> CritiqueRequest:
+def attempt_of(problem: Problem, name: str, trace: Trace) -> Attempt:
     grade = Grade(score=float(str(trace.answer) == problem.answer), answer=str(trace.answer))
-    return CritiqueRequest(attempt=Attempt(rollout_id=name, problem=problem, text=trace.text, grade=grade))
+    return Attempt(rollout_id=name, problem=problem, text=trace.text, grade=grade)
 
 
 def main() -> None:
@@ -74,10 +73,10 @@ def main() -> None:
         located = 0
         shares: list[float] = []
         started = time.process_time()
-        for request, label in made:
+        for attempt, label in made:
             # What the program says about its critique is not told: only the text counts.
-            told = replace(critic.critique(request), first_error="", case="")
-            judged = review(request, told, rules)
+            told = replace(critic.write(attempt), first_error="", case="")
+            judged = review(attempt, told, rules)
             found.update(list(judged.details))
             located += judged.critique.first_error == label
             if judged.alignment and not math.isnan(judged.alignment.verbatim_share):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stepalign.config import Config, changed
-from stepalign.critics import Critic, CritiqueRequest
+from stepalign.critics import Critic
 from stepalign.critics.build import make_endpoint_critic, make_programmatic_critic, make_rules
 from stepalign.domains.arithmetic import task as arithmetic
 from stepalign.domains.math.grading import Grader
@@ -24,7 +25,7 @@ from stepalign.models.sampling.local import LocalSampler
 from stepalign.records import Attempt, Critique, Problem, Rollout
 from stepalign.rollouts.collect import RolloutCollector, RolloutMaker
 from stepalign.rollouts.environment import SingleTurn
-from stepalign.rollouts.review import Rules, follow
+from stepalign.rollouts.review import Rules, ask
 from stepalign.rollouts.samples import Truth
 from stepalign.waiting import wait_for
 
@@ -247,12 +248,14 @@ def more_critiques(
         if critic is None:
             continue
         try:
-            requests = [CritiqueRequest(attempt=rollout.attempt) for rollout, _ in rollouts]
-            pending = {critic.submit(request): request for request in requests}
-            found += [review.critique for review in follow(critic, pending, rules)]
+            found += wait_for(_critiques(critic, [rollout.attempt for rollout, _ in rollouts], rules))
         finally:
             critic.close()
     return found
+
+
+async def _critiques(critic: Critic, attempts: Sequence[Attempt], rules: Rules | None) -> list[Critique]:
+    return [found.critique for found in await asyncio.gather(*(ask(critic, attempt, rules) for attempt in attempts))]
 
 
 def _of_form(contexts: Sequence[str], form: str) -> list[str]:

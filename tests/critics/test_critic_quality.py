@@ -10,7 +10,6 @@ from scipy.stats import binomtest
 
 from stepalign.build import make_critic
 from stepalign.config import load_config
-from stepalign.critics import CritiqueRequest
 from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
 from stepalign.domains.arithmetic.task import MODULUS, Trace, draw_chains, make_problem, parse_trace, write_solution
 from stepalign.domains.math.grade import Grade
@@ -18,9 +17,10 @@ from stepalign.errors import ConfigError
 from stepalign.feedback.findings import policies
 from stepalign.records import Attempt, Critique
 from stepalign.rollouts.review import Rules, review
+from stepalign.waiting import wait_for
 
 
-def requests(count: int, *, seed: int = 0) -> list[CritiqueRequest]:
+def requests(count: int, *, seed: int = 0) -> list[Attempt]:
     """Attempts of all kinds: right, with one wrong step carried on, without an answer, and hopeless."""
     rng = random.Random(seed)
     made = []
@@ -39,7 +39,7 @@ def requests(count: int, *, seed: int = 0) -> list[CritiqueRequest]:
             text=text,
             grade=Grade(score=float(right), answer=None),
         )
-        made.append(CritiqueRequest(attempt=attempt))
+        made.append(attempt)
     return made
 
 
@@ -53,13 +53,13 @@ def with_wrong_step(trace: Trace, place: int, shift: int) -> Trace:
 
 
 REQUESTS = requests(400)
-FAITHFUL = [ArithmeticCritic().critique(request) for request in REQUESTS]
+FAITHFUL = [ArithmeticCritic().write(request) for request in REQUESTS]
 WRONG = [i for i, critique in enumerate(FAITHFUL) if critique.case == "D"]
 
 
 def critiques(**faults: float) -> list[Critique]:
     critic = ArithmeticCritic(faults=Faults(**faults))
-    return [critic.critique(request) for request in REQUESTS]
+    return [critic.write(request) for request in REQUESTS]
 
 
 def test_a_critic_without_faults_is_the_faithful_one() -> None:
@@ -71,7 +71,7 @@ def test_a_critic_without_faults_is_the_faithful_one() -> None:
 def test_an_error_that_is_missed() -> None:
     for i, (found, request) in enumerate(zip(critiques(misses=1.0), REQUESTS, strict=True)):
         if i in WRONG:
-            assert (found.text, found.case, found.first_error) == (request.attempt.text, "A", "")
+            assert (found.text, found.case, found.first_error) == (request.text, "A", "")
         else:
             assert replace(found, critic=FAITHFUL[i].critic) == FAITHFUL[i]
 
@@ -79,7 +79,7 @@ def test_an_error_that_is_missed() -> None:
 def test_an_error_that_is_invented() -> None:
     invented = 0
     for i, (found, request) in enumerate(zip(critiques(invents=1.0), REQUESTS, strict=True)):
-        own, told = parse_trace(request.attempt.text), parse_trace(found.text)
+        own, told = parse_trace(request.text), parse_trace(found.text)
         truth = FAITHFUL[i].first_error
         right = int(truth) - 1 if truth.isdigit() else len(own.steps)
         if FAITHFUL[i].case == "F" or not right:
@@ -92,7 +92,7 @@ def test_an_error_that_is_invented() -> None:
         results = [(s.value + s.signed_operand - s.result) % MODULUS for s in told.steps]
         assert [bool(r) for r in results] == [index == place for index in range(len(results))]  # one lie, carried on
         assert told.answer == told.steps[-1].result
-        assert str(told.answer) != request.attempt.problem.answer
+        assert str(told.answer) != request.problem.answer
     assert invented > 200
 
 
@@ -101,7 +101,7 @@ def test_a_wrong_step_that_is_quoted() -> None:
     for i, (found, request) in enumerate(zip(critiques(quotes_wrong=1.0), REQUESTS, strict=True)):
         first = FAITHFUL[i].first_error
         if i in WRONG and first.isdigit():
-            step = parse_trace(request.attempt.text).steps[int(first) - 1].text
+            step = parse_trace(request.text).steps[int(first) - 1].text
             assert step not in FAITHFUL[i].text
             assert step in found.text
             assert found.text.replace(f"{step} ", "", 1) == FAITHFUL[i].text
@@ -141,11 +141,11 @@ def test_a_worse_critic_has_the_same_faults_and_more() -> None:
 
 def test_the_draws_depend_on_seed_and_rollout_alone() -> None:
     half = Faults(misses=0.5, invents=0.5, quotes_wrong=0.5, wrong_style=0.5)
-    forwards = [ArithmeticCritic(faults=half, seed=3).critique(r) for r in REQUESTS]
+    forwards = [ArithmeticCritic(faults=half, seed=3).write(r) for r in REQUESTS]
     critic = ArithmeticCritic(faults=half, seed=3)
-    backwards = [critic.critique(r) for r in reversed(REQUESTS)][::-1]
+    backwards = [critic.write(r) for r in reversed(REQUESTS)][::-1]
     assert forwards == backwards
-    assert forwards != [ArithmeticCritic(faults=half, seed=4).critique(r) for r in REQUESTS]
+    assert forwards != [ArithmeticCritic(faults=half, seed=4).write(r) for r in REQUESTS]
 
 
 def test_our_own_linter_finds_each_fault() -> None:
@@ -159,7 +159,7 @@ def test_our_own_linter_finds_each_fault() -> None:
         return sum(name in findings[i] for i in among) / len(among)
 
     steps = [i for i in WRONG if FAITHFUL[i].first_error.isdigit()]
-    right = [i for i, r in enumerate(REQUESTS) if r.attempt.verdict == "correct"]
+    right = [i for i, r in enumerate(REQUESTS) if r.verdict == "correct"]
     clean = found()
     for name in ("quotes_wrong_step", "misses_error", "wrong_answer"):
         assert share(name, clean, list(range(len(REQUESTS)))) == 0.0
@@ -176,7 +176,7 @@ def test_our_own_linter_finds_each_fault() -> None:
 
 def test_a_hint_names_the_first_error_and_nothing_else() -> None:
     for own, request in zip(FAITHFUL, REQUESTS, strict=True):
-        hint = ArithmeticCritic(form="hint").critique(request)
+        hint = ArithmeticCritic(form="hint").write(request)
         assert (hint.case, hint.first_error, hint.form) == (own.case, own.first_error, "hint")
         label = {"A": ""}.get(own.case, own.first_error or "answer")
         tag = f"<step_{label}>" if label.isdigit() else f"<{label}>"
@@ -185,13 +185,13 @@ def test_a_hint_names_the_first_error_and_nothing_else() -> None:
 
 def test_a_comment_names_and_corrects_the_error_alone() -> None:
     for own, request in zip(FAITHFUL, REQUESTS, strict=True):
-        comment = ArithmeticCritic(form="comment").critique(request)
+        comment = ArithmeticCritic(form="comment").write(request)
         if own.case == "A":
             assert comment.text == "right"
         elif own.case == "F":
-            assert comment.text == f"wrong : {request.attempt.problem.reference}"
+            assert comment.text == f"wrong : {request.problem.reference}"
         else:
-            assert comment.text.endswith(f"<answer> {request.attempt.problem.answer}")
+            assert comment.text.endswith(f"<answer> {request.problem.answer}")
             assert comment.text.count("<step_") <= 1
             kept = own.text.split("<step_2>")[0].strip()
             assert own.first_error == "1" or kept not in comment.text
@@ -200,7 +200,7 @@ def test_a_comment_names_and_corrects_the_error_alone() -> None:
 def test_a_faulty_hint_is_the_hint_of_the_faulty_critique() -> None:
     faults = Faults(misses=0.5, invents=0.5)
     for request in REQUESTS:
-        trace, hint = (ArithmeticCritic(form=form, faults=faults).critique(request) for form in ("trace", "hint"))
+        trace, hint = (ArithmeticCritic(form=form, faults=faults).write(request) for form in ("trace", "hint"))
         assert (trace.case, trace.first_error) == (hint.case, hint.first_error)
 
 
@@ -213,7 +213,7 @@ def test_the_recipe_sets_the_quality() -> None:
     critic = make_critic(config, None, ["step_aligned"])
     assert critic is not None
     request = REQUESTS[WRONG[0]]
-    assert critic.submit(request).result().text == request.attempt.text
+    assert wait_for(critic.critique(request)).text == request.text
     assert critic.name == "faulty:arithmetic"  # what it says of first errors is no truth
     faithful = make_critic(load_config("arithmetic"), None, ["step_aligned"])
     assert faithful is not None

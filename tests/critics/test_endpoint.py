@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import multiprocessing
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import closing
 from dataclasses import replace
@@ -15,7 +16,6 @@ import pytest
 from fault_server import FaultServer, Script
 
 from stepalign.config import Config, CriticSection, changed
-from stepalign.critics import CritiqueRequest
 from stepalign.critics.cache import ReplyCache
 from stepalign.critics.endpoint import EndpointCritic
 from stepalign.critics.servers import RetryPolicy
@@ -23,6 +23,7 @@ from stepalign.domains.math.grade import Grade
 from stepalign.errors import ConfigError, EndpointError
 from stepalign.feedback import critique as reasons
 from stepalign.records import Attempt, Critique, Problem
+from stepalign.waiting import wait_for
 
 SPAWN = multiprocessing.get_context("spawn")
 QUICK = RetryPolicy(base_seconds=0.01, cap_seconds=0.05, jitter=lambda low, high: high)
@@ -37,14 +38,21 @@ Serve = Callable[..., FaultServer]
 Make = Callable[..., EndpointCritic]
 
 
-def request(number: int, **attempt: Any) -> CritiqueRequest:
+def request(number: int, **attempt: Any) -> Attempt:
     problem = Problem(problem_id=f"p{number}", question=f"q{number}", answer=f"ans{number}", reference=f"ref{number}")
     fields: dict[str, Any] = {"rollout_id": f"r{number}", "text": f"<step_1> attempt {number}"}
-    return CritiqueRequest(attempt=Attempt(problem=problem, grade=Grade(score=0.0, answer=None), **(fields | attempt)))
+    return Attempt(problem=problem, grade=Grade(score=0.0), **(fields | attempt))
 
 
-def requests(count: int) -> list[CritiqueRequest]:
+def requests(count: int) -> list[Attempt]:
     return [request(number) for number in range(count)]
+
+
+def ask(critic: EndpointCritic, attempts: Sequence[Attempt]) -> list[Critique]:
+    async def all_at_once() -> list[Critique]:
+        return await asyncio.gather(*(critic.critique(attempt) for attempt in attempts))
+
+    return wait_for(all_at_once())
 
 
 def belongs(critique: Critique, number: int) -> bool:
@@ -99,7 +107,7 @@ def test_thirty_percent_faults_lose_and_swap_nothing(serve: Serve, make: Make, t
     assert len(ELEVEN) == 11
     server = serve(lambda text, asked: rng.choice(ELEVEN) if rng.random() < 0.3 else "ok")
     critic = make(server, cache_path=tmp_path / "cache.db", concurrency=32, attempt_timeout=1.2)
-    critiques = critic.critique(requests(1000))
+    critiques = ask(critic, requests(1000))
     assert all(critique.status == "ok" and belongs(critique, n) for n, critique in enumerate(critiques))
     assert len({critique.rollout_id for critique in critiques}) == 1000
     calls = sum(server.behaviours.values())
@@ -114,7 +122,7 @@ def test_thirty_percent_faults_lose_and_swap_nothing(serve: Serve, make: Make, t
 @pytest.mark.parametrize("behaviour", FAULTS)
 def test_one_fault_costs_one_more_attempt(serve: Serve, make: Make, behaviour: str) -> None:
     critic = make(serve(once(behaviour)))
-    (critique,) = critic.critique([request(7)])
+    (critique,) = ask(critic, [request(7)])
     assert (critique.status, critique.attempts, critique.reason) == ("ok", 2, "")
     assert critique.text == "<step_1> about q7\n<answer> q7"
     assert critique.case == "D"
@@ -124,7 +132,7 @@ def test_one_fault_costs_one_more_attempt(serve: Serve, make: Make, behaviour: s
 @pytest.mark.parametrize("behaviour", ["status 400", "status 401", "status 404", "refuse_key"])
 def test_faults_that_stay_are_not_retried(serve: Serve, make: Make, behaviour: str) -> None:
     server = serve(lambda text, asked: behaviour)
-    (critique,) = make(server).critique([request(0)])
+    (critique,) = ask(make(server), [request(0)])
     assert (critique.status, critique.attempts, critique.text) == ("failed", 1, "")
     assert critique.reason.startswith("HTTP 40")
     assert sum(server.behaviours.values()) == 1
@@ -133,7 +141,7 @@ def test_faults_that_stay_are_not_retried(serve: Serve, make: Make, behaviour: s
 @pytest.mark.parametrize("behaviour", [fault for fault in FAULTS if fault not in ("hang", "null")])
 def test_faults_that_never_end_fail_with_a_reason(serve: Serve, make: Make, behaviour: str) -> None:
     critic = make(serve(lambda text, asked: behaviour), policy=RetryPolicy(base_seconds=0.001, max_attempts=3))
-    (critique,) = critic.critique([request(0)])
+    (critique,) = ask(critic, [request(0)])
     assert (critique.status, critique.attempts) == ("failed", 3)
     assert "attempt 3, the last" in critique.reason
     assert critic.ledger.failed == 1
@@ -143,7 +151,7 @@ def test_faults_that_never_end_fail_with_a_reason(serve: Serve, make: Make, beha
 def test_a_hanging_server_costs_no_more_than_the_calls_deadline(serve: Serve, make: Make) -> None:
     server = serve(lambda text, asked: "hang_until_released")
     critic = make(server, attempt_timeout=0.2, timeout=0.5)
-    (critique,) = critic.critique([request(0)])
+    (critique,) = ask(critic, [request(0)])
     # The server has answered nothing yet: what ended the call is its own deadline.
     assert not server.released.is_set()
     assert critique.status == "failed"
@@ -153,20 +161,20 @@ def test_a_hanging_server_costs_no_more_than_the_calls_deadline(serve: Serve, ma
 
 def test_an_empty_message_that_comes_always_is_malformed_not_paid_for_ever(serve: Serve, make: Make) -> None:
     server = serve(lambda text, asked: "null")
-    (critique,) = make(server, temperature=0.0).critique([request(0)])
+    (critique,) = ask(make(server, temperature=0.0), [request(0)])
     assert (critique.status, critique.reason) == ("malformed", reasons.EMPTY)
     assert critique.attempts == sum(server.behaviours.values()) == 4
 
 
 def test_a_cut_reply_is_asked_once_more_with_twice_the_tokens(serve: Serve, make: Make) -> None:
     server = serve(once("length"))
-    (critique,) = make(server, max_tokens=100, temperature=0.0).critique([request(0)])
+    (critique,) = ask(make(server, max_tokens=100, temperature=0.0), [request(0)])
     assert critique.status == "ok"
     assert [body["max_tokens"] for body in server.bodies] == [100, 200]
     assert critique.completion_tokens == 10  # both were paid for
 
     server = serve(lambda text, asked: "length")
-    (critique,) = make(server, max_tokens=100).critique([request(0)])
+    (critique,) = ask(make(server, max_tokens=100), [request(0)])
     assert (critique.status, critique.reason, critique.attempts) == ("malformed", reasons.CUT, 2)
     assert critique.raw.startswith("<step_1> cut")
 
@@ -174,15 +182,15 @@ def test_a_cut_reply_is_asked_once_more_with_twice_the_tokens(serve: Serve, make
 def test_a_malformed_reply_is_asked_again_unless_it_would_be_the_same(serve: Serve, make: Make) -> None:
     for temperature, attempts in ((0.6, 2), (0.0, 1)):
         server = serve(lambda text, asked: "say The attempt is wrong.")
-        (critique,) = make(server, temperature=temperature).critique([request(0)])
+        (critique,) = ask(make(server, temperature=temperature), [request(0)])
         assert (critique.status, critique.reason) == ("malformed", reasons.NO_TRACE)
         assert (critique.text, critique.attempts) == ("", attempts)
-    assert make(serve(once("say nonsense"))).critique([request(0)])[0].status == "ok"
+    assert ask(make(serve(once("say nonsense"))), [request(0)])[0].status == "ok"
 
 
 def test_a_fault_after_a_malformed_reply_keeps_the_reply(serve: Serve, make: Make) -> None:
     server = serve(lambda text, asked: "status 400" if asked else "length")
-    (critique,) = make(server).critique([request(0)])
+    (critique,) = ask(make(server), [request(0)])
     assert (critique.status, critique.reason) == ("malformed", reasons.CUT)
 
 
@@ -192,7 +200,7 @@ def test_a_fault_after_a_malformed_reply_keeps_the_reply(serve: Serve, make: Mak
 def test_retry_after_is_honoured_by_every_call(serve: Serve, make: Make) -> None:
     server = serve(lambda text, asked: "retry_after 0.4" if not asked and text == "q0" else "ok")
     critic = make(server, concurrency=1)
-    critiques = critic.critique(requests(5))
+    critiques = ask(critic, requests(5))
     assert all(critique.status == "ok" for critique in critiques)
     refused = next(at for at, body in zip(server.times, server.bodies, strict=True) if "q0" in str(body))
     assert all(at == refused or at < refused or at >= refused + 0.4 for at in server.times)
@@ -201,7 +209,7 @@ def test_retry_after_is_honoured_by_every_call(serve: Serve, make: Make) -> None
 def test_a_server_that_asks_for_too_much_patience_fails_the_call_and_is_not_hurried(serve: Serve, make: Make) -> None:
     server = serve(lambda text, asked: "retry_after 3600")
     critic = make(server, timeout=30)
-    critiques = critic.critique(requests(3))
+    critiques = ask(critic, requests(3))
     assert all(critique.status == "failed" for critique in critiques)
     assert all(server.asked[f"q{number}"] <= 1 for number in range(3))
 
@@ -209,12 +217,12 @@ def test_a_server_that_asks_for_too_much_patience_fails_the_call_and_is_not_hurr
 def test_concurrency_is_bounded_also_behind_429(serve: Serve, make: Make) -> None:
     server = serve(latency=0.02)
     critic = make(server, concurrency=8)
-    critic.critique(requests(60))
+    ask(critic, requests(60))
     assert 4 <= server.most_under_way <= 8
 
     server = serve(lambda text, asked: "ok" if asked else "status 429")
     critic = make(server, concurrency=8)
-    assert all(critique.status == "ok" for critique in critic.critique(requests(8)))
+    assert all(critique.status == "ok" for critique in ask(critic, requests(8)))
     assert sum(server.behaviours.values()) == 16
 
 
@@ -224,7 +232,7 @@ def test_several_servers_share_the_load_and_one_may_be_down(serve: Serve, make: 
     gone.stop()
     critic = make([first.url, gone.url, second.url], concurrency=8)
     critic.check()
-    assert all(belongs(critique, n) for n, critique in enumerate(critic.critique(requests(80))))
+    assert all(belongs(critique, n) for n, critique in enumerate(ask(critic, requests(80))))
     counts = [sum(server.behaviours.values()) for server in (first, second)]
     assert sum(counts) == 80
     assert min(counts) > 20
@@ -232,7 +240,7 @@ def test_several_servers_share_the_load_and_one_may_be_down(serve: Serve, make: 
 
 def test_another_server_takes_over_while_one_asks_for_patience(serve: Serve, make: Make) -> None:
     busy, free = serve(lambda text, asked: "retry_after 3600"), serve()
-    critiques = make([busy.url, free.url], concurrency=4).critique(requests(20))
+    critiques = ask(make([busy.url, free.url], concurrency=4), requests(20))
     assert all(critique.status == "ok" for critique in critiques)
     assert sum(busy.behaviours.values()) <= 4
 
@@ -244,7 +252,7 @@ def test_an_outage_pauses_the_calls_with_one_line_and_loses_nothing(serve: Serve
     lines: list[str] = []
     policy = replace(QUICK, outage_threshold=5, pause_seconds=0.1, cap_seconds=0.2)
     critic = make(first, policy=policy, announce=lines.append, concurrency=8)
-    critic.critique(requests(5))
+    ask(critic, requests(5))
     first.stop()
     futures = [critic.submit(request(number)) for number in range(100, 160)]
     time.sleep(1.5)
@@ -271,17 +279,17 @@ def test_critiques_start_when_they_are_submitted(serve: Serve, make: Make) -> No
 def test_the_cache_is_shared_by_runs_and_replayed_offline(serve: Serve, make: Make, tmp_path: Path) -> None:
     server = serve(lambda text, asked: "say no trace" if text == "q3" else "ok")
     path = tmp_path / "cache.db"
-    first = make(server, cache_path=path).critique(requests(10))
+    first = ask(make(server, cache_path=path), requests(10))
     calls = sum(server.behaviours.values())
     again = make(server, cache_path=path)
-    assert strip(again.critique(requests(10))) == strip(first)
+    assert strip(ask(again, requests(10))) == strip(first)
     assert again.ledger.cached == 10
     assert again.ledger.attempts == again.ledger.prompt_tokens == 0
     assert again.ledger.cached_completion_tokens == 50
     server.stop()
     offline = make([], cache_path=path, cache_only=True)
     offline.check()
-    replayed = offline.critique(requests(11))
+    replayed = ask(offline, requests(11))
     assert strip(replayed[:10]) == strip(first)
     assert first[3].status == "malformed"  # a malformed reply is replayed as it was, not asked again
     assert (replayed[10].status, replayed[10].reason) == ("failed", "not in the cache")
@@ -297,21 +305,21 @@ def test_the_key_is_all_the_reply_depends_on(serve: Serve, make: Make, tmp_path:
     variants: list[dict[str, Any]] = [{}, {"temperature": 0.1}, {"max_tokens": 5}]
     variants += [{"prompt": "{{ question }}!"}, {"model": "another"}]
     for options in variants * 2:
-        make(server, cache_path=tmp_path / "cache.db", **options).critique([request(0)])
+        ask(make(server, cache_path=tmp_path / "cache.db", **options), [request(0)])
     assert sum(server.behaviours.values()) == len(variants)
 
 
 def test_failures_are_not_cached(serve: Serve, make: Make, tmp_path: Path) -> None:
     server = serve(once("status 400"))
     critic = make(server, cache_path=tmp_path / "cache.db")
-    assert [critic.critique([request(0)])[0].status for _ in range(2)] == ["failed", "ok"]
+    assert [ask(critic, [request(0)])[0].status for _ in range(2)] == ["failed", "ok"]
 
 
 def test_equal_requests_under_way_share_one_call(serve: Serve, make: Make) -> None:
     server = serve(latency=0.1)
     critic = make(server)
     same = [request(0, rollout_id=f"twin{number}") for number in range(20)]
-    critiques = critic.critique(same)
+    critiques = ask(critic, same)
     assert sum(server.behaviours.values()) == 1
     assert [critique.rollout_id for critique in critiques] == [f"twin{number}" for number in range(20)]
     assert sorted(critique.attempts for critique in critiques) == [0] * 19 + [1]
@@ -322,7 +330,7 @@ def _ask(url: str, cache: Path, seed: int, results: multiprocessing.Queue[Any]) 
     numbers = list(range(500))
     random.Random(seed).shuffle(numbers)
     with closing(critic_at([url], cache_path=cache, concurrency=16)) as critic:
-        critiques = critic.critique([request(number) for number in numbers])
+        critiques = ask(critic, [request(number) for number in numbers])
         right = sum(belongs(critique, number) for critique, number in zip(critiques, numbers, strict=True))
         results.put((right, critic.ledger.attempts))
 
@@ -347,7 +355,7 @@ def test_processes_that_ask_the_same_pay_once(serve: Serve, tmp_path: Path) -> N
 
 def test_ledger_and_budget(serve: Serve, make: Make) -> None:
     critic = make(serve(), prices={"prompt": 2.0, "completion": 8.0}, token_budget=45, concurrency=1)
-    critiques = critic.critique(requests(6))
+    critiques = ask(critic, requests(6))
     assert [critique.status for critique in critiques] == ["ok"] * 3 + ["failed"] * 3
     assert critic.ledger.spent
     assert [critique.unpaid for critique in critiques] == [False] * 3 + [True] * 3
@@ -367,7 +375,7 @@ def test_the_key_is_sent_and_never_kept(
     server = serve(lambda text, asked: {"q0": "echo_key", "q1": "refuse_key"}.get(text, "ok"))
     path = tmp_path / "cache.db"
     critic = make(server, api_key_env="MY_KEY", cache_path=path)
-    critiques = critic.critique(requests(4))
+    critiques = ask(critic, requests(4))
     critic.check()
     assert all(headers["authorization"] == f"Bearer {CANARY}" for headers in server.headers)
     critic.close()
@@ -382,7 +390,7 @@ def test_no_other_key_of_the_environment_is_sent(serve: Serve, make: Make, monke
     for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, CANARY)
     server = serve()
-    make(server).critique([request(0)])
+    ask(make(server), [request(0)])
     assert CANARY not in str(server.headers)
 
 
@@ -391,7 +399,7 @@ def test_passwords_in_urls_stay_out_of_messages(serve: Serve, make: Make, caplog
     server = serve(lambda text, asked: "close")
     url = server.url.replace("//", f"//user:{CANARY}@")
     critic = make([url], policy=RetryPolicy(max_attempts=1))
-    (critique,) = critic.critique([request(0)])
+    (critique,) = ask(critic, [request(0)])
     assert critique.status == "failed"
     assert CANARY not in repr(critic) + critique.reason + caplog.text
     server.stop()
@@ -423,7 +431,7 @@ def test_what_the_critic_may_see(serve: Serve, make: Make) -> None:
     server = serve()
     for sees, shown in (("nothing", ""), ("answer", "ans0"), ("solution", "ans0 ref0")):
         critic = make(server, prompt="scribe", sees=sees)
-        text = str(critic.messages(request(0).attempt))
+        text = str(critic.messages(request(0)))
         assert [part for part in ("ans0", "ref0") if part in text] == shown.split()
     with pytest.raises(ConfigError, match="'answer'"):
         make(server, prompt="{{ answer }}").submit(request(0))
@@ -431,7 +439,7 @@ def test_what_the_critic_may_see(serve: Serve, make: Make) -> None:
 
 def test_the_structured_variant_asks_for_the_schema(serve: Serve, make: Make) -> None:
     server = serve(lambda text, asked: 'say {"case": "D", "steps": ["a", "b"], "answer": "5"}')
-    (critique,) = make(server, structured=True).critique([request(0)])
+    (critique,) = ask(make(server, structured=True), [request(0)])
     assert (critique.text, critique.case) == ("<step_1> a\n<step_2> b\n<answer> 5", "D")
     assert server.bodies[0]["response_format"]["type"] == "json_schema"
 
@@ -474,10 +482,10 @@ def test_closing_cancels_and_drops_claims(serve: Serve, make: Make, tmp_path: Pa
     cache = ReplyCache(tmp_path / "cache.db")  # the next one need not wait for a lease: there is none
     (key,) = claimed
     assert not cache.is_claimed(key)
-    assert make(server, cache_path=tmp_path / "cache.db").critique([request(0)])[0].status == "ok"
+    assert ask(make(server, cache_path=tmp_path / "cache.db"), [request(0)])[0].status == "ok"
 
 
 def test_text_that_cannot_be_sent_fails_alone(serve: Serve, make: Make) -> None:
     critic = make(serve(), prompt="{{ attempt }}")
-    bad, good = critic.critique([request(0, text="\ud800"), request(1, text="q1")])
+    bad, good = ask(critic, [request(0, text="\ud800"), request(1, text="q1")])
     assert (bad.status, good.status) == ("failed", "ok")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from concurrent.futures import Future
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepalign.critics import CritiqueRequest
 from stepalign.domains.arithmetic.critic import ArithmeticCritic
 from stepalign.domains.arithmetic.task import (
     MODULUS,
@@ -32,6 +30,7 @@ from stepalign.domains.arithmetic.task import (
 from stepalign.domains.math.grade import Grade
 from stepalign.feedback.steps import split_steps
 from stepalign.records import Attempt, Problem
+from stepalign.waiting import wait_for
 
 operands = st.integers(-9, 9).filter(bool)
 chains = st.builds(Chain, st.integers(0, 19), st.lists(operands, min_size=1, max_size=8).map(tuple))
@@ -341,11 +340,9 @@ def test_the_correction_follows_the_attempts_own_order(attempt) -> None:
 # The critic that stands on it
 
 
-def request(text: str, *, reference: str | None = "<step_1> 3 - 2 = 1 ; ...") -> CritiqueRequest:
+def request(text: str, *, reference: str | None = "<step_1> 3 - 2 = 1 ; ...") -> Attempt:
     problem = Problem(problem_id="p", question=QUESTION, answer="5", reference=reference)
-    return CritiqueRequest(
-        attempt=Attempt(rollout_id="r1", problem=problem, text=text, grade=Grade(score=0.0, answer=None))
-    )
+    return Attempt(rollout_id="r1", problem=problem, text=text, grade=Grade(score=0.0))
 
 
 CASES = {
@@ -362,24 +359,23 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_critic_names_the_case_and_writes_the_correction(name: str) -> None:
     text, (_, _, first_error, _, correction) = ATTEMPTS[name]
-    future = ArithmeticCritic().submit(request(text))
-    assert isinstance(future, Future)
-    critique = future.result(timeout=0)
+    critique = wait_for(ArithmeticCritic().critique(request(text)))
+    assert critique == ArithmeticCritic().write(request(text))
     assert (critique.rollout_id, critique.status, critique.attempts) == ("r1", "ok", 0)
     assert (critique.case, critique.first_error) == (CASES[name], first_error)
     assert critique.text == (correction or "<step_1> 3 - 2 = 1 ; ...")
 
 
 def test_the_critic_fails_where_it_has_nothing_to_fall_back_to() -> None:
-    critique = ArithmeticCritic().critique(request("", reference=None))
+    critique = ArithmeticCritic().write(request("", reference=None))
     assert (critique.status, critique.text) == ("failed", "")
     assert "reference" in critique.reason
 
 
 def test_the_other_style_tells_the_same_steps_in_other_words() -> None:
     text = ATTEMPTS["first result wrong, carried on"][0]
-    own = ArithmeticCritic().critique(request(text))
-    told = [ArithmeticCritic(form="paraphrase").critique(request(text)) for _ in range(2)]
+    own = ArithmeticCritic().write(request(text))
+    told = [ArithmeticCritic(form="paraphrase").write(request(text)) for _ in range(2)]
     assert told[0] == told[1]
     assert told[0].form != own.form
     trace, other = parse_trace(own.text), parse_trace(told[0].text)

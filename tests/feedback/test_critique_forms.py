@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stepalign.build import make_critic
 from stepalign.config import CriticSection, load_config
-from stepalign.critics import CRITIC_PROMPTS, CritiqueRequest, critic_prompt
+from stepalign.critics import CRITIC_PROMPTS, critic_prompt
 from stepalign.critics.endpoint import EndpointCritic
 from stepalign.domains.math.grade import Grade
 from stepalign.feedback import critique as reasons
@@ -21,15 +21,14 @@ from stepalign.feedback.critique import parse_comment, parse_critique
 from stepalign.feedback.designs import critique_forms
 from stepalign.feedback.prompts import load_template
 from stepalign.records import Attempt, Critique, CritiqueForm, Problem
+from stepalign.waiting import wait_for
 
 FORMS = get_args(CritiqueForm)
-REQUEST = CritiqueRequest(
-    attempt=Attempt(
-        rollout_id="r",
-        problem=Problem(problem_id="p", question="1 + 1 + 1", answer="3", reference="two and one"),
-        text="1 + 1 = 3",
-        grade=Grade(score=0.0, answer=None),
-    )
+ATTEMPT = Attempt(
+    rollout_id="r",
+    problem=Problem(problem_id="p", question="1 + 1 + 1", answer="3", reference="two and one"),
+    text="1 + 1 = 3",
+    grade=Grade(score=0.0),
 )
 
 
@@ -47,7 +46,7 @@ def ask(server: FaultServer, form: CritiqueForm, **options) -> Critique:
     )
     critic = EndpointCritic(section, form=form, prompt=CRITIC_PROMPTS[form], **options)
     try:
-        return critic.critique([REQUEST])[0]
+        return wait_for(critic.critique(ATTEMPT))
     finally:
         critic.close()
 
@@ -136,7 +135,7 @@ def test_a_served_critic_writes_what_the_design_asks_for(server: FaultServer, tm
     critic = make_critic(load_config("gsm8k", settings), tmp_path, ["verdict", "free_critique"])
     assert critic is not None
     try:
-        critique = critic.submit(REQUEST).result()
+        critique = wait_for(critic.critique(ATTEMPT))
     finally:
         critic.close()
     assert critique.form == "comment"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from stepalign.critics import CritiqueRequest
 from stepalign.domains.arithmetic.critic import ArithmeticCritic
 from stepalign.domains.arithmetic.task import make_problem, parse_question
 from stepalign.domains.math.grade import Grade
@@ -41,14 +40,14 @@ def arithmetic_group(form: str) -> Group:
     problem, other = (make_problem(parse_question(text), rho=1.0) for text in (question, "8 - 3 + 9"))
     texts = {"a": (attempt, "incorrect"), "b": (right, "correct"), "c": (wrong, "incorrect")}
     attempts = [attempt_at(problem, name, *texts[name]) for name in texts]
-    stranger = CritiqueRequest(attempt=attempt_at(other, "x", "<step_1> 8 - 3 = 4 ;", "incorrect"))
+    stranger = attempt_at(other, "x", "<step_1> 8 - 3 = 4 ;", "incorrect")
     critic = ArithmeticCritic(form=form)  # type: ignore[arg-type]
-    critiques = [critic.critique(CritiqueRequest(attempt=one)) for one in attempts]
+    critiques = [critic.write(one) for one in attempts]
     return Group(
         problem=problem,
         attempts=attempts,
         critiques=critiques,
-        elsewhere=[critic.critique(stranger)],
+        elsewhere=[critic.write(stranger)],
         other_problems=[problem, other],
     )
 

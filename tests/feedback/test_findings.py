@@ -1,19 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
 
 from stepalign.config import PoliciesSection
-from stepalign.critics import CritiqueRequest
 from stepalign.domains.math.grade import Grade
 from stepalign.errors import BudgetSpentError
 from stepalign.feedback import critique as reasons
 from stepalign.feedback.findings import FINDINGS, decide, policies
 from stepalign.records import Attempt, Critique, Problem
-from stepalign.rollouts.review import Review, Rules, follow, review
+from stepalign.rollouts.review import Review, Rules, ask, ask_all, review
+from stepalign.waiting import wait_for
 
 WRONG = "<step_1> 8 + 4 = 12 <step_2> 12 - 5 = 6 <step_3> 6 * 2 = 12 <answer> 12"
 RIGHT = "<step_1> 8 + 4 = 12 <step_2> 12 - 5 = 7 <step_3> 7 * 2 = 14 <answer> 14"
@@ -22,10 +22,10 @@ CUT = "<step_1> 8 + 4 = 12 <step_2> 12 - 5 = 7 <step_3> 7 *"
 SERVED = policies({}, served=True)
 
 
-def request(attempt: str = WRONG, *, verdict: str = "incorrect", reference: str | None = RIGHT) -> CritiqueRequest:
+def request(attempt: str = WRONG, *, verdict: str = "incorrect", reference: str | None = RIGHT) -> Attempt:
     problem = Problem(problem_id="p", question="2 * (8 + 4 - 5)", answer="14", reference=reference)
     grade = Grade.of(verdict)
-    return CritiqueRequest(attempt=Attempt(rollout_id="r", problem=problem, text=attempt, grade=grade))
+    return Attempt(rollout_id="r", problem=problem, text=attempt, grade=grade)
 
 
 def critique(text: str = "", status: str = "ok", reason: str = "") -> Critique:
@@ -141,21 +141,18 @@ class Scripted:
 
     def __init__(self, *replies: Critique) -> None:
         self.replies = list(replies)
-        self.asked: list[CritiqueRequest] = []
+        self.asked: list[tuple[str, Critique | None]] = []
 
-    def submit(self, request: CritiqueRequest) -> Future[Critique]:
-        self.asked.append(request)
-        future: Future[Critique] = Future()
-        future.set_result(self.replies.pop(0))
-        return future
+    async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
+        self.asked.append((complaint, earlier))
+        return self.replies.pop(0)
 
     def close(self) -> None: ...
 
 
 def followed(critic: Scripted, retries: int = 1, **chosen: str) -> Review:
     rules = Rules(policies=policies(chosen, served=True), retries=retries)  # type: ignore[arg-type]
-    (only,) = follow(critic, {}, rules, more=[request()], ahead=4)
-    return only
+    return wait_for(ask(critic, request(), rules))
 
 
 def paid(text: str) -> Critique:
@@ -167,11 +164,11 @@ def test_a_critique_is_asked_for_again_with_the_finding_named() -> None:
     judged = followed(critic, misses_error="retry").critique
     assert (judged.text, judged.policy, judged.findings, judged.retries) == (RIGHT, "use", (), 1)
     assert (judged.prompt_tokens, judged.attempts) == (20, 2)  # both were paid for
-    first, second = critic.asked
-    assert (first.complaint, first.earlier) == ("", None)
-    assert second.complaint == FINDINGS["misses_error"].request
-    assert second.earlier is not None
-    assert second.earlier.text == WRONG
+    first, (complaint, earlier) = critic.asked
+    assert first == ("", None)
+    assert complaint == FINDINGS["misses_error"].request
+    assert earlier is not None
+    assert earlier.text == WRONG
 
 
 def test_tries_are_bounded_and_then_the_default_holds() -> None:
@@ -191,23 +188,25 @@ def test_reviews_come_as_replies_do_and_no_more_than_asked_are_under_way() -> No
     class Late(Scripted):
         def __init__(self) -> None:
             super().__init__()
-            self.open: dict[str, Future[Critique]] = {}
+            self.open: dict[str, asyncio.Future[Critique]] = {}
             self.most = 0
 
-        def submit(self, request: CritiqueRequest) -> Future[Critique]:
-            self.open[request.attempt.rollout_id] = future = Future()
+        async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
+            future = asyncio.get_running_loop().create_future()
+            self.open[attempt.rollout_id] = future
             self.most = max(self.most, len(self.open))
             if len(self.open) == 3:
                 for name in sorted(self.open, reverse=True):
                     self.open.pop(name).set_result(Critique(rollout_id=name, critic="m", status="ok", text=RIGHT))
-            return future
+            return await future
 
     critic = Late()
-    wanted = [
-        dataclasses.replace(request(), attempt=dataclasses.replace(request().attempt, rollout_id=str(n)))
-        for n in range(9)
-    ]
-    names = [seen.critique.rollout_id for seen in follow(critic, {}, None, more=wanted, ahead=3)]
+    wanted = [dataclasses.replace(request(), rollout_id=str(n)) for n in range(9)]
+
+    async def names_as_they_come() -> list[str]:
+        return [seen.critique.rollout_id async for seen in ask_all(critic, wanted, None, ahead=3)]
+
+    names = wait_for(names_as_they_come())
     assert sorted(names) == [str(n) for n in range(9)]
-    assert names[:3] == ["1", "0", "2"]  # the third was answered before anybody waited for it
+    assert names[:3] == ["2", "1", "0"]
     assert critic.most == 3

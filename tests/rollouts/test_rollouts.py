@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepalign.config import Config, ObjectiveSection, SamplingSection, changed
-from stepalign.critics import CritiqueRequest
 from stepalign.domains.arithmetic.critic import ArithmeticCritic
 from stepalign.domains.arithmetic.task import make_problem, parse_question
 from stepalign.domains.math.grading import Grader
@@ -24,7 +23,7 @@ from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder
-from stepalign.records import Completion, Critique, Problem, Sample
+from stepalign.records import Attempt, Completion, Critique, Problem, Sample
 from stepalign.rollouts.collect import RolloutCollector, RolloutMaker
 from stepalign.rollouts.credit import check_terms
 from stepalign.rollouts.environment import SingleTurn
@@ -122,22 +121,19 @@ class Moody:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def submit(self, request: CritiqueRequest) -> Future[Critique]:
-        name = request.attempt.rollout_id
+    async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
+        name = attempt.rollout_id
         self.asked.append(name)
-        future: Future[Critique] = Future()
         kind = ("failed", "malformed", "ok")[len(self.asked) % 3]
         text = f"<step_1> critique of {name}" if kind == "ok" else ""
-        future.set_result(
-            Critique(
-                rollout_id=name,
-                critic="programmatic:moody",
-                status=kind,
-                text=text,
-                reason="" if kind == "ok" else "bad day",
-            )
+        await asyncio.sleep(0)
+        return Critique(
+            rollout_id=name,
+            critic="programmatic:moody",
+            status=kind,
+            text=text,
+            reason="" if kind == "ok" else "bad day",
         )
-        return future
 
     def close(self) -> None: ...
 

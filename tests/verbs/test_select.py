@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,13 @@ import pytest
 from markupsafe import escape
 
 from stepalign.config import Config, load_config
-from stepalign.critics import CritiqueRequest
 from stepalign.domains.arithmetic import task as arithmetic
 from stepalign.domains.sets import load_sets
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Event, silent
 from stepalign.models.sampling.local import LocalSampler
 from stepalign.problems.loading import load_problems
-from stepalign.records import Critique
+from stepalign.records import Attempt, Critique
 from stepalign.report.funnel import funnel_table, write_funnel
 from stepalign.verbs import select as module
 from stepalign.verbs.select import select
@@ -162,25 +160,21 @@ class Moody:
         self.asked: list[str] = []
         self.down = True
 
-    def submit(self, request: CritiqueRequest) -> Future[Critique]:
-        assert request.attempt.text == ""
-        problem = request.attempt.problem
+    async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
+        assert attempt.text == ""
+        problem = attempt.problem
         self.asked.append(problem.problem_id)
         place = len(self.asked)
         failed = self.down and place > 2
         text = "" if failed else f"<step_1> 1 + 1 = 2 ; <answer> {problem.answer if place != 2 else 'nothing'}"
-        future: Future[Critique] = Future()
-        future.set_result(
-            Critique(
-                rollout_id=request.attempt.rollout_id,
-                critic="moody",
-                status="failed" if failed else "ok",
-                text=text,
-                raw=f"<think>\\boxed{{0}}</think>{text}",
-                reason="down" if failed else "",
-            )
+        return Critique(
+            rollout_id=attempt.rollout_id,
+            critic="moody",
+            status="failed" if failed else "ok",
+            text=text,
+            raw=f"<think>\\boxed{{0}}</think>{text}",
+            reason="down" if failed else "",
         )
-        return future
 
     def close(self) -> None: ...
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -32,24 +30,18 @@ def critic_prompt(prompt: str, form: CritiqueForm) -> str:
     return prompt if prompt != CRITIC_PROMPTS["trace"] else CRITIC_PROMPTS[form]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CritiqueRequest:
-    """One attempt to be read."""
-
-    attempt: Attempt
-    earlier: Critique | None = None
-    """The critic's first critique of it, where it is asked once more."""
-    complaint: str = ""
-    """What was wrong with that one, said to the critic."""
-
-
 class Critic(Protocol):
-    """Writes one critique per attempt."""
+    """Writes critiques. Frozen: the same attempt gets the same critique, whatever was asked before."""
 
     name: str
 
-    def submit(self, request: CritiqueRequest) -> Future[Critique]:
-        """Ask for a critique as soon as its attempt has finished. The future never raises for a bad reply."""
+    async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
+        """A critique of one attempt; many may be asked for at once. Never raises for a bad reply.
+
+        Args:
+            earlier: the critic's first critique of it, where it is asked once more.
+            complaint: what was wrong with that one, said to the critic.
+        """
         ...
 
     def close(self) -> None:

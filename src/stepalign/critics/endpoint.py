@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stepalign.config import CriticSection
-from stepalign.critics import CritiqueRequest
 from stepalign.critics.budget import Ledger
 from stepalign.critics.cache import ReplyCache, content_key, owner_name
 from stepalign.critics.chat import Fault, Reply, Server, read_key, redact_url, redacted, secrets_of
@@ -157,19 +156,14 @@ class EndpointCritic:
             shown["solution"] = solution
         return self.template.messages(sees=sees, structured=self._structured, **shown)
 
-    def submit(self, request: CritiqueRequest) -> Future[Critique]:
-        """Start one critique; it runs while the caller goes on.
+    async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
+        """See :class:`stepalign.critics.Critic`. Raises ConfigError where the template cannot be rendered."""
+        return await asyncio.wrap_future(self.submit(attempt, earlier=earlier, complaint=complaint))
 
-        Raises:
-            ConfigError: the template cannot be rendered.
-        """
-        messages = self.messages(request.attempt) + _second_try(request)
-        return self._background.run(self._critique(request.attempt.rollout_id, messages))
-
-    def critique(self, requests: Sequence[CritiqueRequest]) -> list[Critique]:
-        """One critique per request, in the same order."""
-        futures = [self.submit(request) for request in requests]
-        return [future.result() for future in futures]
+    def submit(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Future[Critique]:
+        """Start a critique in the critic's own thread, where connections outlive the caller's event loop."""
+        messages = self.messages(attempt) + _second_try(earlier, complaint)
+        return self._background.run(self._critique(attempt.rollout_id, messages))
 
     def check(self) -> None:
         """Make sure that the servers answer and know the model, before a run depends on them.
@@ -341,13 +335,13 @@ class EndpointCritic:
         )
 
 
-def _second_try(request: CritiqueRequest) -> list[dict[str, str]]:
+def _second_try(earlier: Critique | None, complaint: str) -> list[dict[str, str]]:
     """What follows in the chat when a critique is asked for again: the first one, and what is wrong with it."""
-    if not request.complaint:
+    if not complaint:
         return []
-    first = request.earlier.text if request.earlier else ""
+    first = earlier.text if earlier else ""
     said = [{"role": "assistant", "content": first}] if first else []
-    again = f"Your reply cannot be used. {request.complaint} Reply once more, in the form asked for."
+    again = f"Your reply cannot be used. {complaint} Reply once more, in the form asked for."
     return [*said, {"role": "user", "content": again}]
 
 

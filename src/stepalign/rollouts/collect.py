@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stepalign.config import SamplingSection
-from stepalign.critics import Critic, CritiqueRequest
+from stepalign.critics import Critic
 from stepalign.domains.math.grading import Grader
 from stepalign.events import Listener, progress, silent
 from stepalign.models.prompts import decode
@@ -18,7 +17,7 @@ from stepalign.models.sampling import OnFinished, Sampler
 from stepalign.records import Attempt, Completion, Critique, Grade, Problem, Rollout
 from stepalign.rollouts.environment import Environment
 from stepalign.rollouts.order import derive_seed
-from stepalign.rollouts.review import Rules, follow
+from stepalign.rollouts.review import Review, Rules, ask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,7 +146,7 @@ class RolloutCollector:
     sampling: SamplingSection
     critic: Critic | None = None
     rules: Rules | None = None
-    """How critiques are judged; without rules they are taken as they come."""
+    """How critiques are reviewed; without rules they are taken as they come."""
 
     async def collect(
         self, problems: Sequence[Problem], step: int, seed: int, listener: Listener = silent
@@ -157,7 +156,7 @@ class RolloutCollector:
         Critiques are asked for as each completion finishes, not after the batch.
         """
         rollouts: dict[tuple[int, int], Rollout] = {}
-        pending: dict[Future[Critique], CritiqueRequest] = {}
+        reviews: list[asyncio.Task[Review]] = []
         num_generations = self.sampling.num_generations
 
         def finished(row: int, index: int, completion: Completion) -> None:
@@ -167,8 +166,7 @@ class RolloutCollector:
             rollout = _rollout(name, problem, completion, text, grade, step=step, index=index)
             rollouts[row, index] = rollout
             if self.critic is not None:
-                request = CritiqueRequest(attempt=rollout.attempt)
-                pending[self.critic.submit(request)] = request
+                reviews.append(asyncio.create_task(ask(self.critic, rollout.attempt, self.rules)))
             listener(progress("sampling", len(rollouts), len(problems) * num_generations))
 
         prompts = [tuple(self.maker.environment.start(problem)) for problem in problems]
@@ -182,8 +180,7 @@ class RolloutCollector:
             on_finished=finished,
         )
         sampled = time.perf_counter()
-        reviews = follow(self.critic, pending, self.rules) if self.critic is not None else ()
-        critiques = {review.critique.rollout_id: review.critique for review in reviews}
+        critiques = {review.attempt.rollout_id: review.critique for review in await asyncio.gather(*reviews)}
         groups = []
         for row, (problem, prompt_ids) in enumerate(zip(problems, prompts, strict=True)):
             members = [rollouts[row, index] for index in range(num_generations)]

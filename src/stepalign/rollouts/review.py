@@ -1,27 +1,22 @@
-"""From a critic's replies to decisions: align each with its attempt, note the findings, apply the policies.
-
-Replies are read in the order in which they come; a critique that is asked for again goes back to the critic while the
-others are still on their way.
-"""
+"""Reviews: a critique is aligned with its attempt, its findings are noted, and a policy says what to do about them."""
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from stepalign.critics import Critic, CritiqueRequest
+from stepalign.critics import Critic
 from stepalign.domains.math.extraction import extract_answer
 from stepalign.errors import BudgetSpentError
 from stepalign.feedback import findings
 from stepalign.feedback.alignment import Alignment, align
-from stepalign.records import Critique
+from stepalign.records import Attempt, Critique
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
-    """How critiques are judged."""
+    """How critiques are reviewed."""
 
     policies: Mapping[str, findings.Policy]
     """Per finding; see ``findings.policies``."""
@@ -35,7 +30,7 @@ class Rules:
 class Review:
     """A critique with what was found in it and what is done about it."""
 
-    request: CritiqueRequest
+    attempt: Attempt
     critique: Critique
     """Its findings, policy, case and first error filled in."""
     alignment: Alignment | None = None
@@ -44,12 +39,11 @@ class Review:
     """Finding -> where or what."""
 
 
-def review(request: CritiqueRequest, critique: Critique, rules: Rules | None, *, tries_left: int = 0) -> Review:
-    """Judge one critique. Without rules it is taken as it comes."""
+def review(attempt: Attempt, critique: Critique, rules: Rules | None, *, tries_left: int = 0) -> Review:
+    """Review one critique. Without rules it is taken as it comes."""
     if rules is None:
-        return Review(request=request, critique=critique)
-    attempt, problem = request.attempt, request.attempt.problem
-    alignment = None
+        return Review(attempt=attempt, critique=critique)
+    problem, alignment = attempt.problem, None
     if critique.status == "ok" and critique.form == "trace":
         alignment = align(
             attempt,
@@ -62,7 +56,7 @@ def review(request: CritiqueRequest, critique: Critique, rules: Rules | None, *,
     policy, decided_by = findings.decide(
         details, rules.policies, tries_left=tries_left, has_reference=bool(problem.reference)
     )
-    judged = replace(
+    reviewed = replace(
         critique,
         first_error=critique.first_error or (alignment.first_error_label if alignment else ""),
         case=critique.case or (alignment.case if alignment else ""),
@@ -70,60 +64,50 @@ def review(request: CritiqueRequest, critique: Critique, rules: Rules | None, *,
         policy=policy,
         decided_by=decided_by,
     )
-    return Review(request=request, critique=judged, alignment=alignment, details=details)
+    return Review(attempt=attempt, critique=reviewed, alignment=alignment, details=details)
 
 
-def follow(
-    critic: Critic,
-    pending: Mapping[Future[Critique], CritiqueRequest],
-    rules: Rules | None,
-    *,
-    more: Iterable[CritiqueRequest] = (),
-    ahead: int = 0,
-) -> Iterator[Review]:
-    """One review per request, as the replies come.
-
-    Args:
-        pending: what was asked for already.
-        more: further requests, asked for whenever fewer than ``ahead`` are under way.
+async def ask(critic: Critic, attempt: Attempt, rules: Rules | None) -> Review:
+    """The review of a critique, asked for again where a finding's policy says so and tries are left.
 
     Raises:
         BudgetSpentError: the critic may spend no more; what it was paid for is in its cache.
     """
-    arrived: queue.SimpleQueue[Future[Critique]] = queue.SimpleQueue()
-    waiting: dict[Future[Critique], tuple[CritiqueRequest, Critique | None]] = {}
-    tries = rules.retries if rules else 0
-    tries_left: dict[str, int] = {}
-
-    def expect(future: Future[Critique], request: CritiqueRequest, earlier: Critique | None = None) -> None:
-        waiting[future] = (request, earlier)
-        future.add_done_callback(arrived.put)
-
-    for future, request in pending.items():
-        expect(future, request)
-    remaining = iter(more)
-    while True:
-        while len(waiting) < ahead and (request := next(remaining, None)) is not None:
-            expect(critic.submit(request), request)
-        if not waiting:
-            return
-        future = arrived.get()
-        request, earlier = waiting.pop(future)
-        critique = _with_costs_of(future.result(), earlier)
+    earlier, complaint = None, ""
+    for tries_left in range(rules.retries if rules else 0, -1, -1):
+        critique = _with_costs_of(await critic.critique(attempt, earlier=earlier, complaint=complaint), earlier)
         if critique.unpaid:
             raise BudgetSpentError(
                 critique.reason, where="critic.token_budget, critic.cost_budget", hint="raise the budget and continue"
             )
-        name = request.attempt.rollout_id
-        left = tries_left.get(name, tries)
-        found = review(request, critique, rules, tries_left=left)
+        found = review(attempt, critique, rules, tries_left=tries_left)
         if found.critique.policy != "retry":
-            yield found
-            continue
-        tries_left[name] = left - 1
-        complaint = findings.FINDINGS[found.critique.decided_by].request
-        again = replace(request, earlier=critique, complaint=complaint)
-        expect(critic.submit(again), again, critique)
+            return found
+        earlier, complaint = critique, findings.FINDINGS[found.critique.decided_by].request
+    raise AssertionError("a policy asks for more tries than there are")
+
+
+async def ask_all(
+    critic: Critic, attempts: Iterable[Attempt], rules: Rules | None, *, ahead: int
+) -> AsyncIterator[Review]:
+    """One review per attempt, as the replies come, with at most ``ahead`` under way. Raises as :func:`ask` does."""
+    arrived: asyncio.Queue[asyncio.Task[Review]] = asyncio.Queue()
+    waiting: set[asyncio.Task[Review]] = set()
+    remaining = iter(attempts)
+    try:
+        while True:
+            while len(waiting) < ahead and (attempt := next(remaining, None)) is not None:
+                task = asyncio.create_task(ask(critic, attempt, rules))
+                task.add_done_callback(arrived.put_nowait)
+                waiting.add(task)
+            if not waiting:
+                return
+            task = await arrived.get()
+            waiting.remove(task)
+            yield task.result()
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 def _with_costs_of(critique: Critique, earlier: Critique | None) -> Critique:

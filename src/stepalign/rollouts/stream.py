@@ -47,7 +47,7 @@ class Stream:
         """The batches of steps ``start`` to ``end`` - 1. Each is collected when it is asked for, or ``ahead`` earlier.
 
         Raises:
-            BudgetSpentError: see ``review.follow``.
+            BudgetSpentError: see ``review.ask``.
         """
         collected: deque[Batch] = deque()
         for step in range(start, end):

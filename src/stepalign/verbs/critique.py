@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.config import Config
-from stepalign.critics import RUN_FILES, Critic, CritiqueRequest
+from stepalign.critics import RUN_FILES, Critic
 from stepalign.critics.build import make_endpoint_critic, make_programmatic_critic, rules_of
 from stepalign.domains.arithmetic.task import parse_question
 from stepalign.domains.sets import make_grader
@@ -24,11 +24,12 @@ from stepalign.events import Event, Listener, progress, silent
 from stepalign.feedback.alignment import Alignment
 from stepalign.feedback.findings import FINDINGS
 from stepalign.records import Attempt, to_json
-from stepalign.rollouts.review import Review, Rules, follow
+from stepalign.rollouts.review import Review, Rules, ask_all
 from stepalign.storage.files import finite, write_json
 from stepalign.storage.jsonl import keep_records
 from stepalign.storage.run_folder import RunFolder
 from stepalign.verbs.attempts import Attempts, graded
+from stepalign.waiting import wait_for
 
 FORMAT = 1
 NUM_EXAMPLES = 6
@@ -68,20 +69,19 @@ def critique_rollouts(
             critic = _make_critic(config, out, listener)
             _remember_attempts(out / "source.json", attempts)
             found = Counter(name for line in done for name in line["findings"])
-            wanted = (
-                CritiqueRequest(attempt=graded(attempt, grader))
-                for attempt in attempts.attempts
-                if attempt.rollout_id not in names
-            )
-            reviews = follow(critic, {}, rules, more=wanted, ahead=2 * config.critic.concurrency)
-            try:
+            wanted = (graded(one, grader) for one in attempts.attempts if one.rollout_id not in names)
+
+            async def work() -> None:
                 listener(_progress(len(done), attempts, found))
-                for review in reviews:
+                async for review in ask_all(critic, wanted, rules, ahead=2 * config.critic.concurrency):
                     line = _line(review)
                     folder.append("critiques", [line])
                     done.append(line)
                     found.update(line["findings"])
                     listener(_progress(len(done), attempts, found))
+
+            try:
+                wait_for(work())
             except BudgetSpentError:
                 _publish(config, attempts, done, rules, critic, out)
                 raise
@@ -139,7 +139,7 @@ def _refuse_other_attempts(file: Path, attempts: Attempts) -> None:
 
 def _line(review: Review) -> dict[str, Any]:
     """A critique with its alignment and everything that the summary needs, JSON-ready."""
-    attempt = review.request.attempt
+    attempt = review.attempt
     return {
         **finite(to_json(review.critique)),
         "problem_id": attempt.problem.problem_id,

@@ -7,16 +7,18 @@ those that were short enough to finish before an interruption would be drawn mor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from stepalign.build import Session, make_critic, open_session
 from stepalign.config import Config, changed
-from stepalign.critics import RUN_FILES, Critic, CritiqueRequest
+from stepalign.critics import RUN_FILES, Critic
 from stepalign.domains.arithmetic.task import EMBEDDED, embedded_folder
+from stepalign.domains.math.grading import Grader
 from stepalign.domains.sets import load_set, make_grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, progress, warning
@@ -140,36 +142,40 @@ def _ask_all(config: Config, problems: Sequence[Problem], folder: RunFolder, lis
     alone = {"critic.sees": "nothing", "critic.structured": False, "prompts.critic": config.prompts.student}
     critic = make_critic(changed(config, alone, "selection"), folder.path, ["step_aligned"], listener)
     assert critic is not None
-    failed = 0
+
+    async def grade_solutions(grader: Grader) -> None:
+        async for problem, critique in _solutions(critic, missing, config.critic.concurrency):
+            if critique.status == "failed":
+                continue
+            text = critique.raw or critique.text
+            grade = grader.grade(text, problem.answer)
+            verdicts[problem.problem_id] = grade.verdict
+            row = {"problem_id": problem.problem_id, "verdict": grade.verdict, "answer": grade.answer}
+            folder.append("critic-solutions", [{**row, "reason": grade.reason, "text": text}])
+            listener(progress("asking the critic", len(verdicts), len(problems)))
+
     try:
         with make_grader(config) as grader:
-            for problem, critique in _solutions(critic, missing, config.critic.concurrency):
-                if critique.status == "failed":
-                    failed += 1
-                    continue
-                text = critique.raw or critique.text
-                grade = grader.grade(text, problem.answer)
-                verdicts[problem.problem_id] = grade.verdict
-                row = {"problem_id": problem.problem_id, "verdict": grade.verdict, "answer": grade.answer}
-                folder.append("critic-solutions", [{**row, "reason": grade.reason, "text": text}])
-                listener(progress("asking the critic", len(verdicts), len(problems)))
+            wait_for(grade_solutions(grader))
     finally:
         critic.close()
-    if failed:
+    if failed := len(problems) - len(verdicts):
         listener(warning(f"the critic did not answer for {failed} problems; the same command asks for them again"))
     return verdicts
 
 
-def _solutions(critic: Critic, problems: Sequence[Problem], ahead: int) -> Iterator[tuple[Problem, Critique]]:
+async def _solutions(
+    critic: Critic, problems: Sequence[Problem], ahead: int
+) -> AsyncIterator[tuple[Problem, Critique]]:
     """The critic's solutions in the order of the problems, with so many requests under way."""
-    pending: list[tuple[Problem, Future[Critique]]] = []
+    pending: deque[tuple[Problem, asyncio.Task[Critique]]] = deque()
     for problem in problems:
-        pending.append((problem, critic.submit(CritiqueRequest(attempt=_nothing(problem)))))
+        pending.append((problem, asyncio.create_task(critic.critique(_nothing(problem)))))
         if len(pending) > ahead:
-            first, future = pending.pop(0)
-            yield first, future.result()
-    for problem, future in pending:
-        yield problem, future.result()
+            first, task = pending.popleft()
+            yield first, await task
+    for problem, task in pending:
+        yield problem, await task
 
 
 def _nothing(problem: Problem) -> Attempt:

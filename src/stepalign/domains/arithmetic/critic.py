@@ -11,10 +11,8 @@ the other. A faulty critic claims what it writes: its ``case`` and ``first_error
 from __future__ import annotations
 
 import random
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-from stepalign.critics import CritiqueRequest
 from stepalign.domains.arithmetic.task import (
     MODULUS,
     Chain,
@@ -25,7 +23,7 @@ from stepalign.domains.arithmetic.task import (
     parse_question,
     reworded,
 )
-from stepalign.records import Critique, CritiqueForm
+from stepalign.records import Attempt, Critique, CritiqueForm
 from stepalign.storage.fingerprint import digest
 
 FAITHFUL = "programmatic:arithmetic"
@@ -64,14 +62,12 @@ class ArithmeticCritic:
         # Another name: nobody may take the claims of a faulty critic for the truth.
         self.name = FAITHFUL if self._faults == Faults() else "faulty:arithmetic"
 
-    def submit(self, request: CritiqueRequest) -> Future[Critique]:
-        future: Future[Critique] = Future()
-        future.set_result(self.critique(request))
-        return future
+    async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
+        """See :class:`stepalign.critics.Critic`; a second critique is the first one again."""
+        return self.write(attempt)
 
-    def critique(self, request: CritiqueRequest) -> Critique:
+    def write(self, attempt: Attempt) -> Critique:
         """The critique of one attempt."""
-        attempt = request.attempt
         view = _with_faults(
             _faithful(diagnose(attempt.problem.question, attempt.text)),
             parse_question(attempt.problem.question),

@@ -13,7 +13,7 @@ import torch
 
 from stepalign.build import collect_for_signal, make_critic, make_prompts, open_session
 from stepalign.config import Config, changed
-from stepalign.critics import Critic, CritiqueRequest
+from stepalign.critics import Critic
 from stepalign.domains.math.grade import Grade
 from stepalign.domains.sets import load_set
 from stepalign.errors import ConfigError
@@ -28,6 +28,7 @@ from stepalign.signal.summary import header
 from stepalign.signal.table import to_page
 from stepalign.verbs.lab.queue import Cancelled
 from stepalign.verbs.lab.sheet import Sheet
+from stepalign.waiting import wait_for
 
 NUM_TRIES = 24
 """Problems that are attempted in search of a wrong attempt to open the embedded solver's lab with."""
@@ -193,7 +194,7 @@ class Bench:
         if self._critic is None:
             self._critic = make_critic(self.config, None, [design])
         assert self._critic is not None
-        return self._critic.submit(CritiqueRequest(attempt=attempt)).result()
+        return wait_for(self._critic.critique(attempt))
 
 
 def _at(config: Config, temperature: float) -> Config:
