@@ -75,7 +75,7 @@ def test_distinct_answers_by_hand() -> None:
     assert math.isnan(distinct_answers(["7"]))
 
 
-def test_the_canaries_stand_among_the_metrics() -> None:
+def test_the_canaries_are_among_the_metrics() -> None:
     def completion(text: str, answer: str | None) -> GradedCompletion:
         return GradedCompletion(answer=answer, verdict="incorrect", length=3, finish_reason="stop", text=text)
 

@@ -389,7 +389,7 @@ def test_text_in_a_template_is_data(tmp_path: Path) -> None:
         ("{folder}/escape.jinja", "the template fails"),
     ],
 )
-def test_what_is_wrong_with_ones_own_is_said(name: str, message: str, own: str, tmp_path: Path) -> None:
+def test_faults_of_a_users_design_are_named(name: str, message: str, own: str, tmp_path: Path) -> None:
     (tmp_path / "typo.jinja").write_text("{{ atempt }}")
     (tmp_path / "broken.jinja").write_text("{% if %}")
     (tmp_path / "escape.jinja").write_text("{{ attempt.__class__.__mro__[1].__subclasses__() }}")

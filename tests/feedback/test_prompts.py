@@ -31,7 +31,7 @@ def test_scribe_shows_the_critic_what_it_may_see() -> None:
     assert "ANSWER-42" in scribe(sees="solution", answer="ANSWER-42")[1]  # a problem without a reference
 
 
-def test_a_critic_is_not_told_an_empty_answer() -> None:
+def test_a_critics_prompt_has_no_empty_answer() -> None:
     assert "right_answer" in scribe(sees="answer", answer="7")[1]
     assert "right_answer" not in scribe(sees="answer", answer="")[1]
 

@@ -431,7 +431,7 @@ def test_pins_hold_the_card_and_are_copied_together(
     assert seen.page.locator(".pins").count() == 0
 
 
-def test_the_feedback_stands_beside_the_attempt_step_by_step(
+def test_the_feedback_is_beside_the_attempt_step_by_step(
     visit: Callable[..., Visit], report: Path, signal: dict[str, Any]
 ) -> None:
     seen = visit(report)

@@ -49,7 +49,7 @@ def marks(svg: str) -> list[tuple[float, float]]:
     return [(float(mark.attrib["cx"]), float(mark.attrib["cy"])) for mark in parse(svg).iter(f"{NAMESPACE}circle")]
 
 
-def test_points_stand_where_the_axes_say() -> None:
+def test_points_agree_with_the_axes() -> None:
     """Independent of Frame: pixel positions are an affine map fixed by the drawn ticks, so check against the ticks."""
     line = Series(label="A", colour=0, x=(0, 10, 20), y=(0.0, 0.5, 1.0))
     svg = charts.line_chart([line], title="t", x_label="x", y_label="y", as_percent=True, y_range=(0, 1))

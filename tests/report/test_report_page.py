@@ -73,7 +73,7 @@ def test_costs_are_means_over_the_runs(results: dict[str, Any]) -> None:
         assert row["Critic calls"].classed("point")[0].words == f"{runs[0]['critic']['calls']:,}"
 
 
-def test_critiques_that_nobody_looked_at_are_not_said_to_be_without_findings(results: dict[str, Any]) -> None:
+def test_critiques_without_a_look_for_findings_are_not_called_clean(results: dict[str, Any]) -> None:
     results = copy.deepcopy(results)
     runs = [run for arm in results["arms"] for run in arm["runs"] if run["critic"]["calls"]]
     for found, said in ((None, "without looking for findings"), ({}, "No critique had a finding"), ({"cut": 2}, "cut")):
@@ -222,7 +222,7 @@ def test_other_rules_and_sets_get_their_own_tables(results: dict[str, Any]) -> N
     assert [len(table.rows) for table in tables] == [5, 5, 5]
 
 
-def test_seeds_without_a_pooled_value_stand_one_by_one(results: dict[str, Any]) -> None:
+def test_seeds_without_a_pooled_value_have_rows_of_their_own(results: dict[str, Any]) -> None:
     bare = copy.deepcopy(results)
     bare["metrics"] = [row for row in bare["metrics"] if row["seed"] is not None]
     shown = table_rows(read_html(report_html(bare)), "results")

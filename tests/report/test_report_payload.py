@@ -69,7 +69,7 @@ def _words_signal(attempt: str, feedback: str) -> dict[str, Any]:
     return {"rollouts": [{"text": attempt, "tokens": tokens, "steps": steps, "contexts": [context]}]}
 
 
-def test_feedback_stands_beside_the_steps_it_is_about() -> None:
+def test_feedback_is_beside_its_steps() -> None:
     (context,) = viewer_data(_words_signal(ATTEMPT, FEEDBACK))["rollouts"][0]["contexts"]
     shown = [(step, fate, FEEDBACK[start:end].strip()) for step, fate, _, start, end in context["rows"]]
     assert shown == [

@@ -114,7 +114,7 @@ def test_unknown_rollout_or_context_is_a_user_error(signal: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(("width", "beside"), [(60, False), (100, False), (160, True)])
-def test_contexts_stand_beside_each_other_where_there_is_room(signal: dict[str, Any], width: int, beside: bool) -> None:
+def test_contexts_are_beside_each_other_where_there_is_room(signal: dict[str, Any], width: int, beside: bool) -> None:
     out = console(colour=False, width=width)
     print_rollout(signal, 0, contexts=["step_aligned", "reference"], console=out)
     lines = printed(out).splitlines()

@@ -1,4 +1,4 @@
-"""Signs in the text itself that a policy decays: it repeats itself, stops doubting, or always says the same. Pure.
+"""Signs of decay in the text of a policy: repetition, loss of doubt, loss of diversity. Pure.
 
 Sources: repetition as the compression ratio of the tail, with 10 as the mark, from the study of length inflation in
 on-policy distillation (arXiv 2604.08527); the loss of hedge words under rich contexts from Kim et al. (arXiv

@@ -6,14 +6,13 @@ Every number names its metric, k, n, set, step and checkpoint rule.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from stepalign.config import CheckpointRule
+from stepalign.config import CheckpointRule, EvaluationSection
 from stepalign.evaluation.evaluate import metrics_of, read_samples
 from stepalign.evaluation.metrics import NO_SHARES, Metric
 from stepalign.evaluation.statistics import (
@@ -31,12 +30,8 @@ UNRANKED = ("hedge_words", "distinct_answers")
 """Neither more nor less is better: no step is picked by these."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ArmRuns:
-    """The run folders of one arm, by seed. The untrained solver is the arm "base" with a single folder."""
-
-    name: str
-    folders: Mapping[int, Path]
+Arms = Mapping[str, Mapping[int, Path]]
+"""Name of an arm -> seed -> run folder. The untrained solver is the arm "base" with a single folder."""
 
 
 class Evaluations:
@@ -69,16 +64,20 @@ class Evaluations:
         return max(candidates, key=lambda step: (sign * self.metrics[step, where][name].value, -step))
 
 
-def comparison_numbers(
-    arms: Sequence[ArmRuns], *, ks: Sequence[int], n: int, level: float, resamples: int
-) -> dict[str, Any]:
-    """The parts "metrics", "paired", "curves" and "training" of results.json (docs/formats.md)."""
-    found = {arm.name: {seed: Evaluations(folder, ks) for seed, folder in arm.folders.items()} for arm in arms}
+def comparison_numbers(arms: Arms, section: EvaluationSection, ks: Sequence[int]) -> dict[str, Any]:
+    """The parts of results.json (docs/formats.md) that follow from the runs: settings of the evaluation, "metrics",
+    "paired", "curves" and "training"."""
+    found = {arm: {seed: Evaluations(folder, ks) for seed, folder in runs.items()} for arm, runs in arms.items()}
+    n, level, resamples = section.num_samples, section.confidence, section.bootstrap_samples
     return {
+        "num_samples": n,
+        "temperature": section.temperature,
+        "confidence": level,
+        "checkpoint_rule": section.checkpoint_rule,
         "metrics": list(_metric_rows(found, n, level, resamples)),
         "paired": list(_paired_rows(found, n, level, resamples)),
         "curves": list(_curves(found, n)),
-        "training": [_training(arm.name, seed, folder) for arm in arms for seed, folder in arm.folders.items()],
+        "training": [_training(arm, seed, folder) for arm, runs in arms.items() for seed, folder in runs.items()],
     }
 
 

@@ -305,7 +305,7 @@ def _matrix(values: ArrayLike) -> np.ndarray:
 
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
-        raise ValueError(f"a confidence level or power lies between 0 and 1, got {level}")
+        raise ValueError(f"a confidence level or power is between 0 and 1, got {level}")
 
 
 def _undefined(level: float, value: float = math.nan) -> Interval:

@@ -1,4 +1,4 @@
-"""What the self-teacher is shown: steps, critiques, their alignment, and the context designs."""
+"""The texts for the self-teacher: steps, critiques, their alignment, and the context designs."""
 
 from stepalign.feedback.alignment import Alignment, align
 from stepalign.feedback.steps import split_steps

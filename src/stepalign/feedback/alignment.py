@@ -152,7 +152,7 @@ def align(
 
 
 def _takes_back(match: StepMatch, solver: Steps, answers_agree: bool | None) -> bool:
-    """Whether an edit changes what the solver's step says."""
+    """Whether an edit changes the solver's step in substance."""
     if match.solver is None or match.status != "edited" or match.same_result or match.kept:
         return False
     if solver.spans[match.solver].label == ANSWER:

@@ -168,7 +168,7 @@ FINDINGS: dict[str, Finding] = {
     "misses_error": Finding(
         _in_text(_misses_error),
         "say all is right of a wrong attempt",
-        "The whole wrong attempt stands in the context; the self-teacher copies it, error included.",
+        "The whole wrong attempt is in the context; the self-teacher copies it, error included.",
         "The attempt is wrong, and the reply reproduces all of it. Find the first wrong step and write the right one "
         "in its place.",
         "mask",
@@ -237,7 +237,7 @@ FINDINGS: dict[str, Finding] = {
     "failed": Finding(
         _failed,
         "never came",
-        "No usable text: the rollout is masked. The reasons stand with the examples.",
+        "No usable text: the rollout is masked. The examples have the reasons.",
         "",
         "mask",
         usable=False,

@@ -62,7 +62,7 @@ class StepMatch:
 
 
 def read_steps(text: str, style: StepStyle) -> Steps:
-    """The steps of a text, split as the style says."""
+    """The steps of a text in a writing style."""
     spans = tuple(step for step in split_steps(text, style) if step.label != PREAMBLE)
     return Steps(spans, tuple(_SPACE.sub(" ", step_body(text, step)) for step in spans))
 

@@ -1,4 +1,4 @@
-"""What every arm cost, where its time went, what its critiques had, and in which keys its configuration differs."""
+"""Costs of every arm, its time by phase, findings in its critiques, and the keys of its configuration that differ."""
 
 from __future__ import annotations
 

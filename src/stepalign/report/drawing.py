@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from stepalign.report.text import number, visible
 
-# Dark enough for thin lines on white (3:1 and more), told apart under deuteranopia and protanopia by lightness as well.
+# Dark enough for thin lines on white (3:1 and more), distinct under deuteranopia and protanopia by lightness as well.
 ARM_COLOURS = ("#00776b", "#b9620b", "#6b4bb5", "#b02a63", "#3a7d1e", "#1f6fb0", "#7a5a2e", "#4a5568")
 BASE_COLOUR = "#6b7078"
 PHASE_COLOURS = ("#39495c", "#7f95ab", "#b9a27a", "#c9d3dc", "#8f7fa8", "#dccfb4")

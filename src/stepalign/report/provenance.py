@@ -15,7 +15,7 @@ Rows = list[tuple[str, str]]
 def provenance_rows(signal: Mapping[str, Any], version: str) -> Rows:
     """(name, value) of every fact the file states; only model and temperature are listed without one.
 
-    Prompts are named by the first 12 digits of their SHA-256, so that two pages can be told apart at a glance.
+    Prompts are named by the first 12 digits of their SHA-256, so that two pages are easy to compare.
     """
     prompts, source = signal.get("prompts") or {}, signal.get("source") or {}
     options = [prompts.get(f"{side}_chat_options") or {} for side in ("student", "teacher")]

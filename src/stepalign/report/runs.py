@@ -9,7 +9,7 @@ from typing import Any
 
 from stepalign.config import Config, changed, difference, load_config
 from stepalign.errors import ConfigError
-from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
+from stepalign.evaluation.comparison import comparison_numbers
 from stepalign.evaluation.evaluate import read_samples
 from stepalign.storage.jsonl import read_json_lines
 
@@ -34,13 +34,7 @@ def run_results(folders: Sequence[Path]) -> dict[str, Any]:
             hint="report them one by one, or measure their models with stepalign evaluate --n",
         )
     arms = _arms(configs)
-    numbers = comparison_numbers(
-        [ArmRuns(name=name, folders=runs) for name, runs in arms.items()],
-        ks=first.ks,
-        n=first.evaluation.num_samples,
-        level=first.evaluation.confidence,
-        resamples=first.evaluation.bootstrap_samples,
-    )
+    numbers = comparison_numbers(arms, first.evaluation, first.ks)
     if len({_test_problems(folder) for folder in folders}) > 1:
         numbers["paired"] = []
     versions = json.loads((folders[0] / "versions.json").read_text(encoding="utf-8"))
@@ -52,14 +46,8 @@ def run_results(folders: Sequence[Path]) -> dict[str, Any]:
         "recipe": ", ".join(str(folder / "config.toml") for folder in folders),
         "model": first.model.path if len({config.model.path for config in configs.values()}) == 1 else None,
         "seeds": sorted({seed for runs in arms.values() for seed in runs}),
-        "num_samples": first.evaluation.num_samples,
-        "temperature": first.evaluation.temperature,
-        "confidence": first.evaluation.confidence,
-        "checkpoint_rule": first.evaluation.checkpoint_rule,
-        "problems": {},
         "arms": [_arm(name, runs, configs) for name, runs in arms.items()],
         **numbers,
-        "timings": {},
     }
 
 

@@ -1,4 +1,4 @@
-"""A comparison in words: what was compared, what changed, and what a careful reader must know first."""
+"""A comparison in words: its arms, their changes, and the caveats."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _spent(row: Row) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """What a careful reader must know before reading a number off this page."""
+    """Caveats for the numbers of the page."""
     out = []
     arms = results.trained
     if missing := incomplete(results):
@@ -130,7 +130,7 @@ def _budget_notes(results: Results) -> list[str]:
 
 
 def incomplete(results: Results) -> list[str]:
-    """What is still missing, in words; empty for a finished comparison."""
+    """The missing parts, in words; empty for a finished comparison."""
     out = []
     rule = results.checkpoint_rule
     measured = {row.arm for row in results.metrics if row.set == "test" and row.checkpoint_rule == rule}

@@ -31,7 +31,7 @@ from stepalign.config import (
 from stepalign.critics import CACHE, RUN_FILES
 from stepalign.domains.sets import load_sets
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
-from stepalign.evaluation.comparison import ArmRuns, comparison_numbers
+from stepalign.evaluation.comparison import comparison_numbers
 from stepalign.events import Event, Listener
 from stepalign.feedback.designs import find_condition, find_design
 from stepalign.rollouts.credit import check_terms
@@ -305,14 +305,7 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
             }
         )
     base = {0: out / "arms" / BASE} if (out / "arms" / BASE / "summary.json").exists() else {}
-    groups = [ArmRuns(name=name, folders=f) for name, f in {BASE: base, **runs_of}.items() if f]
-    numbers = comparison_numbers(
-        groups,
-        ks=config.ks,
-        n=config.evaluation.num_samples,
-        level=config.evaluation.confidence,
-        resamples=config.evaluation.bootstrap_samples,
-    )
+    groups = {name: folders for name, folders in {BASE: base, **runs_of}.items() if folders}
     summaries = [run for arm in arms for run in arm["runs"]]
     phases = {
         name: sum(run["seconds_by_phase"].get(name, 0.0) for run in summaries)
@@ -325,14 +318,10 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
         "recipe": recipe,
         "model": config.model.path,
         "seeds": list(config.compare.seeds),
-        "num_samples": config.evaluation.num_samples,
-        "temperature": config.evaluation.temperature,
-        "confidence": config.evaluation.confidence,
-        "checkpoint_rule": config.evaluation.checkpoint_rule,
         "budget": {"rule": config.compare.budget, "size": config.compare.budget_size},
         "problems": read_json(out / "arms" / BASE / "sets.json") if base else {},
         "arms": arms,
-        **numbers,
+        **comparison_numbers(groups, config.evaluation, config.ks),
         "timings": phases,
         "peak_memory_bytes": max([run.get("peak_memory_bytes", 0) for run in summaries], default=0),
     }

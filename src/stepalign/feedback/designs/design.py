@@ -14,7 +14,7 @@ Need = Literal["critic", "reference", "siblings", "other problems", "tests"]
 FEEDBACK = "You have attempted this problem before. Here is feedback on that attempt."
 
 
-class NothingToShow(Exception):  # noqa: N818 - a design says it, nothing is wrong
+class NothingToShow(Exception):  # noqa: N818 - no error
     """Raised by a design that has no text for a rollout; the run counts the reason, unless it is ""."""
 
 

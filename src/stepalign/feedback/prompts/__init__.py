@@ -83,8 +83,8 @@ class Template:
             return render().strip()
         except jinja2.UndefinedError as error:
             name = _UNDEFINED.search(str(error))
-            what = f"the template asks for {name.group(1)!r}, which is not given here" if name else str(error)
-            raise ConfigError(what, where=f"template {self.name}", hint="correct the name, or drop it") from error
+            fault = f"the template asks for {name.group(1)!r}, which is not given here" if name else str(error)
+            raise ConfigError(fault, where=f"template {self.name}", hint="correct the name, or drop it") from error
         except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise ConfigError(f"the template fails: {error}", where=f"template {self.name}") from error
 
