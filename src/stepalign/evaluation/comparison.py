@@ -15,11 +15,7 @@ import numpy as np
 from stepalign.config import CheckpointRule, EvaluationSection
 from stepalign.evaluation.evaluate import metrics_of, read_samples
 from stepalign.evaluation.metrics import NO_SHARES, Metric
-from stepalign.evaluation.statistics import (
-    hierarchical_bootstrap,
-    minimum_detectable_difference,
-    paired_difference,
-)
+from stepalign.evaluation.statistics import hierarchical_bootstrap, minimum_detectable_difference, paired_difference
 from stepalign.storage.jsonl import read_json_lines
 
 RULES = get_args(CheckpointRule)
@@ -28,7 +24,6 @@ metric the one that is best on the test problems themselves, as the paper report
 SMALLER_IS_BETTER = ("mean_length", "truncated_share", "unparsed_share", "undecided_share", "repetitive_share")
 UNRANKED = ("hedge_words", "distinct_answers")
 """Neither more nor less is better: no step is picked by these."""
-
 
 Arms = Mapping[str, Mapping[int, Path]]
 """Name of an arm -> seed -> run folder. The untrained solver is the arm "base" with a single folder."""
@@ -188,20 +183,15 @@ def _curves(found: Found, n: int) -> Iterable[dict[str, Any]]:
 _TRAINING = {
     "step": "step",
     "rollouts": "total_rollouts",
-    "seconds": "seconds",
-    "reward": "reward",
-    "divergence": "divergence",
-    "student_entropy": "student_entropy",
-    "teacher_entropy": "teacher_entropy",
+    **{name: name for name in ("seconds", "reward", "divergence", "student_entropy", "teacher_entropy")},
     "right_value_probability": "right_value_probability",
     "completion_length": "completions/mean_length",
     "truncated": "completions/clipped_ratio",
     "repetitive": "completions/repetitive_ratio",
-    "hedge_words": "completions/hedge_words",
-    "distinct_answers": "completions/distinct_answers",
-    "trained_tokens": "trained_tokens",
-    "grad_norm": "grad_norm",
+    **{name: f"completions/{name}" for name in ("hedge_words", "distinct_answers")},
+    **{name: name for name in ("trained_tokens", "grad_norm")},
 }
+"""Names in results.json -> names in metrics.jsonl."""
 
 
 def _training(arm: str, seed: int, folder: Path) -> dict[str, Any]:

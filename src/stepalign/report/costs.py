@@ -5,27 +5,31 @@ from __future__ import annotations
 import json
 
 from stepalign.report.results_schema import Arm, Number, Results, mean_of
-from stepalign.report.text import MISSING, count, percent, seconds
+from stepalign.report.text import count, money, percent, seconds
+
+COSTS = {
+    "Optimizer steps": ("steps", count),
+    "Rollouts": ("rollouts", count),
+    "Completion tokens": ("completion_tokens", count),
+    "Critic calls": ("critic.calls", count),
+    "Cached": ("critic.cached", count),
+    "Critic tokens in": ("critic.prompt_tokens", count),
+    "Critic tokens out": ("critic.completion_tokens", count),
+    "Critic cost": ("critic.cost", money),
+    "Training time": ("seconds", seconds),
+}
+"""Heading -> total of a run, and how it is written."""
 
 
 def cost_rows(results: Results) -> list[tuple[Arm, list[tuple[str, str]]]]:
     """Per trained arm: (heading, text) of every cost, as the mean over its runs."""
-    return [(arm, _costs(arm)) for arm in results.trained]
 
+    def mean(arm: Arm, total: str) -> Number:
+        return mean_of(run.totals.get(total) for run in arm.runs)
 
-def _costs(arm: Arm) -> list[tuple[str, str]]:
-    critics = [run.critic for run in arm.runs]
-    cost = mean_of(critic.cost for critic in critics)
     return [
-        ("Optimizer steps", count(mean_of(run.steps for run in arm.runs))),
-        ("Rollouts", count(mean_of(run.rollouts for run in arm.runs))),
-        ("Completion tokens", count(mean_of(run.completion_tokens for run in arm.runs))),
-        ("Critic calls", count(mean_of(critic.calls for critic in critics))),
-        ("Cached", count(mean_of(critic.cached for critic in critics))),
-        ("Critic tokens in", count(mean_of(critic.prompt_tokens for critic in critics))),
-        ("Critic tokens out", count(mean_of(critic.completion_tokens for critic in critics))),
-        ("Critic cost", MISSING if cost is None else f"{cost:,.2f}"),
-        ("Training time", seconds(mean_of(run.seconds for run in arm.runs))),
+        (arm, [(heading, show(mean(arm, total))) for heading, (total, show) in COSTS.items()])
+        for arm in results.trained
     ]
 
 
@@ -35,7 +39,7 @@ def phase_rows(results: Results) -> list[tuple[str, list[tuple[str, Number]]]]:
     for arm in results.trained:
         names = dict.fromkeys(name for run in arm.runs for name in run.seconds_by_phase)
         parts = [(name, mean_of(run.seconds_by_phase.get(name) for run in arm.runs)) for name in names]
-        total = mean_of(run.seconds for run in arm.runs)
+        total = mean_of(run.totals.get("seconds") for run in arm.runs)
         rest = 0.0 if total is None else total - sum(value or 0.0 for _, value in parts)
         if rest > 0.05:
             parts.append(("other", rest))
@@ -55,13 +59,13 @@ def _setting(value: object) -> str:
 
 def finding_rows(results: Results) -> tuple[list[str], list[tuple[Arm, list[str]]], list[Arm]]:
     """Names of the findings in critiques; per arm how many critiques have each; arms without a look for findings."""
-    asked = [arm for arm in results.trained if any(run.critic.calls for run in arm.runs)]
-    found = {arm.name: [run.critic.findings for run in arm.runs if run.critic.findings is not None] for arm in asked}
+    asked = [arm for arm in results.trained if any(run.totals.get("critic.calls") for run in arm.runs)]
+    found = {arm.name: [run.findings for run in arm.runs if run.findings is not None] for arm in asked}
     names = list(dict.fromkeys(name for tables in found.values() for table in tables for name in table))
     rows = []
     for arm in asked:
         if tables := found[arm.name]:
-            calls = sum(run.critic.calls or 0.0 for run in arm.runs)
+            calls = sum(run.totals.get("critic.calls") or 0.0 for run in arm.runs)
             amounts = [sum(table.get(name) or 0.0 for table in tables) for name in names]
             rows.append((arm, [count(calls), *(f"{count(n)} ({percent(n / calls)})" if n else "0" for n in amounts)]))
     return [name.replace("_", " ") for name in names], rows, [arm for arm in asked if not found[arm.name]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stepalign.report.charts import Interval
@@ -55,18 +55,13 @@ class ResultsTable:
     """The rows of results.json that the table shows."""
 
 
-COSTS: dict[str, tuple[str, str, Callable[[Run], Number], Callable[[Number], str]]] = {
-    "rollouts": ("Rollouts", "completions sampled for training, per run", lambda run: run.rollouts, count),
-    "tokens": ("Tokens", "completion tokens sampled for training, per run", lambda run: run.completion_tokens, count),
-    "seconds": (
-        "Train s",
-        "seconds of sampling, feedback and learning in one run; evaluation and saving are left out",
-        lambda run: run.seconds,
-        lambda value: decimal(value, 1),
-    ),
-    "calls": ("Critic calls", "critiques asked for, per run", lambda run: run.critic.calls, count),
+COSTS = {
+    "rollouts": ("Rollouts", "completions sampled for training, per run"),
+    "completion_tokens": ("Tokens", "completion tokens sampled for training, per run"),
+    "seconds": ("Train s", "seconds of sampling, feedback and learning in one run; evaluation and saving are left out"),
+    "critic.calls": ("Critic calls", "critiques asked for, per run"),
 }
-"""Cost columns after the metrics: heading, explanation, value of a run, how it is written."""
+"""Columns after the metrics. Total of a run -> heading and explanation."""
 
 
 def results_tables(results: Results) -> list[ResultsTable]:
@@ -102,8 +97,7 @@ def _results_table(results: Results, set_name: str, rule: str) -> ResultsTable:
         set=set_name,
         checkpoint_rule=rule,
         in_force=rule == results.checkpoint_rule,
-        columns={name: (metric_label(name), METRIC_FAMILIES[metric_family(name)][1]) for name in names}
-        | {name: (heading, about) for name, (heading, about, _, _) in COSTS.items()},
+        columns={name: (metric_label(name), METRIC_FAMILIES[metric_family(name)][1]) for name in names} | COSTS,
         rows=tuple(main),
         per_seed=tuple(per_seed) if len(per_seed) > len(main) else (),
         metrics=metrics,
@@ -119,7 +113,7 @@ def _row(
     arm: Arm, label: str, rows: Sequence[MetricRow], runs: Sequence[Run], names: Sequence[str], results: Results
 ) -> Row:
     cells = {name: metric_cell(next((row for row in rows if row.metric == name), None), results) for name in names}
-    cells |= {name: _cost_cell(runs, value, show) for name, (_, _, value, show) in COSTS.items()}
+    cells |= {name: _cost_cell(runs, name) for name in COSTS}
     return Row(arm=arm, label=label, cells=cells)
 
 
@@ -176,11 +170,15 @@ def _pooled_text(row: MetricRow, seeds: Sequence[int]) -> str:
     return seeds_text(seeds) + (" pooled" if len(seeds) > 1 else "")
 
 
-def _cost_cell(runs: Sequence[Run], value: Callable[[Run], Number], show: Callable[[Number], str]) -> Cell:
-    """The mean over runs, with the value of each in the detail."""
-    defined = [(run.seed, amount) for run in runs if (amount := value(run)) is not None]
+def _cost_cell(runs: Sequence[Run], name: str) -> Cell:
+    """The mean of a total over runs, with the value of each in the detail."""
+    defined = [(run.seed, amount) for run in runs if (amount := run.totals.get(name)) is not None]
     if not defined:
         return Cell(text=MISSING, detail="none recorded", missing=True)
+
+    def show(value: float) -> str:
+        return decimal(value, 1) if name == "seconds" else count(value)
+
     each = "; ".join(f"seed {seed}: {show(amount)}" for seed, amount in defined)
     mean = f"mean of {len(defined)} runs; " if len(defined) > 1 else ""
     return Cell(text=show(sum(amount for _, amount in defined) / len(defined)), detail=mean + each)

@@ -37,28 +37,14 @@ METRIC_FAMILIES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CriticTotals:
-    calls: Number = None
-    cached: Number = None
-    malformed: Number = None
-    failed: Number = None
-    prompt_tokens: Number = None
-    completion_tokens: Number = None
-    cost: Number = None
-    findings: Mapping[str, float] | None = None
-    """Critiques by finding; None where nothing looked for findings."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
+    totals: Mapping[str, Number]
+    """By name: ``steps``, ``rollouts``, ``completion_tokens``, ``seconds``, ``critic.calls``, ``critic.cost``, ..."""
+    findings: Mapping[str, float] | None
+    """Critiques by finding; None where nothing looked for findings."""
     seed: int | None = None
     path: str = MISSING
-    steps: Number = None
-    rollouts: Number = None
-    completion_tokens: Number = None
-    seconds: Number = None
     seconds_by_phase: Mapping[str, Number] = field(default_factory=dict)
-    critic: CriticTotals = CriticTotals()
     masked: Mapping[str, float] = field(default_factory=dict)
     """Samples left out of training, by reason."""
     warnings: Sequence[str] = ()
@@ -193,10 +179,7 @@ def _arms(listed: Sequence[Json], metrics: Sequence[MetricRow]) -> list[Arm]:
             label=row.get("label") or row["name"],
             colour=-1 if row["name"] == "base" else index,
             about=CONDITIONS.get(row.get("condition", ""), ""),
-            runs=tuple(
-                _record(Run, run, critic=_record(CriticTotals, run.get("critic") or {}))
-                for run in row.get("runs") or ()
-            ),
+            runs=tuple(map(_run, row.get("runs") or ())),
             config_diff=row.get("config_diff") or {},
         )
         for index, row in enumerate(listed)
@@ -209,6 +192,13 @@ def _arms(listed: Sequence[Json], metrics: Sequence[MetricRow]) -> list[Arm]:
         else:
             arms.append(Arm(name=name, label=name, colour=len(arms)))
     return arms
+
+
+def _run(row: Json) -> Run:
+    critic = row.get("critic") or {}
+    totals = {**row, **{f"critic.{name}": value for name, value in critic.items()}}
+    totals = {name: value for name, value in totals.items() if isinstance(value, int | float)}
+    return _record(Run, row, totals=totals, findings=critic.get("findings"))
 
 
 def metric_family(name: str) -> str:

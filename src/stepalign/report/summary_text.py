@@ -21,7 +21,7 @@ def summary_sentences(results: Results) -> list[str]:
     arms = results.trained
     amount = (_NUMBER_WORDS[len(arms)] if len(arms) < len(_NUMBER_WORDS) else str(len(arms))).capitalize()
     if results.are_runs:
-        steps = count(max((run.steps or 0.0 for arm in arms for run in arm.runs), default=0.0))
+        steps = count(max((run.totals.get("steps") or 0.0 for arm in arms for run in arm.runs), default=0.0))
         opening = "One training run" if len(arms) == 1 else f"{amount} training runs side by side"
         solver = f" of {results.model}" if results.model else ""
         return [f"{opening}{solver}, {steps} optimizer steps" + (" at most." if len(arms) > 1 else ".")]
@@ -63,7 +63,7 @@ def changes(results: Results) -> list[tuple[Arm, str]]:
 
 
 def _spent(row: Row) -> str:
-    steps = [run.steps for run in row.arm.runs if run.steps is not None]
+    steps = [steps for run in row.arm.runs if (steps := run.totals.get("steps")) is not None]
     rollouts, seconds = row.cells["rollouts"], row.cells["seconds"]
     parts = [f"{count(max(steps))} optimizer steps"] if steps else []
     parts += [f"{rollouts.text} rollouts"] if not rollouts.missing else []
@@ -122,7 +122,7 @@ def _budget_notes(results: Results) -> list[str]:
         return []
     total, name = BUDGETS[rule]
     out = [f"Equal budget: {count(size)} {name} for every run. A run ends after the step in which it reaches them."]
-    spent = {arm.label: [getattr(run, total) for run in arm.runs] for arm in results.trained}
+    spent = {arm.label: [run.totals.get(total) for run in arm.runs] for arm in results.trained}
     short = [label for label, values in spent.items() if any(value is not None and value < size for value in values)]
     if short:
         out.append(f"Ended at training.max_steps before the budget was spent: {listing(short)}.")
@@ -155,8 +155,8 @@ def warnings_of(results: Results) -> list[tuple[Arm, str, str]]:
             if run.masked:
                 each = ", ".join(f"{reason}: {count(amount)}" for reason, amount in run.masked.items())
                 texts.append(f"samples masked from training ({each})")
-            bad = {"malformed": run.critic.malformed, "failed": run.critic.failed}
+            bad = {name: run.totals.get(f"critic.{name}") for name in ("malformed", "failed")}
             if each := ", ".join(f"{count(amount)} {name}" for name, amount in bad.items() if amount):
-                texts.append(f"critiques not usable: {each} of {count(run.critic.calls)}")
+                texts.append(f"critiques not usable: {each} of {count(run.totals.get('critic.calls'))}")
             out += [(arm, f"seed {run.seed}", text) for text in texts]
     return out

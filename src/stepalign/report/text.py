@@ -85,6 +85,10 @@ def count(value: Any) -> str:
     return _written(value, "{:,.0f}")
 
 
+def money(value: Any) -> str:
+    return _written(value, "{:,.2f}")
+
+
 def number_of(value: Any, name: str) -> str:
     """A count with its noun: 1 rollout, 15,872 rollouts."""
     return f"{count(value)} {name}" if value == 1 else f"{count(value)} {name}s"
