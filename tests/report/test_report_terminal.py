@@ -9,7 +9,8 @@ import report_fixtures as fixtures
 from rich.console import Console
 
 from stepalign.errors import ConfigError
-from stepalign.report import print_rollout, results_markdown, results_table
+from stepalign.report.table import results_markdown, results_table
+from stepalign.report.terminal import print_rollout
 
 ESCAPES = re.compile(r"\x1b\[[0-9;:]*m")
 

@@ -21,7 +21,7 @@ from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Event
 from stepalign.models.load import Solver, build_tiny_solver, embedded_folder, save_solver
 from stepalign.models.prompts import unknown_id
-from stepalign.report import print_rollout
+from stepalign.report.terminal import print_rollout
 from stepalign.storage.signal_file import load_signal
 from stepalign.verbs.configs import config_for_file
 from stepalign.verbs.signal import folder as folders

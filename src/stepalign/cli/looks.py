@@ -104,7 +104,7 @@ ContextOption = Annotated[
 
 def show(folder: SignalArgument, rollout: RolloutOption = "0", contexts: ContextOption = None) -> None:
     """One rollout in the terminal, token by token: the twin of the page."""
-    from stepalign.report import print_rollout
+    from stepalign.report.terminal import print_rollout
     from stepalign.storage.signal_file import load_signal
     from stepalign.verbs.progress import console
 
