@@ -232,7 +232,11 @@ class Sample:
 
 def to_json(record: Any) -> dict[str, Any]:
     """A record as JSON-ready plain data (nested records become dictionaries)."""
-    return _rollout_row(record) if isinstance(record, Rollout) else dataclasses.asdict(record)
+    if isinstance(record, Rollout):
+        return _rollout_row(record)
+    row = dataclasses.asdict(record)
+    row.pop("unpaid", None)  # a run stops there: no such critique is written
+    return row
 
 
 def _rollout_row(rollout: Rollout) -> dict[str, Any]:
