@@ -17,7 +17,7 @@ import torch
 
 from stepalign.models.load import Solver
 from stepalign.models.sampling import OnFinished
-from stepalign.records import Completion
+from stepalign.records import Completion, FinishReason
 
 _COMPACT_BELOW = 0.75
 """Drop finished rows when fewer than this share is still active: dropping copies the cache once."""
@@ -49,11 +49,11 @@ class LocalSampler:
         on_finished: OnFinished | None = None,
     ) -> list[list[Completion]]:
         """See :class:`stepalign.models.sampling.Sampler`."""
-        results: list[list[Completion | None]] = [[None] * num_samples for _ in prompts]
+        results: dict[tuple[int, int], Completion] = {}
         generator = torch.Generator(device=self._solver.device).manual_seed(seed)
 
         def finished(prompt: int, sample: int, completion: Completion) -> None:
-            results[prompt][sample] = completion
+            results[prompt, sample] = completion
             if on_finished is not None:
                 on_finished(prompt, sample, completion)
 
@@ -61,7 +61,7 @@ class LocalSampler:
             for batch in self._batches(prompts, num_samples, max_tokens):
                 for _ in self._sample_batch(batch, prompts, num_samples, temperature, max_tokens, generator, finished):
                     await asyncio.sleep(0)
-        return [[c for c in row if c is not None] for row in results]
+        return [[results[prompt, sample] for sample in range(num_samples)] for prompt in range(len(prompts))]
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -117,20 +117,29 @@ class LocalSampler:
         ids_RT = torch.zeros((num_rows, max_tokens), dtype=torch.long, device=device)
         log_probs_RT = torch.zeros((num_rows, max_tokens), device=device)
 
+        def end(rows_B: torch.Tensor, length: int, reason: FinishReason) -> None:
+            for row in owners[rows_B].tolist():
+                completion = Completion(
+                    ids=tuple(ids_RT[row, :length].tolist()),
+                    log_probs=tuple(log_probs_RT[row, :length].tolist()),
+                    finish_reason=reason,
+                    policy_version=version,
+                )
+                prompt, sample = divmod(row, num_samples)
+                finished(batch[prompt], sample, completion)
+
         for position in range(max_tokens):
             ids_B, log_probs_B = draw(logits_BV, temperature, generator)
             ids_RT[owners, position] = ids_B
             log_probs_RT[owners, position] = log_probs_B
             ended_B = torch.isin(ids_B, end_ids) & alive
-            for row in owners[ended_B].tolist():
-                prompt, sample = divmod(row, num_samples)
-                finished(batch[prompt], sample, _completion(ids_RT, log_probs_RT, row, position + 1, "stop", version))
+            end(ended_B, position + 1, "stop")
             alive &= ~ended_B
             num_alive = int(alive.sum())
-            if num_alive == 0:
-                return
             if position + 1 == max_tokens:
-                break
+                end(alive, max_tokens, "length")
+            if not num_alive or position + 1 == max_tokens:
+                return
             if num_alive < _COMPACT_BELOW * len(alive):
                 kept = alive.nonzero().squeeze(1)
                 cache.batch_select_indices(kept)
@@ -147,10 +156,6 @@ class LocalSampler:
             logits_BV = self._solver.logits(hidden_B1H[:, -1])
             positions_B = positions_B + 1
             yield
-
-        for row in owners[alive].tolist():
-            prompt, sample = divmod(row, num_samples)
-            finished(batch[prompt], sample, _completion(ids_RT, log_probs_RT, row, max_tokens, "length", version))
 
     def _prefill(self, prompts: Sequence[Sequence[int]], cache: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits after each prompt, which cached positions are real, and the next position of each row."""
@@ -186,17 +191,6 @@ def draw(logits_BV: torch.Tensor, temperature: float, generator: torch.Generator
     noise_BV = torch.empty_like(log_probs_BV).exponential_(generator=generator)
     ids_B = (log_probs_BV - noise_BV.log()).argmax(-1)
     return ids_B, log_probs_BV.gather(1, ids_B[:, None]).squeeze(1)
-
-
-def _completion(
-    ids_RT: torch.Tensor, log_probs_RT: torch.Tensor, row: int, length: int, reason: Any, version: int
-) -> Completion:
-    return Completion(
-        ids=tuple(ids_RT[row, :length].tolist()),
-        log_probs=tuple(log_probs_RT[row, :length].tolist()),
-        finish_reason=reason,
-        policy_version=version,
-    )
 
 
 def _preallocated_cache(extra_tokens: int) -> Any:
