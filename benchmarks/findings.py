@@ -21,7 +21,7 @@ from stepalign.config import load_config
 from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
 from stepalign.domains.arithmetic.task import MODULUS, Trace, parse_question, write_solution
 from stepalign.domains.math.grade import Grade
-from stepalign.domains.sets import load_set
+from stepalign.domains.table import load_set
 from stepalign.feedback import findings
 from stepalign.records import Attempt, Problem
 from stepalign.rollouts.review import Rules, review
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="attempts at each problem")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    problems = list(load_set(load_config("arithmetic"), "train").problems)
+    problems = list(load_set(load_config("arithmetic").data, "train").problems)
     made = list(attempts(problems, options.repeats, random.Random(options.seed)))
     rules = Rules(policies=findings.policies({}, served=True), retries=0)
 

@@ -22,7 +22,8 @@ from functools import partial
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from stepalign.models.load import Solver, build_tokenizer
+from stepalign.domains.arithmetic.solver import build_tokenizer
+from stepalign.models.load import Solver
 from stepalign.models.packing import Scored, micro_batches
 from stepalign.models.scoring import completion_hidden
 

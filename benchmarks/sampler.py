@@ -19,7 +19,8 @@ from functools import partial
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from stepalign.models.load import Solver, build_tokenizer
+from stepalign.domains.arithmetic.solver import build_tokenizer
+from stepalign.models.load import Solver
 from stepalign.models.sampling.local import LocalSampler
 from stepalign.waiting import wait_for
 

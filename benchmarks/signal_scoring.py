@@ -28,8 +28,9 @@ from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from stepalign.build import make_prompts
 from stepalign.config import Config, changed
+from stepalign.domains.arithmetic.solver import build_tokenizer
 from stepalign.events import Event, progress
-from stepalign.models.load import Solver, build_tokenizer
+from stepalign.models.load import Solver
 from stepalign.records import Attempt, Problem
 from stepalign.signal.analyse import AttemptInContexts, Shown
 from stepalign.signal.score import ScoringJob, _hidden_states, _windows, score

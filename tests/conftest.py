@@ -35,8 +35,8 @@ CHATML = (
 @pytest.fixture(scope="session")
 def word_tokenizer() -> PreTrainedTokenizerBase:
     """The embedded task's tokenizer: one id a word."""
+    from stepalign.domains.arithmetic.solver import build_tokenizer
     from stepalign.domains.arithmetic.task import VOCABULARY
-    from stepalign.models.load import build_tokenizer
 
     return build_tokenizer(VOCABULARY)
 
@@ -46,7 +46,8 @@ def make_solver(word_tokenizer: PreTrainedTokenizerBase) -> Callable[..., Solver
     """Fresh tiny solvers. Large random embeddings, so that the next-token distributions are far from uniform."""
     import torch
 
-    from stepalign.models.load import Solver, build_tiny_solver
+    from stepalign.domains.arithmetic.solver import build_tiny_solver
+    from stepalign.models.load import Solver
 
     torch.set_num_threads(1)
 

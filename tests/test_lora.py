@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from stepalign.build import open_session
 from stepalign.config import Config, changed, load_config
+from stepalign.domains.arithmetic.task import EMBEDDED
 from stepalign.events import silent
-from stepalign.models.load import EMBEDDED, load_solver
+from stepalign.models.load import load_solver
 from stepalign.models.scoring import completion_hidden
 from stepalign.records import Sample
 from stepalign.storage.jsonl import read_json_lines

@@ -11,14 +11,14 @@ from pathlib import Path
 from stepalign.config import Config, changed
 from stepalign.critics import Critic
 from stepalign.critics.build import make_endpoint_critic, make_programmatic_critic, make_rules
-from stepalign.domains.arithmetic import task as arithmetic
+from stepalign.domains.domain import Truth
 from stepalign.domains.math.grading import Grader
-from stepalign.domains.sets import make_grader
+from stepalign.domains.table import find_domain, make_grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent
 from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
-from stepalign.models.load import EMBEDDED, Solver, load_solver
+from stepalign.models.load import Solver, load_solver
 from stepalign.models.prompts import PromptBuilder
 from stepalign.models.sampling import Sampler
 from stepalign.models.sampling.local import LocalSampler
@@ -26,7 +26,6 @@ from stepalign.records import Attempt, Critique, Problem, Rollout
 from stepalign.rollouts.collect import RolloutCollector, RolloutMaker
 from stepalign.rollouts.environment import SingleTurn
 from stepalign.rollouts.review import Rules, ask
-from stepalign.rollouts.samples import Truth
 from stepalign.waiting import wait_for
 
 
@@ -43,7 +42,7 @@ class Session:
     @property
     def maker(self) -> RolloutMaker:
         """Draws and grades rollouts, at any settings."""
-        environment = SingleTurn(self.prompts)
+        environment = (find_domain(self.config.data).environment or SingleTurn)(self.prompts)
         return RolloutMaker(
             tokenizer=self.solver.tokenizer, sampler=self.sampler, environment=environment, grader=self.grader
         )
@@ -72,7 +71,13 @@ def open_session(config: Config) -> Session:
     if model.gradient_checkpointing:
         solver.model.activation_checkpointing_enable()
     sampler = LocalSampler(solver, max_batch_tokens=config.sampling.max_batch_tokens)
-    return Session(config, solver, sampler, make_prompts(config, solver), make_grader(config))
+    return Session(config, solver, sampler, make_prompts(config, solver), make_grader(config.data))
+
+
+def find_truth(config: Config, solver: Solver) -> Truth | None:
+    """Where attempts first go wrong, as far as the recipe's domain knows."""
+    truth = find_domain(config.data).truth
+    return truth(solver.tokenizer) if truth is not None else None
 
 
 def recipe_solver(config: Config, *, weights: bool = True) -> Solver:
@@ -113,12 +118,12 @@ def with_lora(solver: Solver, config: Config) -> Solver:
 
 def make_prompts(config: Config, solver: Solver) -> PromptBuilder:
     """The prompts of student and self-teacher; the latter leaves room for a completion in the model's context."""
-    section = config.prompts
+    section, own = config.prompts, find_domain(config.data).prompts
     room = (solver.context_length or 10**9) - config.sampling.max_completion_length
     return PromptBuilder(
         solver.tokenizer,
-        student=load_template(section.student),
-        self_teacher=load_template(section.self_teacher),
+        student=load_template(own.get(section.student, section.student)),
+        self_teacher=load_template(own.get(section.self_teacher, section.self_teacher)),
         system=section.system,
         student_chat_options=section.student_chat_options,
         teacher_chat_options=section.teacher_chat_options,
@@ -156,13 +161,6 @@ def make_critic(
         return None
     form, section = forms[0], config.critic
     if section.kind == "programmatic":
-        if config.data.train != EMBEDDED:
-            raise ConfigError(
-                "the programmatic critic knows the embedded task only",
-                where="critic.kind",
-                hint="give a served critic: --set critic.kind=endpoint --set critic.base_urls='[\"http://...\"]' "
-                "--set critic.model=NAME, or drop what needs one from condition and signal.contexts",
-            )
         return make_programmatic_critic(config, form)
     return make_endpoint_critic(config, form=form, cache_folder=folder, ledger_folder=ledger_folder, listener=listener)
 
@@ -173,32 +171,6 @@ def check_critic(config: Config, design_names: Sequence[str]) -> None:
     critic = make_critic(without_cache, None, design_names)
     if critic is not None:
         critic.close()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The truth about steps, where a program knows it
-
-
-def arithmetic_probe(solver: Solver) -> Truth:
-    """Where an attempt at an embedded problem states its first wrong result, and the id of the right one."""
-    vocabulary = solver.tokenizer.get_vocab()
-    values = {value: vocabulary.get(str(value)) for value in range(arithmetic.MODULUS)}
-
-    def probe(attempt: Attempt, ids: Sequence[int]) -> tuple[int, int] | None:
-        found = arithmetic.diagnose(attempt.problem.question, attempt.text)
-        if found.correction is None:
-            return None
-        if found.num_right >= min(len(found.attempt.steps), len(found.correction.steps)):
-            return None  # nothing wrong, or a step too many
-        wrong, right = found.attempt.steps[found.num_right], found.correction.steps[found.num_right]
-        if (wrong.value, wrong.signed_operand) != (right.value, right.signed_operand):
-            return None  # the books went wrong, not the fact
-        position = 7 * found.num_right + 5  # one id a word: tag, value, operator, operand, equals, result, end
-        stated = ids[position] if position < len(ids) else None
-        meant = values[right.result]
-        return (position, meant) if meant is not None and stated == values[wrong.result] else None
-
-    return probe
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -460,16 +460,18 @@ def test_an_own_grader_that_never_ends() -> None:
 
 
 def test_a_recipe_names_its_grader_and_how_long_it_may_take() -> None:
-    from stepalign.build import make_grader
     from stepalign.config import load_config
+    from stepalign.domains.table import make_grader
 
-    with make_grader(load_config(None, ["data.grader=user_graders:last_word", "data.grader_seconds=20"])) as grader:
+    with make_grader(
+        load_config(None, ["data.grader=user_graders:last_word", "data.grader_seconds=20"]).data
+    ) as grader:
         assert grader.grade("it must be 7", "7").verdict == "correct"
         assert grader.config.seconds == 20
-    with make_grader(load_config(None)) as grader:
+    with make_grader(load_config(None).data) as grader:
         assert grader.grade("it must be 7", "7").reason == "no answer"
     with pytest.raises(ConfigError, match="No module named"):
-        make_grader(load_config(None, ["data.grader=nowhere:grade"]))
+        make_grader(load_config(None, ["data.grader=nowhere:grade"]).data)
 
 
 @pytest.mark.parametrize(

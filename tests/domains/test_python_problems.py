@@ -11,8 +11,9 @@ import pytest
 from stepalign.config import load_config
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.python import sandbox
-from stepalign.domains.python.problems import extract_code, is_test_program
+from stepalign.domains.python.grading import extract_code
 from stepalign.errors import ConfigError
+from stepalign.problems.columns import is_test_program
 from stepalign.problems.loading import load_problems, save_problems
 
 UNAVAILABLE = sandbox.why_unavailable()
@@ -100,9 +101,9 @@ def test_the_shipped_problems_are_right() -> None:
     """Every reference passes its tests, and no other problem's reference does."""
     problems = load_problems(SHIPPED, "python").problems
     assert len(problems) == 8
-    from stepalign.build import make_grader
+    from stepalign.domains.table import make_grader
 
-    with make_grader(load_config("python")) as grader:
+    with make_grader(load_config("python").data) as grader:
         assert isinstance(grader, Grader)
         for index, problem in enumerate(problems):
             assert grader.grade(problem.reference or "", problem.answer).verdict == "correct", problem.question
@@ -112,11 +113,11 @@ def test_the_shipped_problems_are_right() -> None:
 
 
 def test_a_machine_without_a_sandbox_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stepalign.build import make_grader
+    from stepalign.domains.table import make_grader
 
     monkeypatch.setattr(sandbox, "why_unavailable", lambda: "it is a toaster")
     with pytest.raises(ConfigError, match="it is a toaster"):
-        make_grader(load_config("python"))
+        make_grader(load_config("python").data)
 
 
 @needs_sandbox

@@ -16,8 +16,14 @@ from typer.testing import CliRunner
 from stepalign.cli import app
 from stepalign.config import load_config
 from stepalign.domains.domain import open_grader
+from stepalign.domains.table import load_set
 from stepalign.errors import ConfigError
-from stepalign.problems.loading import load_problems
+from stepalign.problems.loading import ProblemSet
+
+
+def load_problems(source: str, limit: int | None = None) -> ProblemSet:
+    return load_set(load_config(None, [f"data.train={source}", f"data.max_train={limit or 'null'}"]).data, "train")
+
 
 INSTALLED = importlib.util.find_spec("verifiers") is not None
 needs_verifiers = pytest.mark.skipif(not INSTALLED, reason='needs pip install "stepalign[verifiers]" beside openai 2')
@@ -170,7 +176,7 @@ def test_wrong_names_and_settings(sums: str, tmp_path: Path) -> None:
 @needs_verifiers
 @pytest.mark.slow
 def test_grade_and_train_with_an_environment(sums: str, tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
-    from stepalign.build import make_grader
+    from stepalign.domains.table import make_grader
     from stepalign.storage.jsonl import read_json_lines
     from stepalign.training import loop
     from stepalign.verbs.progress import Display
@@ -192,7 +198,7 @@ def test_grade_and_train_with_an_environment(sums: str, tmp_path: Path, write_re
         evaluation={"num_samples": 1, "at_start": False},
     )
     with pytest.raises(ConfigError, match="grades its own tasks only"):
-        make_grader(load_config(str(recipe), ["data.test=embedded:arithmetic"]))
+        make_grader(load_config(str(recipe), ["data.test=embedded:arithmetic"]).data)
     display = Display("run")
     loop.train(load_config(str(recipe)), tmp_path / "run", resume=False, listener=display, stop=loop.StopRequest())
     rollouts = list(read_json_lines(tmp_path / "run" / "rollouts.jsonl"))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepalign.domains.math.grade import Grade
+from stepalign.domains.python.grading import grade_code
 from stepalign.domains.python.sandbox import why_unavailable
 from stepalign.errors import ConfigError
 from stepalign.feedback.designs import (
@@ -152,7 +153,8 @@ def test_the_execution_trace_shows_what_the_code_did() -> None:
     python = Problem(problem_id="py", question="Double a number.", answer=tests)
 
     def shown(code: str) -> tuple[str | None, str]:
-        attempt = replace(attempt_of("wrong"), text=f"So:\n```python\n{code}\n```")
+        text = f"So:\n```python\n{code}\n```"
+        attempt = replace(attempt_of("wrong"), text=text, grade=grade_code(text, tests))
         (context,) = make_contexts("execution_trace", Group(problem=python, attempts=[attempt], critiques=[None]))
         return context.text, context.masked
 
@@ -168,9 +170,9 @@ def test_the_execution_trace_shows_what_the_code_did() -> None:
     assert make_contexts("execution_trace", group("wrong"))[0].masked == "the problem has no Python tests"
     broken = replace(python, answer="import missing_module\nassert double(2) == 4\nassert double(lambda: 1)")
     assert shown("def double(x): return 4")[0] != ""
-    made = Group(
-        problem=broken, attempts=[replace(attempt_of("wrong"), text="```\ndef double(x): pass\n```")], critiques=[None]
-    )
+    text = "```\ndef double(x): pass\n```"
+    attempt = replace(attempt_of("wrong"), text=text, grade=grade_code(text, broken.answer))
+    made = Group(problem=broken, attempts=[attempt], critiques=[None])
     assert "No module named" in (make_contexts("execution_trace", made)[0].text or "")
 
 

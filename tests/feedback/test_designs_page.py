@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from stepalign.domains.arithmetic.critic import ArithmeticCritic
 from stepalign.domains.arithmetic.task import make_problem, parse_question
 from stepalign.domains.math.grade import Grade
+from stepalign.domains.python.grading import grade_code
 from stepalign.domains.python.sandbox import why_unavailable
 from stepalign.feedback.designs import DESIGNS, Group, find_design, make_contexts
 from stepalign.feedback.designs.custom import TEMPLATE_NEEDS
@@ -54,11 +56,9 @@ def arithmetic_group(form: str) -> Group:
 
 def python_group() -> Group:
     (problem, *_) = load_problems(ROOT / "recipes" / "data" / "python_problems.jsonl", "python").problems
-    return Group(
-        problem=problem,
-        attempts=[attempt_at(problem, "a", "```python\n" + block("`execution_trace`") + "\n```", "incorrect")],
-        critiques=[None],
-    )
+    text = "```python\n" + block("`execution_trace`") + "\n```"
+    attempt = replace(attempt_at(problem, "a", text, "incorrect"), grade=grade_code(text, problem.answer))
+    return Group(problem=problem, attempts=[attempt], critiques=[None])
 
 
 @pytest.mark.parametrize("name", DESIGNS)

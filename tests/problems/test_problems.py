@@ -15,15 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepalign.errors import ConfigError
-from stepalign.problems.loading import (
-    ColumnMap,
-    find_overlaps,
-    load_problems,
-    normalise_question,
-    problem_id,
-    save_problems,
-    split_problems,
-)
+from stepalign.problems.columns import ColumnMap
+from stepalign.problems.loading import load_problems, save_problems
+from stepalign.problems.sets import find_overlaps, normalise_question, problem_id, split_problems
 from stepalign.records import Problem
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from stepalign.config import Config, ObjectiveSection, SamplingSection, changed
 from stepalign.domains.arithmetic.critic import ArithmeticCritic
+from stepalign.domains.arithmetic.domain import find_truth
 from stepalign.domains.arithmetic.task import make_problem, parse_question
 from stepalign.domains.math.grading import Grader
 from stepalign.errors import ConfigError
@@ -365,9 +366,8 @@ def test_progress_is_told_for_every_completion(tiny_solver: Solver) -> None:
 
 
 def test_the_probe_points_at_the_first_wrong_result(collect, tiny_solver: Solver) -> None:
-    from stepalign.build import arithmetic_probe
 
-    samples: list[Sample] = collect("grpo", truth=arithmetic_probe(tiny_solver))[0].samples
+    samples: list[Sample] = collect("grpo", truth=find_truth(tiny_solver.tokenizer))[0].samples
     assert [s.probe is not None for s in samples] == [False, True, False, False, False, False]
     place, right = samples[1].probe or (0, 0)
     name = tiny_solver.tokenizer.convert_ids_to_tokens

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from stepalign.build import arithmetic_probe, collect_for_signal, open_session
+from stepalign.build import collect_for_signal, find_truth, open_session
 from stepalign.config import load_config
 from stepalign.domains.arithmetic import task as arithmetic
-from stepalign.domains.sets import load_sets
+from stepalign.domains.table import load_sets
 from stepalign.signal.analyse import analyse, analyse_attempts, attempts_under
 from stepalign.signal.localisation import truth_of
 
@@ -19,12 +19,12 @@ from stepalign.signal.localisation import truth_of
 def collected():
     config = load_config("arithmetic")
     session = open_session(config)
-    return session, collect_for_signal(session, load_sets(config)["train"].problems[:40], Path("unused"), seed=3)
+    return session, collect_for_signal(session, load_sets(config.data)["train"].problems[:40], Path("unused"), seed=3)
 
 
 def test_every_token_has_one_place(collected) -> None:
     session, rollouts = collected
-    probe = arithmetic_probe(session.solver)
+    probe = find_truth(session.config, session.solver)
     wrong = 0
     attempts, _ = attempts_under(rollouts, ["step_aligned"])
     assert len(attempts) == len(rollouts)
@@ -61,7 +61,7 @@ def test_the_step_aligned_signal_is_on_the_wrong_result(collected) -> None:
         num_shown=6,
         top_k=2,
         model_name="embedded",
-        wrong_result=arithmetic_probe(session.solver),
+        wrong_result=find_truth(session.config, session.solver),
     )
     numbers = {e["context"]: {n["name"]: n["value"] for n in e["numbers"]} for e in found["localisation"]}
     aligned, reference, verdict = (numbers[name] for name in ("step_aligned", "reference", "verdict"))

@@ -9,7 +9,7 @@ import pytest
 
 from stepalign.build import more_critiques
 from stepalign.config import changed, load_config
-from stepalign.domains.sets import load_set
+from stepalign.domains.table import load_set
 from stepalign.feedback.designs import DESIGNS, group_rollouts
 from stepalign.storage.signal_file import read_rows
 from stepalign.training.loop import StopRequest, train
@@ -44,7 +44,7 @@ def test_every_design_scores_the_rollouts_of_a_run(run: Path, tmp_path: Path) ->
     analyse_run(run, out, contexts=tuple(SCORED), model="", num=32, settings=("signal.top_k=0",))
     rows = list(read_rows(out))
     assert {row["context"] for row in rows} == set(SCORED)
-    problems = {p.problem_id: p for p in load_set(load_config(str(run / "config.toml")), "train").problems}
+    problems = {p.problem_id: p for p in load_set(load_config(str(run / "config.toml")).data, "train").problems}
     pairs = stored_rollouts(run, problems, 32)
     groups = group_rollouts([rollout for rollout, _ in pairs])
     assert [len(group) for group in groups] == [4] * 8
@@ -63,7 +63,7 @@ def test_every_design_scores_the_rollouts_of_a_run(run: Path, tmp_path: Path) ->
 
 def test_the_forms_of_critique_are_asked_for_once_each(run: Path) -> None:
     config = load_config(str(run / "config.toml"))
-    problems = {p.problem_id: p for p in load_set(config, "train").problems}
+    problems = {p.problem_id: p for p in load_set(config.data, "train").problems}
     pairs = stored_rollouts(run, problems, 32)
     found = more_critiques(config, None, pairs, SCORED)
     forms = [critique.form for critique in found]

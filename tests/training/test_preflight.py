@@ -10,7 +10,7 @@ import pytest
 
 from stepalign.build import open_session
 from stepalign.config import Config, changed, load_config
-from stepalign.domains.sets import load_sets
+from stepalign.domains.table import load_sets
 from stepalign.errors import ConfigError
 from stepalign.events import Event, silent
 from stepalign.training.loop import StopRequest, train
@@ -46,7 +46,7 @@ def lengthen(config: Config, *, words: int, rows: int) -> list[str]:
     for line in lines[:rows]:
         line["question"] = " ".join([line["question"], *["+ 1"] * (words // 2)])
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return [p.problem_id for p in load_sets(config)["train"].problems[:rows]]
+    return [p.problem_id for p in load_sets(config.data)["train"].problems[:rows]]
 
 
 def test_questions_beyond_the_models_context_are_listed_before_the_first_step(config: Config, tmp_path: Path) -> None:

@@ -438,12 +438,12 @@ def test_what_every_run_would_stumble_over_is_said_once_and_leaves_no_folder(
     settings: dict[str, str], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the folder would hold the mistaken recipe, and the mended one would be refused there."""
-    from stepalign.domains.sets import load_set
+    from stepalign.domains.table import load_set
     from stepalign.errors import ConfigError
     from stepalign.verbs.progress import Display
 
     monkeypatch.chdir(tmp_path)
-    tested = load_set(load_config("arithmetic"), "test").problems[0]
+    tested = load_set(load_config("arithmetic").data, "test").problems[0]
     Path("shared.jsonl").write_text(json.dumps({"question": tested.question, "answer": tested.answer}))
     Path("bare.jsonl").write_text('{"question": "1 + 2", "answer": "3"}')
     arms = [{"name": "grpo", "set": {"condition": "grpo", "sampling.num_generations": 2}}, {"name": "refsol"}]

@@ -14,7 +14,7 @@ from markupsafe import escape
 
 from stepalign.config import Config, load_config
 from stepalign.domains.arithmetic import task as arithmetic
-from stepalign.domains.sets import load_sets
+from stepalign.domains.table import load_sets
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Event, silent
 from stepalign.models.sampling.local import LocalSampler
@@ -57,7 +57,7 @@ def test_what_is_kept_lies_inside_the_band(selected: Path) -> None:
     kept = {p.question: p for name in ("train", "test") for p in load_problems(selected / f"{name}.jsonl").problems}
     assert len(samples) == 24
     assert 2 < len(kept) < 24
-    everything = {p.problem_id: p for p in load_sets(config())["train"].problems}
+    everything = {p.problem_id: p for p in load_sets(config().data)["train"].problems}
     for name, row in samples.items():
         # The truth by arithmetic of our own, not by the grader: the last word of the attempt.
         chain = arithmetic.parse_question(everything[name].question)
@@ -126,7 +126,7 @@ def test_a_run_trains_on_what_was_selected(selected: Path, tmp_path: Path) -> No
     settings = [*(s for s in settings if not s.endswith("=")), "data.columns=gsm8k"]  # the folder knows its own layout
     small = ["training.max_steps=1", "training.problems_per_step=2", "evaluation.num_samples=2", "evaluation.ks=[1]"]
     run = load_config(None, [*settings, *small])
-    sets = load_sets(run)
+    sets = load_sets(run.data)
     assert [len(sets[name].problems) for name in ("train", "test")] == [
         len(rows(selected / f"{name}.jsonl")) for name in ("train", "test")
     ]
@@ -140,15 +140,15 @@ def test_a_changed_or_missing_file_is_refused(selected: Path, tmp_path: Path) ->
     copy.mkdir()
     for name in ("manifest.json", "train.jsonl", "test.jsonl"):
         (copy / name).write_bytes((selected / name).read_bytes())
-    load_sets(load_config(None, [f"data.train={copy}"]))
+    load_sets(load_config(None, [f"data.train={copy}"]).data)
     with pytest.raises(ConfigError, match="has no validation problems"):
-        load_sets(load_config(None, [f"data.train={copy}", f"data.validation={copy}"]))
+        load_sets(load_config(None, [f"data.train={copy}", f"data.validation={copy}"]).data)
     (copy / "train.jsonl").write_bytes((selected / "train.jsonl").read_bytes()[:-1])
     with pytest.raises(ConfigError, match="were changed or removed"):
-        load_sets(load_config(None, [f"data.train={copy}"]))
+        load_sets(load_config(None, [f"data.train={copy}"]).data)
     (copy / "manifest.json").write_text("[]")
     with pytest.raises(ConfigError, match="no manifest of a selection"):
-        load_sets(load_config(None, [f"data.train={copy}"]))
+        load_sets(load_config(None, [f"data.train={copy}"]).data)
 
 
 class Moody:

@@ -17,9 +17,10 @@ from rich.console import Console
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
+from stepalign.domains.arithmetic.solver import build_tiny_solver
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Event
-from stepalign.models.load import Solver, build_tiny_solver, embedded_folder, save_solver
+from stepalign.models.load import Solver, find_model, save_solver
 from stepalign.models.prompts import unknown_id
 from stepalign.report.terminal import print_rollout
 from stepalign.storage.signal_file import load_signal
@@ -306,7 +307,7 @@ def test_text_that_the_tokenizer_does_not_know_is_scored_and_said(
     (warning,) = (event.text for event in heard if event.kind == "warning")
     assert warning.startswith("1 of 3 rows (33%) are mostly unknown to this tokenizer")
     rows = {row["rollout_id"]: row for row in lines(tmp_path / "out" / "signal.jsonl")}
-    unknown = AutoTokenizer.from_pretrained(embedded_folder() / "solver").unk_token_id
+    unknown = AutoTokenizer.from_pretrained(find_model("embedded:arithmetic")).unk_token_id
     for row in rows.values():
         assert row["unknown_tokens"] == row["token_ids"].count(unknown)
         assert len(row["tokens"]) == len(row["token_ids"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +20,7 @@ from stepalign.cli.options import (
     resume_command,
 )
 from stepalign.config import Config, check_checkpoint_rule, load_config
-from stepalign.errors import BudgetSpentError
+from stepalign.errors import BudgetSpentError, ConfigError
 from stepalign.events import progress
 
 
@@ -80,8 +82,16 @@ def warmstart(
 ) -> None:
     """Make the embedded solver and its problem sets again, from nothing."""
     from stepalign.verbs.progress import Display, console
-    from stepalign.verbs.warmstart import make_embedded
 
+    script = Path(__file__).resolve().parents[3] / "dev" / "make_embedded.py"
+    if not script.is_file():
+        raise ConfigError(
+            "the script that makes the embedded solver is in the repository, not in the installed package",
+            where=str(script),
+            hint="clone the repository, pip install --editable . in it, and give the command again",
+        )
+    sys.path.insert(0, str(script.parent))
+    make_embedded = importlib.import_module("make_embedded").make_embedded
     with Display(transient=True) as display:
         told = make_embedded(
             out,
@@ -115,12 +125,12 @@ def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool
             changes = ", ".join(f"{key} = {value!r}" for key, value in keys.items())
             print(f"arm {name}: {changes or 'as the shared configuration'}")
         return _dry_run(config)
-    from stepalign.domains.sets import load_set
+    from stepalign.domains.table import load_set
     from stepalign.evaluation.comparison import detectable_difference
     from stepalign.report.table import results_table
     from stepalign.verbs.progress import Display, console
 
-    num_test = len(load_set(config, "test").problems)
+    num_test = len(load_set(config.data, "test").problems)
     if num_test > 1:
         console.print(detectable_difference(num_test, config.evaluation.num_samples, len(config.compare.seeds)))
     command = resume_command("compare", recipe, out, settings)

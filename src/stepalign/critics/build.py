@@ -6,21 +6,26 @@ from pathlib import Path
 
 from stepalign.config import Config
 from stepalign.critics import CACHE, LEDGER, Critic, critic_prompt
-from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
 from stepalign.domains.math.grading import Grader
-from stepalign.domains.python import problems as python_problems
+from stepalign.domains.table import find_domain
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent, warning
 from stepalign.feedback import findings
-from stepalign.problems.rows import is_environment
 from stepalign.records import CritiqueForm
 from stepalign.rollouts.review import Rules
 
 
 def make_programmatic_critic(config: Config, form: CritiqueForm = "trace") -> Critic:
-    """The critic of the embedded task, as faulty as the recipe asks."""
-    faults = Faults(**config.critic.quality.model_dump())
-    return ArithmeticCritic(form=form, faults=faults, seed=config.training.seed)
+    """The critic of the recipe's domain, as faulty as the recipe asks. Raises ConfigError where it has none."""
+    critic = find_domain(config.data).critic
+    if critic is None:
+        raise ConfigError(
+            "the programmatic critic knows the embedded task only",
+            where="critic.kind",
+            hint="give a served critic: --set critic.kind=endpoint --set critic.base_urls='[\"http://...\"]' "
+            "--set critic.model=NAME, or drop what needs one from condition and signal.contexts",
+        )
+    return critic(config.critic, form, config.training.seed)
 
 
 def make_endpoint_critic(
@@ -92,10 +97,7 @@ def make_rules(config: Config, grader: Grader) -> Rules | None:
 def rules_of(config: Config, grader: Grader) -> Rules:
     """The recipe's policies, with the grader to compare answers."""
     section = config.critic
-    # Tests, or the task of an environment, stand where other problems have an answer: nothing to compare texts with.
-    has_answers = config.data.columns != python_problems.PRESET and not is_environment(
-        config.data.grader_function or ""
-    )
+    has_answers = find_domain(config.data).has_answers
     return Rules(
         policies=findings.policies(section.policies.model_dump(), served=section.kind == "endpoint"),
         retries=section.retries,

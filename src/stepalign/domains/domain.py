@@ -1,11 +1,67 @@
-"""What a task is, as a value."""
+"""A task as a value: every part of the house outside ``domains/`` is blind to it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from stepalign.config import CriticSection, DataSection
 from stepalign.domains.math.bounded import GraderConfig
 from stepalign.domains.math.grade import GraderError
 from stepalign.domains.math.grading import Grader
 from stepalign.errors import ConfigError
+from stepalign.problems.loading import ProblemSet, is_selection, load_problems, load_selection
+from stepalign.records import Attempt, CritiqueForm, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from stepalign.critics import Critic
+
+Truth = Callable[[Attempt, Sequence[int]], tuple[int, int] | None]
+"""(attempt, its token ids) -> (index of the token that states its first wrong value, id of the right one), or None."""
+
+
+def load_file(source: str, data: DataSection, name: str, limit: int | None) -> ProblemSet:
+    """The problems of a file, a Hub data set, or a folder of ``stepalign select``."""
+    if is_selection(source):
+        return load_selection(source, name, limit=limit)
+    return load_problems(source, data.columns, limit=limit)
+
+
+def open_built_in(data: DataSection) -> Grader:
+    """The grader of mathematical answers."""
+    return open_grader(seconds=data.grader_seconds)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Domain:
+    """What a task is: how its problems are loaded and graded, and what is known about attempts at them."""
+
+    name: str
+    source: str = ""
+    """How names of its problems begin in ``data.train``; "" where they come from files alone."""
+    columns: str = ""
+    """The column preset whose rows are its problems, if it has one."""
+    load: Callable[[str, DataSection, str, int | None], ProblemSet] = load_file
+    """(source, section, "train", "validation" or "test", limit) -> problems."""
+    grade: Callable[[DataSection], Grader] = open_built_in
+    """Opens the grader of a recipe that names none. Raises ConfigError where it cannot be started."""
+    has_answers: bool = True
+    """Whether expected answers are texts to be compared with others; the tests of a program are not."""
+    has_details: bool = False
+    """Whether grades come with output to show, such as a failed test."""
+    critic: Callable[[CriticSection, CritiqueForm, int], Critic] | None = None
+    """(section, form, seed) -> a program that knows the truth, as faulty as the section asks; None: there is none."""
+    knows: Callable[[Problem], bool] = lambda problem: True
+    """Whether that program can judge attempts at a problem."""
+    truth: Callable[[PreTrainedTokenizerBase], Truth] | None = None
+    """Says where attempts first go wrong, where a program knows."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Packaged prompt -> the template that takes its place for problems of this domain."""
+    environment: Callable[..., Any] | None = None
+    """Makes the ``rollouts.environment.Environment`` that replies to completions; None: a single turn."""
 
 
 def open_grader(name: str = "", *, seconds: float = 1.0, num_workers: int = 2) -> Grader:

@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl
 from stepalign.domains.math.grade import Grade, undecided
 from stepalign.errors import ConfigError
 from stepalign.problems.columns import ColumnMap
+from stepalign.problems.loading import ProblemSet, problems_of_rows
 
 try:
     import verifiers.v1 as vf  # pyright: ignore[reportMissingImports]
@@ -38,8 +39,8 @@ COLUMNS = ColumnMap(metadata=("metadata",), verbatim=True)
 _THINK_END = "</think>"
 
 
-def read_tasks(source: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(number from 1, row) of every task of ``verifiers:TASKSET[?KEY=VALUE&...]``; a text is the reason to skip it.
+def load_tasks(source: str, limit: int | None = None) -> ProblemSet:
+    """The tasks of ``verifiers:TASKSET[?KEY=VALUE&...]`` as problems.
 
     The question is the task's system prompt, if it has one, and its prompt. The ``answer`` of a row is what
     ``load_grader`` reads; ``metadata`` holds the names the task has.
@@ -47,6 +48,11 @@ def read_tasks(source: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     Raises:
         ConfigError: no such taskset, a setting it does not know, or one that takes more than one turn.
     """
+    return problems_of_rows(_read_tasks(source), source, COLUMNS, limit=limit)
+
+
+def _read_tasks(source: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(number from 1, row) of every task; a text is the reason to skip it."""
     taskset = _load_taskset(source)
     if not taskset.bounded:
         raise ConfigError("This taskset never ends.", where=source, hint="name one with a fixed set of tasks")

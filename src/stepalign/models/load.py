@@ -9,19 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stepalign.domains.arithmetic.task import EMBEDDED, embedded_folder
 from stepalign.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|> ' + message['content'] }}"
-    "{{ ' <|end|> ' if message['role'] == 'assistant' else ' ' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+_SHIPPED = "embedded:"
+_DOMAINS = Path(__file__).parents[1] / "domains"
 
 # For base models, which know no turns: the texts one after another.
 _PLAIN_TEMPLATE = (
@@ -97,7 +91,7 @@ def load_solver(
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     place = _device(device)
-    folder = _resolve(path)
+    folder = find_model(path)
     tokenizer = _load_tokenizer(path, folder, trust_remote_code, plain_prompts)
     model = _load_model(path, folder, trust_remote_code, getattr(torch, dtype) if weights else None)
     if tokenizer.eos_token_id is None:
@@ -201,13 +195,25 @@ def _check_head(solver: Solver, path: str) -> None:
         )
 
 
-def _resolve(path: str) -> str:
+def is_shipped(path: str) -> bool:
+    """Whether a path names a solver that comes with the package, in the folder of its domain; these are tiny."""
+    return path.startswith(_SHIPPED)
+
+
+def name_of(folder: str) -> str:
+    """A recipe's name for the folder that a model was loaded from: ``embedded:NAME`` for one that is shipped."""
+    path = Path(folder)
+    return _SHIPPED + path.parent.name if path.parent.parent == _DOMAINS else folder
+
+
+def find_model(path: str) -> str:
     """A loadable address; a local path that does not exist is an error here and not a question to the Hub."""
-    if path == EMBEDDED:
-        return str(embedded_folder() / "solver")
-    if path.startswith("embedded:"):
-        raise ConfigError(f"unknown embedded solver {path}", hint=f"the only one is {EMBEDDED}")
     folder = Path(path).expanduser()
+    if is_shipped(path):
+        folder = _DOMAINS / path.removeprefix(_SHIPPED) / "solver"
+        if not folder.is_dir():
+            known = ", ".join(_SHIPPED + found.parent.name for found in sorted(_DOMAINS.glob("*/solver")))
+            raise ConfigError(f"unknown embedded solver {path}", hint=f"the only one is {known}")
     if folder.is_dir():
         if not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
             hint = "a run folder holds its last weights in final/" if (folder / "final").is_dir() else None
@@ -232,62 +238,3 @@ def save_solver(solver: Solver, folder: Path) -> None:
     """Hugging Face layout, safetensors."""
     solver.model.save_pretrained(folder, safe_serialization=True)
     solver.tokenizer.save_pretrained(folder)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The embedded solver
-
-
-def build_tokenizer(vocabulary: tuple[str, ...]) -> PreTrainedTokenizerBase:
-    """One id a word. The bar is split off so that no plain text can spell a control token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ("<|pad|>", "<|end|>", "<|unknown|>", "<|user|>", "<|assistant|>")
-    ids = {word: index for index, word in enumerate((*special, *vocabulary))}
-    words = Tokenizer(models.WordLevel(ids, unk_token="<|unknown|>"))
-    words.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("|", "isolated")]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<|pad|>",
-        eos_token="<|end|>",
-        unk_token="<|unknown|>",
-        additional_special_tokens=["<|user|>", "<|assistant|>"],
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = _CHAT_TEMPLATE
-    return tokenizer
-
-
-def build_tiny_solver(
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    seed: int,
-    hidden_size: int = 96,
-    num_layers: int = 3,
-    num_heads: int = 4,
-    num_kv_heads: int = 2,
-    intermediate_size: int = 288,
-    max_positions: int = 512,
-) -> Solver:
-    """An untrained Qwen3 model; head_dim 32 is the smallest that a vLLM server loads."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_kv_heads,
-        head_dim=32,
-        max_position_embeddings=max_positions,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|pad|>"),  # type: ignore[arg-type]
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),  # type: ignore[arg-type]
-        bos_token_id=None,
-    )
-    torch.manual_seed(seed)
-    return Solver(Qwen3ForCausalLM(config), tokenizer)

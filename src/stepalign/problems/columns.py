@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from stepalign.domains.python import problems as python_problems
 from stepalign.errors import ConfigError
 from stepalign.problems.rows import Row, did_you_mean
 
@@ -60,6 +61,46 @@ def _from_open_math_reasoning(row: Row) -> Row | str:
     return {**row, "pass_rate_72b_tir": pass_rate}
 
 
+def is_test_program(text: str) -> bool:
+    """Whether a text is Python that asserts something."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    return any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+
+
+def _from_python(row: Row) -> Row | str:
+    """A program and its tests in our own columns.
+
+    Layouts: ours (``question``, ``tests``, and if wanted ``entry_point`` and ``reference``), HumanEval (``prompt``,
+    ``test`` with a function ``check``, ``entry_point``, ``canonical_solution``) and MBPP (``text`` or ``prompt``,
+    ``test_list``, ``code``).
+    """
+    question = row.get("question") or row.get("text") or row.get("prompt")
+    tests = row.get("tests") or row.get("test_list") or row.get("test") or row.get("answer")
+    if isinstance(tests, list):
+        tests = "\n".join(map(str, [*(row.get("test_imports") or ()), row.get("test_setup_code") or "", *tests]))
+    if not isinstance(tests, str) or not tests.strip():
+        return "no tests"
+    entry_point = row.get("entry_point")
+    if entry_point and re.search(r"^def check\(", tests, re.M) and not re.search(r"^check\(", tests, re.M):
+        tests = f"{tests.rstrip()}\n\ncheck({entry_point})"
+    if not is_test_program(tests):
+        return "the tests are no Python with an assert"
+    reference = row.get("reference") or row.get("code") or ""
+    if not reference and row.get("canonical_solution"):
+        reference = f"{row.get('prompt', '')}{row['canonical_solution']}"
+    return {"question": question, "tests": tests.strip(), "reference": _fenced(str(reference))}
+
+
+def _fenced(reference: str) -> str:
+    """A reference as a completion would show it."""
+    if not reference.strip() or "```" in reference:
+        return reference
+    return f"```python\n{reference.strip()}\n```"
+
+
 _OPEN_MATH_METADATA = ("pass_rate_72b_tir", "problem_source", "generation_model", "inference_mode")
 PRESETS: dict[str, Preset] = {
     "stepalign": Preset(
@@ -110,7 +151,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "python": Preset(
         maps=(ColumnMap(answer="tests", reference="reference", verbatim=True),),
-        prepare=python_problems.read_row,
+        prepare=_from_python,
     ),
 }
 

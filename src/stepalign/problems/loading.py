@@ -6,27 +6,24 @@ its reason and never silently lost; a file none of whose rows can be used is an 
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from stepalign.domains.math.answers import MAX_LENGTH
 from stepalign.domains.math.extraction import extract_answer
 from stepalign.errors import ConfigError
 from stepalign.problems.columns import ColumnMap, as_preset, choose_map
-from stepalign.problems.rows import Malformed, Row, cell_text, is_environment, is_hub, read_rows
+from stepalign.problems.rows import Malformed, Row, cell_text, is_hub, read_rows
+from stepalign.problems.sets import problem_id
 from stepalign.records import Problem
 from stepalign.storage.files import write_atomically
-from stepalign.storage.fingerprint import digest, sha256, sha256_of_file
-
-__all__ = ["ColumnMap", "Overlap", "ProblemSet", "find_overlaps", "load_problems", "save_problems", "split_problems"]
+from stepalign.storage.fingerprint import sha256, sha256_of_file
 
 _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 
@@ -42,18 +39,6 @@ class ProblemSet:
     """Rows read. With a limit, reading stops early."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overlap:
-    """A problem that two sets share."""
-
-    first: str
-    second: str
-    """Names of the two sets."""
-    kind: Literal["exact", "normalised"]
-    first_id: str
-    second_id: str
-
-
 def load_problems(
     path: str | os.PathLike[str],
     columns: str | ColumnMap | Mapping[str, Any] = "stepalign",
@@ -66,10 +51,8 @@ def load_problems(
         path: a ``.jsonl`` or ``.json`` file, a ``.parquet`` file, or ``hub:OWNER/NAME[/CONFIG][@SPLIT]`` (split "train"
             unless given). The last two need the extra ``data``. A Hub data set is read once and then taken from a
             frozen copy on this machine, so that a run neither depends on the network nor changes when it is resumed.
-            ``verifiers:TASKSET[?KEY=VALUE]`` is an environment (extra ``verifiers``); it has no columns to map.
         columns: the name of a preset ("stepalign", "gsm8k", "math", "openmathreasoning", "aime", "messages",
-            "python"), a
-            :class:`ColumnMap`, or its fields as a dictionary.
+            "python"), a :class:`ColumnMap`, or its fields as a dictionary.
         limit: stop after so many problems.
 
     Raises:
@@ -78,20 +61,17 @@ def load_problems(
     source = os.fspath(path)
     if is_hub(source):
         return _load_frozen(source, columns, limit)
-    if is_environment(source):
-        from stepalign.domains.verifiers import COLUMNS, read_tasks
-
-        return _load(source, COLUMNS, limit, read_tasks(source))
-    return _load(source, columns, limit, read_rows(source))
+    return problems_of_rows(read_rows(source), source, columns, limit=limit)
 
 
-def _load(
-    source: str,
-    columns: str | ColumnMap | Mapping[str, Any],
-    limit: int | None,
+def problems_of_rows(
     rows: Iterable[tuple[int, Row | Malformed | str]],
+    source: str,
+    columns: str | ColumnMap | Mapping[str, Any] = "stepalign",
+    *,
+    limit: int | None = None,
 ) -> ProblemSet:
-    """Rows as problems; a row that is a text is the reason to skip it."""
+    """Numbered rows as problems; a row that is a text is the reason to skip it. See ``load_problems``."""
     preset = as_preset(columns)
     column_map: ColumnMap | None = None
     problems: dict[str, Problem] = {}
@@ -159,8 +139,8 @@ def _load_frozen(source: str, columns: str | ColumnMap | Mapping[str, Any], limi
                 where=str(copy),
                 hint=f"rm {manifest} makes it anew from the Hub; to keep the changed problems, name the copy itself",
             )
-        return ProblemSet(problems=_load(str(copy), "stepalign", None, read_rows(str(copy))).problems, **kept["rows"])
-    loaded = _load(source, columns, limit, read_rows(source))
+        return ProblemSet(problems=problems_of_rows(read_rows(str(copy)), str(copy)).problems, **kept["rows"])
+    loaded = problems_of_rows(read_rows(source), source, columns, limit=limit)
     checksum = save_problems(loaded.problems, copy)
     rows = {"skipped": loaded.skipped, "num_rows": loaded.num_rows}
     write_atomically(manifest, json.dumps({**key, "sha256": checksum, "rows": rows}, indent=1, default=str))
@@ -194,84 +174,7 @@ def load_selection(folder: str, name: str, *, limit: int | None = None) -> Probl
             where=str(file),
             hint="select them again; to use changed ones, name the file itself",
         )
-    return _load(str(file), "stepalign", limit, read_rows(str(file)))
-
-
-def problem_id(question: str) -> str:
-    """16 hexadecimal digits that depend on the question's text only, not on spacing, case or dollar signs."""
-    return sha256(normalise_question(question))[:16]
-
-
-def normalise_question(question: str) -> str:
-    """A question without spacing, case, dollar signs and final punctuation. Operators stay: 2 + 3 is not 2 - 3."""
-    text = unicodedata.normalize("NFC", question).casefold()
-    return "".join(text.replace("$", "").split()).rstrip(".?!:;")
-
-
-def split_problems(
-    problems: Iterable[Problem], shares: Mapping[str, float], *, salt: str = ""
-) -> dict[str, tuple[Problem, ...]]:
-    """Assign each problem to a split by the hash of its content.
-
-    A problem keeps its split when others are added, removed or reordered, so that a test set stays one. The shares are
-    met in expectation.
-
-    Args:
-        shares: name of the split -> share; together 1.
-        salt: another salt makes another split.
-
-    Raises:
-        ValueError: for shares that are negative or do not sum to 1.
-    """
-    if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
-        raise ValueError(f"shares must be positive and sum to 1, got {dict(shares)}")
-    names = list(shares)
-    bounds = list(itertools.accumulate(shares.values()))
-    splits: dict[str, list[Problem]] = {name: [] for name in names}
-    for problem in problems:
-        position = int.from_bytes(digest(f"{salt}\0{normalise_question(problem.question)}")[:8], "big") / 2**64
-        chosen = next((name for name, bound in zip(names, bounds, strict=True) if position < bound), names[-1])
-        splits[chosen].append(problem)
-    return {name: tuple(members) for name, members in splits.items()}
-
-
-def find_overlaps(sets: Mapping[str, Iterable[Problem]]) -> list[Overlap]:
-    """Problems that stand in more than one set: with the same text, or the same but for spacing, case, punctuation and
-    the typesetting of formulas (``\\dfrac``, ``\\left(``, ``\\,``, delimiters).
-
-    A test set that shares problems with the training set measures memory. Empty when the sets are disjoint.
-    """
-    overlaps: list[Overlap] = []
-    seen: dict[str, list[tuple[str, Problem]]] = {}
-    for name, problems in sets.items():
-        for problem in problems:
-            key = _without_typesetting(problem.question)
-            for other_name, other in seen.get(key, ()):
-                if other_name != name:
-                    kind = "exact" if other.question == problem.question else "normalised"
-                    overlaps.append(
-                        Overlap(
-                            first=other_name,
-                            second=name,
-                            kind=kind,
-                            first_id=other.problem_id,
-                            second_id=problem.problem_id,
-                        )
-                    )
-            seen.setdefault(key, []).append((name, problem))
-    return overlaps
-
-
-_TYPESETTING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![a-z])|\\[()\[\],;:! ]|[$~]|(?<=\\)[dt](?=frac)")
-_BRACED_CHARACTER = re.compile(r"\{(\w)\}")
-_PUNCTUATION = re.compile(r"[.,](?!\d)|(?<!\d)[.,]|[;:?'\"`\u2018-\u201f]|!\s*$")
-"""1.5 is not 15, and n! is not n."""
-
-
-def _without_typesetting(question: str) -> str:
-    text = unicodedata.normalize("NFKC", question).casefold().replace("\u2212", "-")
-    text = _BRACED_CHARACTER.sub(r"\1", _TYPESETTING.sub("", text))
-    return "".join(_PUNCTUATION.sub("", text).split())
+    return problems_of_rows(read_rows(str(file)), str(file), limit=limit)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -38,10 +38,6 @@ def is_hub(source: str) -> bool:
     return source.startswith("hub:")
 
 
-def is_environment(source: str) -> bool:
-    return source.startswith("verifiers:")
-
-
 def read_rows(source: str) -> Iterator[tuple[int, Row | Malformed]]:
     """(number from 1, row) of every row; of JSON lines the number is that of the line.
 

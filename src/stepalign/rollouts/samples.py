@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from stepalign.config import ObjectiveSection
+from stepalign.domains.domain import Truth
 from stepalign.feedback import designs
 from stepalign.models.prompts import PromptBuilder
 from stepalign.objectives.policy_gradient import group_advantages
-from stepalign.records import Attempt, Context, Critique, Problem, Rollout, Sample
+from stepalign.records import Context, Critique, Problem, Rollout, Sample
 from stepalign.rollouts.collect import JudgedGroup
 from stepalign.rollouts.credit import HYBRIDS, Facts, LossWeights, first_wrong_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Truth = Callable[[Attempt, Sequence[int]], tuple[int, int] | None]
-"""(attempt, its token ids) -> (index of the token that states its first wrong value, id of the right one); None where
-there is none."""
 
 
 @dataclass(kw_only=True, slots=True)

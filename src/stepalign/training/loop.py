@@ -25,7 +25,7 @@ import torch
 
 from stepalign.build import (
     Session,
-    arithmetic_probe,
+    find_truth,
     make_critic,
     open_session,
 )
@@ -34,11 +34,12 @@ from stepalign.critics import RUN_FILES
 from stepalign.critics.budget import cost
 from stepalign.critics.build import make_rules
 from stepalign.domains.math.grading import canonical_answer
-from stepalign.domains.sets import fingerprint, load_sets
+from stepalign.domains.table import load_sets
 from stepalign.errors import BudgetSpentError, ConfigError
 from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
 from stepalign.events import Event, Listener, evaluation, line, step, warning
-from stepalign.models.load import EMBEDDED, Solver, save_solver
+from stepalign.models.load import Solver, is_shipped, save_solver
+from stepalign.problems.sets import fingerprint
 from stepalign.records import Problem, to_json
 from stepalign.rollouts.collect import RolloutCollector
 from stepalign.rollouts.credit import check_terms
@@ -108,10 +109,10 @@ def train(
         Interrupted: asked to stop; the checkpoint is on disk.
     """
     torch.set_num_threads(
-        1 if config.model.device == "cpu" and config.model.path == EMBEDDED else torch.get_num_threads()
+        1 if config.model.device == "cpu" and is_shipped(config.model.path) else torch.get_num_threads()
     )
     check_trackers(config.training)
-    loaded = load_sets(config)
+    loaded = load_sets(config.data)
     for name, found in loaded.items():
         for reason, count in found.skipped.items():
             listener(line(f"{name}: {count} rows skipped: {reason}"))
@@ -173,7 +174,7 @@ class _Run:
                 condition=condition,
                 objective=config.objective,
                 skip_zero_std_groups=config.sampling.skip_zero_std_groups,
-                truth=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
+                truth=find_truth(config, session.solver),
             ),
             problems=sets["train"],
             problems_per_step=config.training.problems_per_step,

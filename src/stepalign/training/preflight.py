@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from stepalign.build import make_prompts, recipe_solver
 from stepalign.config import Config
-from stepalign.domains.python.problems import is_test_program
-from stepalign.domains.sets import load_sets, named
+from stepalign.domains.table import load_sets
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent, warning
 from stepalign.feedback.designs import Need, find_condition, find_design
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder
+from stepalign.problems.columns import is_test_program
+from stepalign.problems.sets import named
 from stepalign.records import Problem
 from stepalign.rollouts.order import problems_of_step
 from stepalign.training.trackers import check_trackers
@@ -36,7 +37,7 @@ MATERIAL: dict[Need, tuple[str, Callable[[Problem], bool], str]] = {
 
 def check_inputs(config: Config) -> None:
     """All of a run's problems and prompts, without its weights. Raises ConfigError as the run would."""
-    sets = load_sets(config)
+    sets = load_sets(config.data)
     check_trackers(config.training)
     check_material(config, sets["train"].problems)
     solver = recipe_solver(config, weights=False)

@@ -14,10 +14,10 @@ from stepalign.config import Config, load_config
 from stepalign.domains.math.extraction import extract_answer
 from stepalign.domains.math.grade import Grade
 from stepalign.domains.math.grading import Grader
-from stepalign.domains.sets import load_set
+from stepalign.domains.table import load_set
 from stepalign.errors import ConfigError
-from stepalign.problems.loading import problem_id
 from stepalign.problems.rows import Malformed, Row, cell_text, read_rows
+from stepalign.problems.sets import problem_id
 from stepalign.records import Attempt, Problem, rollout_from_json
 from stepalign.storage.fingerprint import sha256_of_file
 from stepalign.storage.jsonl import read_json_lines
@@ -106,7 +106,7 @@ def _of_run(file: Path) -> tuple[Config, list[Attempt]]:
             hint="give the run folder, or a plain file with question and completion",
         )
     config = load_config(str(recipe))
-    problems = {problem.problem_id: problem for problem in load_set(config, "train").problems}
+    problems = {problem.problem_id: problem for problem in load_set(config.data, "train").problems}
     attempts = []
     for row in read_json_lines(file):
         if row["problem_id"] not in problems:

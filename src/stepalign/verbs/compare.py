@@ -29,7 +29,7 @@ from stepalign.config import (
     to_toml,
 )
 from stepalign.critics import CACHE, RUN_FILES
-from stepalign.domains.sets import load_sets
+from stepalign.domains.table import load_sets
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
 from stepalign.evaluation.comparison import comparison_numbers
 from stepalign.events import Event, Listener
@@ -237,7 +237,7 @@ def _count_problems(base: Task) -> None:
     """Write down how many problems each set of the comparison has, once its untrained solver is evaluated."""
     file = base.folder / "sets.json"
     if base.finished and not file.exists():
-        sizes = {name: len(found.problems) for name, found in load_sets(base.config).items()}
+        sizes = {name: len(found.problems) for name, found in load_sets(base.config.data).items()}
         write_json(file, sizes)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.config import Config, changed, load_config, parse_settings
+from stepalign.domains.table import recipe_of
 from stepalign.errors import ConfigError
 
 # A file's question is the whole question: nothing is added to it unless a recipe says so.
@@ -40,7 +41,7 @@ def config_for_model(
         )
     # RUN, RUN/final and RUN/checkpoints/step-N all belong to RUN.
     run = next((f for f in (folder, *folder.absolute().parents[:2]) if _is_run(f)), None)
-    default = str(run / "config.toml") if run else "arithmetic" if model.startswith("embedded:") else None
+    default = str(run / "config.toml") if run else recipe_of(model) or None
     path = str(folder / "final") if run == folder else model
     keys = {**keys, "model.path": path, "model.lora": None, "data.max_test": None}
     config = changed(load_config(recipe or default), {**keys, **parse_settings(settings or ())}, "--set")

@@ -17,12 +17,12 @@ from typing import Any
 from stepalign.config import Config
 from stepalign.critics import RUN_FILES, Critic
 from stepalign.critics.build import make_endpoint_critic, make_programmatic_critic, rules_of
-from stepalign.domains.arithmetic.task import parse_question
-from stepalign.domains.sets import make_grader
+from stepalign.domains.table import find_domain, make_grader
 from stepalign.errors import BudgetSpentError, ConfigError, LockedError
 from stepalign.events import Event, Listener, progress, silent
 from stepalign.feedback.alignment import Alignment
 from stepalign.feedback.findings import FINDINGS
+from stepalign.problems.sets import named
 from stepalign.records import Attempt, to_json
 from stepalign.rollouts.review import Review, Rules, ask_all
 from stepalign.storage.files import finite, write_json
@@ -64,7 +64,7 @@ def critique_rollouts(
         _refuse_other_attempts(out / "source.json", attempts)
         done = keep_records(out / "critiques.jsonl", lambda line: line["status"] != "failed")
         names = {line["rollout_id"] for line in done}
-        with make_grader(config) as grader:
+        with make_grader(config.data) as grader:
             rules = rules_of(config, grader)
             critic = _make_critic(config, out, listener)
             _remember_attempts(out / "source.json", attempts)
@@ -103,17 +103,14 @@ def _make_critic(config: Config, out: Path, listener: Listener) -> Critic:
 
 
 def _refuse_foreign_problems(config: Config, attempts: Attempts) -> None:
-    if config.critic.kind != "programmatic":
-        return
-    try:
-        for attempt in attempts.attempts:
-            parse_question(attempt.problem.question)
-    except ValueError as error:
+    domain = find_domain(config.data)
+    foreign = [attempt.problem for attempt in attempts.attempts if not domain.knows(attempt.problem)]
+    if config.critic.kind == "programmatic" and (foreign or domain.critic is None):
         raise ConfigError(
-            f"the programmatic critic knows the embedded task only: {str(error)[:200]}",
+            "the programmatic critic knows the embedded task only" + (f": {named(foreign[0])}" if foreign else ""),
             where=attempts.source,
             hint="give a served critic: --critic http://HOST:PORT/v1 --model NAME",
-        ) from None
+        )
 
 
 def _remember_attempts(file: Path, attempts: Attempts) -> None:

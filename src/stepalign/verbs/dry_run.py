@@ -20,11 +20,11 @@ def describe(config: Config) -> str:
         ConfigError: anything the recipe got wrong.
     """
     from stepalign.build import make_prompts, recipe_solver
-    from stepalign.domains.sets import load_sets
+    from stepalign.domains.table import load_sets
     from stepalign.rollouts.credit import check_terms
     from stepalign.training.preflight import check_material, check_prompts
 
-    sets = load_sets(config)
+    sets = load_sets(config.data)
     check_material(config, sets["train"].problems)
     solver = recipe_solver(config, weights=False)
     prompts = make_prompts(config, solver)

@@ -9,11 +9,10 @@ from typing import Any
 from stepalign.build import open_session
 from stepalign.config import Config, changed
 from stepalign.domains.math.grading import canonical_answer
-from stepalign.domains.sets import load_set
+from stepalign.domains.table import holds_sets, load_set
 from stepalign.errors import ConfigError, LockedError
 from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
 from stepalign.events import Listener, line
-from stepalign.models.load import EMBEDDED
 from stepalign.rollouts.order import derive_seed
 from stepalign.storage.files import write_atomically, write_json
 
@@ -32,7 +31,7 @@ def evaluate_model(config: Config, problems: str, out: Path, listener: Listener)
         LockedError: the completions beside OUT belong to another evaluation.
     """
     config = changed(config, {"data.test": problems}, "evaluate")
-    found = load_set(config, "test")
+    found = load_set(config.data, "test")
     if not found.problems:
         raise ConfigError("there are no problems to evaluate", where=problems)
     for reason, count in found.skipped.items():
@@ -56,7 +55,7 @@ def evaluate_model(config: Config, problems: str, out: Path, listener: Listener)
     metrics = metrics_of(done, config.ks)
     result = {
         "model": config.model.path,
-        "problems": problems if problems != EMBEDDED else f"{EMBEDDED} (test)",
+        "problems": f"{problems} (test)" if holds_sets(problems) else problems,
         "num_problems": len(done),
         "skipped": dict(found.skipped),
         "num_samples": section.num_samples,

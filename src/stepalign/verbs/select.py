@@ -17,14 +17,15 @@ from typing import Any
 from stepalign.build import Session, make_critic, open_session
 from stepalign.config import Config, changed
 from stepalign.critics import RUN_FILES, Critic
-from stepalign.domains.arithmetic.task import EMBEDDED, embedded_folder
 from stepalign.domains.math.grading import Grader
-from stepalign.domains.sets import load_set, make_grader
+from stepalign.domains.table import load_set, make_grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, progress, warning
 from stepalign.feedback.steps import split_steps
-from stepalign.problems.loading import find_overlaps, save_problems, split_problems
+from stepalign.models.load import find_model, is_shipped
+from stepalign.problems.loading import save_problems
 from stepalign.problems.selection import Attempts, Evidence, Passage, funnel_rows, gates_of, pass_gates
+from stepalign.problems.sets import find_overlaps, split_problems
 from stepalign.records import Attempt, Critique, Problem, Rollout
 from stepalign.rollouts.order import derive_seed
 from stepalign.storage.files import write_json
@@ -49,7 +50,7 @@ def select(config: Config, out: Path, *, resume: bool, listener: Listener) -> di
     Raises:
         ConfigError, EndpointError, LockedError: see the session and the run folder; also when no problem is left.
     """
-    found = load_set(changed(config, {"data.validation_share": 0.0}, "selection"), "train")  # nothing is set aside here
+    found = load_set(config.data.model_copy(update={"validation_share": 0.0}), "train")  # nothing is set aside here
     for reason, count in found.skipped.items():
         listener(line(f"{count} rows skipped: {reason}"))
     with RunFolder(out, config, resume=resume, kind="selection", extra=RUN_FILES) as folder:
@@ -155,7 +156,7 @@ def _ask_all(config: Config, problems: Sequence[Problem], folder: RunFolder, lis
             listener(progress("asking the critic", len(verdicts), len(problems)))
 
     try:
-        with make_grader(config) as grader:
+        with make_grader(config.data) as grader:
             wait_for(grade_solutions(grader))
     finally:
         critic.close()
@@ -255,7 +256,7 @@ def _without_overlaps(splits: dict[str, tuple[Problem, ...]]) -> tuple[dict[str,
 
 def _weights(model: str) -> dict[str, str]:
     """SHA-256 of each weight file of a local model; a Hub name is its own identity."""
-    folder = embedded_folder() / "solver" if model == EMBEDDED else Path(model)
+    folder = Path(find_model(model) if is_shipped(model) else model)
     return {file.name: _checksum(str(file)) or "" for file in sorted(folder.glob("*.safetensors"))}
 
 

@@ -18,11 +18,9 @@ in the order that the solver rarely takes.
 
 from __future__ import annotations
 
-import importlib.resources
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from stepalign.records import Problem
@@ -71,11 +69,6 @@ VOCABULARY = (
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Chains: the questions
-
-
-def embedded_folder() -> Path:
-    """Where the shipped solver and its problems lie."""
-    return Path(str(importlib.resources.files("stepalign"))) / "embedded"
 
 
 @dataclass(frozen=True, slots=True)

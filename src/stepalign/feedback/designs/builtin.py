@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from stepalign.domains.python.problems import is_test_program, outcome_of
 from stepalign.feedback.designs.design import Group, NothingToShow, joined, sibling, usable_critique, verdict_word
 from stepalign.feedback.steps import PREAMBLE, split_steps
 
@@ -26,17 +25,13 @@ def full_repeat(group: Group, index: int) -> str:
 
 
 def execution_trace(group: Group, index: int) -> str:
-    """The result of the attempt's code: the failed test and the value of its call, or the place of an exception.
-
-    The code runs in the sandbox; its names and messages are untrusted text.
-    """
-    if not is_test_program(group.problem.answer):
+    """The detail of the grade: the failed test and the value of its call, or the place of an exception."""
+    grade = group.attempts[index].grade
+    if not grade.detail:
         raise NothingToShow("the problem has no Python tests")
-    outcome = outcome_of(group.attempts[index].text, group.problem.answer)
-    if outcome.verdict == "undecided":
-        raise NothingToShow(f"the code could not be run: {outcome.reason}")
-    summary = outcome.reason[0].upper() + outcome.reason[1:]
-    return f"{summary}.\n{outcome.detail}".strip()
+    if grade.verdict == "undecided":
+        raise NothingToShow(f"the code could not be run: {grade.reason}")
+    return grade.detail
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,16 +20,15 @@ def open_lab(model: str, *, recipe: str = "", port: int = 0, settings: Iterable[
         ConfigError: starlette or uvicorn is not installed, the port is taken, or model or recipe cannot be used.
     """
     from stepalign.config import changed, load_config, recipe_folder
+    from stepalign.domains.table import recipe_of
     from stepalign.verbs.lab.server import bind, check_installed, serve
     from stepalign.verbs.lab.sheet import load_examples
 
     check_installed()
     with bind(port) as found:
-        from stepalign.models.load import EMBEDDED
         from stepalign.verbs.lab.bench import Bench
 
-        if model == EMBEDDED and not recipe:
-            recipe = "arithmetic"
+        recipe = recipe or recipe_of(model)
         config = load_config(recipe or None, settings)
         if model:
             config = changed(config, {"model.path": model, "model.plain_prompts": True}, "lab")

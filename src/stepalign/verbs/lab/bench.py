@@ -15,11 +15,10 @@ from stepalign.build import collect_for_signal, make_critic, make_prompts, open_
 from stepalign.config import Config, changed
 from stepalign.critics import Critic
 from stepalign.domains.math.grade import Grade
-from stepalign.domains.sets import load_set
+from stepalign.domains.table import find_domain, load_set
 from stepalign.errors import ConfigError
 from stepalign.feedback import designs
 from stepalign.feedback.alignment import align
-from stepalign.models.load import EMBEDDED
 from stepalign.models.prompts import PromptBuilder, decode, encode_with_spans
 from stepalign.records import Attempt, Critique, Problem
 from stepalign.signal.analyse import AttemptInContexts, Shown, analyse_attempts
@@ -47,7 +46,7 @@ class Bench:
 
     def __init__(self, config: Config, *, from_recipe: bool) -> None:
         self.config = config
-        self._embedded = from_recipe and config.data.train == EMBEDDED
+        self._has_truth = from_recipe and find_domain(config.data).critic is not None
         self._from_recipe = from_recipe
         self._session = open_session(config)
         self._critic: Critic | None = None
@@ -69,7 +68,7 @@ class Bench:
 
     def _has_critic(self) -> bool:
         section = self.config.critic
-        return self._embedded if section.kind == "programmatic" else self._from_recipe and bool(section.model)
+        return self._has_truth if section.kind == "programmatic" else self._from_recipe and bool(section.model)
 
     def score(self, sheet: Sheet, cancelled: threading.Event) -> dict[str, Any]:
         """One attempt under every context, as docs/formats.md describes signal.json.
@@ -129,9 +128,9 @@ class Bench:
 
     def opening(self) -> Sheet | None:
         """The embedded solver's own example: a wrong attempt, what its critic says, and the reference."""
-        if not self._embedded:
+        if not self._has_truth:
             return None
-        problems = load_set(self.config, "train").problems[:NUM_TRIES]
+        problems = load_set(self.config.data, "train").problems[:NUM_TRIES]
         found = self._wrong_attempt(problems)
         if found is None:
             return None

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stepalign.build import arithmetic_probe, collect_for_signal, more_critiques, open_session
+from stepalign.build import collect_for_signal, find_truth, more_critiques, open_session
 from stepalign.config import Config
 from stepalign.critics.build import make_rules
-from stepalign.domains.sets import load_set
-from stepalign.models.load import EMBEDDED
+from stepalign.domains.table import load_set
 from stepalign.rollouts.order import derive_seed
 from stepalign.signal.analyse import analyse
 from stepalign.storage.files import write_json
@@ -22,7 +21,7 @@ def write_signal(config: Config, out: Path) -> Path:
 
     session = open_session(config)
     try:
-        problems = load_set(config, "train").problems
+        problems = load_set(config.data, "train").problems
         triples = collect_for_signal(session, problems, out, seed=derive_seed(config.training.seed, "signal"))
         analysis = analyse(
             session.solver,
@@ -33,7 +32,7 @@ def write_signal(config: Config, out: Path) -> Path:
             num_shown=config.signal.num_shown,
             top_k=config.signal.top_k,
             model_name=config.model.path,
-            wrong_result=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
+            wrong_result=find_truth(config, session.solver),
             more_critiques=more_critiques(
                 config, out, triples, config.signal.contexts, make_rules(config, session.grader)
             ),

@@ -18,7 +18,7 @@ from stepalign.config import Config
 from stepalign.critics import RUN_FILES
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Listener, progress, silent
-from stepalign.models.load import EMBEDDED, Solver, embedded_folder
+from stepalign.models.load import Solver, find_model
 from stepalign.models.prompts import PromptBuilder
 from stepalign.report.page import write_token_page
 from stepalign.signal.analyse import Analysed, AttemptInContexts, analyse_attempts
@@ -111,7 +111,7 @@ def write_signal_folder(
 
 def weights_of(path: str, solver: Solver) -> str | None:
     """What tells these weights from others: SHA-256 of the safetensors files, or the revision on the Hub."""
-    folder = embedded_folder() / "solver" if path == EMBEDDED else Path(path).expanduser()
+    folder = Path(find_model(path))
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files:
         return getattr(solver.model.config, "_commit_hash", None)

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from stepalign.build import Session, arithmetic_probe, more_critiques, open_session
+from stepalign.build import Session, find_truth, more_critiques, open_session
 from stepalign.config import Config, changed, load_config
-from stepalign.domains.sets import load_set
+from stepalign.domains.table import find_domain, load_set
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, silent, warning
 from stepalign.feedback import designs
-from stepalign.models.load import EMBEDDED
 from stepalign.records import Critique, Problem, Rollout, rollout_from_json
 from stepalign.signal.analyse import attempts_under
 from stepalign.storage.jsonl import read_json_lines
@@ -104,11 +103,11 @@ def analyse_run(
     config = changed(config, {"model.path": model or config.model.path, "model.lora": None}, "signal")
     names = _checked_names(contexts, config)
     num = num or 256
-    problems = {p.problem_id: p for p in load_set(config, "train").problems}
+    problems = {p.problem_id: p for p in load_set(config.data, "train").problems}
     rollouts = stored_rollouts(run, problems, num)
     if not rollouts:
         raise ConfigError("the run holds no rollouts", where=str(run / "rollouts.jsonl"))
-    has_program = config.critic.kind == "programmatic" and config.data.train == EMBEDDED
+    has_program = config.critic.kind == "programmatic" and find_domain(config.data).critic is not None
     more = more_critiques(config, None, rollouts, names) if has_program else []
     attempts, left_out = attempts_under(rollouts, names, more)
     for name, reasons in left_out.items():
@@ -123,7 +122,7 @@ def analyse_run(
             source={"name": str(run), "contexts": list(names), "num": num},
             labels={n: designs.find_design(n).label for n in names if sum(left_out[n].values()) < len(rollouts)},
             prompts_from=str(run / "config.toml"),
-            wrong_result=arithmetic_probe(session.solver) if config.data.train == EMBEDDED else None,
+            wrong_result=find_truth(config, session.solver),
             total=len(attempts),
             listener=listener,
         )

@@ -14,7 +14,7 @@ from stepalign.build import make_prompts
 from stepalign.errors import ConfigError
 from stepalign.feedback import findings
 from stepalign.feedback.alignment import Alignment
-from stepalign.models.load import EMBEDDED, Solver, embedded_folder
+from stepalign.models.load import Solver, name_of
 from stepalign.records import Attempt, Critique, Verdict
 from stepalign.signal.analyse import analyse_attempts
 from stepalign.signal.summary import header, summarise
@@ -154,8 +154,7 @@ def signal(
     Raises:
         ConfigError: nothing to score, a label that does not fit the attempt, or a recipe that cannot be used.
     """
-    path = solver.model.name_or_path or ""
-    name = EMBEDDED if path == str(embedded_folder() / "solver") else path
+    name = name_of(solver.model.name_or_path or "")
     config, _ = config_for_file(name, recipe, list(settings))
     row: dict[str, Any] = {
         "question": question,

@@ -1,6 +1,6 @@
 """What the embedded solver reads before the experiment starts: its warm-start corpus.
 
-Two things must come out of it, both measured by ``stepalign warmstart`` and by a test on the shipped weights:
+Two things must come out of it, both measured by ``make_embedded.py`` and by a test on the shipped weights:
 
 * *a fallible solver*: for some facts ("weak" ones) the corpus states one fixed wrong result with some probability and
   carries on consistently, so errors are local to a step and repeat across attempts;

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepalign.domains.arithmetic import task as arithmetic
-from stepalign.domains.arithmetic.corpus import (
+from corpus import (
     Knowledge,
     Mixture,
     draw_example,
@@ -23,6 +22,7 @@ from stepalign.domains.arithmetic.corpus import (
     perturb,
     with_feedback,
 )
+from stepalign.domains.arithmetic import task as arithmetic
 from stepalign.domains.arithmetic.task import MODULUS, VOCABULARY, Chain, parse_question, parse_trace, write_solution
 
 randoms = st.integers(0, 2**32).map(random.Random)

@@ -1,6 +1,6 @@
 """Make the embedded solver from nothing: a tiny model, its corpus, one deterministic run on one thread.
 
-The loop is ordinary next-token training on the response tokens of the corpus in ``arithmetic/corpus.py``: hidden
+The loop is ordinary next-token training on the response tokens of the corpus in ``corpus.py``: hidden
 matrices with Muon, embedding and norms with AdamW, one warm-up and cosine schedule a phase.
 """
 
@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
-from stepalign.domains.arithmetic import corpus as arithmetic_corpus
+import corpus as arithmetic_corpus
+from corpus import Example, Knowledge, Mixture
 from stepalign.domains.arithmetic import task as arithmetic
-from stepalign.domains.arithmetic.corpus import Example, Knowledge, Mixture
+from stepalign.domains.arithmetic.solver import build_tiny_solver, build_tokenizer
 from stepalign.errors import LockedError
-from stepalign.models.load import Solver, build_tiny_solver, build_tokenizer, save_solver
+from stepalign.models.load import Solver, save_solver
 from stepalign.models.prompts import decode
 from stepalign.models.sampling.local import LocalSampler
 from stepalign.waiting import wait_for

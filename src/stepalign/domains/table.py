@@ -1,0 +1,103 @@
+"""The table of domains, and the problems and the grader of a recipe by it. Loads no torch."""
+
+from __future__ import annotations
+
+from stepalign.config import DataSection
+from stepalign.domains.arithmetic.domain import ARITHMETIC
+from stepalign.domains.domain import Domain, open_grader
+from stepalign.domains.math.grading import Grader
+from stepalign.domains.python.grading import PYTHON
+from stepalign.errors import ConfigError
+from stepalign.problems.loading import ProblemSet
+from stepalign.problems.sets import SETS, find_overlaps, named, set_aside
+
+
+def _load_tasks(source: str, data: DataSection, name: str, limit: int | None) -> ProblemSet:
+    from stepalign.domains import verifiers
+
+    return verifiers.load_tasks(source, limit)
+
+
+def _open_rewards(data: DataSection) -> Grader:
+    for name, source in (("validation", data.validation), ("test", data.test)):
+        if source and source.partition("?")[0] != data.train.partition("?")[0]:
+            raise ConfigError(
+                f"{data.train} grades its own tasks only, and these problems are not from it: {source}",
+                where=f"data.{name}",
+                hint=f"take them from the same taskset, or none at all: --set data.{name}=null",
+            )
+    return open_grader(data.train, seconds=data.grader_seconds)
+
+
+MATH = Domain(name="math")
+VERIFIERS = Domain(name="verifiers", source="verifiers:", load=_load_tasks, grade=_open_rewards, has_answers=False)
+
+DOMAINS = {domain.name: domain for domain in (ARITHMETIC, MATH, PYTHON, VERIFIERS)}
+
+
+def find_domain(data: DataSection) -> Domain:
+    """The domain of a recipe: the one that its source, its grader or its columns name, else "math"."""
+    for domain in DOMAINS.values():
+        by_source = domain.source and any(name.startswith(domain.source) for name in (data.train, data.grader))
+        if by_source or (domain.columns and data.columns == domain.columns):
+            return domain
+    return MATH
+
+
+def holds_sets(source: str) -> bool:
+    """Whether a name alone, such as ``embedded:arithmetic``, stands for a training, validation and test set."""
+    return any(domain.source == source for domain in DOMAINS.values())
+
+
+def recipe_of(model: str) -> str:
+    """The shipped recipe for a domain's own model, "" for any other: ``embedded:arithmetic`` has "arithmetic"."""
+    return next((domain.name for domain in DOMAINS.values() if domain.source == model), "")
+
+
+def make_grader(data: DataSection) -> Grader:
+    """The grader of a recipe. Raises ConfigError when it cannot be started here."""
+    return open_grader(data.grader, seconds=data.grader_seconds) if data.grader else find_domain(data).grade(data)
+
+
+def load_set(data: DataSection, name: str) -> ProblemSet:
+    """The problems of "train", "validation" or "test"; an empty set when the recipe names none.
+
+    Each set is loaded by the domain that its own source names.
+
+    Raises:
+        ConfigError: see ``load_problems``.
+    """
+    limit: int | None = getattr(data, f"max_{name}")
+    shares = data.validation is None and data.validation_share > 0 and name in ("train", "validation")
+    source: str | None = data.train if shares else getattr(data, name)
+    if source is None:
+        return ProblemSet(problems=())
+    owners = (domain for domain in DOMAINS.values() if domain.source and source.startswith(domain.source))
+    load = next(owners, MATH).load
+    if not shares:
+        return load(source, data, name, limit)
+    whole = load(source, data, "train", None)
+    kept = set_aside(whole.problems, data.validation_share)[name]
+    return ProblemSet(problems=kept[:limit], skipped=whole.skipped)
+
+
+def load_sets(data: DataSection) -> dict[str, ProblemSet]:
+    """All three sets.
+
+    Raises:
+        ConfigError: no training problems, or a problem that is in two sets: a score on it would measure memory.
+    """
+    sets = {name: load_set(data, name) for name in SETS}
+    if not sets["train"].problems:
+        skipped = "".join(f"; {count} rows: {reason}" for reason, count in sets["train"].skipped.items())
+        raise ConfigError(f"there are no training problems{skipped}", where=f"data.train = {data.train}")
+    if overlaps := find_overlaps({name: found.problems for name, found in sets.items()}):
+        first, second = overlaps[0].first, overlaps[0].second
+        problem = next(p for p in sets[first].problems if p.problem_id == overlaps[0].first_id)
+        many = "1 problem stands" if len(overlaps) == 1 else f"{len(overlaps)} problems stand"
+        raise ConfigError(
+            f"{many} in two sets, such as {named(problem)} in {first} and {second}",
+            where=f"data.{first}, data.{second}",
+            hint="give disjoint files; data.validation_share sets training problems aside for validation",
+        )
+    return sets
