@@ -84,6 +84,8 @@ def _table(prefix: str, kind: type[BaseModel]) -> str:
 
 
 def _kind(kind: type[BaseModel], name: str) -> str:
+    if examples := kind.model_fields[name].examples:  # a table outside the schema has the names
+        return f"`{', '.join(map(_quoted, examples))}`"
     written = inspect.get_annotations(kind)[name]
     text = str(getattr(schema, written, written)) if isinstance(written, str) else str(written)
     text = re.sub(r"typing\.|pydantic\.", "", text)
@@ -91,6 +93,10 @@ def _kind(kind: type[BaseModel], name: str) -> str:
     if choices:
         text = choices.group(1).replace("'", '"')
     return f"`{text}`".replace("|", "\\|")
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
 
 
 def _toml(value: Any) -> str:

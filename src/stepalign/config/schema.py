@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from stepalign.objectives.divergences import Remainder, Support, find_divergence
+from stepalign.objectives.divergences import DIVERGENCES, Remainder, Support, find_divergence
+from stepalign.objectives.policy_gradient import AdvantageScale, LossType
 
 TeacherWeights = Literal["initial", "ema", "live", "trust_region"]
-LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 Hybrid = Literal["none", "weighted_sum", "rlsd", "srpo", "rosd"]
 Budget = Literal["optimizer_steps", "rollouts", "completion_tokens", "training_seconds"]
 CheckpointRule = Literal["last", "best_on_validation", "best_per_metric_on_test"]
@@ -222,9 +222,9 @@ class TeacherSection(_Section):
 class ObjectiveSection(_Section):
     """What the optimizer minimises. Both sides' logits are divided by ``sampling.temperature``."""
 
-    divergence: str = "forward_kl"
+    divergence: str = Field(default="forward_kl", examples=list(DIVERGENCES))
     """forward_kl = KL(self-teacher || student), reverse_kl = KL(student || self-teacher), jensen_shannon between them;
-    sampled_token = reverse_kl estimated at the token taken, cheaper nowhere and noisier. A parameter stands in
+    sampled_token = reverse_kl estimated at the token taken, cheaper nowhere and noisier. A parameter follows in
     parentheses: "jensen_shannon(0.3)"."""
     jensen_shannon_weight: float = Field(default=0.5, gt=0, lt=1)
     """The self-teacher's share of the mixture where ``divergence`` names none."""
@@ -255,7 +255,7 @@ class ObjectiveSection(_Section):
     epsilon: float = Field(default=0.2, ge=0)
     epsilon_high: float | None = Field(default=None, ge=0)
     """Clip range of the importance ratio; ``epsilon_high`` defaults to ``epsilon``."""
-    scale_rewards: Literal["group", "batch", "none"] = "group"
+    scale_rewards: AdvantageScale = "group"
     """Rewards less their group's mean are divided by a standard deviation: of the group, of the batch, or not."""
     hybrid: Hybrid = "none"
     """How verdict and self-teacher work together (docs/objective.md): none = as the condition says, weighted_sum = both

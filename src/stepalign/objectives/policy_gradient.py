@@ -9,12 +9,13 @@ Shape suffixes: P problems, G completions per problem, B completions, N completi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AdvantageScale = Literal["group", "batch", "none"]
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
@@ -36,11 +37,11 @@ def group_advantages(rewards_PG: Tensor, *, scale: AdvantageScale = "group", eps
         [P, G] without NaN.
     """
     decided_PG = ~rewards_PG.isnan()
-    centred_PG = torch.where(decided_PG, rewards_PG - rewards_PG.nanmean(dim=1, keepdim=True), 0.0)
+    centred_PG = (rewards_PG - rewards_PG.nanmean(dim=1, keepdim=True)).where(decided_PG, 0.0)
     # Equal rewards can leave a rounding error around their mean, which the division would blow up to a signal.
-    largest_P = rewards_PG.nan_to_num(nan=-torch.inf).amax(dim=1, keepdim=True)
-    smallest_P = rewards_PG.nan_to_num(nan=torch.inf).amin(dim=1, keepdim=True)
-    centred_PG = torch.where(largest_P > smallest_P, centred_PG, 0.0)
+    largest_P = rewards_PG.nan_to_num(nan=-math.inf).amax(dim=1, keepdim=True)
+    smallest_P = rewards_PG.nan_to_num(nan=math.inf).amin(dim=1, keepdim=True)
+    centred_PG = centred_PG.where(largest_P > smallest_P, 0.0)
     if scale == "none":
         return centred_PG
     return centred_PG / (_unbiased_deviation(rewards_PG if scale == "group" else rewards_PG.reshape(1, -1)) + epsilon)
@@ -70,8 +71,8 @@ def clipped_policy_loss(
         (loss [N], clipped [N] bool): the second marks tokens whose gradient the clip removed.
     """
     upper = epsilon if epsilon_high is None else epsilon_high
-    ratio = torch.exp(log_probs - sampler_log_probs)
-    loss = -torch.minimum(ratio * advantages, ratio.clamp(1.0 - epsilon, 1.0 + upper) * advantages)
+    ratio = (log_probs - sampler_log_probs).exp()
+    loss = -(ratio * advantages).minimum(ratio.clamp(1.0 - epsilon, 1.0 + upper) * advantages)
     clipped = ((ratio < 1.0 - epsilon) & (advantages < 0)) | ((ratio > 1.0 + upper) & (advantages > 0))
     return loss, clipped
 
@@ -82,12 +83,12 @@ def kl_to_reference(reference_log_probs: Tensor, log_probs: Tensor) -> Tensor:
     Unbiased for tokens drawn from the policy (Schulman 2020); GRPO adds it with the factor ``beta``.
     """
     difference = reference_log_probs - log_probs
-    return torch.expm1(difference) - difference
+    return difference.expm1() - difference
 
 
 def truncated_importance_weights(log_probs: Tensor, sampler_log_probs: Tensor, *, maximum: float = 2.0) -> Tensor:
     """min(rho, maximum) per token, without gradient: SDPO's correction of a distillation term on stale completions."""
-    return torch.exp((log_probs - sampler_log_probs).detach().clamp(-20.0, 20.0)).clamp(max=maximum)
+    return (log_probs - sampler_log_probs).detach().clamp(-20.0, 20.0).exp().clamp(max=maximum)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +110,7 @@ def grpo_weights(lengths_N: Tensor, counts: StepCounts) -> Tensor:
 
 def bnpo_weights(lengths_N: Tensor, counts: StepCounts) -> Tensor:
     """1 / (tokens of this micro-batch * micro-batches): TRL's token mean per micro-batch. Depends on how one cuts."""
-    return torch.full_like(lengths_N, 1.0 / (lengths_N.numel() * counts.micro_batches), dtype=torch.float32)
+    return _constant(lengths_N, 1.0 / (lengths_N.numel() * counts.micro_batches))
 
 
 def dr_grpo_weights(lengths_N: Tensor, counts: StepCounts) -> Tensor:
@@ -117,12 +118,17 @@ def dr_grpo_weights(lengths_N: Tensor, counts: StepCounts) -> Tensor:
     if counts.max_completion_length < 1:
         raise ValueError("dr_grpo divides by the sampling budget: set max_completion_length")
     scale = 1.0 / (counts.completions * counts.max_completion_length)
-    return torch.full_like(lengths_N, scale, dtype=torch.float32)
+    return _constant(lengths_N, scale)
 
 
 def dapo_weights(lengths_N: Tensor, counts: StepCounts) -> Tensor:
     """1 / tokens of the whole step: every token counts the same (DAPO, arXiv 2503.14476)."""
-    return torch.full_like(lengths_N, 1.0 / counts.tokens, dtype=torch.float32)
+    return _constant(lengths_N, 1.0 / counts.tokens)
+
+
+def _constant(lengths_N: Tensor, value: float) -> Tensor:
+    """[N] of one value, float32."""
+    return lengths_N.float().new_full(lengths_N.shape, value)
 
 
 LOSS_TYPES: dict[LossType, Callable[[Tensor, StepCounts], Tensor]] = {
@@ -150,7 +156,7 @@ def sized_advantages(
     Returns:
         [N], for ``clipped_policy_loss``.
     """
-    magnitude = torch.exp(advantages.sign() * log_ratio.detach()).clamp(1.0 - clip, 1.0 + clip)
+    magnitude = (advantages.sign() * log_ratio.detach()).exp().clamp(1.0 - clip, 1.0 + clip)
     return advantages * ((1.0 - mixing) + mixing * magnitude)
 
 
@@ -158,4 +164,4 @@ def _unbiased_deviation(values: Tensor) -> Tensor:
     """Standard deviation (n - 1) of each row over the entries that are not NaN; 0 where there are fewer than two."""
     count = (~values.isnan()).sum(dim=1, keepdim=True)
     squares = (values - values.nanmean(dim=1, keepdim=True)).square().nansum(dim=1, keepdim=True)
-    return torch.sqrt(squares / (count - 1).clamp(min=1))
+    return (squares / (count - 1).clamp(min=1)).sqrt()
