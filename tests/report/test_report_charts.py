@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from stepalign.report import charts, drawing
-from stepalign.report.charts import Interval, Series
+from stepalign.report.charts import IntervalRow, Series
 from stepalign.report.drawing import Frame
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
@@ -99,8 +99,8 @@ def test_end_labels_never_overlap() -> None:
 
 def test_interval_chart_places_the_interval() -> None:
     rows = [
-        Interval(label="A − B", colour=1, value=0.25, low=0.0, high=0.5),
-        Interval(label="none", colour=2, value=None),
+        IntervalRow(label="A − B", colour=1, value=0.25, low=0.0, high=0.5),
+        IntervalRow(label="none", colour=2, value=None),
     ]
     svg = charts.interval_chart(rows, title="t", zero=True, x_range=(-0.5, 0.5))
     (line,) = [line for line in parse(svg).iter(f"{NAMESPACE}line") if line.get("class", "").startswith("stroke")]

@@ -37,7 +37,9 @@ class Interval:
     value: float
     low: float
     high: float
-    level: float = 0.95
+
+
+UNDEFINED = Interval(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +55,6 @@ class PairedDifference:
     """Difference of each seed: a gap that changes sign between seeds is not a gap between methods."""
     num_seeds: int
     num_problems: int
-    level: float = 0.95
 
 
 def bootstrap_mean(
@@ -102,12 +103,12 @@ def hierarchical_bootstrap(
     values_SP = _matrix(values_SP)
     _check_level(level)
     if values_SP.size == 0 or np.isnan(values_SP).any():
-        return _undefined(level)
+        return UNDEFINED
     if bounds is not None and (values_SP == values_SP[0, 0]).all():
         return _unseen_interval(float(values_SP[0, 0]), values_SP.shape[1], level, bounds)
     value = float(values_SP.mean())
     if values_SP.size == 1:  # one value does not show how values spread
-        return _undefined(level, value)
+        return Interval(value, math.nan, math.nan)
     return _percentile_interval(value, _crossed_means(values_SP, resamples, np.random.default_rng(seed)), level)
 
 
@@ -120,7 +121,7 @@ def _unseen_interval(value: float, num_problems: int, level: float, bounds: tupl
     """
     unseen = 1 - ((1 - level) / 2) ** (1 / num_problems)
     low, high = bounds
-    return Interval(value, value - unseen * (value - low), value + unseen * (high - value), level)
+    return Interval(value, value - unseen * (value - low), value + unseen * (high - value))
 
 
 def paired_difference(
@@ -162,16 +163,15 @@ def paired_difference(
         seed_differences=tuple(differences_SP.mean(axis=1).tolist()) if differences_SP.size else (),
         num_seeds=differences_SP.shape[0],
         num_problems=differences_SP.shape[1],
-        level=level,
     )
 
 
 def sign_flip_p_value(differences_P: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
     """Two-sided permutation p-value for a mean paired difference of zero.
 
-    Under the null the two arms are exchangeable on each problem, so each difference may change its sign. All 2^P sign
-    patterns are enumerated when there are at most ``resamples`` of them; otherwise p = (1 + b) / (1 + R), where b of R
-    random patterns reach the observed |mean| (Phipson and Smyth 2010: never zero).
+    Under the null each difference may change its sign. All 2^P sign patterns are enumerated when there are at most
+    ``resamples`` of them; otherwise p = (1 + b) / (1 + R), where b of R random patterns reach the observed |mean|
+    (Phipson and Smyth 2010: never zero).
     """
     differences_P = _vector(differences_P)
     if differences_P.size == 0 or np.isnan(differences_P).any():
@@ -216,7 +216,7 @@ def bootstrap(
     """
     _check_level(level)
     if len(units) == 0:
-        return _undefined(level)
+        return UNDEFINED
     value = float(statistic(units))
     rng = np.random.default_rng(seed)
     results = np.empty(resamples)
@@ -225,7 +225,7 @@ def bootstrap(
         results[index] = statistic(units[drawn] if isinstance(units, np.ndarray) else [units[i] for i in drawn])
     results = results[~np.isnan(results)]
     if math.isnan(value) or 2 * results.size <= resamples:
-        return _undefined(level, value)
+        return Interval(value, math.nan, math.nan)
     return _percentile_interval(value, results, level)
 
 
@@ -295,9 +295,7 @@ def _vector(values: ArrayLike) -> np.ndarray:
 
 
 def _matrix(values: ArrayLike) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim == 1:
-        array = array[None, :]
+    array = np.atleast_2d(np.asarray(values, dtype=np.float64))
     if array.ndim != 2:
         raise ValueError(f"expected shape (seeds, problems), got {array.shape}")
     return array
@@ -308,13 +306,9 @@ def _check_level(level: float) -> None:
         raise ValueError(f"a confidence level or power is between 0 and 1, got {level}")
 
 
-def _undefined(level: float, value: float = math.nan) -> Interval:
-    return Interval(value, math.nan, math.nan, level)
-
-
 def _percentile_interval(value: float, results_R: np.ndarray, level: float) -> Interval:
     low, high = np.quantile(results_R, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high), level)
+    return Interval(value, float(low), float(high))
 
 
 def _chunks(resamples: int, row_entries: int) -> list[int]:

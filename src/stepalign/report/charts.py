@@ -56,7 +56,7 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
+class IntervalRow:
     """One row of an interval chart: a point with its confidence interval."""
 
     label: str
@@ -131,7 +131,7 @@ def line_chart(
 
 
 def interval_chart(
-    rows: Sequence[Interval],
+    rows: Sequence[IntervalRow],
     *,
     title: str,
     as_percent: bool = True,
@@ -278,7 +278,7 @@ def _end_labels(named: Sequence[Series], frame: Frame) -> list[str]:
     return out
 
 
-def _interval_row(row: Interval, frame: Frame, middle: float, width: float, label: str) -> str:
+def _interval_row(row: IntervalRow, frame: Frame, middle: float, width: float, label: str) -> str:
     parts = [label]
     value, low, high = number(row.value), number(row.low), number(row.high)
     if value is None:

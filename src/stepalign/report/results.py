@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stepalign.report.charts import Interval
+from stepalign.report.charts import IntervalRow
 from stepalign.report.results_schema import (
     METRIC_FAMILIES,
     Arm,
@@ -184,7 +184,7 @@ def _cost_cell(runs: Sequence[Run], name: str) -> Cell:
     return Cell(text=show(sum(amount for _, amount in defined) / len(defined)), detail=mean + each)
 
 
-def result_intervals(table: ResultsTable, results: Results) -> list[tuple[str, list[Interval]]]:
+def result_intervals(table: ResultsTable, results: Results) -> list[tuple[str, list[IntervalRow]]]:
     """For Pass, Maj and Avg: one interval per row of the results table."""
     out = []
     for name in list(table.columns)[:3]:
@@ -196,7 +196,7 @@ def result_intervals(table: ResultsTable, results: Results) -> list[tuple[str, l
                 cell = metric_cell(row, results)
                 interval = f" ({results.level} interval {cell.interval})" if cell.interval else ""
                 intervals.append(
-                    Interval(
+                    IntervalRow(
                         label=label,
                         colour=arm.colour,
                         value=row and row.value,
@@ -219,7 +219,7 @@ class Difference:
     b: Arm
     text: str
     interval: str
-    chart: Interval
+    chart: IntervalRow
 
 
 def differences(results: Results) -> dict[tuple[str, str, str], list[Difference]]:
@@ -243,7 +243,7 @@ def _difference(row: PairedRow, a: Arm, b: Arm) -> Difference:
     unit = "" if row.difference is None else " pts" if share else " tokens"
     names = f"{a.label} − {b.label}"
     interval = MISSING if row.low is None or row.high is None else f"{show(row.low)} to {show(row.high)}"
-    chart = Interval(
+    chart = IntervalRow(
         label=names,
         colour=a.colour,
         value=drawn(row.difference),
