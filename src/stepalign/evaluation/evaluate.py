@@ -12,7 +12,7 @@ from stepalign.errors import LockedError
 from stepalign.evaluation.metrics import NO_SHARES, GradedCompletion, Metric, compute_metrics
 from stepalign.evaluation.statistics import bootstrap_mean
 from stepalign.events import Listener, progress, silent
-from stepalign.records import Problem, Rollout, Verdict
+from stepalign.records import FinishReason, Problem, Rollout, Verdict
 from stepalign.storage import jsonl
 
 CHUNK = 256
@@ -33,14 +33,16 @@ class EvaluatedProblem:
     verdicts: tuple[Verdict, ...]
     lengths: tuple[int, ...]
     """Tokens."""
-    finish_reasons: tuple[str, ...]
+    finish_reasons: tuple[FinishReason, ...]
     texts: tuple[str, ...]
 
     def graded(self) -> list[GradedCompletion]:
         """As the metrics take them."""
-        names = ("answer", "verdict", "length", "finish_reason", "text")
-        columns = (self.answers, self.verdicts, self.lengths, self.finish_reasons, self.texts)
-        return [GradedCompletion(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
+        columns = zip(self.answers, self.verdicts, self.lengths, self.finish_reasons, self.texts, strict=True)
+        return [
+            GradedCompletion(answer=answer, verdict=verdict, length=length, finish_reason=reason, text=text)
+            for answer, verdict, length, reason, text in columns
+        ]
 
 
 def sample_and_grade(
