@@ -24,7 +24,8 @@ def measure(kind: str) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from stepalign.config import ObjectiveSection, TrainingSection
-    from stepalign.models.load import Solver, build_tokenizer
+    from stepalign.domains.arithmetic.solver import build_tokenizer
+    from stepalign.models.load import Solver
     from stepalign.records import Sample
     from stepalign.training.learner import Learner
     from stepalign.training.teacher import Teacher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -9,7 +10,6 @@ import torch
 
 from stepalign.config import ObjectiveSection, TrainingSection
 from stepalign.errors import ConfigError
-from stepalign.models.compiling import pays_to_compile
 from stepalign.models.load import Solver
 from stepalign.models.packing import Scored, micro_batches
 from stepalign.models.scoring import completion_hidden
@@ -23,6 +23,10 @@ WATCHED = (
     *("divergence", "student_entropy", "teacher_entropy", "log_ratio", "abs_log_ratio", "clip_ratio", "kl"),
     *("right_value_probability", "student_right_value_probability"),
 )
+
+
+LARGE_VOCABULARY = 2**14
+"""Entries from which the walk over the logits weighs enough that a training run wins back the 10 s of compiling."""
 
 
 class Learner:
@@ -158,6 +162,21 @@ def make_objective(section: ObjectiveSection, temperature: float, head_VH: torch
         compiled=pays_to_compile(head_VH) if section.compiled is None else section.compiled,
         **{key: getattr(section, key) for key in shared},
     )
+
+
+def pays_to_compile(head_VH: torch.Tensor) -> bool:
+    """For a training run with this head. Machine and model alone decide: a resumed run must compute the same bits."""
+    return len(head_VH) >= LARGE_VOCABULARY and can_compile(head_VH.device.type)
+
+
+@functools.cache
+def can_compile(device_type: str) -> bool:
+    """Whether torch.compile works: it needs a C++ compiler, and Triton for a GPU; what is there may still be broken."""
+    try:
+        torch.compile(torch.exp)(torch.ones(8, device=device_type))
+    except Exception:  # compilers raise errors of many kinds
+        return False
+    return True
 
 
 def _score_without_dropout(model: torch.nn.Module) -> None:

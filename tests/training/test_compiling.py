@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from stepalign.models.compiling import LARGE_VOCABULARY, can_compile, pays_to_compile
+from stepalign.training.learner import LARGE_VOCABULARY, can_compile, pays_to_compile
 
 
 def test_a_small_vocabulary_is_not_worth_it():
