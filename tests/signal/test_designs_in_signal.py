@@ -13,8 +13,8 @@ from stepalign.domains.table import load_set
 from stepalign.feedback.designs import DESIGNS, group_rollouts
 from stepalign.storage.signal_file import read_rows
 from stepalign.training.loop import StopRequest, train
-from stepalign.verbs.compare import write_signal
 from stepalign.verbs.progress import Display
+from stepalign.verbs.signal.base import write_signal
 from stepalign.verbs.signal.from_run import analyse_run, stored_rollouts
 
 SETTINGS = {
@@ -82,7 +82,7 @@ def test_a_comparison_draws_groups_where_a_context_shows_siblings(tmp_path: Path
             "signal.top_k": 0,
         },
     )
-    page = write_signal(config, tmp_path, lambda event: None)
+    page = write_signal(config, tmp_path)
     found = json.loads(page.read_text(encoding="utf-8"))
     scored = {entry["context"]: entry["num_rollouts"] for entry in found["localisation"]}
     assert scored["step_aligned"] == scored["hint"] == 24

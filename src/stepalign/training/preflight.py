@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from stepalign.build import make_prompts, recipe_solver
 from stepalign.config import Config
-from stepalign.domains.table import load_sets
+from stepalign.domains.domain import Domain
+from stepalign.domains.table import find_domain, load_sets
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent, warning
 from stepalign.feedback.designs import Need, find_condition, find_design
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder
-from stepalign.problems.columns import is_test_program
 from stepalign.problems.sets import named
 from stepalign.records import Problem
 from stepalign.rollouts.order import problems_of_step
@@ -20,15 +20,15 @@ from stepalign.training.trackers import check_trackers
 
 SHOWN = 5
 """Problems that an error names; the others are counted."""
-MATERIAL: dict[Need, tuple[str, Callable[[Problem], bool], str]] = {
+MATERIAL: dict[Need, tuple[str, Callable[[Domain, Problem], bool], str]] = {
     "reference": (
         "a reference solution",
-        lambda problem: bool(problem.reference),
+        lambda domain, problem: bool(problem.reference),
         "name the column that holds them in data.columns, or choose a condition that needs none",
     ),
     "tests": (
         "Python tests",
-        lambda problem: is_test_program(problem.answer),
+        lambda domain, problem: domain.has_details,
         "--set data.columns=python for problems that have tests, or choose a condition that needs none",
     ),
 }
@@ -70,11 +70,11 @@ def check_material(config: Config, problems: Sequence[Problem], listener: Listen
     Raises:
         ConfigError: not one of the training problems has it.
     """
-    design = find_design(find_condition(config.condition).design)
+    design, domain = find_design(find_condition(config.condition).design), find_domain(config.data)
     for need, (name, is_there, hint) in MATERIAL.items():
         if need not in design.needs or not config.training.max_steps:
             continue
-        lacking = sum(not is_there(problem) for problem in problems)
+        lacking = sum(not is_there(domain, problem) for problem in problems)
         if lacking == len(problems):
             raise ConfigError(
                 f"no training problem has {name}, and the condition {config.condition} shows nothing else",
