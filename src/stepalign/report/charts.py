@@ -8,30 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stepalign.report.drawing import (
-    ARM_COLOURS,
-    DASHES,
-    PHASE_COLOURS,
-    Frame,
-    arm_class,
-    arm_colour,
-    defined,
-    defined_runs,
-    line,
-    marker,
-    nice_ticks,
-    padded,
-    path_data,
-    px,
-    safe,
-    shortened,
-    spread,
-    svg,
-    text_width,
-    tick_texts,
-    widest,
-    words_at,
-)
+from stepalign.report import drawing as pen
 from stepalign.report.text import decimal, number, percent
 
 ROW_LABEL = 58
@@ -89,13 +66,13 @@ def line_chart(
         y_range: limits of the y axis; by default the data's, widened to round numbers.
     """
     named = [one for one in series if not one.faint]
-    xs = [value for one in series for value in defined(one.x)]
-    ys = [value for one in series for values in (one.y, one.low, one.high) for value in defined(values)]
-    x_ticks, y_ticks = nice_ticks(0.0, max(xs, default=1.0), 5), nice_ticks(*(y_range or padded(ys)), 5)
-    y_texts = tick_texts(y_ticks, as_percent)
-    left, top = 14 + widest(y_texts), 30 if y_label else 12
-    right = 10 + (widest(shortened(one.label) for one in named) + 14 if end_labels else 0)
-    frame = Frame(
+    xs = [value for one in series for value in pen.defined(one.x)]
+    ys = [value for one in series for values in (one.y, one.low, one.high) for value in pen.defined(values)]
+    x_ticks, y_ticks = pen.nice_ticks(0.0, max(xs, default=1.0), 5), pen.nice_ticks(*(y_range or pen.padded(ys)), 5)
+    y_texts = pen.tick_texts(y_ticks, as_percent)
+    left, top = 14 + pen.widest(y_texts), 30 if y_label else 12
+    right = 10 + (pen.widest(pen.shortened(one.label) for one in named) + 14 if end_labels else 0)
+    frame = pen.Frame(
         left=left,
         top=top,
         width=max(width - left - right, 40),
@@ -108,26 +85,29 @@ def line_chart(
     parts = []
     for tick, text in zip(y_ticks, y_texts, strict=True):
         at = frame.y(tick)
-        parts += [line("grid", frame.left, at, frame.right, at, GRID)]
-        parts += [words_at(frame.left - 8, at + 4, text, "tick", "end")]
-    for tick, text in zip(x_ticks, tick_texts(x_ticks, False), strict=True):
+        parts += [pen.line("grid", frame.left, at, frame.right, at, GRID)]
+        parts += [pen.words_at(frame.left - 8, at + 4, text, "tick", "end")]
+    for tick, text in zip(x_ticks, pen.tick_texts(x_ticks, False), strict=True):
         if tick <= frame.x_high:
             at = frame.x(tick)
-            parts += [line("axis", at, frame.bottom, at, frame.bottom + 4, AXIS)]
-            parts += [words_at(at, frame.bottom + 18, text, "tick", "middle")]
-    parts += [line("axis", frame.left, frame.bottom, frame.right, frame.bottom, AXIS)]
-    parts += [words_at(frame.right, height - 6, x_label, "axis-name", "end"), words_at(2, 14, y_label, "axis-name")]
+            parts += [pen.line("axis", at, frame.bottom, at, frame.bottom + 4, AXIS)]
+            parts += [pen.words_at(at, frame.bottom + 18, text, "tick", "middle")]
+    parts += [pen.line("axis", frame.left, frame.bottom, frame.right, frame.bottom, AXIS)]
+    parts += [
+        pen.words_at(frame.right, height - 6, x_label, "axis-name", "end"),
+        pen.words_at(2, 14, y_label, "axis-name"),
+    ]
     if not ys:
         middle = frame.left + frame.width / 2, frame.top + frame.height / 2
-        parts += [words_at(*middle, "not measured yet", "empty", "middle")]
+        parts += [pen.words_at(*middle, "not measured yet", "empty", "middle")]
     if guide and frame.x_low < guide[0] < frame.x_high * 0.98:
         at = frame.x(guide[0])
-        parts += [line("guide", at, frame.top - 4, at, frame.bottom, f'{AXIS} stroke-dasharray="3 3"')]
-        parts += [words_at(at + 4, frame.top + 6, guide[1], "guide-name")]
+        parts += [pen.line("guide", at, frame.top - 4, at, frame.bottom, f'{AXIS} stroke-dasharray="3 3"')]
+        parts += [pen.words_at(at + 4, frame.top + 6, guide[1], "guide-name")]
     parts += [_band(one, frame) for one in series]
     parts += [_curve(one, frame, as_percent) for one in sorted(series, key=lambda one: not one.faint)]
     parts += _end_labels(named, frame) if end_labels else []
-    return svg(parts, width, height, title, "chart line-chart")
+    return pen.svg(parts, width, height, title, "chart line-chart")
 
 
 def interval_chart(
@@ -147,23 +127,25 @@ def interval_chart(
         zero: draw the line of no difference.
         labels_above: each label on a line of its own above its interval, for narrow screens.
     """
-    values = [value for row in rows for value in defined((row.value, row.low, row.high))]
-    ticks = nice_ticks(*(x_range or padded([*values, 0.0] if zero else values)), 4)
-    left = widest(shortened(row.label, ROW_LABEL) for row in rows) + 16
+    values = [value for row in rows for value in pen.defined((row.value, row.low, row.high))]
+    ticks = pen.nice_ticks(*(x_range or pen.padded([*values, 0.0] if zero else values)), 4)
+    left = pen.widest(pen.shortened(row.label, ROW_LABEL) for row in rows) + 16
     if labels_above:
         left, row_height = 6, row_height + 14
-    right = widest(row.text for row in rows) + 12
+    right = pen.widest(row.text for row in rows) + 12
     height = row_height * len(rows)
-    frame = Frame(
+    frame = pen.Frame(
         left=left, top=8, width=max(width - left - right, 40), height=height, x_low=ticks[0], x_high=ticks[-1]
     )
-    parts = _vertical_grid(frame, ticks, tick_texts(ticks, as_percent), zero)
+    parts = _vertical_grid(frame, ticks, pen.tick_texts(ticks, as_percent), zero)
     for index, row in enumerate(rows):
         middle = frame.top + row_height * (index + (0.72 if labels_above else 0.5))
         label_at = (frame.left, middle - 13) if labels_above else (frame.left - 10, middle + 4)
-        label = words_at(*label_at, shortened(row.label, ROW_LABEL), "row-name", "start" if labels_above else "end")
+        label = pen.words_at(
+            *label_at, pen.shortened(row.label, ROW_LABEL), "row-name", "start" if labels_above else "end"
+        )
         parts.append(_interval_row(row, frame, middle, width, label))
-    return svg(parts, width, height + 32, title, "chart interval-chart")
+    return pen.svg(parts, width, height + 32, title, "chart interval-chart")
 
 
 def stacked_bars(
@@ -181,60 +163,62 @@ def stacked_bars(
         return f"{value:,.{digits}f} {unit}".rstrip()
 
     names = list(dict.fromkeys(name for _, parts in rows for name, _ in parts))
-    totals = [sum(defined(value for _, value in parts)) for _, parts in rows]
-    ticks = nice_ticks(0.0, max(totals, default=1.0) or 1.0, 5)
-    left = widest(shortened(label) for label, _ in rows) + 16
-    frame = Frame(
+    totals = [sum(pen.defined(value for _, value in parts)) for _, parts in rows]
+    ticks = pen.nice_ticks(0.0, max(totals, default=1.0) or 1.0, 5)
+    left = pen.widest(pen.shortened(label) for label, _ in rows) + 16
+    frame = pen.Frame(
         left=left, top=34, width=width - left - 64, height=row_height * len(rows), x_low=0.0, x_high=ticks[-1]
     )
-    texts = tick_texts(ticks, False)
+    texts = pen.tick_texts(ticks, False)
     out = _phase_legend(names, left, width)
     out += _vertical_grid(frame, ticks, [*texts[:-1], f"{texts[-1]} {unit}".rstrip()])
     for index, (label, parts) in enumerate(rows):
         middle = frame.top + row_height * (index + 0.5)
-        out.append(words_at(left - 10, middle + 4, shortened(label), "row-name", "end"))
+        out.append(pen.words_at(left - 10, middle + 4, pen.shortened(label), "row-name", "end"))
         start = 0.0
         for name, value in parts:
             size = number(value)
             if size and size > 0:
-                x, length = px(frame.x(start)), px(frame.x(start + size) - frame.x(start))
-                text = f"<title>{safe(label)}: {safe(name)} {safe(amount(size))}</title>"
-                out.append(f'<rect {_phase(names, name)} x="{x}" y="{px(middle - 9)}" width="{length}" height="18">')
+                x, length = pen.px(frame.x(start)), pen.px(frame.x(start + size) - frame.x(start))
+                text = f"<title>{pen.safe(label)}: {pen.safe(name)} {pen.safe(amount(size))}</title>"
+                out.append(
+                    f'<rect {_phase(names, name)} x="{x}" y="{pen.px(middle - 9)}" width="{length}" height="18">'
+                )
                 out.append(f"{text}</rect>")
                 start += size
-        out.append(words_at(frame.x(start) + 8, middle + 4, amount(start), "row-value"))
-    return svg(out, width, frame.bottom + 26, title, "chart stacked-bars")
+        out.append(pen.words_at(frame.x(start) + 8, middle + 4, amount(start), "row-value"))
+    return pen.svg(out, width, frame.bottom + 26, title, "chart stacked-bars")
 
 
-def _vertical_grid(frame: Frame, ticks: Sequence[float], texts: Sequence[str], zero: bool = False) -> list[str]:
+def _vertical_grid(frame: pen.Frame, ticks: Sequence[float], texts: Sequence[str], zero: bool = False) -> list[str]:
     """A line and a text per tick of the x axis; the line of zero stronger than the others."""
     parts = []
     for tick, text in zip(ticks, texts, strict=True):
         at, strong = frame.x(tick), zero and tick == 0
-        parts.append(line("zero" if strong else "grid", at, frame.top, at, frame.bottom, AXIS if strong else GRID))
-        parts.append(words_at(at, frame.bottom + 16, text, "tick", "middle"))
+        parts.append(pen.line("zero" if strong else "grid", at, frame.top, at, frame.bottom, AXIS if strong else GRID))
+        parts.append(pen.words_at(at, frame.bottom + 16, text, "tick", "middle"))
     return parts
 
 
-def _curve(series: Series, frame: Frame, as_percent: bool) -> str:
-    runs = defined_runs(list(zip(series.x, series.y, strict=True)))
+def _curve(series: Series, frame: pen.Frame, as_percent: bool) -> str:
+    runs = pen.defined_runs(list(zip(series.x, series.y, strict=True)))
     paths = "".join(
-        f'<path d="{path_data([(frame.x(x), frame.y(y)) for x, y in run])}"/>' for run in runs if len(run) > 1
+        f'<path d="{pen.path_data([(frame.x(x), frame.y(y)) for x, y in run])}"/>' for run in runs if len(run) > 1
     )
     width, opacity = (1, 0.35) if series.faint else (2.2, 1)
-    dash = DASHES[series.colour // len(ARM_COLOURS) % len(DASHES)] if series.colour >= 0 else "4 3"
+    dash = pen.DASHES[series.colour // len(pen.ARM_COLOURS) % len(pen.DASHES)] if series.colour >= 0 else "4 3"
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     body = (
-        f'<g class="stroke {arm_class(series.colour)}" fill="none" stroke="{arm_colour(series.colour)}" '
+        f'<g class="stroke {pen.arm_class(series.colour)}" fill="none" stroke="{pen.arm_colour(series.colour)}" '
         f'stroke-width="{width}" stroke-opacity="{opacity}" stroke-linejoin="round"{dashed}>{paths}</g>'
     )
     if not series.faint and (series.marks or any(len(run) == 1 for run in runs)):
         for index, point in enumerate(zip(series.x, series.y, strict=True)):
-            if len(defined(point)) == 2:
-                x, y = defined(point)
+            if len(pen.defined(point)) == 2:
+                x, y = pen.defined(point)
                 title = _point_title(series, index, x, y, as_percent)
-                body += marker(series.colour, frame.x(x), frame.y(y), title=title)
-    return f'<g class="series" data-label="{safe(series.label)}">{body}</g>'
+                body += pen.marker(series.colour, frame.x(x), frame.y(y), title=title)
+    return f'<g class="series" data-label="{pen.safe(series.label)}">{body}</g>'
 
 
 def _point_title(series: Series, index: int, x: float, y: float, as_percent: bool) -> str:
@@ -245,67 +229,67 @@ def _point_title(series: Series, index: int, x: float, y: float, as_percent: boo
     return text
 
 
-def _band(series: Series, frame: Frame) -> str:
+def _band(series: Series, frame: pen.Frame) -> str:
     if not series.low:
         return ""
     shapes = ""
-    for run in defined_runs(list(zip(series.x, series.low, series.high, strict=True))):
+    for run in pen.defined_runs(list(zip(series.x, series.low, series.high, strict=True))):
         if len(run) > 1:
             upper = [(frame.x(x), frame.y(high)) for x, _, high in run]
             lower = [(frame.x(x), frame.y(low)) for x, low, _ in reversed(run)]
-            shapes += f'<path d="{path_data(upper + lower)}Z"/>'
-    paint = f'fill="{arm_colour(series.colour)}" fill-opacity="0.13"'
-    return f'<g class="band {arm_class(series.colour)}" {paint}>{shapes}</g>' if shapes else ""
+            shapes += f'<path d="{pen.path_data(upper + lower)}Z"/>'
+    paint = f'fill="{pen.arm_colour(series.colour)}" fill-opacity="0.13"'
+    return f'<g class="band {pen.arm_class(series.colour)}" {paint}>{shapes}</g>' if shapes else ""
 
 
-def _end_labels(named: Sequence[Series], frame: Frame) -> list[str]:
+def _end_labels(named: Sequence[Series], frame: pen.Frame) -> list[str]:
     """The name of each line at its last point, moved apart where lines end close together."""
     ends = []
     for series in named:
-        if runs := defined_runs(list(zip(series.x, series.y, strict=True))):
+        if runs := pen.defined_runs(list(zip(series.x, series.y, strict=True))):
             x, y = runs[-1][-1]
             ends.append((frame.y(y), frame.x(x), series))
     ends.sort(key=lambda end: end[0])
-    places = spread([y for y, _, _ in ends], 15.0, frame.top, frame.bottom)
+    places = pen.spread([y for y, _, _ in ends], 15.0, frame.top, frame.bottom)
     out = []
     for (y, x, series), place in zip(ends, places, strict=True):
         if frame.right - x > 2 or abs(place - y) > 3:
-            leader = path_data([(x + 5, y), (frame.right + 6, place)])
+            leader = pen.path_data([(x + 5, y), (frame.right + 6, place)])
             out.append(f'<path class="leader" fill="none" stroke="#b5b2a9" d="{leader}"/>')
-        paint = f'class="name {arm_class(series.colour)}" fill="{arm_colour(series.colour)}" font-weight="600"'
-        name = safe(shortened(series.label))
-        out.append(f'<text {paint} x="{px(frame.right + 9)}" y="{px(place + 4)}">{name}</text>')
+        paint = f'class="name {pen.arm_class(series.colour)}" fill="{pen.arm_colour(series.colour)}" font-weight="600"'
+        name = pen.safe(pen.shortened(series.label))
+        out.append(f'<text {paint} x="{pen.px(frame.right + 9)}" y="{pen.px(place + 4)}">{name}</text>')
     return out
 
 
-def _interval_row(row: IntervalRow, frame: Frame, middle: float, width: float, label: str) -> str:
+def _interval_row(row: IntervalRow, frame: pen.Frame, middle: float, width: float, label: str) -> str:
     parts = [label]
     value, low, high = number(row.value), number(row.low), number(row.high)
     if value is None:
-        parts.append(words_at(frame.left + 6, middle + 4, "not measured yet", "empty"))
+        parts.append(pen.words_at(frame.left + 6, middle + 4, "not measured yet", "empty"))
     if low is not None and high is not None:
-        paint = f'stroke="{arm_colour(row.colour)}" stroke-width="2" stroke-linecap="round"'
-        kind = f"stroke {arm_class(row.colour)}"
-        parts.append(line(kind, frame.x(low), middle, frame.x(high), middle, paint))
+        paint = f'stroke="{pen.arm_colour(row.colour)}" stroke-width="2" stroke-linecap="round"'
+        kind = f"stroke {pen.arm_class(row.colour)}"
+        parts.append(pen.line(kind, frame.x(low), middle, frame.x(high), middle, paint))
     if value is not None:
-        parts.append(marker(row.colour, frame.x(value), middle, 4.4))
-        parts.append(words_at(width - 2, middle + 4, row.text, "row-value", "end"))
-    return f"<g><title>{safe(row.title or row.label)}</title>{''.join(parts)}</g>"
+        parts.append(pen.marker(row.colour, frame.x(value), middle, 4.4))
+        parts.append(pen.words_at(width - 2, middle + 4, row.text, "row-value", "end"))
+    return f"<g><title>{pen.safe(row.title or row.label)}</title>{''.join(parts)}</g>"
 
 
 def _phase_legend(names: Sequence[str], left: float, width: float) -> list[str]:
     """The names of the parts over the bars, moved left where they would leave the picture."""
-    entries = sum(text_width(name) + 16 for name in names)
+    entries = sum(pen.text_width(name) + 16 for name in names)
     gap = max(4.0, min(18.0, (width - 2 - entries) / max(len(names), 1)))
     at = max(2.0, min(left, width - entries - gap * len(names)))
     parts = []
     for name in names:
-        parts.append(f'<rect {_phase(names, name)} x="{px(at)}" y="9" width="11" height="11"/>')
-        parts.append(words_at(at + 16, 19, name, "legend"))
-        at += 16 + text_width(name) + gap
+        parts.append(f'<rect {_phase(names, name)} x="{pen.px(at)}" y="9" width="11" height="11"/>')
+        parts.append(pen.words_at(at + 16, 19, name, "legend"))
+        at += 16 + pen.text_width(name) + gap
     return parts
 
 
 def _phase(names: Sequence[str], name: str) -> str:
-    at = names.index(name) % len(PHASE_COLOURS)
-    return f'class="phase-{at}" fill="{PHASE_COLOURS[at]}"'
+    at = names.index(name) % len(pen.PHASE_COLOURS)
+    return f'class="phase-{at}" fill="{pen.PHASE_COLOURS[at]}"'
