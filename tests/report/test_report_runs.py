@@ -14,7 +14,7 @@ from report_html import read_html
 from stepalign.config import changed, load_config
 from stepalign.errors import ConfigError
 from stepalign.report.page import report_html
-from stepalign.report.runs import run_results
+from stepalign.verbs.report import run_results
 
 
 @pytest.fixture

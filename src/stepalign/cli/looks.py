@@ -147,20 +147,6 @@ def report(
 ) -> None:
     """The page and the tables of a comparison, of a run, or of several runs side by side; finished or not."""
     from stepalign.verbs.progress import console
+    from stepalign.verbs.report import write_reports
 
-    if len(folders) == 1 and (folders[0] / "arms").is_dir():
-        from stepalign.verbs.compare import rewrite_results
-
-        console.print(f"page: {rewrite_results(folders[0])}")
-        return
-    from stepalign.report.page import write_run_report
-    from stepalign.report.runs import run_results
-    from stepalign.report.table import write_tables
-
-    if len(folders) > 1 and out is None:
-        raise ConfigError("several runs need a place for their page", hint="--out FOLDER")
-    target = out or folders[0]
-    results = run_results(folders)
-    page = write_run_report(results, target, examples=folders[0])
-    write_tables(results, target)
-    console.print(f"page: {page}")
+    console.print(f"page: {write_reports(folders, out)}")

@@ -33,7 +33,7 @@ def write_report(folder: Path) -> Path:
 
 
 def write_run_report(results: Mapping[str, Any], folder: Path, *, examples: Path | None = None) -> Path:
-    """Write ``folder/report.html`` of training runs (``report.runs.run_results``).
+    """Write ``folder/report.html`` of training runs (``verbs.report.run_results``).
 
     Args:
         examples: a folder whose signal.json, where there is one, gives the token viewer.

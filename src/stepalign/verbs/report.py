@@ -1,4 +1,4 @@
-"""Training runs outside a comparison, read as if they were one: one run by itself, or several side by side."""
+"""``stepalign report``: the page and tables of a comparison, or of training runs read as if they were one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,32 @@ from stepalign.config import Config, changed, difference, load_config
 from stepalign.errors import ConfigError
 from stepalign.evaluation.comparison import comparison_numbers
 from stepalign.evaluation.evaluate import read_samples
+from stepalign.report.page import write_run_report
+from stepalign.report.table import write_tables
 from stepalign.storage.jsonl import read_json_lines
 
 RUN_KEYS = ("critic", "masked", "warnings", "seconds_by_phase")
+
+
+def write_reports(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write page and tables of a comparison folder, of a run, or of several runs side by side, finished or not.
+
+    Args:
+        out: folder of the page of several runs; by default the one folder itself.
+
+    Raises:
+        ConfigError: several runs without ``out``; as :func:`run_results`.
+    """
+    if len(folders) == 1 and (folders[0] / "arms").is_dir():
+        from stepalign.verbs.compare import rewrite_results
+
+        return rewrite_results(folders[0])
+    if len(folders) > 1 and out is None:
+        raise ConfigError("several runs need a place for their page", hint="--out FOLDER")
+    results = run_results(folders)
+    page = write_run_report(results, out or folders[0], examples=folders[0])
+    write_tables(results, out or folders[0])
+    return page
 
 
 def run_results(folders: Sequence[Path]) -> dict[str, Any]:
