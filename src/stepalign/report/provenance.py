@@ -42,7 +42,7 @@ def provenance_rows(signal: Mapping[str, Any], version: str) -> Rows:
 def example_prompts(signal: Mapping[str, Any]) -> Rows:
     """(title, text) of the prompts that one rollout was scored behind, where the file holds them."""
     example = (signal.get("prompts") or {}).get("example") or {}
-    titles = {"student": "What the student reads", "self_teacher": "What the self-teacher reads"}
+    titles = {"student": "Prompt of the student", "self_teacher": "Prompt of the self-teacher"}
     return [(title, example[key]) for key, title in titles.items() if example.get(key)]
 
 

@@ -4,7 +4,7 @@ const MOST_WORDS = 400; // of a step that are compared
 
 const fatesKnown = (rollout, context) => contextOf(rollout, context).rows.length > 0;
 
-// Rows of the alignment that stand beside a step: its own, and what the feedback adds behind it.
+// Rows of the alignment beside a step: its own, and the steps that the feedback adds behind it.
 function fatesOf(rollout, context, step) {
   return contextOf(rollout, context).rows.filter((row) => row[0] === step)
     .map(([, fate, name, start, end]) => ({ fate: FATE[fate] ? fate : "edited", name, start, end }));
@@ -32,7 +32,7 @@ function feedbackStep(rollout, context, step, fates) {
     ...(blocks.length ? blocks : [h("p", { class: "faint", text: "(no step of the feedback)" })]));
 }
 
-// The words of the new text, each with whether it is new: what a longest common subsequence with the old leaves over.
+// The words of the new text, each with a mark where it is outside a longest common subsequence with the old.
 function changes(before, after) {
   const split = (text) => text.match(/\s+|\p{N}+|\p{L}+|[^]/gu) || [];
   const old = split(before).filter((word) => word.trim()).slice(0, MOST_WORDS);

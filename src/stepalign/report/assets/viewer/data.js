@@ -1,4 +1,4 @@
-// What the page holds, and what of it is shown. The index is read at once, a rollout when it is opened.
+// The data of the page and the shown part of it. The index is read at once, a rollout when it is opened.
 
 const CASES = {
   correct: "Fully correct", one_wrong_step: "One wrong step", incomplete: "Incomplete", wrong_approach: "Wrong approach",
@@ -69,7 +69,7 @@ function reading(rollout, context, token) {
   };
 }
 
-// A view is what one panel shows: a context, or the difference of two.
+// A view is the content of one panel: a context, or the difference of two.
 function views() {
   const rollout = current();
   const shown = state.shown.filter((context) => contextOf(rollout, context));

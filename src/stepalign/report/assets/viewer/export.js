@@ -1,4 +1,4 @@
-// Export: what stands on the screen, as drawing orders; from these an SVG or a PNG. And the numbers as CSV.
+// Export of the screen as drawing orders, which become an SVG or a PNG, and of the numbers as CSV.
 
 const pen = document.createElement("canvas").getContext("2d");
 
@@ -147,7 +147,7 @@ function save(blob, ending) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-// One row per token: what the card shows, for every context that is stored.
+// One row per token: the numbers of the card, for every context that is stored.
 function exportCsv() {
   const rollout = current();
   const contexts = available(rollout);

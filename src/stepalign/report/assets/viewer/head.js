@@ -1,4 +1,4 @@
-// Above the panels: what was asked, the switches, and the legend with the distribution of A.
+// Above the panels: the question, the switches, and the legend with the distribution of A.
 
 function drawHead() {
   const rollout = current();

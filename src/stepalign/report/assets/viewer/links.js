@@ -1,4 +1,4 @@
-// Deep links: the address says what is shown.
+// Deep links: the address names the shown state.
 
 function writeHash() {
   if (location.protocol === "about:") return; // a frame of a notebook has no address of its own
@@ -12,7 +12,7 @@ function writeHash() {
   history.replaceState(null, "", "#" + fields);
 }
 
-// Sets the state to what the address says; false where it says nothing that is here.
+// Sets the state from the address; false where it names nothing on the page.
 async function readHash() {
   if (!location.hash.startsWith("#rollout=")) return false;
   const fields = new URLSearchParams(location.hash.slice(1));

@@ -86,7 +86,7 @@ async function search(words) {
   markHits();
 }
 
-// First tokens of all places in the open attempt where the words stand.
+// First tokens of all places of the words in the open attempt.
 function hits() {
   if (!state.search) return [];
   const rollout = current();

@@ -32,7 +32,7 @@ function moveTo(token) {
 function moveStep(by) {
   const steps = current().steps;
   const step = stepOf(current(), state.token);
-  // Backwards first to the start of the step one stands in, then to the step before: as in a music player.
+  // Backwards first to the start of the current step, then to the step before: as in a music player.
   const target = by < 0 && steps[step] && state.token > steps[step][2] ? step : step + by;
   if (steps[target]) moveTo(steps[target][2]);
 }

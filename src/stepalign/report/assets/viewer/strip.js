@@ -100,7 +100,7 @@ function listen(drawing, brush, wide, x) {
   drawing.addEventListener("dblclick", () => zoomTo(0, Infinity));
 }
 
-// Where the shown range lies in the attempt, and the way back.
+// The place of the shown range in the attempt, and the way back.
 function rangeBar(rollout, width) {
   const length = Math.max(rollout.pieces.length, 1);
   const [from, to] = span();

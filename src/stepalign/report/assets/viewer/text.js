@@ -10,7 +10,7 @@ const visible = (text) => String(text).replace(INVISIBLE, (sign) => {
   return "\u27e8U+" + code.toString(16).toUpperCase().padStart(4, "0") + "\u27e9";
 });
 
-// What a token shows: newlines, tabs and blanks that stand alone are marked; other blanks on request. The break a
+// The text of a token's cell: newlines, tabs and lone blanks are marked; other blanks on request. The break a
 // newline makes comes after the token, or a coloured sliver would hang at the start of the next line.
 function shape(piece) {
   const breaks = /\n*$/.exec(piece)[0].length;
