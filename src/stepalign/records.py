@@ -158,6 +158,9 @@ class Critique:
     """Why it is malformed or failed."""
     unpaid: bool = False
     """Not asked for any more, because the critic's budget is spent."""
+    truth: bool | None = None
+    """Whether ``first_error`` is the true one: True from a program that knows, False from one that is faulty by intent,
+    None where nothing is known. In files the beginning of ``critic`` says it."""
     case: str = ""
     """A all right, B right answer with a missing reason, C incomplete, D wrong, F full solution instead; "" unknown."""
     first_error: str = ""
@@ -236,7 +239,15 @@ def to_json(record: Any) -> dict[str, Any]:
         return _rollout_row(record)
     row = dataclasses.asdict(record)
     row.pop("unpaid", None)  # a run stops there: no such critique is written
+    row.pop("truth", None)
     return row
+
+
+def critique_from_json(row: Mapping[str, Any]) -> Critique:
+    """The critique of a line of critiques.jsonl."""
+    fields = {name: value for name, value in row.items() if name != "record_step"}
+    kind = row["critic"].partition(":")[0]
+    return Critique(**fields, truth={"programmatic": True, "faulty": False}.get(kind))
 
 
 def _rollout_row(rollout: Rollout) -> dict[str, Any]:

@@ -100,11 +100,11 @@ def _first_wrong(
     if passage is not None:
         return max(0, bisect_right([step.start for step in steps], passage[0]) - 1)
     # A critic that is faulty on purpose says nothing true about the steps.
-    if critique is None or critique.status != "ok" or critique.critic.startswith("faulty:"):
+    if critique is None or critique.status != "ok" or critique.truth is False:
         return None
     first_error = critique.first_error
     # A wrong answer whose error was not located leaves the steps open, unless a program knows the truth.
-    located = attempt.verdict == "correct" or critique.case == "C" or critique.critic.startswith("programmatic:")
+    located = attempt.verdict == "correct" or critique.case == "C" or critique.truth is True
     if not first_error and not located:
         alignment = align(attempt, critique, expected_answer=attempt.problem.answer or None)
         first_error = "" if alignment.full_solution else alignment.first_error_label

@@ -26,9 +26,6 @@ from stepalign.domains.arithmetic.task import (
 from stepalign.records import Attempt, Critique, CritiqueForm
 from stepalign.storage.fingerprint import digest
 
-FAITHFUL = "programmatic:arithmetic"
-"""The name under which every critique's ``first_error`` is the truth."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Faults:
@@ -59,8 +56,7 @@ class ArithmeticCritic:
         self._form: CritiqueForm = form
         self._faults = faults or Faults()
         self._seed = seed
-        # Another name: nobody may take the claims of a faulty critic for the truth.
-        self.name = FAITHFUL if self._faults == Faults() else "faulty:arithmetic"
+        self.name = "programmatic:arithmetic" if self._faults == Faults() else "faulty:arithmetic"
 
     async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
         """See :class:`stepalign.critics.Critic`; a second critique is the first one again."""
@@ -84,6 +80,7 @@ class ArithmeticCritic:
             reason="" if text else "the approach is wrong and there is no reference solution to fall back to",
             case=view.case,
             first_error=view.first_error,
+            truth=self._faults == Faults(),
             form=self._form,
         )
 

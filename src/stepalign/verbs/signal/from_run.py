@@ -12,7 +12,7 @@ from stepalign.domains.table import find_domain, load_set
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, silent, warning
 from stepalign.feedback import designs
-from stepalign.records import Critique, Problem, Rollout, rollout_from_json
+from stepalign.records import Critique, Problem, Rollout, critique_from_json, rollout_from_json
 from stepalign.signal.analyse import attempts_under
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.verbs.signal.folder import write_signal_folder
@@ -158,8 +158,7 @@ def stored_rollouts(run: Path, problems: dict[str, Problem], num: int) -> list[t
     """The first rollouts of a run with their critiques. Rollouts of problems that are gone are an error."""
     critiques: dict[str, Critique] = {}
     for row in read_json_lines(run / "critiques.jsonl"):
-        row.pop("record_step")
-        critiques[row["rollout_id"]] = Critique(**row)
+        critiques[row["rollout_id"]] = critique_from_json(row)
     found = []
     for row in read_json_lines(run / "rollouts.jsonl"):
         if len(found) == num:
