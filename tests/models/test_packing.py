@@ -131,11 +131,21 @@ def by_documentation(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, sca
     return torch.cat(outputs)
 
 
+def before_groups(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
+    """The same of torch 2.11, which does not say that heads may be shared."""
+    assert query.shape[1] == key.shape[1] == value.shape[1]
+    bounds = (cu_seq_q, cu_seq_k, max_q, max_k)
+    return by_documentation(query, key, value, *bounds, scale=scale, window_size=window_size, enable_gqa=False)
+
+
 @pytest.mark.parametrize("route", [RectangleAttention, VarlenAttention])
+@pytest.mark.parametrize("kernel", [by_documentation, before_groups])
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-def test_both_routes_are_attention_under_the_dense_mask_of_the_row(route, num_kv_heads: int, monkeypatch) -> None:
+def test_both_routes_are_attention_under_the_dense_mask_of_the_row(
+    route, kernel, num_kv_heads: int, monkeypatch
+) -> None:
     """Outputs and gradients in float64. The kernel of the second needs a GPU: its documentation stands in for it."""
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_documentation)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     monkeypatch.setattr(packed_attention, "CALL_IN_PAIRS", 60)  # several rectangles, with padding in them
     torch.manual_seed(0)
     lengths = [(3, 0, 40), (5, 1, 17), (5, 1, 22), (2, 2, 9), (5, 1, 21), (2, 2, 1), (3, 3, 30), (3, 4, 29), (2, 2, 8)]
@@ -153,3 +163,21 @@ def test_both_routes_are_attention_under_the_dense_mask_of_the_row(route, num_kv
     gradients, others = (torch.autograd.grad(y, inputs, direction) for y in (output, expected))
     for one, other in zip(gradients, others, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "capability", "takes"),
+    [
+        (by_documentation, (9, 0), True),
+        (before_groups, (8, 0), True),
+        (by_documentation, (7, 5), False),
+        (lambda query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False: None, (9, 0), False),
+    ],
+    ids=["torch 2.13", "torch 2.11", "an old card", "no window"],
+)
+def test_which_kernels_the_route_of_a_gpu_takes(kernel, capability, takes: bool, monkeypatch) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    assert packed_attention._has_varlen_kernel(torch.device("cuda"), torch.bfloat16) is takes
+    assert not packed_attention._has_varlen_kernel(torch.device("cuda"), torch.float32)
+    assert not packed_attention._has_varlen_kernel(torch.device("cpu"), torch.bfloat16)

@@ -12,7 +12,7 @@ else in the model, a segment is padded, where that costs less than one more call
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -192,18 +192,23 @@ def _has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     """Flash attention: 16-bit types, from compute capability 8.0 (Ampere), from torch 2.11."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
+    return "window_size" in _varlen_options() and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _varlen_options() -> Collection[str]:
+    """The parameters of ``varlen_attn``; none where there is none."""
     try:
-        from torch.nn.attention.varlen import varlen_attn
+        from torch.nn.attention import varlen
     except ImportError:
-        return False
-    takes_groups = "enable_gqa" in inspect.signature(varlen_attn).parameters
-    return takes_groups and torch.cuda.get_device_capability(device) >= (8, 0)
+        return ()
+    return inspect.signature(varlen.varlen_attn).parameters
 
 
 class VarlenAttention:
     """``varlen_attn`` over the whole row: queries in their order, shared prompts copied in front of their keys.
 
-    The kernel aligns its causal mask at the lower right corner: the last query of a segment sees all its keys.
+    The kernel aligns its causal mask at the lower right corner: the last query of a segment sees all its keys. Where it
+    does not say that several heads of the query may share one of the keys (torch 2.11), keys are repeated for them.
     """
 
     def __init__(self, packing: Packing, device: torch.device) -> None:
@@ -216,6 +221,7 @@ class VarlenAttention:
             for lengths in (query_lengths, key_lengths)
         ]
         self._longest = max(query_lengths), max(key_lengths)
+        self._shares_heads = "enable_gqa" in _varlen_options()
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
@@ -224,14 +230,14 @@ class VarlenAttention:
 
         if dropout:
             raise ValueError("the variable-length kernel has no dropout")
+        key, value = self._keys.of(key), self._keys.of(value)
+        options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}
+        if self._shares_heads:
+            options["enable_gqa"] = query.shape[1] != key.shape[1]
+        elif (heads_of_a_key := query.shape[1] // key.shape[1]) > 1:
+            key, value = (x.repeat_interleave(heads_of_a_key, dim=1) for x in (key, value))
         return varlen.varlen_attn(  # type: ignore[return-value]
-            query.contiguous(),
-            self._keys.of(key).contiguous(),
-            self._keys.of(value).contiguous(),
-            *(*self._bounds, *self._longest),
-            scale=scaling,
-            window_size=(-1, 0),
-            enable_gqa=query.shape[1] != key.shape[1],
+            *(x.contiguous() for x in (query, key, value)), *self._bounds, *self._longest, **options
         )
 
 
