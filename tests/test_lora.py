@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 pytest.importorskip("peft", reason="the extra `lora` is not installed")
 
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stepalign.build import open_session
 from stepalign.config import Config, changed, load_config
@@ -117,6 +119,52 @@ def test_the_teachers_pass_keeps_no_gradient_memory(config: Config) -> None:
         learner.update([sample], Teacher(session.solver.model, config.objective.teacher), 0)
     assert during_teacher == [0]
     assert len(kept) > 10  # the student's pass does
+
+
+class Products(TorchDispatchMode):
+    """The dtypes that matrices have where they meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            self.dtypes |= {a.dtype for a in arguments if isinstance(a, torch.Tensor)}
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_float32_adapters_beside_a_bfloat16_model_are_multiplied_in_bfloat16(
+    config: Config, checkpointing: bool
+) -> None:
+    session = open_session(changed(config, {"model.gradient_checkpointing": checkpointing}))
+    narrow = open_session(changed(config, {"model.dtype": "bfloat16", "model.gradient_checkpointing": checkpointing}))
+    adapters = {name: p for name, p in narrow.solver.model.named_parameters() if p.requires_grad}
+    for name, parameter in session.solver.model.named_parameters():
+        if parameter.requires_grad:
+            with torch.no_grad():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+                adapters[name].copy_(parameter)
+    assert {p.dtype for p in adapters.values()} == {torch.float32}  # where small steps add up
+
+    sequence = [((2, 30, 9, 12, 3), (10, 20, 30, 40))]
+    exact = completion_hidden(session.solver, sequence)
+    for module in narrow.solver.model.modules():
+        module.training = bool(getattr(module, "gradient_checkpointing", False))
+    with Products() as products:
+        found = completion_hidden(narrow.solver, sequence)
+        found.float().sum().backward()
+    assert products.dtypes == {torch.bfloat16}
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - exact).norm() < 0.03 * exact.norm()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in adapters.values())
+
+    sampling = narrow.sampler.sample([[2, 30, 9, 12, 3]], num_samples=1, temperature=1.0, max_tokens=5, seed=0)
+    [[drawn]] = asyncio.run(sampling)
+    hidden = completion_hidden(narrow.solver, [((2, 30, 9, 12, 3), drawn.ids)])
+    log_probs = narrow.solver.logits(hidden).log_softmax(-1)[range(len(drawn.ids)), list(drawn.ids)]
+    assert torch.allclose(torch.tensor(drawn.log_probs), log_probs, atol=0.1)
 
 
 def test_a_run_saves_adapters_that_load_again(config: Config, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stepalign.config import Config, changed
 from stepalign.critics import Critic
@@ -113,7 +114,11 @@ def with_lora(solver: Solver, config: Config) -> Solver:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
-        return Solver(get_peft_model(solver.model, adapters), solver.tokenizer)  # type: ignore[arg-type]
+        model = get_peft_model(solver.model, adapters)  # type: ignore[arg-type]
+    layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "cast_input_dtype_enabled")]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False  # ``Solver.computing`` brings adapters and inputs to the model's dtype
+    return Solver(model, solver.tokenizer)  # type: ignore[arg-type]
 
 
 def make_prompts(config: Config, solver: Solver) -> PromptBuilder:

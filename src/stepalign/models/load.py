@@ -60,6 +60,13 @@ class Solver:
         assert head is not None
         return head.weight  # type: ignore[return-value]
 
+    def computing(self) -> torch.autocast:
+        """Around every forward pass: adapters, which peft keeps in float32 beside 16-bit weights so that small steps
+        are not rounded away, are multiplied in the model's own dtype. Elsewhere it changes nothing."""
+        own = self.head_VH.dtype
+        mixed = own.itemsize == 2 and any(p.dtype != own for p in self.model.parameters() if p.requires_grad)
+        return torch.autocast(self.device.type, dtype=own if mixed else None, enabled=mixed)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., H] -> [..., V] in float32, before any temperature."""
         return torch.nn.functional.linear(hidden, self.head_VH).float()

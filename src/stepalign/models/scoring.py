@@ -39,14 +39,15 @@ def completion_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tens
         _say_once(type(decoder).__name__, reason)
         return padded_hidden(solver, sequences)
     packed_attention.enable(decoder)
-    output = decoder(
-        input_ids=torch.tensor([packing.ids], device=device),
-        position_ids=torch.tensor([packing.positions], device=device),
-        # A mask with four dimensions is taken as it is, and ours is ignored: none is built for the whole row.
-        attention_mask=torch.zeros(1, 1, 1, 1, device=device),
-        packed_attention=packed_attention.build_attention(packing, device=device, dtype=solver.model.dtype),
-        use_cache=False,
-    )
+    with solver.computing():
+        output = decoder(
+            input_ids=torch.tensor([packing.ids], device=device),
+            position_ids=torch.tensor([packing.positions], device=device),
+            # A mask with four dimensions is taken as it is, and ours is ignored: none is built for the whole row.
+            attention_mask=torch.zeros(1, 1, 1, 1, device=device),
+            packed_attention=packed_attention.build_attention(packing, device=device, dtype=solver.model.dtype),
+            use_cache=False,
+        )
     predictors = torch.tensor(packing.predictors, dtype=torch.long, device=device)  # none where completions are empty
     return output.last_hidden_state[0].index_select(0, predictors)
 
@@ -60,7 +61,8 @@ def padded_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tensor:
         for ids_S, index in zip(ids_BS, batch, strict=True):
             ids_S[: len(contexts[index])] = torch.tensor(contexts[index])
         # Right padding under causal attention: no real token ever attends to a pad, so no mask is needed.
-        hidden_BSH = solver.decoder(input_ids=ids_BS.to(solver.device), use_cache=False).last_hidden_state
+        with solver.computing():
+            hidden_BSH = solver.decoder(input_ids=ids_BS.to(solver.device), use_cache=False).last_hidden_state
         for index, hidden_SH in zip(batch, hidden_BSH, strict=True):
             prompt, completion = sequences[index]
             hidden[index] = hidden_SH[len(prompt) - 1 : len(prompt) + len(completion) - 1]

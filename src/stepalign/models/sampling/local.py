@@ -102,7 +102,7 @@ class LocalSampler:
         """Complete the prompts of one batch; yields after every token that is not the last."""
         device = self._solver.device
         end_ids = torch.tensor(self._solver.end_ids, device=device)
-        version = self._version
+        computing, version = self._solver.computing(), self._version
         cache = _preallocated_cache(extra_tokens=max_tokens)
         logits_BV, valid_BS, positions_B = self._prefill([prompts[i] for i in batch], cache)
         cache.batch_repeat_interleave(num_samples)
@@ -146,13 +146,14 @@ class LocalSampler:
                 owners, ids_B, positions_B, valid_BS = owners[kept], ids_B[kept], positions_B[kept], valid_BS[kept]
                 alive = alive[kept]
             valid_BS = torch.cat([valid_BS, valid_BS.new_ones(len(valid_BS), 1)], 1)
-            hidden_B1H = self._solver.decoder(
-                input_ids=ids_B[:, None],
-                position_ids=positions_B[:, None],
-                attention_mask=valid_BS[:, None, None, :] if has_padding else None,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
+            with computing:  # not around the loop: autocast belongs to the thread, and others run while this one waits
+                hidden_B1H = self._solver.decoder(
+                    input_ids=ids_B[:, None],
+                    position_ids=positions_B[:, None],
+                    attention_mask=valid_BS[:, None, None, :] if has_padding else None,
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state
             logits_BV = self._solver.logits(hidden_B1H[:, -1])
             positions_B = positions_B + 1
             yield
@@ -174,9 +175,10 @@ class LocalSampler:
             # A pad attends to itself, so that no row of the softmax is empty.
             itself_SS = torch.eye(width, dtype=torch.bool, device=device)
             mask = ((causal_SS & valid_BS[:, None, :]) | itself_SS)[:, None]
-        hidden_BSH = self._solver.decoder(
-            input_ids=ids_BS, position_ids=positions_BS, attention_mask=mask, past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        with self._solver.computing():
+            hidden_BSH = self._solver.decoder(
+                input_ids=ids_BS, position_ids=positions_BS, attention_mask=mask, past_key_values=cache, use_cache=True
+            ).last_hidden_state
         logits_BV = self._solver.logits(hidden_BSH[:, -1])
         return logits_BV, valid_BS, positions_BS[:, -1] + 1
 
