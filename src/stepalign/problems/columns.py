@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from stepalign.errors import ConfigError
@@ -101,58 +101,50 @@ def _fenced(reference: str) -> str:
     return f"```python\n{reference.strip()}\n```"
 
 
-_OPEN_MATH_METADATA = ("pass_rate_72b_tir", "problem_source", "generation_model", "inference_mode")
+_SOLVED = ColumnMap(question="problem", reference="solution")
+_UNSOLVED = ColumnMap(question="problem")
+_MARKED = replace(_SOLVED, answer=None)
+_OPEN_MATH = ColumnMap(
+    question="problem",
+    answer="expected_answer",
+    reference="generated_solution",
+    metadata=("pass_rate_72b_tir", "problem_source", "generation_model", "inference_mode"),
+)
 PRESETS: dict[str, Preset] = {
     "stepalign": Preset(
-        maps=(
-            ColumnMap(reference="reference", metadata=("metadata",)),
-            ColumnMap(reference="reference"),
-            ColumnMap(),
-        )
+        maps=(ColumnMap(reference="reference", metadata=("metadata",)), ColumnMap(reference="reference"), ColumnMap())
     ),
     "gsm8k": Preset(maps=(ColumnMap(marked=True),)),
     "math": Preset(
         maps=(
-            ColumnMap(question="problem", answer="answer", reference="solution", metadata=("level", "subject")),
-            ColumnMap(question="problem", answer="answer", reference="solution"),
-            ColumnMap(question="problem", answer=None, reference="solution", metadata=("level", "type")),
-            ColumnMap(question="problem", answer=None, reference="solution"),
-            ColumnMap(question="problem", answer="answer"),
+            replace(_SOLVED, metadata=("level", "subject")),
+            _SOLVED,
+            replace(_MARKED, metadata=("level", "type")),
+            _MARKED,
+            _UNSOLVED,
         )
     ),
     "openmathreasoning": Preset(
         maps=(
-            ColumnMap(
-                question="problem",
-                answer="expected_answer",
-                reference="generated_solution",
-                metadata=_OPEN_MATH_METADATA,
-            ),
-            ColumnMap(question="problem", answer="expected_answer", reference="generated_solution"),
-            ColumnMap(question="problem", answer="expected_answer", metadata=("pass_rate_72b_tir",)),
+            _OPEN_MATH,
+            replace(_OPEN_MATH, metadata=()),
+            replace(_OPEN_MATH, reference=None, metadata=("pass_rate_72b_tir",)),
         ),
         prepare=_from_open_math_reasoning,
     ),
     "aime": Preset(
         maps=(
-            ColumnMap(question="problem", answer="answer", reference="solution"),
+            _SOLVED,
             ColumnMap(question="Problem", answer="Answer", reference="Solution", metadata=("ID",)),
-            ColumnMap(question="problem", answer="answer"),
-            ColumnMap(question="question", answer="answer"),
+            _UNSOLVED,
+            ColumnMap(),
             ColumnMap(question="Question", answer="Answer"),
         )
     ),
     "messages": Preset(
-        maps=(
-            ColumnMap(answer="answer", reference="solution"),
-            ColumnMap(answer=None, reference="solution"),
-        ),
-        prepare=_from_messages,
+        maps=(ColumnMap(reference="solution"), ColumnMap(answer=None, reference="solution")), prepare=_from_messages
     ),
-    "python": Preset(
-        maps=(ColumnMap(answer="tests", reference="reference", verbatim=True),),
-        prepare=_from_python,
-    ),
+    "python": Preset(maps=(ColumnMap(answer="tests", reference="reference", verbatim=True),), prepare=_from_python),
 }
 
 

@@ -74,6 +74,10 @@ def _pass_rate(evidence: Evidence) -> float:
         return math.nan
 
 
+def _average(evidence: Evidence) -> float:
+    return evidence.attempts.average if evidence.attempts else math.nan
+
+
 def _critic_solves(evidence: Evidence) -> float:
     return Grade.of(evidence.critic_verdict or "undecided").score
 
@@ -91,14 +95,14 @@ GATES = (
         "not_hopeless",
         "solver",
         lambda s: f"solver's Avg@{s.num_samples} > {s.average_above:.4g}" if s.average_above >= 0 else "",
-        lambda evidence: evidence.attempts.average if evidence.attempts else math.nan,
+        _average,
         lambda s, value: value > s.average_above,
     ),
     Gate(
         "not_solved",
         "solver",
         lambda s: f"solver's Avg@{s.num_samples} < {s.average_below:.4g}" if s.average_below <= 1 else "",
-        lambda evidence: evidence.attempts.average if evidence.attempts else math.nan,
+        _average,
         lambda s, value: value < s.average_below,
     ),
     Gate(
@@ -152,14 +156,13 @@ def pass_gates(
         through = []
         for one in kept:
             value = gate.measure(one)
-            if gate.passes(section, value) and not math.isnan(value):
+            unknown = math.isnan(value)
+            if gate.passes(section, value) and not unknown:
                 through.append(one)
                 continue
             passage.fallen.append(one.problem.problem_id)
-            if math.isnan(value):
-                passage.unknown += 1
-            else:
-                passage.fell += 1
+            passage.unknown += unknown
+            passage.fell += not unknown
         kept = through
         passages.append(passage)
     return kept, passages
@@ -169,16 +172,6 @@ def funnel_rows(num_rows: int, skipped: Mapping[str, int], passages: Sequence[Pa
     """The funnel as plain rows: reading first, then every gate. ``before - fell - unknown = kept`` in each."""
     unusable = sum(skipped.values())
     reading = {"gate": "reading", "label": "usable, and not a duplicate", "before": num_rows, "fell": unusable}
-    rows = [{**reading, "unknown": 0, "kept": num_rows - unusable, "reasons": dict(skipped)}]
-    for passage in passages:
-        rows.append(
-            {
-                "gate": passage.name,
-                "label": passage.label,
-                "before": passage.before,
-                "fell": passage.fell,
-                "unknown": passage.unknown,
-                "kept": passage.kept,
-            }
-        )
-    return rows
+    rows: list[dict[str, Any]] = [{**reading, "unknown": 0, "kept": num_rows - unusable, "reasons": dict(skipped)}]
+    names = ("label", "before", "fell", "unknown", "kept")
+    return rows + [{"gate": passage.name, **{name: getattr(passage, name) for name in names}} for passage in passages]

@@ -26,13 +26,7 @@ _LOOKED_AT = 200
 
 
 def grade_file(
-    source: str,
-    out: Path,
-    *,
-    completion: str,
-    answer: str,
-    grader: Grader,
-    listener: Listener = silent,
+    source: str, out: Path, *, completion: str, answer: str, grader: Grader, listener: Listener = silent
 ) -> dict[str, Counter[str]]:
     """Grade every row; OUT gets one JSON line per row of the source, in its order.
 

@@ -189,12 +189,7 @@ def _nothing(problem: Problem) -> Attempt:
 
 
 def _freeze(
-    config: Config,
-    out: Path,
-    kept: Sequence[Evidence],
-    num_rows: int,
-    skipped: dict[str, int],
-    passages: list[Passage],
+    config: Config, out: Path, kept: Sequence[Evidence], num_rows: int, skipped: dict[str, int], passages: list[Passage]
 ) -> dict[str, Any]:
     """Write the selected problems and say where they come from."""
     share = config.selection.test_share

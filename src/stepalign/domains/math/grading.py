@@ -14,13 +14,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from stepalign.domains.math.answers import (
-    MAX_DEPTH,
-    MAX_LENGTH,
-    canonical_answer,
-    has_control_characters,
-    normal_form,
-)
+from stepalign.domains.math.answers import MAX_DEPTH, MAX_LENGTH, canonical_answer, has_control_characters, normal_form
 from stepalign.domains.math.bounded import ChildPool, GraderConfig
 from stepalign.domains.math.equality import Leaf, equal_answers
 from stepalign.domains.math.exact import equal_expressions
