@@ -33,7 +33,7 @@ from stepalign.events import Event, progress
 from stepalign.models.load import Solver
 from stepalign.records import Attempt, Problem
 from stepalign.signal.analyse import AttemptInContexts, Shown
-from stepalign.signal.score import ScoringJob, _hidden_states, _windows, score
+from stepalign.signal.score import ScoringJob, _hidden_states, _num_tokens, score, windows
 from stepalign.verbs.signal.folder import write_signal_folder
 
 BUDGET = 16384
@@ -76,7 +76,7 @@ def make_attempts(count: int, length: int, vocabulary: int, context_words: int) 
 def bare(solver: Solver, jobs: list[ScoringJob]) -> None:
     """The passes nobody can spare: hidden states of every side, and the logits of its completion tokens."""
     with torch.no_grad():
-        for window in _windows(jobs, BUDGET):
+        for window in windows(jobs, _num_tokens, BUDGET):
             for hidden_TH in _hidden_states(solver, window, BUDGET).values():
                 for part_CH in hidden_TH.split(128):
                     solver.logits(part_CH)

@@ -67,7 +67,7 @@ def lab() -> Iterator[Lab]:
     assert "Traceback" not in process.stdout.read()
 
 
-SHEET = {"question": "1 + 2 + 3", "completion": "<step_1> 1 + 2 = 4 ; <step_2> 4 + 3 = 7 ; <answer> 7"}
+REQUEST = {"question": "1 + 2 + 3", "completion": "<step_1> 1 + 2 = 4 ; <step_2> 4 + 3 = 7 ; <answer> 7"}
 FEEDBACK = "<step_1> 1 + 2 = 3 ; <step_2> 3 + 3 = 6 ; <answer> 6"
 
 
@@ -83,7 +83,7 @@ def test_only_who_has_the_token_is_served(lab: Lab) -> None:
     assert headers["referrer-policy"] == "no-referrer"
     assert headers["cache-control"] == "no-store"
     for given in ({}, {"x_lab_token": "wrong"}):
-        status, _, text = lab.ask("POST", "/score", {"sheet": SHEET}, **given)
+        status, _, text = lab.ask("POST", "/score", {"request": REQUEST}, **given)
         assert status == 403
         assert set(json.loads(text)) == {"error"}
 
@@ -110,23 +110,25 @@ def test_the_server_listens_on_the_loopback_address_alone(lab: Lab) -> None:
 
 
 def test_requests_that_make_no_sense_are_answered_with_an_error(lab: Lab) -> None:
-    for body in ([], "x", {"sheet": {}}, {"sheet": {**SHEET, "contexts": {}}}):
+    for body in ([], "x", {"request": {}}, {"request": {**REQUEST, "contexts": {}}}):
         status, _, text = lab.ask("POST", "/score", body, x_lab_token=lab.token)
         assert status == 422
         assert json.loads(text)["error"]
-    status, found = lab.post("/score", sheet={**SHEET, "completion": "1 + 2 = 3 ; " * 400, "contexts": {"a": "right"}})
+    status, found = lab.post(
+        "/score", request={**REQUEST, "completion": "1 + 2 = 3 ; " * 400, "contexts": {"a": "right"}}
+    )
     assert status == 422
     assert "positions" in found["error"]
-    status, found = lab.post("/score", sheet={**SHEET, "contexts": {"long": "1 + 2 = 3 ; " * 400}})
+    status, found = lab.post("/score", request={**REQUEST, "contexts": {"long": "1 + 2 = 3 ; " * 400}})
     assert status == 200
     assert found["rollouts"][0]["contexts"][0]["dropped"] > 1000, "what did not fit is counted"
-    assert lab.post("/score", sheet={**SHEET, "completion": "", "contexts": {"a": "x"}})[1]["error"].startswith(
+    assert lab.post("/score", request={**REQUEST, "completion": "", "contexts": {"a": "x"}})[1]["error"].startswith(
         "there is no"
     )
-    assert lab.post("/fill", sheet={**SHEET, "contexts": {"a": ""}}, design="../etc")[0] == 422
+    assert lab.post("/fill", request={**REQUEST, "contexts": {"a": ""}}, design="../etc")[0] == 422
 
 
-def by_hand(sheet: dict[str, Any], context: str, temperature: float) -> tuple[list[float], list[float]]:
+def by_hand(request: dict[str, Any], context: str, temperature: float) -> tuple[list[float], list[float]]:
     """log p of every token of the attempt, without and with the feedback: two plain forward passes."""
     import torch
 
@@ -139,8 +141,8 @@ def by_hand(sheet: dict[str, Any], context: str, temperature: float) -> tuple[li
     prompts = make_prompts(config, solver)
     from stepalign.records import Problem
 
-    problem = Problem(problem_id="x", question=sheet["question"], answer="")
-    completion = solver.tokenizer.encode(sheet["completion"], add_special_tokens=False)
+    problem = Problem(problem_id="x", question=request["question"], answer="")
+    completion = solver.tokenizer.encode(request["completion"], add_special_tokens=False)
     found = []
     for prompt in (prompts.student(problem), prompts.self_teacher(problem, context).ids):
         with torch.no_grad():
@@ -151,11 +153,11 @@ def by_hand(sheet: dict[str, Any], context: str, temperature: float) -> tuple[li
 
 
 def test_scores_equal_two_forward_passes_done_by_hand(lab: Lab) -> None:
-    sheet = {**SHEET, "contexts": {"fixed": FEEDBACK, "same": FEEDBACK}, "temperature": 1.3}
-    status, found = lab.post("/score", sheet=sheet)
+    request = {**REQUEST, "contexts": {"fixed": FEEDBACK, "same": FEEDBACK}, "temperature": 1.3}
+    status, found = lab.post("/score", request=request)
     assert status == 200
     (rollout,) = found["rollouts"]
-    student, teacher = by_hand(sheet, FEEDBACK, 1.3)
+    student, teacher = by_hand(request, FEEDBACK, 1.3)
     expected = [after - before for before, after in zip(student, teacher, strict=True)]
     assert rollout["contexts"][0]["a"] == pytest.approx(expected, abs=2e-5)
     assert rollout["contexts"][0]["a"] == rollout["contexts"][1]["a"]
@@ -166,7 +168,7 @@ def test_scores_equal_two_forward_passes_done_by_hand(lab: Lab) -> None:
 # In the browser
 
 
-class Desk:
+class LabPage:
     """One open page of the lab with everything it asked for and complained about."""
 
     def __init__(self, browser: Any, lab: Lab, **options: Any) -> None:
@@ -184,7 +186,7 @@ class Desk:
         self.settle()
 
     def settle(self, text: str = "") -> None:
-        """Until what is shown belongs to what stands on the desk, and the status line says this."""
+        """Until what is shown belongs to what stands in the form, and the status line says this."""
         self.page.locator('#lab[aria-busy="false"]:not([data-waiting])').wait_for()
         self.page.locator(".status", has_text=re.compile(f"^{text}")).wait_for(timeout=20_000)
 
@@ -200,53 +202,53 @@ class Desk:
 
 
 @pytest.fixture
-def open_desk(chromium: Any, lab: Lab) -> Iterator[Callable[..., Desk]]:
-    desks: list[Desk] = []
+def open_page(chromium: Any, lab: Lab) -> Iterator[Callable[..., LabPage]]:
+    pages: list[LabPage] = []
 
-    def open_one(**options: Any) -> Desk:
-        desks.append(Desk(chromium, lab, **options))
-        return desks[-1]
+    def open_one(**options: Any) -> LabPage:
+        pages.append(LabPage(chromium, lab, **options))
+        return pages[-1]
 
     yield open_one
-    for desk in desks:
-        desk.context.close()
+    for opened in pages:
+        opened.context.close()
 
 
-def test_editing_the_feedback_recolours_the_tokens(open_desk: Callable[..., Desk], lab: Lab) -> None:
-    desk = open_desk()
-    assert desk.page.locator(".panel-head h3").all_inner_texts() == ["step_aligned", "reference"]
-    desk.write("Question", SHEET["question"])
-    desk.write("Attempt", SHEET["completion"])
-    desk.write("Feedback 1", FEEDBACK)
-    before = desk.values()
-    student, teacher = by_hand(SHEET, FEEDBACK, 1.1)
+def test_editing_the_feedback_recolours_the_tokens(open_page: Callable[..., LabPage], lab: Lab) -> None:
+    opened = open_page()
+    assert opened.page.locator(".panel-head h3").all_inner_texts() == ["step_aligned", "reference"]
+    opened.write("Question", REQUEST["question"])
+    opened.write("Attempt", REQUEST["completion"])
+    opened.write("Feedback 1", FEEDBACK)
+    before = opened.values()
+    student, teacher = by_hand(REQUEST, FEEDBACK, 1.1)
     assert before == pytest.approx([b - a for a, b in zip(student, teacher, strict=True)], abs=6e-4)
     # Typed faster than it can be scored: what counts is the last state.
-    box = desk.page.get_by_label("Feedback 1", exact=True)
-    for text in ("4", "4 +", "4 + 3", SHEET["completion"]):
+    box = opened.page.get_by_label("Feedback 1", exact=True)
+    for text in ("4", "4 +", "4 + 3", REQUEST["completion"]):
         box.fill(text)
-    desk.settle()
-    student, teacher = by_hand(SHEET, SHEET["completion"], 1.1)
-    assert desk.values() == pytest.approx([b - a for a, b in zip(student, teacher, strict=True)], abs=6e-4)
-    assert desk.values() != before
-    assert desk.complaints == []
+    opened.settle()
+    student, teacher = by_hand(REQUEST, REQUEST["completion"], 1.1)
+    assert opened.values() == pytest.approx([b - a for a, b in zip(student, teacher, strict=True)], abs=6e-4)
+    assert opened.values() != before
+    assert opened.complaints == []
     own = f"http://127.0.0.1:{lab.port}/"
-    assert all(url.startswith(own) for url in desk.requests)
-    assert {urlsplit(url).path for url in desk.requests} <= {"/", "/score", "/cancel"}
+    assert all(url.startswith(own) for url in opened.requests)
+    assert {urlsplit(url).path for url in opened.requests} <= {"/", "/score", "/cancel"}
 
 
-def test_what_is_saved_can_be_opened_again(open_desk: Callable[..., Desk], tmp_path: Path) -> None:
-    desk = open_desk()
-    with desk.page.expect_download() as waiting:
-        desk.page.locator(".save").click()
+def test_what_is_saved_can_be_opened_again(open_page: Callable[..., LabPage], tmp_path: Path) -> None:
+    opened = open_page()
+    with opened.page.expect_download() as waiting:
+        opened.page.locator(".save").click()
     target = tmp_path / "lab.jsonl"
     waiting.value.save_as(target)
     (row,) = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     assert set(row["contexts"]) == {"step_aligned", "reference"}
     assert row["question"]
     assert row["completion"]
-    before = desk.values()
-    again = open_desk()
+    before = opened.values()
+    again = open_page()
     again.write("Feedback 1", "wrong")
     with again.page.expect_response("**/score"):
         again.page.locator("input[type=file]").set_input_files(target)
@@ -258,17 +260,17 @@ def test_what_is_saved_can_be_opened_again(open_desk: Callable[..., Desk], tmp_p
 
 
 def test_the_signal_of_a_saved_file_has_the_numbers_of_the_page(
-    open_desk: Callable[..., Desk], lab: Lab, tmp_path: Path
+    open_page: Callable[..., LabPage], lab: Lab, tmp_path: Path
 ) -> None:
     from typer.testing import CliRunner
 
     from stepalign.cli import app
 
-    desk = open_desk()
-    desk.write("Feedback 1", FEEDBACK)
-    shown = desk.values()
-    with desk.page.expect_download() as waiting:
-        desk.page.locator(".save").click()
+    opened = open_page()
+    opened.write("Feedback 1", FEEDBACK)
+    shown = opened.values()
+    with opened.page.expect_download() as waiting:
+        opened.page.locator(".save").click()
     waiting.value.save_as(tmp_path / "lab.jsonl")
     words = ["signal", str(tmp_path / "lab.jsonl"), "--model", "embedded:arithmetic", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, words)
@@ -277,71 +279,71 @@ def test_the_signal_of_a_saved_file_has_the_numbers_of_the_page(
     assert [row["context"] for row in rows] == ["step_aligned", "reference"]
     assert shown == [round(value, 3) + 0.0 for value in rows[0]["log_ratio"]]
     (saved,) = [json.loads(line) for line in (tmp_path / "lab.jsonl").read_text(encoding="utf-8").splitlines()]
-    _, found = lab.post("/score", sheet=saved)
+    _, found = lab.post("/score", request=saved)
     assert [context["a"] for context in found["rollouts"][0]["contexts"]] == [row["log_ratio"] for row in rows]
 
 
-def test_designs_fill_in_and_contexts_come_and_go(open_desk: Callable[..., Desk]) -> None:
-    desk = open_desk()
-    desk.page.get_by_role("button", name="add feedback").click()
-    desk.page.select_option('select[aria-label="Fill feedback 3 from a design"]', "verdict")
-    desk.page.wait_for_function("document.querySelector('[aria-label=\"Feedback 3\"]').value === 'wrong'")
-    desk.settle()
-    assert desk.page.locator(".panel-head h3").all_inner_texts() == ["step_aligned", "reference", "verdict"]
-    desk.page.get_by_label("Remove feedback 1").click()
-    desk.settle()
-    assert desk.page.locator(".panel-head h3").all_inner_texts() == ["reference", "verdict"]
-    desk.page.get_by_label("Name of feedback 1").fill("verdict")
-    desk.settle("Two feedbacks have the same name")
-    assert desk.complaints == []
+def test_designs_fill_in_and_contexts_come_and_go(open_page: Callable[..., LabPage]) -> None:
+    opened = open_page()
+    opened.page.get_by_role("button", name="add feedback").click()
+    opened.page.select_option('select[aria-label="Fill feedback 3 from a design"]', "verdict")
+    opened.page.wait_for_function("document.querySelector('[aria-label=\"Feedback 3\"]').value === 'wrong'")
+    opened.settle()
+    assert opened.page.locator(".panel-head h3").all_inner_texts() == ["step_aligned", "reference", "verdict"]
+    opened.page.get_by_label("Remove feedback 1").click()
+    opened.settle()
+    assert opened.page.locator(".panel-head h3").all_inner_texts() == ["reference", "verdict"]
+    opened.page.get_by_label("Name of feedback 1").fill("verdict")
+    opened.settle("Two feedbacks have the same name")
+    assert opened.complaints == []
 
 
-def test_a_slow_answer_can_be_cancelled_and_an_error_is_said(open_desk: Callable[..., Desk]) -> None:
-    desk = open_desk()
-    before = desk.values()
+def test_a_slow_answer_can_be_cancelled_and_an_error_is_said(open_page: Callable[..., LabPage]) -> None:
+    opened = open_page()
+    before = opened.values()
     held: list[Any] = []
-    desk.page.route("**/score", lambda route: held.append(route))
-    desk.page.get_by_label("Feedback 1", exact=True).fill("right")
-    desk.page.locator('#lab[aria-busy="true"]').wait_for()
-    desk.page.locator(".cancel").click()
-    desk.settle("Cancelled")
-    assert desk.values() == before
-    desk.page.unroute("**/score")
-    desk.page.get_by_label("Attempt", exact=True).fill("1 + 2 = 3 ; " * 400)
-    desk.settle(r"\d+ tokens of prompt and attempt")
-    assert "wrong" in (desk.page.locator(".status").get_attribute("class") or "")
+    opened.page.route("**/score", lambda route: held.append(route))
+    opened.page.get_by_label("Feedback 1", exact=True).fill("right")
+    opened.page.locator('#lab[aria-busy="true"]').wait_for()
+    opened.page.locator(".cancel").click()
+    opened.settle("Cancelled")
+    assert opened.values() == before
+    opened.page.unroute("**/score")
+    opened.page.get_by_label("Attempt", exact=True).fill("1 + 2 = 3 ; " * 400)
+    opened.settle(r"\d+ tokens of prompt and attempt")
+    assert "wrong" in (opened.page.locator(".status").get_attribute("class") or "")
 
 
 HOSTILE = "</script><img src=x onerror=window.hit=1><svg onload=window.hit=1>{{7*7}} \u202egnp.exe"
 
 
-def test_hostile_text_on_the_desk_is_inert(open_desk: Callable[..., Desk]) -> None:
-    desk = open_desk()
+def test_hostile_text_in_the_form_is_inert(open_page: Callable[..., LabPage]) -> None:
+    opened = open_page()
     for name in ("Question", "Attempt", "Feedback 1"):
-        desk.write(name, HOSTILE)
-    desk.page.get_by_label("Name of feedback 1").fill(HOSTILE[:70])
-    desk.settle()
-    assert desk.page.evaluate("window.hit") is None
-    assert desk.page.locator("main img, main svg[onload]").count() == 0
-    assert desk.complaints == []
+        opened.write(name, HOSTILE)
+    opened.page.get_by_label("Name of feedback 1").fill(HOSTILE[:70])
+    opened.settle()
+    assert opened.page.evaluate("window.hit") is None
+    assert opened.page.locator("main img, main svg[onload]").count() == 0
+    assert opened.complaints == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("moment", ["at rest", "while scoring"])
 def test_an_accessibility_audit_of_the_lab_finds_nothing(
-    open_desk: Callable[..., Desk], scheme: str, moment: str
+    open_page: Callable[..., LabPage], scheme: str, moment: str
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
-    desk = open_desk(color_scheme=scheme)
+    opened = open_page(color_scheme=scheme)
     if moment == "while scoring":
-        desk.page.route("**/score", lambda route: None)  # an answer that does not come
-        desk.page.get_by_label("Feedback 1", exact=True).fill("4")
-        desk.page.locator('#lab[aria-busy="true"]').wait_for()
-    desk.page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-    found = desk.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        opened.page.route("**/score", lambda route: None)  # an answer that does not come
+        opened.page.get_by_label("Feedback 1", exact=True).fill("4")
+        opened.page.locator('#lab[aria-busy="true"]').wait_for()
+    opened.page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = opened.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     assert [(problem["id"], [node["html"][:160] for node in problem["nodes"]]) for problem in found["violations"]] == []
 
 
-def test_the_lab_fits_a_phone(open_desk: Callable[..., Desk]) -> None:
-    desk = open_desk(viewport={"width": 390, "height": 844})
-    assert desk.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+def test_the_lab_fits_a_phone(open_page: Callable[..., LabPage]) -> None:
+    opened = open_page(viewport={"width": 390, "height": 844})
+    assert opened.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

@@ -1,4 +1,4 @@
-"""The desk's parts by themselves: sheets, examples, the queue, what is missing."""
+"""The lab's parts by themselves: requests, examples, the worker, what is missing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 
 from stepalign.config import recipe_folder
 from stepalign.errors import ConfigError
-from stepalign.verbs.lab.queue import Cancelled, Queue
+from stepalign.verbs.lab.request import load_examples, read_request
 from stepalign.verbs.lab.server import bind, check_installed
-from stepalign.verbs.lab.sheet import load_examples, read_sheet
+from stepalign.verbs.lab.worker import Cancelled, Worker
 
-SHEET = {"question": "1 + 1", "completion": "<answer> 2", "contexts": {"a": "right"}}
+REQUEST = {"question": "1 + 1", "completion": "<answer> 2", "contexts": {"a": "right"}}
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -44,14 +44,14 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
         ({"prompts": {"critic": "x {{ y }}"}}, "prompts"),
     ],
 )
-def test_a_sheet_that_cannot_be_scored_is_refused_by_field(change: dict[str, object], message: str) -> None:
+def test_a_request_that_cannot_be_scored_is_refused_by_field(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_sheet({**SHEET, **change})
+        read_request({**REQUEST, **change})
 
 
-def test_examples_are_the_lines_that_fit_the_desk(tmp_path: Path) -> None:
-    (tmp_path / "one.jsonl").write_text(json.dumps({**SHEET, "note": "more fields are fine"}) + "\n")
-    rows = [{**SHEET, "name": "first"}, {**SHEET, "contexts": dict.fromkeys("abcde", "x")}, {"question": "only"}]
+def test_examples_are_the_lines_that_can_be_scored(tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text(json.dumps({**REQUEST, "note": "more fields are fine"}) + "\n")
+    rows = [{**REQUEST, "name": "first"}, {**REQUEST, "contexts": dict.fromkeys("abcde", "x")}, {"question": "only"}]
     (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "not json\n")
     examples, left_out = load_examples(tmp_path)
     assert [name for name, _ in examples] == ["one", "first"]
@@ -59,7 +59,7 @@ def test_examples_are_the_lines_that_fit_the_desk(tmp_path: Path) -> None:
     assert load_examples(tmp_path / "nowhere") == ([], [])
 
 
-def test_every_shipped_example_fits_the_desk() -> None:
+def test_every_shipped_example_can_be_scored() -> None:
     folder = recipe_folder() / "examples"
     examples, left_out = load_examples(folder)
     assert left_out == []
@@ -76,14 +76,14 @@ def test_a_newer_request_of_the_same_page_takes_the_place_of_the_older() -> None
         return "too late"
 
     async def page() -> None:
-        queue = Queue()
-        first = asyncio.create_task(queue.run("page", slow))
+        worker = Worker()
+        first = asyncio.create_task(worker.run("page", slow))
         await asyncio.to_thread(started.wait, 20)
-        waiting = asyncio.create_task(queue.run("other", lambda _: "other page"))
-        never_begun = asyncio.create_task(queue.run("page", lambda _: "skipped"))
-        newest = asyncio.create_task(queue.run("page", lambda _: "newest"))
+        waiting = asyncio.create_task(worker.run("other", lambda _: "other page"))
+        never_begun = asyncio.create_task(worker.run("page", lambda _: "skipped"))
+        newest = asyncio.create_task(worker.run("page", lambda _: "newest"))
         results.extend(await asyncio.gather(first, waiting, never_begun, newest, return_exceptions=True))
-        queue.close()
+        worker.close()
 
     run(page())
     assert isinstance(results[0], Cancelled)
@@ -94,7 +94,7 @@ def test_a_newer_request_of_the_same_page_takes_the_place_of_the_older() -> None
 
 def test_a_request_can_be_cancelled_while_it_runs() -> None:
     async def page() -> None:
-        queue = Queue()
+        worker = Worker()
         started = threading.Event()
 
         def slow(cancelled: threading.Event) -> None:
@@ -102,12 +102,12 @@ def test_a_request_can_be_cancelled_while_it_runs() -> None:
             assert cancelled.wait(20)
             raise Cancelled
 
-        task = asyncio.create_task(queue.run("page", slow))
+        task = asyncio.create_task(worker.run("page", slow))
         await asyncio.to_thread(started.wait, 20)
-        queue.cancel("page")
+        worker.cancel("page")
         with pytest.raises(Cancelled):
             await task
-        queue.close()
+        worker.close()
 
     run(page())
 

@@ -68,13 +68,14 @@ def frame_html(signal: Mapping[str, Any]) -> str:
     return render_page("frame.html.j2", _signal_values(signal))
 
 
-def lab_html(desk: Mapping[str, Any]) -> str:
-    """The page of the lab: the desk, and a viewer that asks this page's own server for what it draws.
+def lab_html(beginning: Mapping[str, Any]) -> str:
+    """The page of the lab: a form, and a viewer that asks this page's own server for what it draws.
 
     Args:
-        desk: what the desk starts with: ``model``, ``temperature``, ``designs``, ``examples``.
+        beginning: what the form starts with: ``model``, ``temperature``, ``designs``, ``examples``.
     """
-    return render_page("lab.html.j2", {"desk": desk, "desk_data": Markup(safe_json(dict(desk)))}, parts=("lab.js",))
+    values = {"beginning": beginning, "beginning_data": Markup(safe_json(dict(beginning)))}
+    return render_page("lab.html.j2", values, parts=("lab.js",))
 
 
 def _report_values(results: Results) -> dict[str, Any]:

@@ -6,8 +6,9 @@ once; so a context that changes nothing gives exactly 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def score(
         top_k: alternatives per token and side.
         max_micro_batch_tokens: tokens of one forward pass, and of the hidden states held at a time.
     """
-    for window in _windows(jobs, max_micro_batch_tokens):
+    for window in windows(jobs, _num_tokens, max_micro_batch_tokens):
         hidden = _hidden_states(solver, window, max_micro_batch_tokens)
         for job in window:
             yield _compare(solver.head_VH, hidden, job, temperature, min(top_k, len(solver.head_VH)))
@@ -91,17 +92,23 @@ def _sequences(job: ScoringJob) -> list[tuple[Ids, Ids]]:
     return [(prompt, job.completion_ids) for prompt in prompts]
 
 
-def _windows(jobs: Iterable[ScoringJob], max_tokens: int) -> Iterator[list[ScoringJob]]:
-    """Consecutive jobs of at most so many tokens together; a longer one makes a window of its own."""
-    window: list[ScoringJob] = []
+def _num_tokens(job: ScoringJob) -> int:
+    return sum(len(prompt) + len(completion) for prompt, completion in _sequences(job))
+
+
+Item = TypeVar("Item")
+
+
+def windows(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:
+    """Consecutive items of at most so much size together; a larger one makes a window of its own."""
+    window: list[Item] = []
     held = 0
-    for job in jobs:
-        tokens = sum(len(prompt) + len(completion) for prompt, completion in _sequences(job))
-        if window and held + tokens > max_tokens:
+    for item in items:
+        if window and held + size(item) > most:
             yield window
             window, held = [], 0
-        window.append(job)
-        held += tokens
+        window.append(item)
+        held += size(item)
     if window:
         yield window
 

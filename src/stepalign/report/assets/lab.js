@@ -1,11 +1,11 @@
-// The lab's desk: what is typed here is scored by the server this page came from, and drawn by the viewer.
+// The lab's form: what is typed here is scored by the server this page came from, and drawn by the viewer.
 
 const DEBOUNCE = 350; // milliseconds between the last keystroke and the question
-const desk = { more: {}, question: "", completion: "", answer: "", reference: "", temperature: null, contexts: [{ name: "feedback", text: "" }] };
+const form = { more: {}, question: "", completion: "", answer: "", reference: "", temperature: null, contexts: [{ name: "feedback", text: "" }] };
 const MORE = ["id", "verdict", "case", "wrong_step", "wrong_text", "system", "chat_options", "prompts"];
 const fields = {};
 const client = crypto.randomUUID();
-let beginning; // what the server said the desk starts with
+let beginning; // what the server said the form starts with
 let number = 0; // of the newest request
 let timer = 0;
 let asking = null; // the newest request, while it is on its way
@@ -21,16 +21,16 @@ async function ask(path, body, signal) {
   return value;
 }
 
-const sheet = () => ({
-  ...desk.more, // what a file says beyond what the desk shows: labels, prompts of its own
-  question: desk.question, completion: desk.completion, answer: desk.answer, reference: desk.reference, temperature: desk.temperature,
-  contexts: Object.fromEntries(desk.contexts.map(({ name, text }) => [name, text])),
+const request = () => ({
+  ...form.more, // what a file says beyond what the form shows: labels, prompts of its own
+  question: form.question, completion: form.completion, answer: form.answer, reference: form.reference, temperature: form.temperature,
+  contexts: Object.fromEntries(form.contexts.map(({ name, text }) => [name, text])),
 });
 
-// Nothing to ask about, or a name that stands twice: said beside the desk, not asked.
+// Nothing to ask about, or a name that stands twice: said beside the form, not asked.
 function unready() {
-  const names = desk.contexts.map(({ name }) => name.trim());
-  if (!desk.completion) return "Paste an attempt.";
+  const names = form.contexts.map(({ name }) => name.trim());
+  if (!form.completion) return "Paste an attempt.";
   if (names.some((name) => !name)) return "Every feedback needs a name.";
   if (new Set(names).size < names.length) return "Two feedbacks have the same name.";
   return "";
@@ -40,23 +40,23 @@ function changed() {
   clearTimeout(timer);
   const missing = unready();
   say(missing);
-  timer = missing ? 0 : setTimeout(scoreDesk, DEBOUNCE);
+  timer = missing ? 0 : setTimeout(scoreForm, DEBOUNCE);
   markWaiting();
 }
 
-// Whether what is shown is still to catch up with what stands on the desk.
+// Whether what is shown is still to catch up with what stands on the form.
 function markWaiting() {
   lab.toggleAttribute("data-waiting", Boolean(timer || asking));
 }
 
-async function scoreDesk() {
+async function scoreForm() {
   timer = 0;
   const mine = (number += 1);
   if (asking) asking.abort();
   asking = new AbortController();
   busy(true);
   try {
-    const found = await ask("score", { sheet: sheet() }, asking.signal);
+    const found = await ask("score", { request: request() }, asking.signal);
     if (mine !== number || !found) return; // a newer request is on its way
     showSignal(found);
     say("");
@@ -107,23 +107,23 @@ function showSignal({ index, rollouts }) {
   root.classList.add("ready", "single");
 }
 
-// ---- the desk itself
+// ---- the form itself
 
 // What was said about an attempt is not said about another one.
 function forget() {
-  for (const name of ["id", "verdict", "case", "wrong_step", "wrong_text"]) delete desk.more[name];
+  for (const name of ["id", "verdict", "case", "wrong_step", "wrong_text"]) delete form.more[name];
 }
 
 function area(name, title, rows) {
   return h("label", { class: "field" }, h("span", { text: title }),
-    h("textarea", { rows: String(rows), spellcheck: "false", "aria-label": title, oninput: (event) => { desk[name] = event.target.value; forget(); changed(); } }));
+    h("textarea", { rows: String(rows), spellcheck: "false", "aria-label": title, oninput: (event) => { form[name] = event.target.value; forget(); changed(); } }));
 }
 
 function drawDesk() {
-  for (const name of ["question", "completion", "answer", "reference"]) fields[name].querySelector("textarea").value = desk[name];
-  fields.temperature.value = known(desk.temperature) ? desk.temperature : beginning.temperature;
-  keepingFocus(fields.contexts, () => fields.contexts.replaceChildren(...desk.contexts.map(contextCard)));
-  fields.add.disabled = desk.contexts.length >= 4;
+  for (const name of ["question", "completion", "answer", "reference"]) fields[name].querySelector("textarea").value = form[name];
+  fields.temperature.value = known(form.temperature) ? form.temperature : beginning.temperature;
+  keepingFocus(fields.contexts, () => fields.contexts.replaceChildren(...form.contexts.map(contextCard)));
+  fields.add.disabled = form.contexts.length >= 4;
 }
 
 function contextCard(context, at) {
@@ -133,8 +133,8 @@ function contextCard(context, at) {
   name.value = context.name;
   const fill = h("select", { "aria-label": "Fill feedback " + (at + 1) + " from a design", onchange: (event) => fillFrom(context, event.target) },
     option("", "fill in\u2026"), ...beginning.designs.map((design) => option(design.name, design.label)));
-  const drop = h("button", { type: "button", class: "chip", "aria-label": "Remove feedback " + (at + 1), disabled: desk.contexts.length < 2, text: "\u00d7", onclick: () => {
-    desk.contexts = desk.contexts.filter((one) => one !== context);
+  const drop = h("button", { type: "button", class: "chip", "aria-label": "Remove feedback " + (at + 1), disabled: form.contexts.length < 2, text: "\u00d7", onclick: () => {
+    form.contexts = form.contexts.filter((one) => one !== context);
     drawDesk();
     changed();
   } });
@@ -147,10 +147,10 @@ async function fillFrom(context, select) {
   if (!design) return;
   try {
     say("Writing\u2026");
-    const found = await ask("fill", { sheet: sheet(), design });
+    const found = await ask("fill", { request: request(), design });
     if (!found) return;
     context.text = found.text;
-    if (/^feedback( \d)?$/.test(context.name) && !desk.contexts.some(({ name }) => name === design)) context.name = design;
+    if (/^feedback( \d)?$/.test(context.name) && !form.contexts.some(({ name }) => name === design)) context.name = design;
     drawDesk();
     changed();
   } catch (error) {
@@ -159,27 +159,27 @@ async function fillFrom(context, select) {
 }
 
 function addContext() {
-  const names = desk.contexts.map(({ name }) => name);
-  let at = desk.contexts.length + 1;
+  const names = form.contexts.map(({ name }) => name);
+  let at = form.contexts.length + 1;
   while (names.includes("feedback " + at)) at += 1;
-  desk.contexts.push({ name: "feedback " + at, text: "" });
+  form.contexts.push({ name: "feedback " + at, text: "" });
   drawDesk();
   changed();
 }
 
 function layOut(found) {
-  desk.contexts = Object.entries(found.contexts).map(([name, text]) => ({ name, text }));
-  for (const name of ["question", "completion", "answer", "reference"]) desk[name] = String(found[name] || "");
-  desk.temperature = known(found.temperature) ? found.temperature : null;
-  desk.more = {};
-  for (const name of MORE) if (known(found[name])) desk.more[name] = found[name];
+  form.contexts = Object.entries(found.contexts).map(([name, text]) => ({ name, text }));
+  for (const name of ["question", "completion", "answer", "reference"]) form[name] = String(found[name] || "");
+  form.temperature = known(found.temperature) ? found.temperature : null;
+  form.more = {};
+  for (const name of MORE) if (known(found[name])) form.more[name] = found[name];
   drawDesk();
   changed();
 }
 
 // One line, as `stepalign signal` reads it.
-function saveSheet() {
-  const row = Object.fromEntries(Object.entries(sheet()).filter(([name, value]) => known(value) && (value !== "" || name === "wrong_step")));
+function saveRequest() {
+  const row = Object.fromEntries(Object.entries(request()).filter(([name, value]) => known(value) && (value !== "" || name === "wrong_step")));
   const link = h("a", { href: URL.createObjectURL(new Blob([JSON.stringify(row) + "\n"], { type: "application/jsonl" })), download: "lab.jsonl" });
   document.body.append(link);
   link.click();
@@ -192,13 +192,13 @@ async function openFile(event) {
   event.target.value = "";
   if (!file) return;
   try {
-    const found = (await file.text()).split("\n").filter((line) => line.trim()).map((line) => ({ name: file.name, sheet: JSON.parse(line) }));
-    const fitting = found.filter((one) => one.sheet && typeof one.sheet.completion === "string" && one.sheet.contexts && Object.keys(one.sheet.contexts).length <= 4);
+    const found = (await file.text()).split("\n").filter((line) => line.trim()).map((line) => ({ name: file.name, request: JSON.parse(line) }));
+    const fitting = found.filter((one) => one.request && typeof one.request.completion === "string" && one.request.contexts && Object.keys(one.request.contexts).length <= 4);
     if (!fitting.length) throw new Error("no line with question, completion and one to four contexts");
     fitting.forEach((one, at) => { one.name = visible(file.name) + (fitting.length > 1 ? " " + (at + 1) : ""); });
     beginning.examples = [...fitting, ...beginning.examples];
     drawExamples();
-    layOut(fitting[0].sheet);
+    layOut(fitting[0].request);
   } catch (error) {
     say("This file cannot be read: " + error.message, true);
   }
@@ -216,27 +216,27 @@ function buildDesk() {
     reference: area("reference", "Reference solution", 4),
     contexts: h("div", { class: "contexts" }),
     status: h("p", { class: "status", role: "status" }),
-    examples: h("select", { "aria-label": "Examples", onchange: (event) => { if (event.target.value !== "") layOut(beginning.examples[Number(event.target.value)].sheet); event.target.value = ""; } }),
-    temperature: h("input", { type: "number", class: "fixed", min: "0.01", step: "any", "aria-label": "Temperature", onchange: (event) => { desk.temperature = Number(event.target.value) > 0 ? Number(event.target.value) : null; changed(); } }),
+    examples: h("select", { "aria-label": "Examples", onchange: (event) => { if (event.target.value !== "") layOut(beginning.examples[Number(event.target.value)].request); event.target.value = ""; } }),
+    temperature: h("input", { type: "number", class: "fixed", min: "0.01", step: "any", "aria-label": "Temperature", onchange: (event) => { form.temperature = Number(event.target.value) > 0 ? Number(event.target.value) : null; changed(); } }),
     add: chip("add feedback", addContext),
     cancel: chip("cancel", cancelScoring, { kind: "cancel", off: true }),
   });
   const file = h("input", { type: "file", accept: ".jsonl,.json", hidden: true, "aria-label": "Open a JSONL file", onchange: openFile });
   lab.replaceChildren(
-    h("div", { class: "desk-tools" }, fields.examples, chip("open", () => file.click()), chip("save", saveSheet, { kind: "save" }), file,
+    h("div", { class: "form-tools" }, fields.examples, chip("open", () => file.click()), chip("save", saveRequest, { kind: "save" }), file,
       h("label", { class: "temperature" }, h("span", { text: "temperature" }), fields.temperature)),
-    h("div", { class: "desk-tools" }, fields.status, fields.cancel),
+    h("div", { class: "form-tools" }, fields.status, fields.cancel),
     fields.question, fields.completion,
     h("details", {}, h("summary", { text: "Expected answer and reference" }), fields.answer, fields.reference),
     fields.contexts,
-    h("div", { class: "desk-tools" }, fields.add));
+    h("div", { class: "form-tools" }, fields.add));
 }
 
 if (lab) {
   beginning = JSON.parse(document.getElementById("lab-data").textContent);
   buildDesk();
   drawExamples();
-  if (beginning.examples.length) layOut(beginning.examples[0].sheet);
+  if (beginning.examples.length) layOut(beginning.examples[0].request);
   else { drawDesk(); changed(); }
   window.addEventListener("pagehide", () => { if (asking) asking.abort(); });
 }

@@ -14,37 +14,37 @@ def open_lab(model: str, *, recipe: str = "", port: int = 0, settings: Iterable[
         model: as ``model.path`` of a recipe; the recipe's own when empty.
         recipe: prompts, temperature and critic; for the embedded solver "arithmetic" when empty, else the defaults.
         port: any free one for 0.
-        listener: receives the address, with the token that opens the page, and which examples do not fit the desk.
+        listener: receives the address, with the token that opens the page, and which examples are left out.
 
     Raises:
         ConfigError: starlette or uvicorn is not installed, the port is taken, or model or recipe cannot be used.
     """
     from stepalign.config import changed, load_config, recipe_folder
     from stepalign.domains.table import recipe_of
+    from stepalign.verbs.lab.request import load_examples
     from stepalign.verbs.lab.server import bind, check_installed, serve
-    from stepalign.verbs.lab.sheet import load_examples
 
     check_installed()
     with bind(port) as found:
-        from stepalign.verbs.lab.bench import Bench
+        from stepalign.verbs.lab.scorer import Scorer
 
         recipe = recipe or recipe_of(model)
         config = load_config(recipe or None, settings)
         if model:
             config = changed(config, {"model.path": model, "model.plain_prompts": True}, "lab")
-        bench = Bench(config, from_recipe=bool(recipe))
+        scorer = Scorer(config, from_recipe=bool(recipe))
         try:
-            opening = bench.opening()
-            sheets = [("the solver's own attempt", opening)] if opening else []
+            opening = scorer.opening()
             examples, left_out = load_examples(recipe_folder() / "examples")
-            sheets += examples
+            if opening:
+                examples.insert(0, ("the solver's own attempt", opening))
             for reason in left_out:
                 listener(line(f"an example is left out: {reason}"))
-            desk = {
+            beginning = {
                 "model": config.model.path,
                 "temperature": config.sampling.temperature,
-                "examples": [{"name": name, "sheet": sheet.model_dump()} for name, sheet in sheets],
+                "examples": [{"name": name, "request": request.model_dump()} for name, request in examples],
             }
-            serve(bench, desk, found, lambda text: listener(line(text)))
+            serve(scorer, beginning, found, lambda text: listener(line(text)))
         finally:
-            bench.close()
+            scorer.close()

@@ -1,9 +1,8 @@
-"""The lab's server: loopback only, one page, three questions one can ask it.
+"""The lab's server: loopback only, one page, three questions that the page asks.
 
-Whoever reaches a local port is not yet whoever started it: another user of the machine, or a page in the browser that
-guesses the port. So every request must name this very server as its host (a foreign name that resolves to the loopback
-address does not), must come from this page where it says where it comes from (Origin), and must carry the token, which
-only the one who reads the terminal knows.
+A local port is reachable by other users of the machine and by pages in the browser that guess it. So every request must
+name this very server as its host (a foreign name that resolves to the loopback address does not), must come from this
+page where it says where it comes from (Origin), and must carry the token, which only the terminal shows.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import json
 import secrets
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,8 +20,8 @@ from stepalign.errors import ConfigError, UserError
 from stepalign.report.page import lab_html
 from stepalign.report.payload import page_data
 from stepalign.report.text import safe_json
-from stepalign.verbs.lab.queue import Cancelled, Queue
-from stepalign.verbs.lab.sheet import Sheet, read_sheet
+from stepalign.verbs.lab.request import LabRequest, read_request
+from stepalign.verbs.lab.worker import Cancelled, Worker
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -31,9 +30,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 MAX_BODY_BYTES = 4_000_000
-
 HEADERS = {
-    # What the page may load stands in the page; nobody may put it into a frame.
+    # The page itself names what it may load; no other page may frame it.
     "content-security-policy": "frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -42,25 +40,25 @@ HEADERS = {
     "cache-control": "no-store",
 }
 
-Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+Answer = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 
 
-class Scorer(Protocol):
-    """What the server needs of a ``bench.Bench``."""
+class LabScorer(Protocol):
+    """What the server needs of a ``scorer.Scorer``."""
 
     @property
     def designs(self) -> list[dict[str, str]]: ...
 
-    def score(self, sheet: Sheet, cancelled: threading.Event) -> dict[str, Any]: ...
+    def score(self, request: LabRequest, cancelled: threading.Event) -> dict[str, Any]: ...
 
-    def fill(self, design: str, sheet: Sheet) -> str: ...
+    def fill(self, design: str, request: LabRequest) -> str: ...
 
 
-def make_app(bench: Scorer, desk: dict[str, Any], *, token: str, port: int) -> Starlette:
+def make_app(scorer: LabScorer, beginning: Mapping[str, Any], *, token: str, port: int) -> Starlette:
     """The application.
 
     Args:
-        desk: what the page starts with: ``model``, ``temperature``, ``examples``.
+        beginning: what the page starts with: ``model``, ``temperature``, ``examples``.
         token: what every request must carry, in the page's address or as a header.
         port: of the server, part of the only host names it answers to.
     """
@@ -69,8 +67,8 @@ def make_app(bench: Scorer, desk: dict[str, Any], *, token: str, port: int) -> S
     from starlette.routing import Route
 
     hosts = {f"{name}:{port}" for name in (HOST, "localhost")}
-    html = lab_html({**desk, "designs": bench.designs})
-    queue = Queue()
+    html = lab_html({**beginning, "designs": scorer.designs})
+    worker = Worker()
 
     def refusal(request: Request, given: str) -> str:
         if request.headers.get("host") not in hosts:
@@ -103,31 +101,26 @@ def make_app(bench: Scorer, desk: dict[str, Any], *, token: str, port: int) -> S
 
         return endpoint
 
-    async def score(body: dict[str, Any]) -> dict[str, Any]:
-        sheet = read_sheet(body.get("sheet"))
-        return page_data(await queue.run(_client(body), partial(bench.score, sheet)))
+    async def score(body: dict[str, Any]) -> Mapping[str, Any]:
+        work = partial(scorer.score, read_request(body.get("request")))
+        return page_data(await worker.run(_client(body), work))
 
-    async def fill(body: dict[str, Any]) -> dict[str, Any]:
-        sheet, design = read_sheet(body.get("sheet")), str(body.get("design"))
-        return {"text": await queue.run(f"{_client(body)} fill", lambda _: bench.fill(design, sheet))}
+    async def fill(body: dict[str, Any]) -> Mapping[str, Any]:
+        request, design = read_request(body.get("request")), str(body.get("design"))
+        return {"text": await worker.run(f"{_client(body)} fill", lambda _: scorer.fill(design, request))}
 
-    async def cancel(body: dict[str, Any]) -> dict[str, Any]:
-        queue.cancel(_client(body))
+    async def cancel(body: dict[str, Any]) -> Mapping[str, Any]:
+        worker.cancel(_client(body))
         return {}
 
     @asynccontextmanager
     async def closing(_: Starlette):  # type: ignore[no-untyped-def]
         yield
-        queue.close()
+        worker.close()
 
     questions = {"/score": score, "/fill": fill, "/cancel": cancel}
-    return Starlette(
-        lifespan=closing,
-        routes=[
-            Route("/", page),
-            *(Route(path, question(answer), methods=["POST"]) for path, answer in questions.items()),
-        ],
-    )
+    routes = [Route(path, question(answer), methods=["POST"]) for path, answer in questions.items()]
+    return Starlette(lifespan=closing, routes=[Route("/", page), *routes])
 
 
 def _client(body: dict[str, Any]) -> str:
@@ -172,8 +165,10 @@ def check_installed() -> None:
         raise ConfigError("the lab needs starlette and uvicorn", hint="pip install 'stepalign[serve]'") from None
 
 
-def serve(bench: Scorer, desk: dict[str, Any], found: socket.socket, announce: Callable[[str], None]) -> None:
-    """Serve until interrupted. ``announce`` is told the address, token included, once the server answers."""
+def serve(
+    scorer: LabScorer, beginning: Mapping[str, Any], found: socket.socket, announce: Callable[[str], None]
+) -> None:
+    """Serve until interrupted. ``announce`` receives the address, token included, once the server answers."""
     import uvicorn
 
     token = secrets.token_urlsafe(24)
@@ -185,7 +180,7 @@ def serve(bench: Scorer, desk: dict[str, Any], found: socket.socket, announce: C
             announce(f"http://{HOST}:{port}/?token={token}  (Ctrl-C ends it)")
 
     config = uvicorn.Config(
-        make_app(bench, desk, token=token, port=port),
+        make_app(scorer, beginning, token=token, port=port),
         log_level="warning",
         access_log=False,  # its lines would hold the token
         server_header=False,

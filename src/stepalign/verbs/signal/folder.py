@@ -8,7 +8,8 @@ alone, and a process that was killed continues with the shard it died in, to the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from stepalign.models.prompts import PromptBuilder
 from stepalign.report.page import write_token_page
 from stepalign.signal.analyse import Analysed, AttemptInContexts, analyse_attempts
 from stepalign.signal.marks import WrongResult
+from stepalign.signal.score import ContextScores, windows
 from stepalign.signal.summary import header, summarise
 from stepalign.signal.table import to_rows
 from stepalign.storage import jsonl
@@ -32,7 +34,7 @@ from stepalign.storage.run_folder import RunFolder
 from stepalign.storage.signal_file import PAGE_DATA, RECORDS, read_completions
 
 SHARD_TOKENS = 8192
-"""Completion tokens of a shard, unless one completion alone is longer. What a killed process loses at most."""
+"""Completion tokens of a shard, unless one completion alone is longer. A killed process loses at most as many."""
 ARRAYS = "arrays"
 SOURCE = "source.json"
 
@@ -64,29 +66,33 @@ def write_signal_folder(
         ConfigError: no context has anything to say, or a label does not fit its attempt.
         LockedError: the folder is in use, or holds another analysis.
     """
+    temperature = config.sampling.temperature
     with RunFolder(out, config, resume=True, kind="analysis", extra=RUN_FILES) as folder:
         _check_source(out, source)
         first: AttemptInContexts | None = None
-        done = 0
-        stored = _Stored(out)
-        for number, shard in enumerate(_shards(attempts)):
+        done = kept = 0
+        is_over = False  # whether the lines of an earlier process are used up
+        for number, shard in enumerate(windows(attempts, lambda subject: len(subject.ids), SHARD_TOKENS)):
             first = first or shard[0]
-            if not stored.holds(shard, number):
-                stored.cut()
-                analysed = list(
-                    analyse_attempts(
-                        solver,
-                        prompts,
-                        shard,
-                        temperature=config.sampling.temperature,
-                        top_k=config.signal.top_k,
-                        wrong_result=wrong_result,
-                        max_micro_batch_tokens=config.training.max_micro_batch_tokens,
-                    )
+            arrays = out / ARRAYS / f"{number:06d}.safetensors"
+            stored = 0 if is_over or not arrays.exists() else _stored_bytes(out / RECORDS, kept, shard)
+            kept += stored
+            if not stored and not is_over:
+                jsonl.cut(out / RECORDS, kept)
+                is_over = True
+            if not stored:
+                scored = analyse_attempts(
+                    solver,
+                    prompts,
+                    shard,
+                    temperature=temperature,
+                    top_k=config.signal.top_k,
+                    wrong_result=wrong_result,
+                    max_micro_batch_tokens=config.training.max_micro_batch_tokens,
                 )
-                if not (out / SOURCE).exists():
-                    write_json(out / SOURCE, source)
-                _write_arrays(out / ARRAYS / f"{number:06d}.safetensors", analysed, list(labels))
+                analysed = list(scored)
+                write_json(out / SOURCE, source)
+                _write_arrays(arrays, analysed, list(labels))
                 folder.append("signal", (row for one in analysed for row in to_rows(one.scored)))
             done += len(shard)
             listener(progress("scoring", done, total))
@@ -96,10 +102,11 @@ def write_signal_folder(
                 where=str(source.get("name", out)),
                 hint="give other contexts, or rollouts with critiques or reference solutions",
             )
-        stored.cut()  # lines of attempts that are no longer there
+        if not is_over:
+            jsonl.cut(out / RECORDS, kept)  # lines of attempts that are no longer there
         head = header(
             config.model.path,
-            config.sampling.temperature,
+            temperature,
             prompts=_prompts_used(config, prompts, solver, first, prompts_from),
             source={key: source[key] for key in ("name", "sha256") if key in source},
             weights=weights_of(config.model.path, solver),
@@ -121,90 +128,49 @@ def weights_of(path: str, solver: Solver) -> str | None:
 
 def _check_source(out: Path, source: Mapping[str, Any]) -> None:
     path = out / SOURCE
-    if not path.exists():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [key for key in source if before.get(key) != source[key]]
-    if changed:
-        key = changed[0]
-        raise LockedError(
-            f"the folder holds an analysis of something else: {key} is {before.get(key)!r} there, {source[key]!r} here",
-            where=str(out),
-            hint="give another --out",
-        )
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else source
+    for key in source:
+        if before.get(key) != source[key]:
+            raise LockedError(
+                f"the folder holds an analysis of something else: {key} is {before.get(key)!r} there, "
+                f"{source[key]!r} here",
+                where=str(out),
+                hint="give another --out",
+            )
 
 
 def _prompts_used(
     config: Config, prompts: PromptBuilder, solver: Solver, first: AttemptInContexts, prompts_from: str
 ) -> dict[str, Any]:
     """What both sides read, with the prompts of the first attempt as they went in."""
-    own = first.prompts or prompts
+    own, problem = first.prompts or prompts, first.attempt.problem
     name, shown = next(iter(first.contexts.items()))
-    teacher = own.self_teacher(first.attempt.problem, shown.text, introduction=shown.introduction)
-    section = config.prompts
+    teacher = own.self_teacher(problem, shown.text, introduction=shown.introduction)
+    keys = ("student", "self_teacher", "system", "student_chat_options", "teacher_chat_options")
     return {
         "from": prompts_from,
-        "student": section.student,
-        "self_teacher": section.self_teacher,
-        "system": section.system,
-        "student_chat_options": section.student_chat_options,
-        "teacher_chat_options": section.teacher_chat_options,
+        **{key: getattr(config.prompts, key) for key in keys},
         "example": {
             "rollout_id": first.attempt.rollout_id,
             "context": name,
-            "student": solver.tokenizer.decode(list(own.student(first.attempt.problem))),
+            "student": solver.tokenizer.decode(list(own.student(problem))),
             "self_teacher": solver.tokenizer.decode(list(teacher.ids)),
         },
     }
 
 
-def _shards(subjects: Iterable[AttemptInContexts]) -> Iterator[list[AttemptInContexts]]:
-    shard: list[AttemptInContexts] = []
-    held = 0
-    for subject in subjects:
-        tokens = len(subject.ids)
-        if shard and held + tokens > SHARD_TOKENS:
-            yield shard
-            shard, held = [], 0
-        shard.append(subject)
-        held += tokens
-    if shard:
-        yield shard
-
-
-class _Stored:
-    """The lines that are there already, walked along with the shards."""
-
-    def __init__(self, out: Path) -> None:
-        self._out = out
-        self._path = out / RECORDS
-        self._kept = 0
-        """Bytes of the complete shards so far."""
-        self._is_over = not self._path.exists()
-
-    def holds(self, shard: Sequence[AttemptInContexts], number: int) -> bool:
-        """Whether the next lines are those of this shard, and its arrays are there."""
-        if self._is_over:
-            return False
-        wanted = [(subject.attempt.rollout_id, name) for subject in shard for name in subject.contexts]
-        end = self._kept
-        lines = jsonl.whole_lines(self._path, self._kept)
-        for key in wanted:
+def _stored_bytes(path: Path, start: int, shard: Sequence[AttemptInContexts]) -> int:
+    """Bytes of the lines from a position on, where they are those of this shard; else 0."""
+    size = 0
+    lines = jsonl.whole_lines(path, start)
+    for subject in shard:
+        for name in subject.contexts:
             line = next(lines, b"{}")
             row = json.loads(line)
-            if (row.get("rollout_id"), row.get("context")) != key:
-                return False
-            end += len(line)
-        if not (self._out / ARRAYS / f"{number:06d}.safetensors").exists():
-            return False
-        self._kept = end
-        return True
-
-    def cut(self) -> None:
-        """Nothing after the complete shards counts: a process died while it wrote there."""
-        if not self._is_over:
-            jsonl.cut(self._path, self._kept)
-            self._is_over = True
+            if (row.get("rollout_id"), row.get("context")) != (subject.attempt.rollout_id, name):
+                return 0
+            size += len(line)
+    return size
 
 
 def _write_arrays(path: Path, analysed: Sequence[Analysed], names: Sequence[str]) -> None:
@@ -212,35 +178,35 @@ def _write_arrays(path: Path, analysed: Sequence[Analysed], names: Sequence[str]
     from safetensors.numpy import save
 
     lengths = [len(one.subject.ids) for one in analysed]
-
-    def flat(values: Iterable[Any], dtype: Any) -> np.ndarray:
-        return np.ascontiguousarray(np.concatenate([np.asarray(v) for v in values]).astype(dtype))
-
-    students = [one.scores.student for one in analysed]
-    arrays = {
-        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        "token_ids": flat((one.subject.ids for one in analysed), np.int32),
-        "step": flat((one.scored.step for one in analysed), np.int32),
-        "student/log_prob": flat((s.log_probs for s in students), np.float32),
-        "student/entropy": flat((s.entropy for s in students), np.float32),
-        "student/top_ids": flat((s.top_ids for s in students), np.int32),
-        "student/top_log_probs": flat((s.top_log_probs for s in students), np.float32),
+    columns: dict[str, list[np.ndarray]] = defaultdict(list)
+    for one in analysed:
+        student = one.scores.student
+        columns["token_ids"].append(np.array(one.subject.ids))
+        columns["step"].append(one.scored.step)
+        columns["student/log_prob"].append(student.log_probs)
+        columns["student/entropy"].append(student.entropy)
+        columns["student/top_ids"].append(student.top_ids)
+        columns["student/top_log_probs"].append(student.top_log_probs)
+        for name in names:
+            for key, values in _context_arrays(one.scores.contexts.get(name), *student.top_ids.shape).items():
+                columns[f"{name}/{key}"].append(values)
+    integers = ("token_ids", "step", "top_ids")
+    arrays: dict[str, np.ndarray] = {
+        name: np.ascontiguousarray(np.concatenate(parts), dtype=np.int32 if name.endswith(integers) else np.float32)
+        for name, parts in columns.items()
     }
-    kept = arrays["student/top_ids"].shape[1]
-    for name in names:
-        found = [one.scores.contexts.get(name) for one in analysed]
-        nothing = [np.full(length, np.nan) for length in lengths]
-        no_top = [np.full((length, kept), -1) for length in lengths]
-        pairs = list(zip(found, nothing, no_top, strict=True))
-        arrays |= {
-            f"{name}/log_ratio": flat((f.log_ratio if f else n for f, n, _ in pairs), np.float32),
-            f"{name}/forward_kl": flat((f.forward_kl if f else n for f, n, _ in pairs), np.float32),
-            f"{name}/teacher_log_prob": flat((f.teacher.log_probs if f else n for f, n, _ in pairs), np.float32),
-            f"{name}/teacher_entropy": flat((f.teacher.entropy if f else n for f, n, _ in pairs), np.float32),
-            f"{name}/top_ids": flat((f.teacher.top_ids if f else t for f, _, t in pairs), np.int32),
-            f"{name}/top_log_probs": flat(
-                (f.teacher.top_log_probs if f else np.full(t.shape, np.nan) for f, _, t in pairs), np.float32
-            ),
-        }
+    arrays["offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     ids = [one.subject.attempt.rollout_id for one in analysed]
     write_atomically(path, save(arrays, metadata={"rollout_ids": json.dumps(ids)}))
+
+
+def _context_arrays(found: ContextScores | None, length: int, kept: int) -> dict[str, np.ndarray]:
+    undefined = np.full(length, np.nan)
+    return {
+        "log_ratio": found.log_ratio if found else undefined,
+        "forward_kl": found.forward_kl if found else undefined,
+        "teacher_log_prob": found.teacher.log_probs if found else undefined,
+        "teacher_entropy": found.teacher.entropy if found else undefined,
+        "top_ids": found.teacher.top_ids if found else np.full((length, kept), -1),
+        "top_log_probs": found.teacher.top_log_probs if found else np.full((length, kept), np.nan),
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -29,21 +30,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TEXTS = (
-    "id",
-    "question",
-    "completion",
-    "answer",
-    "reference",
-    "verdict",
-    "case",
-    "wrong_step",
-    "wrong_text",
-    "system",
-)
-_COLUMNS = {*_TEXTS, "completion_ids", "contexts", "chat_options", "prompts"}
+    *("id", "question", "completion", "answer", "reference", "verdict", "case", "wrong_step", "wrong_text", "system"),
+)  # fmt: skip
+_OBJECTS = ("chat_options", "prompts")
+_COLUMNS = {*_TEXTS, *_OBJECTS, "completion_ids", "contexts"}
 VERDICTS = ("correct", "incorrect", "undecided")
 CRITIQUE = "step_aligned"
 """The context of this name is taken as a critique: where it first departs from the attempt, the attempt is wrong."""
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +69,10 @@ def find_file(name: str) -> Path:
     examples = sorted(p.stem for p in folder.glob("*.jsonl"))
     if name in examples:
         return folder / f"{name}.jsonl"
-    close = difflib.get_close_matches(name, examples, n=1)
     raise ConfigError(
         f"there is no file, run folder or example {name}",
         where=str(path.absolute()),
-        hint=f"did you mean {close[0]}?" if close else f"shipped examples: {', '.join(examples)}",
+        hint=_meant(name, examples) or f"shipped examples: {', '.join(examples)}",
     )
 
 
@@ -92,10 +86,10 @@ def check_file(path: Path, contexts: Sequence[str], num: int | None) -> PlainFil
     Raises:
         ConfigError: with file and line; or an unknown context, an empty file, two rows with one id.
     """
-    found: dict[str, int] = {}
-    empty: dict[str, int] = {}
+    found: dict[str, None] = {}
+    filled: Counter[str] = Counter()
     ids: dict[str, int] = {}
-    total = own = 0
+    own = 0
     for line, row in islice(_rows(path), num):
         row_id = _row_id(row, line)
         if row_id in ids:
@@ -103,60 +97,59 @@ def check_file(path: Path, contexts: Sequence[str], num: int | None) -> PlainFil
                 f"two rows have the id {row_id!r}: lines {ids[row_id]} and {line}", where=f"{path}:{line}"
             )
         ids[row_id] = line
-        total += 1
-        own += bool(_own_prompts(row))
-        for name, text in row["contexts"].items():
-            found[name] = found.get(name, 0) + 1
-            empty[name] = empty.get(name, 0) + (not text)
-    if not total:
+        own += bool(_own_keys(row))
+        found |= dict.fromkeys(row["contexts"])
+        filled.update(name for name, text in row["contexts"].items() if text)
+    if not ids:
         raise ConfigError("the file holds no rows", where=str(path))
     for name in contexts:
         if name not in found:
-            close = difflib.get_close_matches(name, found, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"the file has {', '.join(found)}"
+            hint = _meant(name, found) or f"the file has {', '.join(found)}"
             raise ConfigError(f"no row has a context {name}", where="--contexts", hint=hint)
-    names = [name for name in found if not contexts or name in contexts]
-    missing = {name: total - found[name] + empty[name] for name in names}
+    names = tuple(name for name in found if not contexts or name in contexts)
+    empty = {name: len(ids) - filled[name] for name in names}
     checksum = sha256_of_parts(json.dumps(row, sort_keys=True) for _, row in islice(_rows(path), num))
-    return PlainFile(path, total, tuple(names), missing, checksum, own)
+    return PlainFile(path, len(ids), names, empty, checksum, own)
 
 
-def read_attempts(
-    file: PlainFile, config: Config, solver: Solver, prompts: PromptBuilder, num: int | None
-) -> Iterator[AttemptInContexts]:
+def read_attempts(file: PlainFile, config: Config, solver: Solver, num: int | None) -> Iterator[AttemptInContexts]:
     """The rows as attempts, one at a time. Raises ConfigError with file and line."""
-    builders: dict[str, PromptBuilder] = {"{}": prompts}
+    builders: dict[str, PromptBuilder | None] = {}
     for line, row in islice(_rows(file.path), num):
-        if not any(row["contexts"].get(name) for name in file.contexts):
-            continue
-        where = f"{file.path}:{line}"
-        own = _own_prompts(row)
-        key = json.dumps(own, sort_keys=True)
-        if key not in builders:
-            try:
-                builders[key] = make_prompts(changed(config, own, where), solver)
-            except ConfigError as error:
-                raise ConfigError(error.what, where=f"{where}: {error.where}", hint=error.hint) from error
-        yield to_subject(row, _row_id(row, line), file.contexts, solver, where, builders[key] if own else None)
+        if any(row["contexts"].get(name) for name in file.contexts):
+            where, key = f"{file.path}:{line}", json.dumps(_own_keys(row), sort_keys=True)
+            if key not in builders:
+                builders[key] = own_prompts(row, config, solver, where)
+            yield to_subject(row, _row_id(row, line), file.contexts, solver, where, builders[key])
 
 
 def to_subject(
-    row: Mapping[str, Any],
+    row: Row,
     rollout_id: str,
     contexts: Iterable[str],
     solver: Solver,
     where: str,
     prompts: PromptBuilder | None = None,
 ) -> AttemptInContexts:
-    """A row as the attempt that is scored, under those of the named contexts that it has a text for."""
-    ids, spans = _completion_ids(row, solver, where)
+    """A checked row as the attempt that is scored, under those of the named contexts that it has a text for.
+
+    Raises:
+        ConfigError: a completion without tokens, or with ids that the model does not have.
+    """
+    ids, spans = row.get("completion_ids"), None
+    if ids is None:  # spans where the ids alone do not spell the text
+        ids, spans = encode_with_spans(solver.tokenizer, row["completion"])
+    if not ids:
+        raise ConfigError("the completion has no tokens", where=where)
+    if max(ids) >= len(solver.head_VH):
+        raise ConfigError(f"the model has no token {max(ids)}", where=where, hint="are the ids of another tokenizer?")
     attempt = Attempt(
         rollout_id=rollout_id,
         problem=Problem(
             problem_id=sha256(row["question"])[:16],
             question=row["question"],
             answer=row.get("answer") or "",
-            reference=row.get("reference"),
+            reference=row.get("reference") or None,
         ),
         text=row["completion"] if spans else decode(solver.tokenizer, ids),
         grade=Grade.of(row.get("verdict") or "undecided"),
@@ -177,16 +170,63 @@ def to_subject(
     )
 
 
+def own_prompts(row: Row, config: Config, solver: Solver, where: str) -> PromptBuilder | None:
+    """The prompts that a row brings; None where it brings none. Raises ConfigError where they cannot be used."""
+    keys = _own_keys(row)
+    try:
+        return make_prompts(changed(config, keys, where), solver) if keys else None
+    except ConfigError as error:
+        raise ConfigError(error.what, where=f"{where}: {error.where}", hint=error.hint) from error
+
+
 def mostly_unknown(file: PlainFile, tokenizer: PreTrainedTokenizerBase, num: int | None) -> int:
     """Rows whose completion has more tokens that the vocabulary lacks than tokens that it knows."""
     unknown = unknown_id(tokenizer)
     if unknown is None:
         return 0
-    count = 0
-    for _, row in islice(_rows(file.path), num):
-        ids = row.get("completion_ids") or encode_with_spans(tokenizer, row["completion"])[0]
-        count += 2 * ids.count(unknown) > len(ids)
-    return count
+    rows = (row for _, row in islice(_rows(file.path), num))
+    encoded = (row.get("completion_ids") or encode_with_spans(tokenizer, row["completion"])[0] for row in rows)
+    return sum(2 * ids.count(unknown) > len(ids) for ids in encoded)
+
+
+def check_row(row: Any, where: str) -> dict[str, Any]:
+    """The row, with numbers in its text columns as text. Raises ConfigError for what cannot be scored."""
+    if not isinstance(row, dict):
+        raise ConfigError("this line is no JSON object", where=where)
+    if isinstance(row.get("answer"), (int, float)) or isinstance(row.get("id"), int):
+        row = {**row, **{k: str(row[k]) for k in ("answer", "id") if row.get(k) is not None}}
+    found = _fault(row)
+    if found is not None:
+        raise ConfigError(found[0], where=where, hint=found[1])
+    return row
+
+
+def _fault(row: Row) -> tuple[str, str] | None:
+    """(what, hint) of the first thing that keeps a row from being scored."""
+    for name in row.keys() - _COLUMNS:
+        if hint := _meant(name, _COLUMNS, cutoff=0.8):
+            return f"unknown column {name!r}", hint
+    for name in _TEXTS:
+        if row.get(name) is not None and not isinstance(row[name], str):
+            return f"{name} must be text, not {type(row[name]).__name__}", ""
+    if not row.get("question"):
+        return "the row has no question", ""
+    if row.get("verdict") and row["verdict"] not in VERDICTS:
+        return f"unknown verdict {row['verdict']!r}", f"one of {', '.join(VERDICTS)}"
+    ids, contexts = row.get("completion_ids"), row.get("contexts")
+    if ids is not None and not (isinstance(ids, list) and ids and all(type(i) is int and i >= 0 for i in ids)):
+        return "completion_ids must be a list of token ids", ""
+    if ids is None and not row.get("completion"):
+        return "the row has no completion", "give completion or completion_ids"
+    if not isinstance(contexts, dict) or not contexts:
+        return "the row has no contexts", 'give them by name: "contexts": {"critique": "..."}'
+    for name, text in contexts.items():
+        if not name or (text is not None and not isinstance(text, str)):
+            return f"the context {name!r} must be text", ""
+    for name in _OBJECTS:
+        if not isinstance(row.get(name), (dict, type(None))):
+            return f"{name} must be an object", ""
+    return None
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -207,46 +247,11 @@ def _parsed(line: str, where: str) -> Any:
         raise ConfigError(f"this line is no JSON: {error}", where=where, hint="one JSON object a line") from None
 
 
-def check_row(row: Any, where: str) -> dict[str, Any]:
-    """The row with numbers in text columns as text. Raises ConfigError for what cannot be scored."""
-    if not isinstance(row, dict):
-        raise ConfigError("this line is no JSON object", where=where)
-    for name in row.keys() - _COLUMNS:
-        if close := difflib.get_close_matches(name, _COLUMNS, n=1, cutoff=0.8):
-            raise ConfigError(f"unknown column {name!r}", where=where, hint=f"did you mean {close[0]}?")
-    if isinstance(row.get("answer"), (int, float)) or isinstance(row.get("id"), int):
-        row = {**row, **{k: str(row[k]) for k in ("answer", "id") if row.get(k) is not None}}
-    for name in _TEXTS:
-        if row.get(name) is not None and not isinstance(row[name], str):
-            raise ConfigError(f"{name} must be text, not {type(row[name]).__name__}", where=where)
-    if not row.get("question"):
-        raise ConfigError("the row has no question", where=where)
-    if row.get("verdict") and row["verdict"] not in VERDICTS:
-        raise ConfigError(f"unknown verdict {row['verdict']!r}", where=where, hint=f"one of {', '.join(VERDICTS)}")
-    ids = row.get("completion_ids")
-    if ids is not None and not (isinstance(ids, list) and ids and all(type(i) is int and i >= 0 for i in ids)):
-        raise ConfigError("completion_ids must be a list of token ids", where=where)
-    if ids is None and not row.get("completion"):
-        raise ConfigError("the row has no completion", where=where, hint="give completion or completion_ids")
-    contexts = row.get("contexts")
-    if not isinstance(contexts, dict) or not contexts:
-        raise ConfigError(
-            "the row has no contexts", where=where, hint='give them by name: "contexts": {"critique": "..."}'
-        )
-    for name, text in contexts.items():
-        if not name or (text is not None and not isinstance(text, str)):
-            raise ConfigError(f"the context {name!r} must be text", where=where)
-    for name in ("chat_options", "prompts"):
-        if not isinstance(row.get(name), (dict, type(None))):
-            raise ConfigError(f"{name} must be an object", where=where)
-    return row
-
-
-def _row_id(row: Mapping[str, Any], line: int) -> str:
+def _row_id(row: Row, line: int) -> str:
     return str(row.get("id") or line)
 
 
-def _own_prompts(row: Mapping[str, Any]) -> dict[str, Any]:
+def _own_keys(row: Row) -> dict[str, Any]:
     """The keys of the section ``prompts`` that a row changes."""
     own = {f"prompts.{key}": value for key, value in (row.get("prompts") or {}).items()}
     if row.get("system"):
@@ -256,15 +261,6 @@ def _own_prompts(row: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-def _completion_ids(
-    row: Mapping[str, Any], solver: Solver, where: str
-) -> tuple[tuple[int, ...], list[tuple[int, int]] | None]:
-    """Ids as they are given, or the text encoded, with spans where the ids alone do not spell it."""
-    ids, spans = row.get("completion_ids"), None
-    if ids is None:
-        ids, spans = encode_with_spans(solver.tokenizer, row["completion"])
-    if not ids:
-        raise ConfigError("the completion has no tokens", where=where)
-    if max(ids) >= len(solver.head_VH):
-        raise ConfigError(f"the model has no token {max(ids)}", where=where, hint="are the ids of another tokenizer?")
-    return tuple(ids), spans
+def _meant(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {close[0]}?" if close else ""

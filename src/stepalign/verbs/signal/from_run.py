@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 
-from stepalign.build import Session, find_truth, more_critiques, open_session
+from stepalign.build import find_truth, more_critiques, open_session
 from stepalign.config import Config, changed, load_config
 from stepalign.domains.table import find_domain, load_set
 from stepalign.errors import ConfigError
@@ -48,7 +48,7 @@ def analyse_file(
     for name, count in file.empty.items():
         _say_left_out(listener, name, {"no text in the file": count} if count else {}, file.total)
     names = [name for name in file.contexts if file.empty[name] < file.total]
-    with _opened(config) as session:
+    with closing(open_session(config)) as session:
         if unknown := mostly_unknown(file, session.solver.tokenizer, num):
             listener(
                 warning(
@@ -61,7 +61,7 @@ def analyse_file(
             config,
             session.solver,
             session.prompts,
-            read_attempts(file, config, session.solver, session.prompts, num),
+            read_attempts(file, config, session.solver, num),
             source={"name": path.name, "sha256": file.sha256, "contexts": names, "num": num},
             labels={name: name for name in names},
             prompts_from=prompts_from,
@@ -112,7 +112,7 @@ def analyse_run(
     attempts, left_out = attempts_under(rollouts, names, more)
     for name, reasons in left_out.items():
         _say_left_out(listener, name, reasons, len(rollouts))
-    with _opened(config) as session:
+    with closing(open_session(config)) as session:
         return write_signal_folder(
             out,
             config,
@@ -143,15 +143,6 @@ def _say_left_out(listener: Listener, name: str, reasons: Mapping[str, int], tot
         why = ", ".join(f"{reason} ({count})" if len(reasons) > 1 else reason for reason, count in reasons.items())
         what = "nothing to score, left out" if left == total else f"{left} of {total} rollouts have none"
         listener(line(f"context {name}: {what}: {why}"))
-
-
-@contextmanager
-def _opened(config: Config) -> Iterator[Session]:
-    session = open_session(config)
-    try:
-        yield session
-    finally:
-        session.close()
 
 
 def stored_rollouts(run: Path, problems: dict[str, Problem], num: int) -> list[tuple[Rollout, Critique | None]]:

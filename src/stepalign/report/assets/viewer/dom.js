@@ -5,7 +5,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const root = document.getElementById("viewer");
-const lab = document.getElementById("lab"); // the desk, on the lab's page only
+const lab = document.getElementById("lab"); // the form, on the lab's page only
 const part = {}; // the regions of the viewer, by name
 
 function h(tag, attributes, ...children) {

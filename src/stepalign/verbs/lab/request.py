@@ -1,4 +1,4 @@
-"""What lies on the desk: a question, an attempt and the feedback variants. One sheet is one line of a signal file."""
+"""What the lab's page asks to have scored. A request is one line of a file that ``stepalign signal`` reads."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ MAX_CHARACTERS = 200_000
 
 Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=80)]
+Word = Annotated[str, StringConstraints(max_length=200)]
 
 
-class Sheet(BaseModel):
+class LabRequest(BaseModel):
     """A question, an attempt at it, and one to four texts for the self-teacher, by name."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
@@ -32,8 +33,8 @@ class Sheet(BaseModel):
     reference: Text = ""
     """A reference solution, for the design of that name."""
     verdict: Literal["correct", "incorrect", "undecided"] = "undecided"
-    case: Annotated[str, StringConstraints(max_length=200)] = ""
-    wrong_step: Annotated[str, StringConstraints(max_length=200)] | None = None
+    case: Word = ""
+    wrong_step: Word | None = None
     wrong_text: Text | None = None
     """What is known about the attempt: the label of its first wrong step, or the wrong passage itself."""
     system: Text = ""
@@ -51,19 +52,9 @@ class Sheet(BaseModel):
                 raise ValueError("name a packaged template, or write one")
         return prompts
 
-    @property
-    def own_prompts(self) -> dict[str, Any]:
-        """The recipe's keys that this sheet changes."""
-        own: dict[str, Any] = {f"prompts.{key}": text for key, text in self.prompts.items()}
-        if self.system:
-            own["prompts.system"] = self.system
-        if self.chat_options:
-            own["prompts.student_chat_options"] = own["prompts.teacher_chat_options"] = self.chat_options
-        return own
 
-
-def read_sheet(value: Any, *, where: str = "request") -> Sheet:
-    """A sheet from parsed JSON.
+def read_request(value: Any, *, where: str = "request") -> LabRequest:
+    """A request from parsed JSON.
 
     Raises:
         ConfigError: a missing or mistyped field, too many contexts, or a text that is too long.
@@ -71,26 +62,26 @@ def read_sheet(value: Any, *, where: str = "request") -> Sheet:
     if isinstance(value, dict) and isinstance(value.get("temperature"), int):
         value = {**value, "temperature": float(value["temperature"])}
     try:
-        return Sheet.model_validate(value)
+        return LabRequest.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the sheet"
+        field = ".".join(str(part) for part in first["loc"]) or "the request"
         raise ConfigError(f"{field[:120]}: {first['msg']}", where=where) from None
 
 
-def load_examples(folder: Path) -> tuple[list[tuple[str, Sheet]], list[str]]:
-    """(name, sheet) of every line of the ``*.jsonl`` files in a folder, and why the others do not fit the desk."""
-    found: list[tuple[str, Sheet]] = []
+def load_examples(folder: Path) -> tuple[list[tuple[str, LabRequest]], list[str]]:
+    """(name, request) of every line of the ``*.jsonl`` files in a folder, and why other lines cannot be scored."""
+    found: list[tuple[str, LabRequest]] = []
     left_out: list[str] = []
     for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else []:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                sheet = read_sheet(row, where=f"{path}:{number}")
+                request = read_request(row, where=f"{path}:{number}")
             except (ValueError, ConfigError) as error:
                 left_out.append(str(error).replace("\n", " "))
                 continue
             name = str(row.get("name") or row.get("id") or path.stem)
-            found.append((name if len(lines) == 1 or name != path.stem else f"{name} {number}", sheet))
+            found.append((name if len(lines) == 1 or name != path.stem else f"{name} {number}", request))
     return found, left_out

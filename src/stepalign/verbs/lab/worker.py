@@ -1,4 +1,4 @@
-"""One worker, and of each page only its newest request."""
+"""One thread for all scoring; of each page only the newest request counts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Result = TypeVar("Result")
 
 
 class Cancelled(Exception):  # noqa: N818 - nothing is wrong
-    """Raised by work whose result nobody waits for any more."""
+    """Raised by work whose result is no longer wanted."""
 
 
-class Queue:
+class Worker:
     """Runs work on one thread, so that a model is never used by two."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Queue:
                 del self._newest[client]
 
     def cancel(self, client: str) -> None:
-        """Tell the client's newest request, waiting or running, that nobody waits for it."""
+        """Cancel the client's newest request, waiting or running."""
         before = self._newest.pop(client, None)
         if before is not None:
             before.set()

@@ -1,0 +1,184 @@
+"""From a request to what the viewer draws: the same scoring as ``stepalign signal``, for one attempt, cancellable."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from stepalign.build import collect_for_signal, make_critic, open_session
+from stepalign.config import Config
+from stepalign.critics import Critic
+from stepalign.domains.table import find_domain, load_set
+from stepalign.errors import ConfigError
+from stepalign.feedback import designs
+from stepalign.feedback.alignment import align
+from stepalign.records import Attempt, Critique
+from stepalign.signal.analyse import AttemptInContexts, analyse_attempts
+from stepalign.signal.summary import header
+from stepalign.signal.table import to_page
+from stepalign.verbs.lab.request import LabRequest
+from stepalign.verbs.lab.worker import Cancelled
+from stepalign.verbs.signal.from_jsonl import own_prompts, to_subject
+from stepalign.waiting import wait_for
+
+NUM_TRIES = 24
+"""Problems that are attempted in search of a wrong attempt to open the embedded solver's lab with."""
+
+
+class Scorer:
+    """A loaded solver that scores requests. Not thread-safe: one thread uses it.
+
+    Args:
+        config: model, prompts and sampling temperature; from a recipe also the critic.
+        from_recipe: whether data and critic of ``config`` come from a recipe, or are mere defaults.
+
+    Raises:
+        ConfigError: the model or the recipe cannot be used.
+    """
+
+    def __init__(self, config: Config, *, from_recipe: bool) -> None:
+        self.config = config
+        self._has_truth = from_recipe and find_domain(config.data).critic is not None
+        self._from_recipe = from_recipe
+        self._session = open_session(config)
+        self._critic: Critic | None = None
+
+    def close(self) -> None:
+        if self._critic is not None:
+            self._critic.close()
+        self._session.close()
+
+    @property
+    def designs(self) -> list[dict[str, str]]:
+        """The context designs that can be filled in from a request alone, or by asking the recipe's critic."""
+        fitting = {"reference", "critic"} if self._has_critic() else {"reference"}
+        return [
+            {"name": name, "label": design.label}
+            for name, design in designs.DESIGNS.items()
+            if name != "none" and fitting.issuperset(design.needs)
+        ]
+
+    def _has_critic(self) -> bool:
+        section = self.config.critic
+        return self._has_truth if section.kind == "programmatic" else self._from_recipe and bool(section.model)
+
+    def score(self, request: LabRequest, cancelled: threading.Event) -> dict[str, Any]:
+        """One attempt under every context, as docs/formats.md describes signal.json.
+
+        Raises:
+            ConfigError: nothing to score, or more tokens than the model has positions for.
+            Cancelled: ``cancelled`` was set meanwhile.
+        """
+        subject = self._subject(request)
+        if not subject.contexts:
+            raise ConfigError("there is no feedback yet", hint="write some, or fill it in from a design")
+        solver, problem, prompts = self._session.solver, subject.attempt.problem, subject.prompts
+        prompts = prompts or self._session.prompts
+        teachers = {name: prompts.self_teacher(problem, shown.text) for name, shown in subject.contexts.items()}
+        longest = max(len(prompts.student(problem)), *(len(teacher.ids) for teacher in teachers.values()))
+        needed, room = longest + len(subject.ids), solver.context_length
+        if room is not None and needed > room:
+            raise ConfigError(
+                f"{needed} tokens of prompt and attempt, and the model has {room} positions",
+                hint="shorten the feedback or the attempt",
+            )
+        temperature = request.temperature or self.config.sampling.temperature
+        with _cancellable(cancelled):
+            (analysed,) = analyse_attempts(
+                solver, prompts, [subject], temperature=temperature, top_k=self.config.signal.top_k
+            )
+        page = to_page(analysed.scored)
+        for context in page["contexts"]:  # what the self-teacher reads, control tokens included
+            teacher = teachers[context["name"]]
+            prompt = str(solver.tokenizer.decode(list(teacher.ids)))
+            context |= {"prompt": prompt, "dropped_tokens": teacher.dropped_tokens}
+        return {
+            **header(self.config.model.path, temperature),
+            "contexts": [{"name": name, "label": name} for name in subject.contexts],
+            "rollouts": [page],
+        }
+
+    def fill(self, design: str, request: LabRequest) -> str:
+        """The text that a context design shows for a request.
+
+        Raises:
+            ConfigError: an unknown design, or nothing to show, with the reason.
+        """
+        entry = designs.find_design(design)
+        attempt = self._subject(request).attempt
+        critiques = {attempt.rollout_id: self._ask(design, attempt)} if entry.needs_critic else {}
+        context = designs.make_contexts(design, designs.make_group([attempt], critiques))[0]
+        if context.text is None:
+            raise ConfigError(f"{entry.label}: {context.masked or 'nothing to show'}")
+        return context.text
+
+    def opening(self) -> LabRequest | None:
+        """The embedded solver's own example: a wrong attempt, what its critic says, and the reference."""
+        if not self._has_truth:
+            return None
+        problems = load_set(self.config.data, "train").problems[:NUM_TRIES]
+        with TemporaryDirectory() as folder:
+            for rollout, critique in collect_for_signal(self._session, problems, Path(folder), seed=0):
+                if critique is not None and critique.status == "ok" and critique.case == "D":
+                    problem, reference = rollout.problem, rollout.problem.reference or ""
+                    return LabRequest(
+                        question=problem.question,
+                        completion=rollout.text,
+                        contexts={"step_aligned": critique.text, "reference": reference},
+                        answer=problem.answer,
+                        reference=reference,
+                    )
+        return None
+
+    def _subject(self, request: LabRequest) -> AttemptInContexts:
+        """The attempt of a request, graded where the answer is known, under the contexts that have a text."""
+        if not request.completion:
+            raise ConfigError("there is no attempt yet", hint="paste the text that the solver wrote")
+        row = request.model_dump()
+        contexts = {name: text for name, text in request.contexts.items() if text.strip()}
+        prompts = own_prompts(row, self.config, self._session.solver, "request")
+        subject = to_subject(row, "lab", contexts, self._session.solver, "request", prompts)
+        attempt = subject.attempt
+        if request.answer and request.verdict == "undecided":
+            attempt = replace(attempt, grade=self._session.grader.grade(attempt.text, request.answer))
+        return replace(subject, attempt=attempt, critique=_correction(attempt, contexts))
+
+    def _ask(self, design: str, attempt: Attempt) -> Critique:
+        if not self._has_critic():
+            raise ConfigError("the recipe names no critic", hint="write the feedback by hand")
+        if self._critic is None:
+            self._critic = make_critic(self.config, None, [design])
+        assert self._critic is not None
+        return wait_for(self._critic.critique(attempt))
+
+
+def _correction(attempt: Attempt, contexts: Mapping[str, str]) -> Critique | None:
+    """The first feedback that follows the attempt and corrects it, as a critique: it says which step is wrong."""
+    for text in contexts.values():
+        found = align(attempt, text)
+        if found.copied and found.first_error is not None and not found.full_solution:
+            return Critique(rollout_id=attempt.rollout_id, critic="given", status="ok", text=text)
+    return None
+
+
+@contextmanager
+def _cancellable(cancelled: threading.Event) -> Iterator[None]:
+    """Every module of a forward pass first looks whether its result is still wanted."""
+
+    def look(*_: Any) -> None:
+        if cancelled.is_set():
+            raise Cancelled
+
+    look()
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
