@@ -287,7 +287,8 @@ def test_designs_fill_in_and_contexts_come_and_go(open_page: Callable[..., LabPa
     opened = open_page()
     opened.page.get_by_role("button", name="add feedback").click()
     opened.page.select_option('select[aria-label="Fill feedback 3 from a design"]', "verdict")
-    opened.page.wait_for_function("document.querySelector('[aria-label=\"Feedback 3\"]').value === 'wrong'")
+    expect = pytest.importorskip("playwright.sync_api").expect
+    expect(opened.page.get_by_label("Feedback 3", exact=True)).to_have_value("wrong", timeout=20_000)
     opened.settle()
     assert opened.page.locator(".panel-head h3").all_inner_texts() == ["step_aligned", "reference", "verdict"]
     opened.page.get_by_label("Remove feedback 1").click()
