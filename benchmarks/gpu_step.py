@@ -52,7 +52,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from stepalign.build import with_lora
 from stepalign.config import Config, LoraSection, ModelSection, ObjectiveSection, TrainingSection
 from stepalign.models import packed_attention
-from stepalign.models.compiling import can_compile
 from stepalign.models.load import Solver
 from stepalign.models.packing import pack
 from stepalign.models.sampling.local import LocalSampler
@@ -60,7 +59,7 @@ from stepalign.models.scoring import completion_hidden
 from stepalign.objectives.divergences import find_divergence, forward_kl
 from stepalign.objectives.fused import fused_linear_divergence
 from stepalign.records import Sample
-from stepalign.training.learner import Learner
+from stepalign.training.learner import Learner, can_compile
 from stepalign.training.teacher import Teacher
 
 TEMPERATURE = 1.1
