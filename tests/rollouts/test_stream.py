@@ -12,6 +12,7 @@ import pytest
 from stepalign.config import ObjectiveSection, SamplingSection, TeacherSection, TrainingSection
 from stepalign.domains.arithmetic.task import make_problem, parse_question
 from stepalign.domains.math.grading import Grader
+from stepalign.events import Event
 from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
 from stepalign.models.load import Solver
@@ -190,6 +191,20 @@ def test_a_rollout_of_two_turns_is_read_again_as_it_was(two_turns) -> None:
         assert repr(again.completion) == repr(rollout.completion)  # NaN is not equal to itself
         without_reason = replace(rollout.attempt, grade=replace(rollout.attempt.grade, reason=""))
         assert replace(rollout, attempt=without_reason, completion=again.completion) == again
+
+
+def test_a_failure_behind_one_completion_ends_the_sampling_of_the_others(make_solver) -> None:
+    solver = make_solver(0, scale=3.0)
+    solver.model.generation_config.eos_token_id = list(range(1, 20))  # many completions end early, at different places
+    finished: list[int] = []
+
+    def listener(event: Event) -> None:
+        finished.append(event.done)
+        raise RuntimeError("the display is gone")
+
+    with Grader() as grader, pytest.raises(RuntimeError, match="the display is gone"):
+        make_stream(solver, LocalSampler(solver), grader).batch(PROBLEMS, 0, listener)
+    assert len(finished) < 2 * len(PROBLEMS)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class RolloutMaker:
         ends: dict[tuple[int, int], asyncio.Task[Completion]] = {}
 
         def first_turn_ended(row: int, index: int, completion: Completion) -> None:
-            ends[row, index] = asyncio.create_task(further_turns(row, index, completion))
+            ends[row, index] = tasks.create_task(further_turns(row, index, completion))
 
         async def further_turns(row: int, index: int, completion: Completion) -> Completion:
             turn = 0
@@ -76,15 +76,18 @@ class RolloutMaker:
                 on_finished(row, index, completion)
             return completion
 
-        await self.sampler.sample(
-            prompts,
-            num_samples=num_samples,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            seed=seed,
-            on_finished=first_turn_ended,
-        )
-        await asyncio.gather(*ends.values())
+        try:
+            async with asyncio.TaskGroup() as tasks:  # what fails in one turn ends the sampling
+                await self.sampler.sample(
+                    prompts,
+                    num_samples=num_samples,
+                    temperature=temperature,
+                    max_tokens=max_tokens,
+                    seed=seed,
+                    on_finished=first_turn_ended,
+                )
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         return [[ends[row, index].result() for index in range(num_samples)] for row in range(len(prompts))]
 
     def text(self, completion: Completion) -> str:
