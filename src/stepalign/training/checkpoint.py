@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     save_solver(solver, temporary)
-    if not _trainable_names(solver) <= _load_weights(temporary).keys():  # adapters, or a layout that renames
+    if not dict(_trainable(solver)).keys() <= _load_weights(temporary).keys():  # adapters, or a layout that renames
         save_file(trainable_weights(solver), temporary / TRAINABLE)
     save_file(_flatten_optimizer(optimizer), temporary / "optimizer.safetensors")
     save_file({name: value.contiguous() for name, value in teacher.items()}, temporary / "teacher.safetensors")
@@ -98,19 +98,19 @@ def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def _trainable_names(solver: Solver) -> set[str]:
-    return {name for name, parameter in solver.model.named_parameters() if parameter.requires_grad}
+def _trainable(solver: Solver) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    return ((name, p) for name, p in solver.model.named_parameters() if p.requires_grad)
 
 
 def trainable_weights(solver: Solver) -> dict[str, torch.Tensor]:
     """Exact copies of what the optimizer changes, under the model's own names."""
-    return {n: p.detach().clone().contiguous() for n, p in solver.model.named_parameters() if p.requires_grad}
+    return {name: p.detach().clone().contiguous() for name, p in _trainable(solver)}
 
 
 @torch.no_grad()
 def restore_weights(solver: Solver, weights: Mapping[str, torch.Tensor]) -> None:
     """Put saved trainable weights back. Raises ConfigError when they are of another model."""
-    parameters = {n: p for n, p in solver.model.named_parameters() if p.requires_grad}
+    parameters = dict(_trainable(solver))
     if not all(n in weights and weights[n].shape == p.shape for n, p in parameters.items()):
         raise ConfigError(
             "the checkpoint has other trainable parameters than this model",
