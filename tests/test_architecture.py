@@ -107,7 +107,8 @@ def test_the_grading_of_answers_stands_by_itself() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_downwards(module: str) -> None:
-    upwards = {name for name in ours(module) if floor(name) > floor(module)}
+    lazily = module == "stepalign"  # the public names: imported for type checkers, loaded on first use
+    upwards = {name for name in ours(module, at_runtime=lazily) if floor(name) > floor(module)}
     assert bool(upwards) == (module.removeprefix("stepalign.") in CLIMBING), f"{module} imports {upwards}"
 
 

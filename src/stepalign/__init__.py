@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stepalign.build import make_prompts
     from stepalign.config import load_config
-    from stepalign.critics.endpoint import served_critic as Critic
+    from stepalign.critics.served import served_critic as Critic  # noqa: N812
     from stepalign.domains.domain import Domain
     from stepalign.domains.math import grade
     from stepalign.domains.table import DOMAINS
@@ -28,6 +28,39 @@ if TYPE_CHECKING:
     from stepalign.verbs.train import train
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DESIGNS",
+    "DIVERGENCES",
+    "DOMAINS",
+    "Attempt",
+    "Context",
+    "Critic",
+    "Critique",
+    "Design",
+    "Domain",
+    "Grade",
+    "Group",
+    "NothingToShow",
+    "Problem",
+    "Sample",
+    "Signal",
+    "Solver",
+    "align",
+    "compare",
+    "evaluate",
+    "forward_kl",
+    "fused_linear_divergence",
+    "grade",
+    "jensen_shannon",
+    "load_config",
+    "load_solver",
+    "make_prompts",
+    "reverse_kl",
+    "signal",
+    "split_steps",
+    "train",
+]
 
 _HOMES = {
     "build": ("make_prompts",),
@@ -47,9 +80,7 @@ _HOMES = {
     "verbs.train": ("train",),
 }
 _HOME_OF = {name: (module, name) for module, names in _HOMES.items() for name in names}
-_HOME_OF["Critic"] = ("critics.endpoint", "served_critic")
-
-__all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
+_HOME_OF["Critic"] = ("critics.served", "served_critic")
 
 
 def __getattr__(name: str) -> Any:

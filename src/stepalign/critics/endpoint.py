@@ -17,8 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stepalign.config import Config, CriticSection, changed
-from stepalign.critics import CRITIC_PROMPTS
+from stepalign.config import CriticSection
 from stepalign.critics.budget import Ledger
 from stepalign.critics.cache import ReplyCache, content_key, owner_name
 from stepalign.critics.chat import Fault, Reply, Server, read_key, redact_url, redacted, secrets_of
@@ -397,31 +396,3 @@ class _BackgroundLoop:
         await asyncio.gather(*others, return_exceptions=True)
         await self._loop.shutdown_default_executor()
         await last()
-
-
-def served_critic(
-    url: str | Sequence[str],
-    model: str,
-    *,
-    prompt: str | Path | None = None,
-    form: CritiqueForm = "trace",
-    cache: str | Path | None = None,
-    **keys: Any,
-) -> EndpointCritic:
-    """A critic behind an OpenAI-compatible address, for a script or a notebook.
-
-    Args:
-        url: one address or several, such as "http://127.0.0.1:8000/v1".
-        model: its name on the server.
-        prompt: packaged template, file or inline Jinja text; None takes the packaged one for the form.
-        cache: sqlite file that keeps replies, so that none is paid for twice.
-        keys: further keys of ``[critic]`` (docs/keys.md), such as ``api_key_env`` or ``sees``.
-
-    Raises:
-        ConfigError: an unknown key, a value of the wrong kind, or a missing environment variable.
-    """
-    urls = [url] if isinstance(url, str) else list(url)
-    given = {"kind": "endpoint", "base_urls": urls, "model": model, **keys}
-    section = changed(Config(), {f"critic.{key}": value for key, value in given.items()}, "Critic").critic
-    cache_path = None if cache is None else Path(cache)
-    return EndpointCritic(section, prompt=prompt or CRITIC_PROMPTS[form], form=form, cache_path=cache_path)
