@@ -143,3 +143,11 @@ def test_a_run_on_python_problems(tmp_path: Path, write_recipe: Callable[..., Pa
     rollouts, contexts = (list(read_json_lines(tmp_path / "run" / f"{n}.jsonl")) for n in ("rollouts", "contexts"))
     assert [row["verdict"] for row in rollouts] == ["incorrect"] * 2
     assert [row["text"] for row in contexts] == ["No code block.\nThe attempt has no complete code block."] * 2
+    # A run that kept no details has its rollouts graded again where a context shows them.
+    from stepalign.verbs.signal.from_run import analyse_run
+
+    file = tmp_path / "run" / "rollouts.jsonl"
+    file.write_text("".join(json.dumps({**row, "detail": ""}) + "\n" for row in rollouts))
+    analyse_run(tmp_path / "run", tmp_path / "signal", contexts=("execution_trace",), model="")
+    shown = [row["context_text"] for row in read_json_lines(tmp_path / "signal" / "signal.jsonl")]
+    assert shown == ["No code block.\nThe attempt has no complete code block."] * 2

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from stepalign.build import find_truth, more_critiques, open_session
 from stepalign.config import Config, changed, load_config
-from stepalign.domains.table import find_domain, load_set
+from stepalign.domains.table import find_domain, load_set, make_grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, silent, warning
 from stepalign.feedback import designs
@@ -107,6 +108,8 @@ def analyse_run(
     rollouts = stored_rollouts(run, problems, num)
     if not rollouts:
         raise ConfigError("the run holds no rollouts", where=str(run / "rollouts.jsonl"))
+    if any("tests" in designs.find_design(name).needs for name in names):
+        rollouts = _with_details(config, rollouts)
     has_program = config.critic.kind == "programmatic" and find_domain(config.data).critic is not None
     more = more_critiques(config, None, rollouts, names) if has_program else []
     attempts, left_out = attempts_under(rollouts, names, more)
@@ -126,6 +129,21 @@ def analyse_run(
             total=len(attempts),
             listener=listener,
         )
+
+
+def _with_details(
+    config: Config, rollouts: list[tuple[Rollout, Critique | None]]
+) -> list[tuple[Rollout, Critique | None]]:
+    """Rollouts stored without the details of their grades, as older runs did, are graded again."""
+    if not find_domain(config.data).has_details or all(rollout.attempt.grade.detail for rollout, _ in rollouts):
+        return rollouts
+    with make_grader(config.data) as grader:
+        attempts = [rollout.attempt for rollout, _ in rollouts]
+        grades = grader.grade_many([one.text for one in attempts], [one.problem.answer for one in attempts])
+    return [
+        (replace(rollout, attempt=replace(rollout.attempt, grade=grade)), critique)
+        for (rollout, critique), grade in zip(rollouts, grades, strict=True)
+    ]
 
 
 def _checked_names(contexts: tuple[str, ...], config: Config) -> tuple[str, ...]:
