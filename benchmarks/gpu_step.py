@@ -46,7 +46,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from stepalign.models.compiling import can_compile
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
