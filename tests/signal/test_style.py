@@ -1,4 +1,4 @@
-"""The rule that tells manner from matter, on texts marked by hand."""
+"""The rule that tells style from content, on texts marked by hand."""
 
 from __future__ import annotations
 

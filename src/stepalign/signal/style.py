@@ -1,6 +1,6 @@
-"""Which tokens say something about the problem, and which only say it in some manner.
+"""Style tokens and content tokens: how something is said, and what is said.
 
-Self-distillation on rich contexts tends to spend its signal on manner (OPSD reports a mean KL of 0.85 nats on style
+Self-distillation on rich contexts tends to spend its signal on style (OPSD reports a mean KL of 0.85 nats on style
 tokens against 0.14 on mathematics). The rule, on whole words and signs of the text rather than on pieces of them:
 
 - *style* is white space, punctuation and brackets, quotes, the tags and numbers that name a step or an item of a list,

@@ -1,4 +1,4 @@
-"""signal.jsonl, one line per rollout and context, and what is made of it. Formats: docs/formats.md."""
+"""The files of a signal, read: signal.jsonl, one line per rollout and context, and signal.json (docs/formats.md)."""
 
 from __future__ import annotations
 
