@@ -45,7 +45,7 @@ def find_domain(data: DataSection) -> Domain:
 
 
 def holds_sets(source: str) -> bool:
-    """Whether a name alone, such as ``embedded:arithmetic``, stands for a training, validation and test set."""
+    """Whether a name alone, such as ``embedded:arithmetic``, names a training, validation and test set."""
     return any(domain.source == source for domain in DOMAINS.values())
 
 

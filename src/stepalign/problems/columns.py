@@ -27,7 +27,7 @@ class ColumnMap:
     marked: bool = False
     """The answer column must mark its answer: a row without a mark is skipped, not taken for a bare answer."""
     verbatim: bool = False
-    """Answer and reference are taken as they stand, however long: programs, not answers to be found in a text."""
+    """Answer and reference are taken verbatim, however long: programs, not answers to be found in a text."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from stepalign.config import SelectionSection
 from stepalign.records import Grade, Problem, Verdict
 
 Source = Literal["problem", "solver", "critic"]
-"""What a gate asks: what stands beside the problem already, completions of the solver, or an attempt of the critic."""
+"""The source of a gate: metadata of the problem, completions of the solver, or an attempt of the critic."""
 PASS_RATE = "pass_rate_72b_tir"
 
 

@@ -1,4 +1,4 @@
-"""Sets of problems: split by a hash of their content, kept apart, and told from each other. Pure functions."""
+"""Sets of problems: split by a hash of their content, kept apart, and named. Pure functions."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Faults:
     invents: float = 0.0
     """A right step is replaced by a wrong one, and the rest follows from it. Not where an error is overlooked."""
     quotes_wrong: float = 0.0
-    """The wrong step stands in front of its correction, tag and all."""
+    """The wrong step is repeated before its correction, with its tag."""
     wrong_style: float = 0.0
     """Written in the reference author's words."""
 

@@ -111,7 +111,7 @@ def draw_chain(rng: random.Random, num_steps: tuple[int, int]) -> Chain:
 def split_of(question: str) -> str:
     """The one split a question can ever belong to: "test", "validation", "train" or "warmstart".
 
-    Decided by a hash of the text, so the splits are disjoint by construction, whoever draws the questions.
+    Decided by a hash of the text, so the splits are disjoint by construction.
     """
     bucket = digest(question)[0] % 8
     return {0: "test", 1: "validation", 2: "train"}.get(bucket, "warmstart")
@@ -244,7 +244,7 @@ def make_problem(chain: Chain, *, rho: float, seed: int = 0) -> Problem:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The truth about an attempt: what the programmatic critic and the localisation numbers stand on
+# The truth about an attempt: what the programmatic critic and the localisation numbers rest on
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ class Answer:
     number: Fraction | None = None
     """The exact value where the answer is a plain number, read without its per cent sign."""
     label: str = ""
-    """"B" of "(B) 12", a choice with what it stands for; the rest of the answer is then "12"."""
+    """"B" of "(B) 12", a choice with its value; the rest of the answer is then "12"."""
 
 
 _CHARACTERS = str.maketrans(

@@ -84,7 +84,7 @@ def equal_answers(gold: Answer, answer: Answer, leaf: Leaf) -> Grade:
 
 
 def _equal_labels(gold: Answer, answer: Answer) -> Grade | None:
-    """Choices such as "(B) 12" against "(B)" and each other; None where what they stand for is to be compared."""
+    """Choices such as "(B) 12" against "(B)" and each other; None where their values are to be compared."""
     if gold.label and answer.label:
         return None if gold.label == answer.label else incorrect("different choice")
     labelled, other = (gold, answer) if gold.label else (answer, gold)
@@ -186,7 +186,7 @@ def _named(text: str) -> tuple[str, str]:
 
 
 def _equal_sequences(gold: Sequence, answer: Sequence, leaf: Leaf) -> Grade:
-    """Element by element, in order where either side is a tuple. A bare list may stand for a tuple and for a set.
+    """Element by element, in order where either side is a tuple. A bare list may mean a tuple or a set.
 
     The first undecided element ends the comparison, so that many slow elements cost no more time than one.
     """
@@ -214,7 +214,7 @@ def _in_order(gold: Sequence, answer: Sequence) -> tuple[str, ...]:
 
 
 def _equal_sets(gold: Sequence, answer: Sequence, leaf: Leaf) -> Grade:
-    """In any order. How often an element stands there counts only where a bare list repeats one: 2, 2, 3."""
+    """In any order. The number of times of an element counts only where a bare list repeats one: 2, 2, 3."""
     expected = [(canonical_answer(item), item) for item in gold.items]
     given = [(canonical_answer(item), item) for item in answer.items]
     if gold.opening or len(dict(expected)) == len(expected):

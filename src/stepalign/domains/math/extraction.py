@@ -1,4 +1,4 @@
-"""Where the final answer of a text stands. Pure functions.
+"""The final answer that a text marks. Pure functions.
 
 Everything here reads text that a model wrote, inside the trainer's own process: each scan is linear in the length of
 the text.

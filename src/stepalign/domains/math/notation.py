@@ -68,7 +68,7 @@ def split_sequence(text: str) -> Sequence | None:
 
 
 def split_top(text: str, separator: str) -> tuple[str, ...]:
-    """The parts between those occurrences of a character that stand outside all brackets."""
+    """The parts between those occurrences of a character outside all brackets."""
     parts, level, start = [], 0, 0
     for index, character in enumerate(text):
         if character in "([{":

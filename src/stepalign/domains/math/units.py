@@ -92,7 +92,7 @@ def currency_of(text: str) -> str:
 
 
 def split_unit(text: str, read_number: Callable[[str], Fraction | None]) -> tuple[str, str]:
-    """Cut the unit off an answer in which text stands in double quotes; "1.8 million" is multiplied out.
+    """Cut the unit off an answer whose text is in double quotes; "1.8 million" is multiplied out.
 
     Returns:
         What is left, and the unit as in "mi/h" or "m/s^2": "" where there is none, or none that is known.
@@ -131,7 +131,7 @@ def _is_variable(word: str) -> bool:
 
 
 def _are_letters_of_units(words: list[str], number: Fraction | None, divided: bool) -> bool:
-    """5 m and 60 km / h end with units; in x + m, 5 n and 12 / h the letter stands for a number."""
+    """5 m and 60 km / h end with units; in x + m, 5 n and 12 / h the letter is a number."""
     letters = [word for word in words if len(word) == 1 and word not in ("a", "")]
     real = any(len(word) > 1 and word in _UNITS for word in words)
     return bool(letters or real) and number is not None and not divided and all(word in _LETTERS for word in letters)
@@ -157,7 +157,7 @@ def _unit(words: list[str]) -> str | None:
 
 
 def contradict(one: str, other: str) -> bool:
-    """Whether two units differ where both say something: "dollars" may stand for "dollars per hour"."""
+    """Whether two units differ where both say something: "dollars" may mean "dollars per hour"."""
     pairs = zip(one.split("/"), other.split("/"), strict=False)
     return any(mine != theirs for mine, theirs in pairs if mine and theirs)
 

@@ -1,6 +1,6 @@
 """Python problems: the expected answer is a program of tests, and a completion is right when its code passes them.
 
-The tests stand where other problems have their answer, so that everything else - critics that see the answer, splits,
+The tests take the place of the answer, so that everything else - critics that see the answer, splits,
 records - is the same. They run in ``stepalign.domains.python.sandbox``.
 """
 

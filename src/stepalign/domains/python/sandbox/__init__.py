@@ -1,6 +1,6 @@
 """Run Python that a model wrote against tests, where it can do no harm and cannot talk its way to a pass.
 
-Two processes, both confined alike (``confinement``): one runs the solution and is never told the tests, the other runs
+Two processes, both confined alike (``confinement``): one runs the solution and never gets the tests, the other runs
 the tests. A test's call goes over a pipe; what comes back is plain data (``values``), compared in the tests' process.
 The solution can therefore not reach the assertions, the comparison or the verdict. Both processes are ended together
 when the tests are through, when their time is up, or when the caller dies.

@@ -1,6 +1,6 @@
 """The process that runs a solution: untrusted code, confined, answering calls with plain values.
 
-It is never told the tests. Run as a script by ``run_tests``; standard library only.
+It never gets the tests. Run as a script by ``run_tests``; standard library only.
 """
 
 import json

@@ -231,8 +231,8 @@ def _run(tests, solution):
             message = f"{source}\n{solution.last_call}" + (f"\n{_short(str(error))}" if str(error) else "")
             return _failed("a test fails", message, passed)
         own = f"{type(error).__name__}: {_short(str(error))}"
-        told = solution.last_traceback if error is solution.last_fault else own
-        return _failed("a test raises", f"{source}\n{told}", passed)
+        shown = solution.last_traceback if error is solution.last_fault else own
+        return _failed("a test raises", f"{source}\n{shown}", passed)
     if solution.lost:
         return _failed(solution.lost, "", passed)
     if solution.refused:
@@ -265,7 +265,7 @@ def _load(solution):
 def _asked_of_the_solution(tree):
     """Names that the tests read and that are not Python's own: those that a solution has to bring.
 
-    The tests' own definitions come later and stand; a solution cannot replace ``all`` or ``len``.
+    The tests' own definitions come later and win; a solution cannot replace ``all`` or ``len``.
     """
     read = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
     return [name for name in dict.fromkeys(read) if not hasattr(builtins, name)]

@@ -41,7 +41,7 @@ def encode(value, handle=None):
 def decode(data, handle=None):
     """The value behind ``encode``'s data, made of exact built-in types and of what ``handle`` makes of handles.
 
-    Raises ValueError or TypeError for anything else: the data may come from a program that lies.
+    Raises ValueError or TypeError for anything else: the data may come from a hostile program.
     """
     if data is None or isinstance(data, bool | str):
         return data
