@@ -11,10 +11,9 @@ from typing import Any
 
 from stepalign.config import Config, changed
 from stepalign.critics import Critic
-from stepalign.critics.build import make_endpoint_critic, make_programmatic_critic, make_rules
 from stepalign.domains.domain import Truth
 from stepalign.domains.math.grading import Grader
-from stepalign.domains.table import find_domain, make_grader
+from stepalign.domains.table import find_domain, make_grader, make_programmatic_critic
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent
 from stepalign.feedback import designs
@@ -26,7 +25,7 @@ from stepalign.models.sampling.local import LocalSampler
 from stepalign.records import Attempt, Critique, Problem, Rollout
 from stepalign.rollouts.collect import RolloutCollector, RolloutMaker
 from stepalign.rollouts.environment import SingleTurn
-from stepalign.rollouts.review import Rules, ask
+from stepalign.rollouts.review import Rules, ask, make_rules
 from stepalign.waiting import wait_for
 
 
@@ -166,8 +165,11 @@ def make_critic(
         return None
     form, section = forms[0], config.critic
     if section.kind == "programmatic":
-        return make_programmatic_critic(config, form)
-    return make_endpoint_critic(config, form=form, cache_folder=folder, ledger_folder=ledger_folder, listener=listener)
+        return make_programmatic_critic(config.data, section, form, config.training.seed)
+    from stepalign.critics.endpoint import open_endpoint_critic
+
+    files = {"cache_folder": folder, "ledger_folder": ledger_folder}
+    return open_endpoint_critic(section, prompt=config.prompts.critic, form=form, **files, listener=listener)
 
 
 def check_critic(config: Config, design_names: Sequence[str]) -> None:
@@ -199,7 +201,7 @@ def collect_for_signal(
         maker=session.maker,
         sampling=config.sampling.model_copy(update={"num_generations": num_generations}),
         critic=critic,
-        rules=make_rules(config, session.grader),
+        rules=make_rules(config.critic, config.data, session.grader) if config.critic.judged else None,
     )
     chosen = problems[: -(-config.signal.num_rollouts // num_generations)]
     try:

@@ -34,7 +34,7 @@ def critique(
     resume: ResumeOption = False,
 ) -> None:
     """Ask a critic about stored attempts and say what is wrong with its critiques: a linter for feedback."""
-    from stepalign.critics.build import served_model
+    from stepalign.critics.chat import served_model
     from stepalign.report.critiques import critique_lines
     from stepalign.verbs.attempts import read_attempts
     from stepalign.verbs.critique import critique_rollouts
@@ -45,7 +45,7 @@ def critique(
     config = _with_critic(attempts.config, critic, model, {**keys, **parse_settings(settings or ())})
     section = config.critic
     if section.kind == "endpoint" and not section.model and not section.cache_only:
-        model = served_model(config)
+        model = served_model(config.critic)
         config = changed(config, {"critic.model": model}, "--model")
     words: list[str | Path] = ["stepalign", "critique", rollouts, "--out", out]
     words += ["--critic", critic] if critic else []

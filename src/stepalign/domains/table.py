@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from stepalign.config import DataSection
+from stepalign.config import CriticSection, DataSection
+from stepalign.critics import Critic
 from stepalign.domains.arithmetic.domain import ARITHMETIC
 from stepalign.domains.domain import Domain, open_grader
 from stepalign.domains.math.grading import Grader
@@ -10,6 +11,7 @@ from stepalign.domains.python.grading import PYTHON
 from stepalign.errors import ConfigError
 from stepalign.problems.loading import ProblemSet
 from stepalign.problems.sets import SETS, find_overlaps, named, set_aside
+from stepalign.records import CritiqueForm
 
 
 def _load_tasks(source: str, data: DataSection, name: str, limit: int | None) -> ProblemSet:
@@ -101,3 +103,16 @@ def load_sets(data: DataSection) -> dict[str, ProblemSet]:
             hint="give disjoint files; data.validation_share sets training problems aside for validation",
         )
     return sets
+
+
+def make_programmatic_critic(data: DataSection, section: CriticSection, form: CritiqueForm, seed: int) -> Critic:
+    """The critic of the recipe's domain, as faulty as the recipe asks. Raises ConfigError where it has none."""
+    critic = find_domain(data).critic
+    if critic is None:
+        raise ConfigError(
+            "the programmatic critic knows the embedded task only",
+            where="critic.kind",
+            hint="give a served critic: --set critic.kind=endpoint --set critic.base_urls='[\"http://...\"]' "
+            "--set critic.model=NAME, or drop what needs one from condition and signal.contexts",
+        )
+    return critic(section, form, seed)

@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from stepalign.config import CriticSection, DataSection
 from stepalign.critics import Critic
 from stepalign.domains.math.extraction import extract_answer
+from stepalign.domains.math.grading import Grader
+from stepalign.domains.table import find_domain
 from stepalign.errors import BudgetSpentError
 from stepalign.feedback import findings
 from stepalign.feedback.alignment import Alignment, align
@@ -24,6 +27,16 @@ class Rules:
     """How often a critique is asked for again."""
     same_answer: Callable[[str, str], bool] | None = None
     """(answer, expected) -> whether they agree; by default equal as plain text."""
+
+
+def make_rules(section: CriticSection, data: DataSection, grader: Grader) -> Rules:
+    """The policies of a recipe, with its grader to compare answers."""
+    has_answers = find_domain(data).has_answers
+    return Rules(
+        policies=findings.policies(section.policies.model_dump(), served=section.kind == "endpoint"),
+        retries=section.retries,
+        same_answer=lambda answer, expected: not has_answers or grader.compare(answer, expected).verdict != "incorrect",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,7 +32,6 @@ from stepalign.build import (
 from stepalign.config import Config, check_checkpoint_rule
 from stepalign.critics import RUN_FILES
 from stepalign.critics.budget import cost
-from stepalign.critics.build import make_rules
 from stepalign.domains.math.grading import canonical_answer
 from stepalign.domains.table import load_sets
 from stepalign.errors import BudgetSpentError, ConfigError
@@ -44,6 +43,7 @@ from stepalign.records import Problem, to_json
 from stepalign.rollouts.collect import RolloutCollector
 from stepalign.rollouts.credit import check_terms
 from stepalign.rollouts.order import derive_seed
+from stepalign.rollouts.review import make_rules
 from stepalign.rollouts.samples import SampleMaker
 from stepalign.rollouts.stream import Batch, Stream
 from stepalign.stopping import Interrupted, StopRequest
@@ -166,7 +166,7 @@ class _Run:
                 maker=session.maker,
                 sampling=config.sampling,
                 critic=self.critic,
-                rules=make_rules(config, session.grader),
+                rules=make_rules(config.critic, config.data, session.grader) if config.critic.judged else None,
             ),
             samples=SampleMaker(
                 tokenizer=session.solver.tokenizer,

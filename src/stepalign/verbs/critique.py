@@ -8,7 +8,6 @@ killed at any instant goes on where it was and asks for nothing twice. Loads no 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 from stepalign.config import Config
 from stepalign.critics import RUN_FILES, Critic
-from stepalign.critics.build import make_endpoint_critic, make_programmatic_critic, rules_of
 from stepalign.domains.table import find_domain, make_grader
 from stepalign.errors import BudgetSpentError, ConfigError, LockedError
 from stepalign.events import Event, Listener, progress, silent
@@ -24,8 +22,8 @@ from stepalign.feedback.alignment import Alignment
 from stepalign.feedback.findings import FINDINGS
 from stepalign.problems.sets import named
 from stepalign.records import Attempt, to_json
-from stepalign.rollouts.review import Review, Rules, ask_all
-from stepalign.storage.files import finite, write_json
+from stepalign.rollouts.review import Review, Rules, ask_all, make_rules
+from stepalign.storage.files import finite, read_json, write_json
 from stepalign.storage.jsonl import keep_records
 from stepalign.storage.run_folder import RunFolder
 from stepalign.verbs.attempts import Attempts, graded
@@ -59,15 +57,16 @@ def critique_rollouts(
         BudgetSpentError: the budget ended before the work; what is there is written, page included.
         ConfigError, EndpointError, LockedError: nothing was asked.
     """
-    _refuse_foreign_problems(config, attempts)
     with RunFolder(out, config, resume=resume, kind="critique", extra=RUN_FILES) as folder:
         _refuse_other_attempts(out / "source.json", attempts)
         done = keep_records(out / "critiques.jsonl", lambda line: line["status"] != "failed")
         names = {line["rollout_id"] for line in done}
         with make_grader(config.data) as grader:
-            rules = rules_of(config, grader)
-            critic = _make_critic(config, out, listener)
-            _remember_attempts(out / "source.json", attempts)
+            rules = make_rules(config.critic, config.data, grader)
+            critic = _open_critic(config, attempts, out, listener)
+            if not (out / "source.json").exists():
+                about = {"source": attempts.source, "sha256": attempts.sha256, "attempts": len(attempts.attempts)}
+                write_json(out / "source.json", {**about, "skipped": attempts.skipped})
             found = Counter(name for line in done for name in line["findings"])
             wanted = (graded(one, grader) for one in attempts.attempts if one.rollout_id not in names)
 
@@ -96,35 +95,29 @@ def _progress(done: int, attempts: Attempts, found: Counter[str]) -> Event:
     return progress("critiques", done, len(attempts.attempts), note)
 
 
-def _make_critic(config: Config, out: Path, listener: Listener) -> Critic:
-    if config.critic.kind == "programmatic":
-        return make_programmatic_critic(config)
-    return make_endpoint_critic(config, cache_folder=out, ledger_folder=out, listener=listener)
+def _open_critic(config: Config, attempts: Attempts, out: Path, listener: Listener) -> Critic:
+    section, domain = config.critic, find_domain(config.data)
+    if section.kind == "endpoint":
+        from stepalign.critics.endpoint import open_endpoint_critic
 
-
-def _refuse_foreign_problems(config: Config, attempts: Attempts) -> None:
-    domain = find_domain(config.data)
+        return open_endpoint_critic(
+            section, prompt=config.prompts.critic, cache_folder=out, ledger_folder=out, listener=listener
+        )
     foreign = [attempt.problem for attempt in attempts.attempts if not domain.knows(attempt.problem)]
-    if config.critic.kind == "programmatic" and (foreign or domain.critic is None):
+    if foreign or domain.critic is None:
         raise ConfigError(
             "the programmatic critic knows the embedded task only" + (f": {named(foreign[0])}" if foreign else ""),
             where=attempts.source,
             hint="give a served critic: --critic http://HOST:PORT/v1 --model NAME",
         )
-
-
-def _remember_attempts(file: Path, attempts: Attempts) -> None:
-    """Write down which attempts a folder is about."""
-    about = {"source": attempts.source, "sha256": attempts.sha256, "attempts": len(attempts.attempts)}
-    if not file.exists():
-        write_json(file, {**about, "skipped": attempts.skipped})
+    return domain.critic(section, "trace", config.training.seed)
 
 
 def _refuse_other_attempts(file: Path, attempts: Attempts) -> None:
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    if before is not None and before["sha256"] != attempts.sha256:
+    before = read_json(file)["source"] if file.exists() and read_json(file)["sha256"] != attempts.sha256 else None
+    if before is not None:
         raise LockedError(
-            f"the folder holds the critiques of other attempts: {before['source']}, or that file has changed since",
+            f"the folder holds the critiques of other attempts: {before}, or that file has changed since",
             where=str(file),
             hint="give another --out; replies that were paid for stay usable with --set critic.cache=FILE",
         )

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from stepalign.build import collect_for_signal, find_truth, more_critiques, open_session
 from stepalign.config import Config
-from stepalign.critics.build import make_rules
 from stepalign.domains.table import load_set
 from stepalign.rollouts.order import derive_seed
+from stepalign.rollouts.review import make_rules
 from stepalign.signal.analyse import analyse
 from stepalign.storage.files import write_json
 
@@ -34,7 +34,11 @@ def write_signal(config: Config, out: Path) -> Path:
             model_name=config.model.path,
             wrong_result=find_truth(config, session.solver),
             more_critiques=more_critiques(
-                config, out, triples, config.signal.contexts, make_rules(config, session.grader)
+                config,
+                out,
+                triples,
+                config.signal.contexts,
+                make_rules(config.critic, config.data, session.grader) if config.critic.judged else None,
             ),
         )
     finally:
