@@ -2,7 +2,8 @@
 
 Such an expression has one normal form over the rationals: the square roots of different primes are independent
 (Besicovitch 1940), pi is transcendental, and letters are free. So two of them are equal exactly where their
-normal forms are. The letter i is the imaginary unit: what is equal for a variable is equal for it. That costs 0.1 ms, where a parse and a simplification cost 8.
+normal forms are. The letter i is the imaginary unit: what is equal for a variable is equal for it. That
+costs 0.1 ms, where a parse and a simplification cost 8.
 
 Everything else - functions, ``e``, other roots, quotients by a sum, anything that can be read in two ways -
 is left to others: ``None`` means that we do not know.
