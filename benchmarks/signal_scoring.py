@@ -32,8 +32,8 @@ from stepalign.domains.arithmetic.solver import build_tokenizer
 from stepalign.events import Event, progress
 from stepalign.models.load import Solver
 from stepalign.records import Attempt, Problem
-from stepalign.signal.analyse import AttemptInContexts, Shown
-from stepalign.signal.score import ScoringJob, _hidden_states, _num_tokens, score, windows
+from stepalign.token_signal.analyse import AttemptInContexts, Shown
+from stepalign.token_signal.score import ScoringJob, _hidden_states, _num_tokens, score, windows
 from stepalign.verbs.signal.folder import write_signal_folder
 
 BUDGET = 16384

@@ -26,7 +26,7 @@ FLOORS = (
     ("models", "critics", "problems", "evaluation"),
     ("domains",),
     ("rollouts",),
-    ("training", "signal"),
+    ("training", "token_signal"),
     ("build", "report"),
     ("verbs",),
     ("cli", "__main__"),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from stepalign.errors import ConfigError
 from stepalign.report import figure, scale
 from stepalign.report.figure import parse_width, write_figure
-from stepalign.signal.files import load_signal
+from stepalign.token_signal.files import load_signal
 
 pytest.importorskip("matplotlib")
 

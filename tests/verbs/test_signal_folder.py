@@ -23,7 +23,7 @@ from stepalign.events import Event
 from stepalign.models.load import Solver, find_model, save_solver
 from stepalign.models.prompts import unknown_id
 from stepalign.report.terminal import print_rollout
-from stepalign.signal.files import load_signal
+from stepalign.token_signal.files import load_signal
 from stepalign.verbs.configs import config_for_file
 from stepalign.verbs.signal import folder as folders
 from stepalign.verbs.signal.from_jsonl import find_file

@@ -127,3 +127,12 @@ def test_a_page_and_a_frame_show_the_viewer(found: Signal, chromium: Any, tmp_pa
     frame.locator(".t").nth(3).click()
     assert len(labels) == 2 * len(found.scored.tokens)  # the first two contexts
     assert complaints == []
+
+
+def test_the_public_function_is_no_module_whatever_was_imported_before() -> None:
+    import stepalign
+    import stepalign.token_signal.table
+    from stepalign.verbs.signal import folder
+
+    assert folder.__name__ == "stepalign.verbs.signal.folder"
+    assert stepalign.signal is signal

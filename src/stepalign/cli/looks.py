@@ -105,7 +105,7 @@ ContextOption = Annotated[
 def show(folder: SignalArgument, rollout: RolloutOption = "0", contexts: ContextOption = None) -> None:
     """One rollout in the terminal, token by token: the twin of the page."""
     from stepalign.report.terminal import print_rollout
-    from stepalign.signal.files import load_signal
+    from stepalign.token_signal.files import load_signal
     from stepalign.verbs.progress import console
 
     print_rollout(load_signal(folder, rollout), rollout, contexts=contexts or (), console=console)
@@ -125,7 +125,7 @@ def figure(
 ) -> None:
     """One rollout as a picture for a paper: contexts stacked, one scale, fonts embedded."""
     from stepalign.report.figure import parse_width, write_figure
-    from stepalign.signal.files import load_signal
+    from stepalign.token_signal.files import load_signal
     from stepalign.verbs.progress import console
 
     inches = parse_width(width)

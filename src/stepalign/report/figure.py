@@ -20,7 +20,7 @@ from stepalign.errors import ConfigError
 from stepalign.report import scale
 from stepalign.report.terminal import find_rollout, find_tables, shown_tokens
 from stepalign.report.text import signed, visible
-from stepalign.signal.table import MarkedStep, ScoredCompletion, TokenTable, context_labels, read_page
+from stepalign.token_signal.table import MarkedStep, ScoredCompletion, TokenTable, context_labels, read_page
 
 FORMATS = (".pdf", ".svg", ".png")
 POINTS = {"in": 72.0, "cm": 72 / 2.54, "mm": 72 / 25.4, "pt": 72 / 72.27, "bp": 1.0}

@@ -9,7 +9,7 @@ from typing import Any
 from stepalign.report.results import Cell
 from stepalign.report.results_schema import Json
 from stepalign.report.text import MISSING, count, decimal, number, number_of, percent, signed
-from stepalign.signal.localisation import LABELS
+from stepalign.token_signal.localisation import LABELS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,7 @@ import numpy as np
 from stepalign.feedback.alignment import Alignment
 from stepalign.report.scale import PERCENTILE, limit_of
 from stepalign.report.text import escape_json, number, safe_json
-from stepalign.signal.table import (
+from stepalign.token_signal.table import (
     DIGITS,
     LEAST_ALTERNATIVE,
     Alternatives,

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from stepalign.signal.table import DIGITS, ScoredCompletion
+from stepalign.token_signal.table import DIGITS, ScoredCompletion
 
 Scheme = Literal["light", "dark"]
 

@@ -19,7 +19,7 @@ from rich.text import Text
 from stepalign.errors import ConfigError
 from stepalign.report import scale
 from stepalign.report.text import signed, visible
-from stepalign.signal.table import ScoredCompletion, TokenTable, context_labels, read_page
+from stepalign.token_signal.table import ScoredCompletion, TokenTable, context_labels, read_page
 
 MARKED = 0.4
 """Share of the limit from which a token carries its value as text where there are no colours."""

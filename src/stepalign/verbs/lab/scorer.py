@@ -20,9 +20,9 @@ from stepalign.errors import ConfigError
 from stepalign.feedback import designs
 from stepalign.feedback.alignment import align
 from stepalign.records import Attempt, Critique
-from stepalign.signal.analyse import AttemptInContexts, analyse_attempts
-from stepalign.signal.summary import header
-from stepalign.signal.table import to_page
+from stepalign.token_signal.analyse import AttemptInContexts, analyse_attempts
+from stepalign.token_signal.summary import header
+from stepalign.token_signal.table import to_page
 from stepalign.verbs.lab.request import LabRequest
 from stepalign.verbs.lab.worker import Cancelled
 from stepalign.verbs.signal.from_jsonl import own_prompts, to_subject

@@ -12,8 +12,8 @@ from stepalign.config import Config
 from stepalign.domains.table import load_set
 from stepalign.rollouts.order import derive_seed
 from stepalign.rollouts.review import make_rules
-from stepalign.signal.analyse import analyse
 from stepalign.storage.files import write_json
+from stepalign.token_signal.analyse import analyse
 
 
 def write_signal(config: Config, out: Path) -> Path:

@@ -22,16 +22,16 @@ from stepalign.events import Listener, progress, silent
 from stepalign.models.load import Solver, find_model
 from stepalign.models.prompts import PromptBuilder
 from stepalign.report.page import write_token_page
-from stepalign.signal.analyse import Analysed, AttemptInContexts, analyse_attempts
-from stepalign.signal.files import PAGE_DATA, RECORDS, read_completions
-from stepalign.signal.marks import WrongResult
-from stepalign.signal.score import ContextScores, windows
-from stepalign.signal.summary import header, summarise
-from stepalign.signal.table import to_rows
 from stepalign.storage import jsonl
 from stepalign.storage.files import finite, write_atomically, write_json
 from stepalign.storage.fingerprint import sha256, sha256_of_file
 from stepalign.storage.run_folder import RunFolder
+from stepalign.token_signal.analyse import Analysed, AttemptInContexts, analyse_attempts
+from stepalign.token_signal.files import PAGE_DATA, RECORDS, read_completions
+from stepalign.token_signal.marks import WrongResult
+from stepalign.token_signal.score import ContextScores, windows
+from stepalign.token_signal.summary import header, summarise
+from stepalign.token_signal.table import to_rows
 
 SHARD_TOKENS = 8192
 """Completion tokens of a shard, unless one completion alone is longer. A killed process loses at most as many."""

@@ -22,9 +22,9 @@ from stepalign.errors import ConfigError
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder, decode, encode_with_spans, unknown_id
 from stepalign.records import Attempt, Critique, Problem
-from stepalign.signal.analyse import AttemptInContexts, Shown
-from stepalign.signal.marks import Labels
 from stepalign.storage.fingerprint import sha256, sha256_of_parts
+from stepalign.token_signal.analyse import AttemptInContexts, Shown
+from stepalign.token_signal.marks import Labels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

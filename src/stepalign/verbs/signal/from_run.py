@@ -14,8 +14,8 @@ from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, silent, warning
 from stepalign.feedback import designs
 from stepalign.records import Critique, Problem, Rollout, critique_from_json, rollout_from_json
-from stepalign.signal.analyse import attempts_under
 from stepalign.storage.jsonl import read_json_lines
+from stepalign.token_signal.analyse import attempts_under
 from stepalign.verbs.signal.folder import write_signal_folder
 from stepalign.verbs.signal.from_jsonl import check_file, mostly_unknown, read_attempts
 

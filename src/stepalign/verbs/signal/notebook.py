@@ -16,10 +16,10 @@ from stepalign.feedback import findings
 from stepalign.feedback.alignment import Alignment
 from stepalign.models.load import Solver, name_of
 from stepalign.records import Attempt, Critique, Verdict
-from stepalign.signal.analyse import analyse_attempts
-from stepalign.signal.summary import header, summarise
-from stepalign.signal.table import MarkedStep, ScoredCompletion, TokenTable, align_feedback
 from stepalign.storage.files import finite
+from stepalign.token_signal.analyse import analyse_attempts
+from stepalign.token_signal.summary import header, summarise
+from stepalign.token_signal.table import MarkedStep, ScoredCompletion, TokenTable, align_feedback
 from stepalign.verbs.configs import config_for_file
 from stepalign.verbs.signal.from_jsonl import check_row, to_subject
 

@@ -11,7 +11,7 @@ from stepalign.build import more_critiques
 from stepalign.config import changed, load_config
 from stepalign.domains.table import load_set
 from stepalign.feedback.designs import DESIGNS, group_rollouts
-from stepalign.signal.files import read_rows
+from stepalign.token_signal.files import read_rows
 from stepalign.training.loop import StopRequest, train
 from stepalign.verbs.progress import Display
 from stepalign.verbs.signal.base import write_signal

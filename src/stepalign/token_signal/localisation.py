@@ -7,7 +7,7 @@ known of a rollout its tokens have no place; they count for the numbers that nee
 Six of the seven tokens of a wrong step are usually unobjectionable, so a detector of the whole step cannot be good and
 should not be; the wrong result is what a context must point at. Both are reported.
 
-Every number is a ratio of two sums over rollouts, or a ranking of tokens or steps (``signal.ranking``).
+Every number is a ratio of two sums over rollouts, or a ranking of tokens or steps (``token_signal.ranking``).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from stepalign.evaluation.statistics import bootstrap
-from stepalign.signal.ranking import Counts, Number, Ranking, gini, mean_of, ratio
-from stepalign.signal.style import style_tokens
-from stepalign.signal.table import ScoredCompletion, TokenTable
+from stepalign.token_signal.ranking import Counts, Number, Ranking, gini, mean_of, ratio
+from stepalign.token_signal.style import style_tokens
+from stepalign.token_signal.table import ScoredCompletion, TokenTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +39,7 @@ class Truth:
     right_steps: tuple[frozenset[int], ...] = ()
     """The tokens of each right step."""
     style: frozenset[int] = frozenset()
-    """Style tokens: punctuation, layout, connectives (``signal.style``)."""
+    """Style tokens: punctuation, layout, connectives (``token_signal.style``)."""
 
 
 def truth_of(scored: ScoredCompletion) -> Truth:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepalign.signal.style import style_tokens
+from stepalign.token_signal.style import style_tokens
 
 
 def marks(text: str) -> str:

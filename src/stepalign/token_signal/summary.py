@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from stepalign.signal.localisation import Summary, localise, summarise_rollout, truth_of
-from stepalign.signal.table import ScoredCompletion, to_page
+from stepalign.token_signal.localisation import Summary, localise, summarise_rollout, truth_of
+from stepalign.token_signal.table import ScoredCompletion, to_page
 
 CASES = {"A": "correct", "B": "correct", "C": "incomplete", "D": "one_wrong_step", "F": "wrong_approach"}
 """Case of a critique -> kind of attempt, in the order of a page."""

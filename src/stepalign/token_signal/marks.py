@@ -18,7 +18,7 @@ from stepalign.feedback.alignment import align
 from stepalign.feedback.steps import split_steps
 from stepalign.models.prompts import tokens_to_steps
 from stepalign.records import Attempt, Critique, Step
-from stepalign.signal.table import MarkedStep
+from stepalign.token_signal.table import MarkedStep
 
 WrongResult = Callable[[Attempt, Sequence[int]], tuple[int, int] | None]
 """Where the truth is known: (position of the token with the first wrong result, id of the right one)."""

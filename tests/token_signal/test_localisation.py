@@ -13,10 +13,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from stepalign.signal import localisation
-from stepalign.signal.localisation import Truth, summarise_rollout
-from stepalign.signal.ranking import Ranking, gini
-from stepalign.signal.table import TokenTable
+from stepalign.token_signal import localisation
+from stepalign.token_signal.localisation import Truth, summarise_rollout
+from stepalign.token_signal.ranking import Ranking, gini
+from stepalign.token_signal.table import TokenTable
 
 
 def ranked(scores: np.ndarray, positive: np.ndarray) -> Ranking:

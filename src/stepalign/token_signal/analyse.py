@@ -15,10 +15,10 @@ from stepalign.feedback import designs
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder, TeacherPrompt, decode, decode_with_spans, unknown_id
 from stepalign.records import Attempt, Critique, Rollout
-from stepalign.signal.marks import Labels, WrongResult, mark_steps
-from stepalign.signal.score import Scores, ScoringJob, SideScores, score
-from stepalign.signal.summary import CASES, header, summarise
-from stepalign.signal.table import DIGITS, LEAST_ALTERNATIVE, ScoredCompletion, TokenTable
+from stepalign.token_signal.marks import Labels, WrongResult, mark_steps
+from stepalign.token_signal.score import Scores, ScoringJob, SideScores, score
+from stepalign.token_signal.summary import CASES, header, summarise
+from stepalign.token_signal.table import DIGITS, LEAST_ALTERNATIVE, ScoredCompletion, TokenTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.errors import ConfigError
-from stepalign.signal.table import ScoredCompletion, from_rows, to_page
 from stepalign.storage.files import read_json
 from stepalign.storage.jsonl import whole_lines
+from stepalign.token_signal.table import ScoredCompletion, from_rows, to_page
 
 Row = dict[str, Any]
 

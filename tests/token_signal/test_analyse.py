@@ -11,8 +11,8 @@ from stepalign.build import collect_for_signal, find_truth, open_session
 from stepalign.config import load_config
 from stepalign.domains.arithmetic import task as arithmetic
 from stepalign.domains.table import load_sets
-from stepalign.signal.analyse import analyse, analyse_attempts, attempts_under
-from stepalign.signal.localisation import truth_of
+from stepalign.token_signal.analyse import analyse, analyse_attempts, attempts_under
+from stepalign.token_signal.localisation import truth_of
 
 
 @pytest.fixture(scope="module")
