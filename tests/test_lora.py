@@ -22,10 +22,11 @@ from stepalign.events import silent
 from stepalign.models.load import load_solver
 from stepalign.models.scoring import completion_hidden
 from stepalign.records import Sample
+from stepalign.stopping import StopRequest
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.training.learner import Learner
-from stepalign.training.loop import StopRequest, train
 from stepalign.training.teacher import Teacher
+from stepalign.verbs.train import train_config
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_teacher_and_reference_are_as_small_as_the_adapter(config: Config, tmp_p
     assert {p.shape[0] for n, p in adapters.items() if "lora_A" in n} == {64}
     assert {m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")} == {128 / 64}
 
-    train(config, tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
+    train_config(config, tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
     kept = load_file(tmp_path / "run" / "checkpoints" / "step-00002" / "teacher.safetensors")
     assert {name.removeprefix("reference.") for name in kept} == adapters.keys()
     # The reference is the self-teacher's very weights where that one stands still.
@@ -169,7 +170,7 @@ def test_float32_adapters_beside_a_bfloat16_model_are_multiplied_in_bfloat16(
 
 def test_a_run_saves_adapters_that_load_again(config: Config, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(config, out, resume=False, listener=silent, stop=StopRequest())
+    train_config(config, out, resume=False, listener=silent, stop=StopRequest())
     assert (out / "final" / "adapter_model.safetensors").exists()
     assert not (out / "final" / "model.safetensors").exists()
     described = json.loads((out / "final" / "adapter_config.json").read_text())
@@ -191,12 +192,12 @@ def test_a_run_saves_adapters_that_load_again(config: Config, tmp_path: Path) ->
 
 def test_a_resumed_adapter_run_ends_with_the_same_bits(config: Config, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train(config, whole, resume=False, listener=silent, stop=StopRequest())
-    train(config, cut, resume=False, listener=silent, stop=StopRequest())
+    train_config(config, whole, resume=False, listener=silent, stop=StopRequest())
+    train_config(config, cut, resume=False, listener=silent, stop=StopRequest())
     import shutil
 
     shutil.rmtree(cut / "checkpoints" / "step-00002")  # as if it had been killed after the first step
     shutil.rmtree(cut / "final")
-    train(config, cut, resume=True, listener=silent, stop=StopRequest())
+    train_config(config, cut, resume=True, listener=silent, stop=StopRequest())
     files = [folder / "final" / "adapter_model.safetensors" for folder in (whole, cut)]
     assert files[0].read_bytes() == files[1].read_bytes()

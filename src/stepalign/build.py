@@ -1,32 +1,40 @@
-"""From a configuration to live objects: everything that `train`, `evaluate` and `signal` share."""
+"""From a configuration to live objects: the only factory, and the last place that sees the whole configuration.
+
+Importing it loads no torch; opening a session does.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stepalign.config import Config, changed
+from stepalign.config import Config, ModelSection, changed
 from stepalign.critics import Critic
 from stepalign.domains.domain import Truth
-from stepalign.domains.math.grading import Grader
+from stepalign.domains.math.grading import Grader, canonical_answer
 from stepalign.domains.table import find_domain, make_grader, make_programmatic_critic
 from stepalign.errors import ConfigError
-from stepalign.events import Listener, silent
+from stepalign.evaluation.evaluate import EvaluatedProblem, metric_rows, metrics_of, sample_and_grade
+from stepalign.events import Listener, line, silent
 from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
-from stepalign.models.load import Solver, load_solver
-from stepalign.models.prompts import PromptBuilder
-from stepalign.models.sampling import Sampler
-from stepalign.models.sampling.local import LocalSampler
-from stepalign.records import Attempt, Critique, Problem, Rollout
-from stepalign.rollouts.collect import RolloutCollector, RolloutMaker
-from stepalign.rollouts.environment import SingleTurn
-from stepalign.rollouts.review import Rules, ask, make_rules
+from stepalign.problems.sets import fingerprint
+from stepalign.records import Problem, Rollout
+from stepalign.rollouts.order import derive_seed
+from stepalign.rollouts.review import make_rules
+from stepalign.stopping import StopRequest
+from stepalign.storage.run_folder import RunFolder
 from stepalign.waiting import wait_for
+
+if TYPE_CHECKING:
+    from stepalign.models.load import Solver
+    from stepalign.models.prompts import PromptBuilder
+    from stepalign.models.sampling import Sampler
+    from stepalign.rollouts.collect import RolloutMaker
+    from stepalign.training.loop import Run
 
 
 @dataclass(slots=True)
@@ -42,6 +50,9 @@ class Session:
     @property
     def maker(self) -> RolloutMaker:
         """Draws and grades rollouts, at any settings."""
+        from stepalign.rollouts.collect import RolloutMaker
+        from stepalign.rollouts.environment import SingleTurn
+
         environment = (find_domain(self.config.data).environment or SingleTurn)(self.prompts)
         return RolloutMaker(
             tokenizer=self.solver.tokenizer, sampler=self.sampler, environment=environment, grader=self.grader
@@ -59,13 +70,44 @@ class Session:
             )
         )
 
+    def measure(
+        self, problems: Sequence[Problem], name: str, file: Path, listener: Listener
+    ) -> tuple[list[EvaluatedProblem], list[dict[str, Any]]]:
+        """Sample and grade a set of problems as ``evaluation`` says; the graded problems, and the metrics as rows.
+
+        Args:
+            name: "validation" or "test"; each has seeds of its own.
+            file: JSON lines where finished problems are kept.
+        """
+        section = self.config.evaluation
+        graded = sample_and_grade(
+            problems,
+            num_samples=section.num_samples,
+            seed=derive_seed(section.seed, name),
+            attempt=self.attempt,
+            canonical=canonical_answer,
+            file=file,
+            listener=listener,
+        )
+        metrics = metrics_of(graded, self.config.ks)
+        return graded, metric_rows(metrics, level=section.confidence, resamples=section.bootstrap_samples)
+
     def close(self) -> None:
         self.grader.close()
 
 
-def open_session(config: Config) -> Session:
-    """Load the solver and what goes with it. Raises ConfigError for anything the recipe got wrong."""
+def open_session(config: Config, listener: Listener = silent) -> Session:
+    """Load the solver and what goes with it, and say on one line what was chosen for it.
+
+    Raises:
+        ConfigError: anything that the recipe got wrong.
+    """
+    from stepalign.models.load import dtype_of, limit_threads
+    from stepalign.models.sampling.local import LocalSampler
+
     model, solver = config.model, recipe_solver(config)
+    listener(line(f"solver {model.path} on {solver.device} in {dtype_of(solver)}"))
+    limit_threads(solver)
     if model.lora is not None:
         solver = with_lora(solver, config)
     if model.gradient_checkpointing:
@@ -80,8 +122,17 @@ def find_truth(config: Config, solver: Solver) -> Truth | None:
     return truth(solver.tokenizer) if truth is not None else None
 
 
+def model_choice(section: ModelSection) -> tuple[str, str]:
+    """(device, dtype) of a recipe on this machine, "auto" resolved."""
+    from stepalign.models.load import choose
+
+    return choose(section.device, section.dtype)
+
+
 def recipe_solver(config: Config, *, weights: bool = True) -> Solver:
     """The solver that a recipe names; without weights its device does not matter."""
+    from stepalign.models.load import load_solver
+
     model = config.model
     return load_solver(
         model.path,
@@ -90,6 +141,93 @@ def recipe_solver(config: Config, *, weights: bool = True) -> Solver:
         trust_remote_code=model.trust_remote_code,
         plain_prompts=model.plain_prompts,
         weights=weights,
+    )
+
+
+def find_terms(config: Config) -> designs.Condition:
+    """The recipe's condition. Raises ConfigError where the loss would have no signal."""
+    from stepalign.rollouts.credit import check_terms
+
+    return check_terms(config.condition, config.sampling, config.training, config.objective)
+
+
+def make_run(
+    session: Session,
+    problems: Mapping[str, Sequence[Problem]],
+    critic: Critic | None,
+    folder: RunFolder,
+    listener: Listener,
+    stop: StopRequest,
+) -> Run:
+    """The parts of a training run.
+
+    Args:
+        problems: of the sets "train", "validation" and "test".
+        critic: what the recipe's condition needs, or None.
+        folder: where the run is recorded.
+    """
+    from stepalign.rollouts.collect import RolloutCollector
+    from stepalign.rollouts.samples import SampleMaker
+    from stepalign.rollouts.stream import Stream
+    from stepalign.training.health import Guards
+    from stepalign.training.learner import Learner
+    from stepalign.training.loop import Run
+    from stepalign.training.teacher import Teacher
+    from stepalign.training.trackers import open_trackers
+
+    config, solver = session.config, session.solver
+    sampling, training, objective = config.sampling, config.training, config.objective
+    stream = Stream(
+        collector=RolloutCollector(
+            maker=session.maker,
+            sampling=sampling,
+            critic=critic,
+            rules=make_rules(config.critic, config.data, session.grader) if config.critic.judged else None,
+        ),
+        samples=SampleMaker(
+            tokenizer=solver.tokenizer,
+            prompts=session.prompts,
+            condition=find_terms(config),
+            objective=objective,
+            skip_zero_std_groups=sampling.skip_zero_std_groups,
+            truth=find_truth(config, solver),
+        ),
+        problems=problems["train"],
+        problems_per_step=training.problems_per_step,
+        seed=training.seed,
+    )
+
+    def paid() -> dict[str, int]:
+        ledger = getattr(critic, "ledger", None)  # a served critic costs something
+        return {name: getattr(ledger, name) for name in ("attempts", "prompt_tokens", "completion_tokens") if ledger}
+
+    def measure(name: str, file: Path, listener: Listener) -> list[dict[str, Any]]:
+        return session.measure(problems[name], name, file, listener)[1]
+
+    return Run(
+        training=training,
+        evaluation=config.evaluation,
+        stops_at_warnings=config.guards.stop,
+        folder=folder,
+        solver=solver,
+        sampler=session.sampler,
+        stream=stream,
+        learner=Learner(
+            solver,
+            objective,
+            training,
+            temperature=sampling.temperature,
+            max_completion_length=sampling.max_completion_length,
+        ),
+        teacher=Teacher(solver.model, objective.teacher, keeps_reference=objective.beta > 0),
+        guards=Guards(config.guards, objective.teacher.weights),
+        held_out=[name for name in ("validation", "test") if problems[name]],
+        measure=measure,
+        fingerprints={name: fingerprint(found) for name, found in problems.items()},
+        paid=paid,
+        open_trackers=lambda done: open_trackers(training, config.model_dump(mode="json"), folder.path, done, listener),
+        listener=listener,
+        stop=stop,
     )
 
 
@@ -102,6 +240,8 @@ def with_lora(solver: Solver, config: Config) -> Solver:
     except ImportError as error:
         raise ConfigError("model.lora needs peft", hint='pip install "stepalign[lora]"') from error
     import torch
+
+    from stepalign.models.load import Solver
 
     torch.manual_seed(config.training.seed)  # the adapter's first values are part of the run's seed
     adapters = LoraConfig(
@@ -122,6 +262,8 @@ def with_lora(solver: Solver, config: Config) -> Solver:
 
 def make_prompts(config: Config, solver: Solver) -> PromptBuilder:
     """The prompts of student and self-teacher; the latter leaves room for a completion in the model's context."""
+    from stepalign.models.prompts import PromptBuilder
+
     section, own = config.prompts, find_domain(config.data).prompts
     room = (solver.context_length or 10**9) - config.sampling.max_completion_length
     return PromptBuilder(
@@ -152,7 +294,7 @@ def make_critic(
     A critic writes one form of critique: that of the first design which needs one.
 
     Args:
-        folder: where the cache of an endpoint's replies lies unless ``critic.cache`` names a file.
+        folder: where an endpoint's replies are kept unless ``critic.cache`` names a file.
         listener: receives a warning when the endpoint pauses.
         ledger_folder: the run folder, where every attempt of the endpoint is written down.
 
@@ -178,66 +320,3 @@ def check_critic(config: Config, design_names: Sequence[str]) -> None:
     critic = make_critic(without_cache, None, design_names)
     if critic is not None:
         critic.close()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Rollouts for analysis
-
-
-def collect_for_signal(
-    session: Session, problems: Sequence[Problem], folder: Path, seed: int
-) -> list[tuple[Rollout, Critique | None]]:
-    """``signal.num_rollouts`` graded rollouts at the sampling temperature, with the critiques that the contexts need.
-
-    One rollout per problem; groups of eight where a context shows siblings.
-    """
-    config = session.config
-    contexts = config.signal.contexts
-    with_siblings = any("siblings" in designs.find_design(name).needs for name in contexts)
-    num_generations = max(8, config.sampling.num_generations) if with_siblings else 1
-    forms = designs.critique_forms(contexts)
-    critic = make_critic(config, folder, _of_form(contexts, forms[0])) if forms else None
-    collector = RolloutCollector(
-        maker=session.maker,
-        sampling=config.sampling.model_copy(update={"num_generations": num_generations}),
-        critic=critic,
-        rules=make_rules(config.critic, config.data, session.grader) if config.critic.judged else None,
-    )
-    chosen = problems[: -(-config.signal.num_rollouts // num_generations)]
-    try:
-        groups, _ = wait_for(collector.collect(chosen, 0, seed))
-    finally:
-        if critic is not None:
-            critic.close()
-    return [pair for group in groups for pair in zip(group.rollouts, group.critiques, strict=True)]
-
-
-def more_critiques(
-    config: Config,
-    folder: Path | None,
-    rollouts: Sequence[tuple[Rollout, Critique | None]],
-    contexts: Sequence[str],
-    rules: Rules | None = None,
-) -> list[Critique]:
-    """Critiques in the forms that some context asks for and the rollouts do not come with."""
-    there = {critique.form for _, critique in rollouts if critique is not None}
-    found: list[Critique] = []
-    for form in designs.critique_forms(contexts):
-        critic = make_critic(config, folder, _of_form(contexts, form)) if form not in there else None
-        if critic is None:
-            continue
-        try:
-            found += wait_for(_critiques(critic, [rollout.attempt for rollout, _ in rollouts], rules))
-        finally:
-            critic.close()
-    return found
-
-
-async def _critiques(critic: Critic, attempts: Sequence[Attempt], rules: Rules | None) -> list[Critique]:
-    return [found.critique for found in await asyncio.gather(*(ask(critic, attempt, rules) for attempt in attempts))]
-
-
-def _of_form(contexts: Sequence[str], form: str) -> list[str]:
-    return [
-        name for name in contexts if designs.find_design(name).needs_critic and designs.find_design(name).form == form
-    ]

@@ -11,8 +11,9 @@ import pytest
 from stepalign.config import load_config
 from stepalign.domains.table import DOMAINS, find_domain, load_sets
 from stepalign.events import silent
+from stepalign.stopping import StopRequest
 from stepalign.storage.jsonl import read_json_lines
-from stepalign.training import loop
+from stepalign.verbs.train import train_config
 
 DIGITS = '''
 from stepalign.domains.domain import Domain, open_grader
@@ -60,7 +61,7 @@ def test_a_domain_of_ones_own_trains(
     config = load_config(str(recipe))
     assert find_domain(config.data).name == "digits"
     assert [len(found.problems) for found in load_sets(config.data).values()] == [5, 0, 3]
-    done = loop.train(config, tmp_path / "run", resume=False, listener=silent, stop=loop.StopRequest())
+    done = train_config(config, tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
     assert done.step == 2
     rollouts, contexts = (list(read_json_lines(tmp_path / "run" / f"{n}.jsonl")) for n in ("rollouts", "contexts"))
     assert len(rollouts) == len(contexts) == 8

@@ -123,9 +123,10 @@ def test_a_machine_without_a_sandbox_is_told_at_once(monkeypatch: pytest.MonkeyP
 @needs_sandbox
 def test_a_run_on_python_problems(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
     """The whole way with a solver that writes no code: graded, masked or shown, trained, and never undecided."""
+    from stepalign.stopping import StopRequest
     from stepalign.storage.jsonl import read_json_lines
-    from stepalign.training import loop
     from stepalign.verbs.progress import Display
+    from stepalign.verbs.train import train_config
 
     recipe = write_recipe(
         condition="execution_trace",
@@ -133,12 +134,12 @@ def test_a_run_on_python_problems(tmp_path: Path, write_recipe: Callable[..., Pa
         training={"max_steps": 1, "problems_per_step": 2},
         evaluation={"num_samples": 1, "at_start": False},
     )
-    loop.train(
+    train_config(
         load_config(str(recipe)),
         tmp_path / "run",
         resume=False,
         listener=Display("run"),
-        stop=loop.StopRequest(),
+        stop=StopRequest(),
     )
     rollouts, contexts = (list(read_json_lines(tmp_path / "run" / f"{n}.jsonl")) for n in ("rollouts", "contexts"))
     assert [row["verdict"] for row in rollouts] == ["incorrect"] * 2

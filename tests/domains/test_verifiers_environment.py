@@ -177,9 +177,10 @@ def test_wrong_names_and_settings(sums: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_grade_and_train_with_an_environment(sums: str, tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
     from stepalign.domains.table import make_grader
+    from stepalign.stopping import StopRequest
     from stepalign.storage.jsonl import read_json_lines
-    from stepalign.training import loop
     from stepalign.verbs.progress import Display
+    from stepalign.verbs.train import train_config
 
     expected = load_problems(sums).problems[1].answer
     attempts = tmp_path / "attempts.jsonl"
@@ -200,7 +201,7 @@ def test_grade_and_train_with_an_environment(sums: str, tmp_path: Path, write_re
     with pytest.raises(ConfigError, match="grades its own tasks only"):
         make_grader(load_config(str(recipe), ["data.test=embedded:arithmetic"]).data)
     display = Display("run")
-    loop.train(load_config(str(recipe)), tmp_path / "run", resume=False, listener=display, stop=loop.StopRequest())
+    train_config(load_config(str(recipe)), tmp_path / "run", resume=False, listener=display, stop=StopRequest())
     rollouts = list(read_json_lines(tmp_path / "run" / "rollouts.jsonl"))
     assert rollouts
     assert {row["verdict"] for row in rollouts} <= {"correct", "incorrect"}

@@ -15,7 +15,7 @@ from stepalign.feedback.prompts import load_template
 from stepalign.models.load import load_solver, save_solver
 from stepalign.models.prompts import PromptBuilder
 from stepalign.records import Problem
-from stepalign.training.preflight import check_inputs
+from stepalign.verbs.checks import Inputs, run_checks
 from stepalign.verbs.dry_run import describe
 
 
@@ -49,10 +49,10 @@ def test_a_base_model_is_asked_in_plain_text_and_says_so(model_folder: Path, tmp
 def test_looking_ahead_asks_a_base_model_as_its_run_will(write_recipe: Callable[..., Path], model_folder: Path) -> None:
     (model_folder / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match="no chat template"):
-        check_inputs(load_config(str(write_recipe())))
+        run_checks(Inputs(load_config(str(write_recipe()))))
     config = load_config(str(write_recipe(model__plain_prompts=True)))
     with pytest.warns(UserWarning, match="no chat template"):
-        check_inputs(config)
+        run_checks(Inputs(config))
     with pytest.warns(UserWarning, match="no chat template"):
         describe(config)
 

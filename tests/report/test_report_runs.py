@@ -22,7 +22,7 @@ def trained(write_recipe: Callable[..., Path], tmp_path: Path) -> dict[str, Path
     """Two seeds of one run, and a run at another learning rate."""
     from stepalign.events import silent
     from stepalign.stopping import StopRequest
-    from stepalign.training.loop import train
+    from stepalign.verbs.train import train_config
 
     config = load_config(str(write_recipe(training__max_steps=2)))
     changes: dict[str, dict[str, Any]] = {
@@ -31,7 +31,7 @@ def trained(write_recipe: Callable[..., Path], tmp_path: Path) -> dict[str, Path
         "c": {"training.learning_rate": 2e-3},
     }
     for name, keys in changes.items():
-        train(changed(config, keys), tmp_path / name, resume=False, listener=silent, stop=StopRequest())
+        train_config(changed(config, keys), tmp_path / name, resume=False, listener=silent, stop=StopRequest())
     return {name: tmp_path / name for name in changes}
 
 

@@ -15,9 +15,9 @@ from stepalign.config import load_config
 from stepalign.errors import BudgetSpentError
 from stepalign.events import silent
 from stepalign.stopping import StopRequest
-from stepalign.training.loop import run_summary, train
 from stepalign.verbs.attempts import read_attempts
 from stepalign.verbs.critique import critique_rollouts
+from stepalign.verbs.train import train_config
 
 # The solver is random, so its attempts are wrong; this critique of "1 + 2 + 3" ends in a wrong answer, the others fit.
 ANSWERS = {"1 + 2 + 3": "7", "4 - 1 - 1": "2", "9 + 9 - 9": "9"}
@@ -76,7 +76,7 @@ def test_a_policy_decides_what_the_self_teacher_is_shown(
     words = settings(serve(), f"critic.policies.wrong_answer={policy}", "training.problems_per_step=3")
     config = load_config(str(write_recipe()), [*words, "training.max_steps=1"])
     out = tmp_path / "run"
-    progress = train(config, out, resume=False, listener=silent, stop=StopRequest())
+    train_config(config, out, resume=False, listener=silent, stop=StopRequest())
     critiques = {row["rollout_id"]: row for row in lines(out / "critiques.jsonl")}
     contexts = {row["rollout_id"]: row for row in lines(out / "contexts.jsonl")}
     (wrong,) = [name for name, row in critiques.items() if "wrong_answer" in row["findings"]]
@@ -90,7 +90,7 @@ def test_a_policy_decides_what_the_self_teacher_is_shown(
     assert numbers["findings/wrong_answer"] == 1
     assert numbers["critiques/fall_back"] == (policy == "fall_back")
     assert numbers["masked"] == (policy == "mask")
-    summary = run_summary(config, progress)
+    summary = json.loads((out / "summary.json").read_text())
     assert summary["critic"]["findings"]["wrong_answer"] == 1
     assert summary["critic"]["cost"] == pytest.approx(3 * (10 * 1.0 + 5 * 2.0) / 1e6)
     assert summary["seconds_by_phase"]["feedback"] >= 0
@@ -115,16 +115,16 @@ def test_a_run_without_money_stops_saved_and_goes_on_to_the_same_rollouts(
     base = settings(server, "training.max_steps=2", "critic.concurrency=1", "critic.policies.wrong_answer=use")
     broke = load_config(str(recipe), [*base, "critic.token_budget=30"])
     with pytest.raises(BudgetSpentError, match="30 of 30 tokens"):
-        train(broke, out, resume=False, listener=silent, stop=StopRequest())
+        train_config(broke, out, resume=False, listener=silent, stop=StopRequest())
     assert len(lines(out / "rollouts.jsonl")) == 2
     with pytest.raises(BudgetSpentError):  # the budget is the run's, not the process's
-        train(broke, out, resume=True, listener=silent, stop=StopRequest())
+        train_config(broke, out, resume=True, listener=silent, stop=StopRequest())
     rich = load_config(str(recipe), [*base, "critic.token_budget=3000"])
-    progress = train(rich, out, resume=True, listener=silent, stop=StopRequest())
+    progress = train_config(rich, out, resume=True, listener=silent, stop=StopRequest())
     assert progress.step == 2
 
     straight = tmp_path / "straight"
-    train(rich, straight, resume=False, listener=silent, stop=StopRequest())
+    train_config(rich, straight, resume=False, listener=silent, stop=StopRequest())
     kept = [[row["text"] for row in lines(folder / "rollouts.jsonl")] for folder in (out, straight)]
     assert kept[0] == kept[1]
     asked = Counter(body["messages"][-1]["content"] for body in server.bodies)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepalign.build import find_terms
 from stepalign.config import Config, ObjectiveSection, SamplingSection, changed
 from stepalign.domains.arithmetic.critic import ArithmeticCritic
 from stepalign.domains.arithmetic.domain import find_truth
@@ -26,7 +27,6 @@ from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder
 from stepalign.records import Attempt, Completion, Critique, Problem, Sample
 from stepalign.rollouts.collect import RolloutCollector, RolloutMaker
-from stepalign.rollouts.credit import check_terms
 from stepalign.rollouts.environment import SingleTurn
 from stepalign.rollouts.order import derive_seed, problems_of_step
 from stepalign.rollouts.samples import SampleMaker
@@ -321,7 +321,7 @@ def test_groups_without_signal_are_left_out_when_asked(collect, condition: str) 
 def test_groups_of_one_cannot_be_compared() -> None:
     settings = {"condition": "refsol", "sampling.num_generations": 1, "sampling.skip_zero_std_groups": True}
     with pytest.raises(ConfigError, match="every group would be skipped"):
-        check_terms(changed(Config(), settings))
+        find_terms(changed(Config(), settings))
 
 
 def test_an_undecided_sibling_is_no_signal(collect) -> None:
@@ -451,7 +451,7 @@ def test_skipped_groups_carry_no_term_of_any_hybrid(collect, name: str) -> None:
 )
 def test_a_loss_that_cannot_have_a_signal_is_refused(settings, where: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        check_terms(changed(Config(), settings))
+        find_terms(changed(Config(), settings))
     assert raised.value.where == where
     assert raised.value.hint
 
@@ -465,4 +465,4 @@ def test_a_loss_that_cannot_have_a_signal_is_refused(settings, where: str) -> No
     ],
 )
 def test_a_group_of_one_is_enough_without_a_policy_term(settings) -> None:
-    assert check_terms(changed(Config(), settings)) == designs.find_condition(settings["condition"])
+    assert find_terms(changed(Config(), settings)) == designs.find_condition(settings["condition"])

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from stepalign.build import collect_for_signal, find_truth, open_session
+from stepalign.build import find_truth, open_session
 from stepalign.config import load_config
 from stepalign.domains.arithmetic import task as arithmetic
 from stepalign.domains.table import load_sets
 from stepalign.token_signal.analyse import analyse, analyse_attempts, attempts_under
 from stepalign.token_signal.localisation import truth_of
+from stepalign.verbs.signal.collect import collect_for_signal
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from stepalign.build import more_critiques
 from stepalign.config import changed, load_config
 from stepalign.domains.table import load_set
 from stepalign.feedback.designs import DESIGNS, group_rollouts
+from stepalign.stopping import StopRequest
 from stepalign.token_signal.files import read_rows
-from stepalign.training.loop import StopRequest, train
 from stepalign.verbs.progress import Display
 from stepalign.verbs.signal.base import write_signal
+from stepalign.verbs.signal.collect import more_critiques
 from stepalign.verbs.signal.from_run import analyse_run, stored_rollouts
+from stepalign.verbs.train import train_config
 
 SETTINGS = {
     "condition": "grpo",
@@ -35,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps of GRPO with the embedded solver: groups of four, and not one critique."""
     folder = tmp_path_factory.mktemp("run") / "grpo"
     config = changed(load_config("arithmetic"), SETTINGS)
-    train(config, folder, resume=False, listener=Display("run"), stop=StopRequest())
+    train_config(config, folder, resume=False, listener=Display("run"), stop=StopRequest())
     return folder
 
 

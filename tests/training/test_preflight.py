@@ -13,9 +13,10 @@ from stepalign.config import Config, changed, load_config
 from stepalign.domains.table import load_sets
 from stepalign.errors import ConfigError
 from stepalign.events import Event, silent
-from stepalign.training.loop import StopRequest, train
-from stepalign.training.preflight import check_dtype
+from stepalign.stopping import StopRequest
+from stepalign.verbs.checks import Inputs, number_format
 from stepalign.verbs.dry_run import describe
+from stepalign.verbs.train import train_config
 
 
 def warnings_of(heard: list[Event]) -> list[str]:
@@ -30,7 +31,7 @@ def config(write_recipe: Callable[..., Path]) -> Config:
 def refused(config: Config, out: Path) -> ConfigError:
     heard: list[Event] = []
     with pytest.raises(ConfigError) as raised:
-        train(config, out, resume=False, listener=heard.append, stop=StopRequest())
+        train_config(config, out, resume=False, listener=heard.append, stop=StopRequest())
     assert not any(event.kind == "step" for event in heard)
     assert not out.exists()
     with pytest.raises(ConfigError, match=r".") as dry:
@@ -65,7 +66,7 @@ def test_a_question_that_fits_by_itself_needs_room_for_a_completion(config: Conf
     lengthen(config, words=420, rows=1)
     assert "a completion of 100 tokens" in refused(config, tmp_path / "run").what
     changed_back = changed(config, {"sampling.max_completion_length": 6, "training.max_steps": 1})
-    train(changed_back, tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
+    train_config(changed_back, tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
 
 
 def test_questions_that_leave_the_self_teacher_no_room_are_listed(config: Config, tmp_path: Path) -> None:
@@ -74,12 +75,14 @@ def test_questions_that_leave_the_self_teacher_no_room_are_listed(config: Config
     assert all(name in error.what for name in long)
     assert error.where == "prompts.max_teacher_prompt_length"
     grpo = {"condition": "grpo", "sampling.num_generations": 2, "prompts.max_teacher_prompt_length": 50}
-    train(changed(config, grpo), tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
+    train_config(changed(config, grpo), tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
 
 
 def test_only_problems_that_will_be_trained_on_count(config: Config, tmp_path: Path) -> None:
     lengthen(config, words=520, rows=3)
-    train(changed(config, {"training.max_steps": 0}), tmp_path / "a", resume=False, listener=silent, stop=StopRequest())
+    train_config(
+        changed(config, {"training.max_steps": 0}), tmp_path / "a", resume=False, listener=silent, stop=StopRequest()
+    )
     one = changed(config, {"training.max_steps": 1, "training.problems_per_step": 1})
     assert "1 (" in refused(one, tmp_path / "b").what
 
@@ -109,13 +112,13 @@ def test_numbers_that_cannot_train_are_refused_or_told(config: Config, tmp_path:
     heard: list[Event] = []
     half = changed(config, {"model.dtype": "float16"})
     with pytest.raises(ConfigError, match="float16"):
-        train(half, tmp_path / "run", resume=False, listener=heard.append, stop=StopRequest())
+        train_config(half, tmp_path / "run", resume=False, listener=heard.append, stop=StopRequest())
     assert not (tmp_path / "run").exists()
-    check_dtype(changed(half, {"training.max_steps": 0}), heard.append)  # it may still be evaluated
+    number_format(Inputs(changed(half, {"training.max_steps": 0}), heard.append))  # it may still be evaluated
     assert warnings_of(heard) == []
-    check_dtype(changed(config, {"model.dtype": "bfloat16"}), heard.append)
+    number_format(Inputs(changed(config, {"model.dtype": "bfloat16"}), heard.append))
     assert "bfloat16" in warnings_of(heard)[0]
-    check_dtype(changed(config, {"model.dtype": "bfloat16", "model.lora.r": 4}), heard.append)
+    number_format(Inputs(changed(config, {"model.dtype": "bfloat16", "model.lora.r": 4}), heard.append))
     assert len(warnings_of(heard)) == 1
 
 
@@ -140,5 +143,5 @@ def test_problems_without_material_are_counted_before_the_first_step(config: Con
     without_references(config, keep=1)
     heard: list[Event] = []
     one_step = changed(config, {"condition": "refsol", "training.max_steps": 1})
-    train(one_step, tmp_path / "run", resume=False, listener=heard.append, stop=StopRequest())
+    train_config(one_step, tmp_path / "run", resume=False, listener=heard.append, stop=StopRequest())
     assert "2 of 3 training problems lack a reference solution; their rollouts are masked" in warnings_of(heard)

@@ -19,8 +19,9 @@ import pytest
 from stepalign.config import Config, changed, load_config
 from stepalign.errors import ConfigError
 from stepalign.events import Event
+from stepalign.stopping import Interrupted, StopRequest
 from stepalign.storage.jsonl import read_json_lines
-from stepalign.training.loop import Interrupted, StopRequest, train
+from stepalign.verbs.train import train_config
 
 STEPS = 24
 SETTINGS = {
@@ -143,17 +144,17 @@ def test_a_run_does_not_go_on_with_other_problems(config: Config, tmp_path: Path
     """The recipe is the same; the file behind its name is not."""
     stop, out = StopRequest(), tmp_path / "run"
     with pytest.raises(Interrupted):
-        train(config, out, resume=False, listener=Watch(stop, MOMENTS["after the first step"]), stop=stop)
+        train_config(config, out, resume=False, listener=Watch(stop, MOMENTS["after the first step"]), stop=stop)
     problems, before = Path(config.data.train), Path(config.data.train).read_text()
     records = (out / "rollouts.jsonl").read_bytes()
     problems.write_text(before.replace("9 + 9 - 9", "9 + 9 - 8"))
     with pytest.raises(ConfigError, match="problems have changed since the run began") as told:
-        train(config, out, resume=True, listener=Watch(), stop=StopRequest())
+        train_config(config, out, resume=True, listener=Watch(), stop=StopRequest())
     assert told.value.where is not None
     assert told.value.where.startswith("data.")
     assert (out / "rollouts.jsonl").read_bytes() == records
     problems.write_text(before)
-    assert train(config, out, resume=True, listener=Watch(), stop=StopRequest()).step == 4
+    assert train_config(config, out, resume=True, listener=Watch(), stop=StopRequest()).step == 4
 
 
 MOMENTS: dict[str, Callable[[str, int], bool]] = {
@@ -171,11 +172,11 @@ MOMENTS: dict[str, Callable[[str, int], bool]] = {
 @pytest.mark.parametrize("name", MOMENTS)
 def test_a_run_asked_to_stop_saves_itself_and_goes_on(config: Config, tmp_path: Path, name: str) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train(config, whole, resume=False, listener=Watch(), stop=StopRequest())
+    train_config(config, whole, resume=False, listener=Watch(), stop=StopRequest())
     stop = StopRequest()
     with pytest.raises(Interrupted):
-        train(config, broken, resume=False, listener=Watch(stop, MOMENTS[name]), stop=stop)
-    again = train(config, broken, resume=True, listener=Watch(), stop=StopRequest())
+        train_config(config, broken, resume=False, listener=Watch(stop, MOMENTS[name]), stop=stop)
+    again = train_config(config, broken, resume=True, listener=Watch(), stop=StopRequest())
     assert again.step == 4
     for records in ("rollouts", "contexts"):
         assert (whole / f"{records}.jsonl").read_bytes() == (broken / f"{records}.jsonl").read_bytes()
@@ -200,11 +201,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 def test_every_teacher_is_saved_and_taken_up_again(config: Config, tmp_path: Path, name: str) -> None:
     config = changed(config, {**OBJECTIVES[name], "training.learning_rate": 0.01, "evaluation.eval_steps": 0})
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train(config, whole, resume=False, listener=Watch(), stop=StopRequest())
+    train_config(config, whole, resume=False, listener=Watch(), stop=StopRequest())
     stop = StopRequest()
     with pytest.raises(Interrupted):
-        train(config, broken, resume=False, listener=Watch(stop, MOMENTS["after the first step"]), stop=stop)
-    train(config, broken, resume=True, listener=Watch(), stop=StopRequest())
+        train_config(config, broken, resume=False, listener=Watch(stop, MOMENTS["after the first step"]), stop=stop)
+    train_config(config, broken, resume=True, listener=Watch(), stop=StopRequest())
     rows = [without_times(list(read_json_lines(run / "metrics.jsonl"))) for run in (whole, broken)]
     assert rows[0] == rows[1]
     for file in ("final/model.safetensors", "checkpoints/step-00004/teacher.safetensors"):
@@ -216,7 +217,7 @@ def test_every_objective_trains_something_else(config: Config, tmp_path: Path) -
     for name, settings in OBJECTIVES.items():
         run = tmp_path / name
         changes = {**settings, "training.learning_rate": 0.01, "evaluation.at_start": False, "evaluation.eval_steps": 0}
-        train(changed(config, changes), run, resume=False, listener=Watch(), stop=StopRequest())
+        train_config(changed(config, changes), run, resume=False, listener=Watch(), stop=StopRequest())
         found[(run / "final" / "model.safetensors").read_bytes()] = name
         kl = [row["kl"] for row in read_json_lines(run / "metrics.jsonl")]
         assert all(value is None for value in kl) == ("reference" not in name)
@@ -227,14 +228,14 @@ def test_a_run_killed_at_a_dozen_instants_ends_in_the_same_bits(config: Config, 
     """Children of this process, so that a kill costs no start: in samples, records, evaluations, half-written saves."""
     config = changed(config, {"training.max_steps": 20, "training.save_steps": 1, "training.save_total_limit": 3})
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train(config, whole, resume=False, listener=Watch(), stop=StopRequest())
+    train_config(config, whole, resume=False, listener=Watch(), stop=StopRequest())
     rng, killed = random.Random(os.getpid()), 0
     for _ in range(12):
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                train(config, broken, resume=True, listener=Watch(), stop=StopRequest())
+                train_config(config, broken, resume=True, listener=Watch(), stop=StopRequest())
                 code = 0
             finally:
                 os._exit(code)
@@ -244,7 +245,7 @@ def test_a_run_killed_at_a_dozen_instants_ends_in_the_same_bits(config: Config, 
         assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
         killed += os.WIFSIGNALED(status)
     assert killed > 0
-    train(config, broken, resume=True, listener=Watch(), stop=StopRequest())
+    train_config(config, broken, resume=True, listener=Watch(), stop=StopRequest())
     assert (whole / "rollouts.jsonl").read_bytes() == (broken / "rollouts.jsonl").read_bytes()
     for records in ("metrics", "evaluations"):
         one, other = (without_times(list(read_json_lines(run / f"{records}.jsonl"))) for run in (whole, broken))
@@ -256,11 +257,11 @@ def test_a_run_killed_at_a_dozen_instants_ends_in_the_same_bits(config: Config, 
 def test_a_run_goes_on_from_an_older_checkpoint_when_the_newest_is_damaged(config: Config, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for run in (whole, broken):
-        train(config, run, resume=False, listener=Watch(), stop=StopRequest())
+        train_config(config, run, resume=False, listener=Watch(), stop=StopRequest())
     (broken / "checkpoints" / "step-00004" / "optimizer.safetensors").write_bytes(b"torn")
     watch = Watch()
-    train(config, broken, resume=True, listener=watch, stop=StopRequest())
-    assert watch.said == ["continues from step-00002"]
+    train_config(config, broken, resume=True, listener=watch, stop=StopRequest())
+    assert watch.said[1:] == ["continues from step-00002"]
     rows = [without_times(list(read_json_lines(run / "metrics.jsonl"))) for run in (whole, broken)]
     assert rows[0] == rows[1]
     superseded = list(read_json_lines(broken / "superseded" / "metrics.jsonl"))
@@ -274,7 +275,7 @@ def test_the_same_seed_trains_the_same_bits_and_another_one_does_not(config: Con
     weights = {}
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         run = tmp_path / name
-        train(changed(config, {"training.seed": seed}), run, resume=False, listener=Watch(), stop=StopRequest())
+        train_config(changed(config, {"training.seed": seed}), run, resume=False, listener=Watch(), stop=StopRequest())
         weights[name] = (run / "final" / "model.safetensors").read_bytes()
     assert weights["one"] == weights["same"] != weights["other"]
 
@@ -284,22 +285,24 @@ def test_a_run_ends_after_the_step_that_spends_its_tokens_also_when_it_was_inter
 ) -> None:
     """The rows up to the end are those of the longer run, and the evaluation due at the end is made there."""
     whole = tmp_path / "whole"
-    train(config, whole, resume=False, listener=Watch(), stop=StopRequest())
+    train_config(config, whole, resume=False, listener=Watch(), stop=StopRequest())
     rows = list(read_json_lines(whole / "metrics.jsonl"))
     assert len(rows) >= 3
     short = changed(config, {"training.token_budget": int(rows[1]["total_tokens"])})
     out, stop = tmp_path / "short", StopRequest()
     with pytest.raises(Interrupted):
-        train(short, out, resume=False, listener=Watch(stop, lambda what, n: what == "step" and n == 1), stop=stop)
-    done = train(short, out, resume=True, listener=Watch(), stop=StopRequest())
+        train_config(
+            short, out, resume=False, listener=Watch(stop, lambda what, n: what == "step" and n == 1), stop=stop
+        )
+    done = train_config(short, out, resume=True, listener=Watch(), stop=StopRequest())
     assert done.step == 2
     assert without_times(list(read_json_lines(out / "metrics.jsonl"))) == without_times(rows[:2])
     evaluated = [row["step"] for row in read_json_lines(out / "evaluations.jsonl") if row["set"] == "test"]
     assert evaluated[-1] == 2
-    again = train(short, out, resume=True, listener=Watch(), stop=StopRequest())
+    again = train_config(short, out, resume=True, listener=Watch(), stop=StopRequest())
     assert again.step == 2
     over = changed(config, {"training.time_budget": 1e-6})
-    assert train(over, tmp_path / "over", resume=False, listener=Watch(), stop=StopRequest()).step == 1
+    assert train_config(over, tmp_path / "over", resume=False, listener=Watch(), stop=StopRequest()).step == 1
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
@@ -309,7 +312,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     rows = [{"question": f"{i} + 1", "answer": str(i + 1), "reference": f"<answer> {i + 1}"} for i in (2, 3, 4)]
     (tmp_path / "held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     whole, broken, stop = tmp_path / "whole", tmp_path / "broken", StopRequest()
-    train(config, whole, resume=False, listener=Watch(), stop=StopRequest())
+    train_config(config, whole, resume=False, listener=Watch(), stop=StopRequest())
     steps: list[int] = []
 
     def in_the_last_evaluation(what: str, number: int) -> bool:
@@ -317,11 +320,11 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         return what == "evaluation" and number == 2 and steps == [1, 2, 3, 4]
 
     with pytest.raises(Interrupted):
-        train(config, broken, resume=False, listener=Watch(stop, in_the_last_evaluation), stop=stop)
+        train_config(config, broken, resume=False, listener=Watch(stop, in_the_last_evaluation), stop=stop)
     (samples,) = (broken / "samples").glob("step-00004-test.jsonl")
     assert 0 < samples.read_bytes().count(b"\n") < 3
     kept = samples.read_bytes()
-    train(config, broken, resume=True, listener=Watch(), stop=StopRequest())
+    train_config(config, broken, resume=True, listener=Watch(), stop=StopRequest())
     assert samples.read_bytes().startswith(kept)
     one, other = (without_times(list(read_json_lines(run / "evaluations.jsonl"))) for run in (whole, broken))
     assert one == other

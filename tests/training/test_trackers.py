@@ -31,7 +31,7 @@ SCRIPT = """
 import os
 from pathlib import Path
 from stepalign.config import load_config
-from stepalign.training.loop import train
+from stepalign.verbs.train import train_config
 from stepalign.stopping import StopRequest
 
 def listener(event):
@@ -42,7 +42,7 @@ def listener(event):
         if step > {dies_after}:
             os._exit(9)
 
-train(load_config({recipe!r}), Path({out!r}), resume={resume}, listener=listener, stop=StopRequest())
+train_config(load_config({recipe!r}), Path({out!r}), resume={resume}, listener=listener, stop=StopRequest())
 """
 
 

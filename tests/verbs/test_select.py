@@ -120,7 +120,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes_and_samples_nothing_twice(
 
 def test_a_run_trains_on_what_was_selected(selected: Path, tmp_path: Path) -> None:
     from stepalign.stopping import StopRequest
-    from stepalign.training.loop import train
+    from stepalign.verbs.train import train_config
 
     settings = [f"data.train={selected}", f"data.test={selected}", "data.validation=", "condition=refsol"]
     settings = [*(s for s in settings if not s.endswith("=")), "data.columns=gsm8k"]  # the folder knows its own layout
@@ -130,7 +130,7 @@ def test_a_run_trains_on_what_was_selected(selected: Path, tmp_path: Path) -> No
     assert [len(sets[name].problems) for name in ("train", "test")] == [
         len(rows(selected / f"{name}.jsonl")) for name in ("train", "test")
     ]
-    train(run, tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
+    train_config(run, tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
     trained = {row["problem_id"] for row in rows(tmp_path / "run" / "rollouts.jsonl")}
     assert trained <= {p.problem_id for p in sets["train"].problems}
 

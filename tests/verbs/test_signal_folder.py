@@ -62,7 +62,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def lines_of(heard: list[Event]) -> list[str]:
-    return [event.text for event in heard if event.kind == "line"]
+    return [event.text for event in heard if event.kind == "line" and not event.text.startswith("solver ")]
 
 
 ROW = {

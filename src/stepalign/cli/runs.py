@@ -19,7 +19,7 @@ from stepalign.cli.options import (
     interrupted,
     resume_command,
 )
-from stepalign.config import Config, check_checkpoint_rule, load_config
+from stepalign.config import Config, load_config
 from stepalign.errors import BudgetSpentError, ConfigError
 from stepalign.events import progress
 
@@ -54,18 +54,17 @@ def train(
 ) -> None:
     """Train one condition; the last weights land in final/ of the folder."""
     config = load_config(recipe, settings or ())
-    check_checkpoint_rule(config)
     if dry_run:
         return _dry_run(config)
     from stepalign.stopping import Interrupted, StopRequest
-    from stepalign.training.loop import train as run
     from stepalign.verbs.progress import Display, console
+    from stepalign.verbs.train import train_config
 
     command = resume_command("train", recipe, out, settings)
     notice = "stopping: the run saves itself after this step; Ctrl-C once more stops at once"
     with StopRequest(notice).listening() as stop, Display(config.condition) as display:
         try:
-            done = run(config, out, resume=resume, listener=display, stop=stop)
+            done = train_config(config, out, resume=resume, listener=display, stop=stop)
         except Interrupted:
             raise interrupted(command) from None
         except BudgetSpentError as error:
@@ -106,10 +105,11 @@ def warmstart(
 def signal_of_base(recipe: RecipeArgument, out: OutOption) -> None:
     """The analysis of a comparison's untrained solver; ``compare`` calls this."""
     from stepalign.stopping import stop_with_parent
+    from stepalign.verbs.progress import Display
     from stepalign.verbs.signal.base import write_signal
 
     stop_with_parent()
-    write_signal(load_config(recipe), out)
+    write_signal(load_config(recipe), out, Display("signal"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -38,8 +38,10 @@ class ModelSection(_Section):
 
     path: str = "embedded:arithmetic"
     """``embedded:arithmetic``, a folder in Hugging Face layout, or a Hub name."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "cpu"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto = bfloat16 on a GPU that has it, else float32."""
+    device: str = "auto"
+    """A torch device, such as "cuda:0"; auto = a GPU where there is one, else the CPU."""
     lora: LoraSection | None = None
     """None trains all weights."""
     gradient_checkpointing: bool = False

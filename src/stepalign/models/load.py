@@ -24,6 +24,10 @@ _PLAIN_TEMPLATE = (
 )
 
 
+SMALL = 5_000_000
+"""Parameters of a model that is trained on one thread."""
+
+
 @dataclass(frozen=True, slots=True)
 class Solver:
     """A model with its tokenizer."""
@@ -75,8 +79,8 @@ class Solver:
 def load_solver(
     path: str,
     *,
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: str = "auto",
+    device: str = "auto",
     trust_remote_code: bool = False,
     plain_prompts: bool = False,
     weights: bool = True,
@@ -85,8 +89,8 @@ def load_solver(
 
     Args:
         path: ``embedded:arithmetic``, a folder in Hugging Face layout, or a Hub name.
-        dtype: "float32", "bfloat16" or "float16".
-        device: a torch device.
+        dtype: "float32", "bfloat16", "float16"; "auto" takes bfloat16 on a GPU that has it, else float32.
+        device: a torch device; "auto" takes a GPU where there is one, else the CPU.
         plain_prompts: a tokenizer without chat template (a base model's) gets a plain one, and a warning says so.
         weights: False loads tokenizer and shapes only.
 
@@ -97,6 +101,7 @@ def load_solver(
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    device, dtype = choose(device, dtype)
     place = _device(device)
     folder = find_model(path)
     tokenizer = _load_tokenizer(path, folder, trust_remote_code, plain_prompts)
@@ -115,6 +120,27 @@ def load_solver(
         model.eval().to(place)  # type: ignore[arg-type]
         _check_head(solver, path)
     return solver
+
+
+def choose(device: str, dtype: str) -> tuple[str, str]:
+    """(device, dtype) on this machine, where either may be "auto". A device that is not here is not noticed yet."""
+    if device == "auto":
+        has_mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if dtype == "auto":
+        has_bfloat16 = device.startswith("cuda") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        dtype = "bfloat16" if has_bfloat16 else "float32"
+    return device, dtype
+
+
+def dtype_of(solver: Solver) -> str:
+    return str(solver.model.dtype).removeprefix("torch.")
+
+
+def limit_threads(solver: Solver) -> None:
+    """One torch thread for a small model on the CPU: its matrices lose on more."""
+    if solver.device.type == "cpu" and sum(p.numel() for p in solver.model.parameters()) < SMALL:
+        torch.set_num_threads(1)
 
 
 def _load_tokenizer(path: str, folder: str, trust_remote_code: bool, plain_prompts: bool) -> PreTrainedTokenizerBase:

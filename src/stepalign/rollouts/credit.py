@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stepalign.config import Config, Hybrid, ObjectiveSection
+from stepalign.config import Hybrid, ObjectiveSection, SamplingSection, TrainingSection
 from stepalign.errors import ConfigError
 from stepalign.feedback.designs import Condition, check_condition
 from stepalign.feedback.steps import split_steps
@@ -96,13 +96,15 @@ HYBRIDS: dict[Hybrid, Credit] = {
 """What a rollout trains on, by ``objective.hybrid``."""
 
 
-def check_terms(config: Config) -> Condition:
-    """The recipe's condition. Raises ConfigError where the loss would have no signal, whatever the rollouts are."""
-    sampling, hybrid = config.sampling, config.objective.hybrid
-    condition = check_condition(config.condition, sampling.num_generations, config.training.problems_per_step)
+def check_terms(
+    name: str, sampling: SamplingSection, training: TrainingSection, objective: ObjectiveSection
+) -> Condition:
+    """A recipe's condition. Raises ConfigError where the loss would have no signal, whatever the rollouts are."""
+    hybrid = objective.hybrid
+    condition = check_condition(name, sampling.num_generations, training.problems_per_step)
     if hybrid != "none" and condition.design == "none":
         raise ConfigError(
-            f"the hybrid {hybrid} needs a self-teacher, and the condition {config.condition} shows it nothing",
+            f"the hybrid {hybrid} needs a self-teacher, and the condition {name} shows it nothing",
             where="objective.hybrid",
             hint="choose a condition with a context, such as stepalign or refsol",
         )
@@ -113,8 +115,8 @@ def check_terms(config: Config) -> Condition:
             hint="--set sampling.num_generations=8, or leave the key out",
         )
     example = Facts(verdict="correct", has_context=True, first_error=None, step=0)
-    uses_verdicts = HYBRIDS[hybrid].weigh(condition, example, config.objective).policy_weight
-    if uses_verdicts and sampling.num_generations < 2 and config.training.max_steps:
+    uses_verdicts = HYBRIDS[hybrid].weigh(condition, example, objective).policy_weight
+    if uses_verdicts and sampling.num_generations < 2 and training.max_steps:
         raise ConfigError(
             "an advantage compares the completions of a problem, and there is only one",
             where="sampling.num_generations = 1",

@@ -11,51 +11,31 @@ loss is one sum divided by one global count unless ``objective.loss_type`` weigh
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-
-from stepalign.build import (
-    Session,
-    find_truth,
-    make_critic,
-    open_session,
-)
-from stepalign.config import Config, check_checkpoint_rule
-from stepalign.critics import RUN_FILES
-from stepalign.critics.budget import cost
-from stepalign.domains.math.grading import canonical_answer
-from stepalign.domains.table import load_sets
+from stepalign.config import EvaluationSection, TrainingSection
 from stepalign.errors import BudgetSpentError, ConfigError
-from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
 from stepalign.events import Event, Listener, evaluation, line, step, warning
-from stepalign.models.load import Solver, is_shipped, save_solver
-from stepalign.problems.sets import fingerprint
-from stepalign.records import Problem, to_json
-from stepalign.rollouts.collect import RolloutCollector
-from stepalign.rollouts.credit import check_terms
-from stepalign.rollouts.order import derive_seed
-from stepalign.rollouts.review import make_rules
-from stepalign.rollouts.samples import SampleMaker
+from stepalign.models.load import Solver, save_solver
+from stepalign.models.sampling import Sampler
+from stepalign.records import to_json
 from stepalign.rollouts.stream import Batch, Stream
 from stepalign.stopping import Interrupted, StopRequest
-from stepalign.storage.files import move_into_place, seal, write_json
+from stepalign.storage.files import move_into_place, seal
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.run_folder import RunFolder
 from stepalign.training import checkpoint as checkpoints
 from stepalign.training.health import Guards
 from stepalign.training.learner import Learner
-from stepalign.training.preflight import check_dtype, check_material, check_prompts
 from stepalign.training.teacher import Teacher
-from stepalign.training.trackers import check_trackers, open_trackers
+from stepalign.training.trackers import Trackers
 from stepalign.waiting import wait_for
 
 PHASES = ("sampling", "feedback", "learning", "evaluation", "saving")
@@ -83,214 +63,147 @@ class Progress:
     def as_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
 
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Progress:
-        progress = cls(**fields)
-        for name in ("critic", "masked", "findings"):
-            setattr(progress, name, Counter(getattr(progress, name)))
-        return progress
+    def load(self, fields: Mapping[str, Any]) -> None:
+        """Take over what ``as_json`` gave."""
+        for name, value in fields.items():
+            setattr(self, name, Counter(value) if isinstance(getattr(self, name), Counter) else value)
+
+    def count(self, batch: Batch, paid: Mapping[str, int]) -> dict[str, float]:
+        """Add a batch, and return the totals that stand beside its numbers.
+
+        Args:
+            paid: attempts and tokens that a served critic has cost so far.
+        """
+        self.num_rollouts += len(batch.rollouts)
+        self.num_tokens += int(batch.numbers["num_tokens"])
+        self.masked += batch.masked
+        for critique in batch.critiques:
+            self.critic["calls"] += 1
+            self.critic[critique.status] += 1
+            self.critic["cached"] += critique.cached
+            self.critic["retries"] += critique.retries
+            self.findings.update(critique.findings)
+        for name, count in paid.items():
+            self.critic[name] = count
+        return {
+            "masked": float(sum(batch.masked.values())),
+            "total_rollouts": float(self.num_rollouts),
+            "total_tokens": float(self.num_tokens),
+            "seconds": self.seconds,
+        }
 
 
-def train(
-    config: Config, out: Path, *, resume: bool, listener: Listener, stop: StopRequest, shared_folder: Path | None = None
-) -> Progress:
-    """Run one condition.
+class Measure(Protocol):
+    """Samples, grades and measures a held-out set; finished problems are kept in ``file`` and not done again."""
 
-    Args:
-        config: the resolved run.
-        out: the run folder.
-        resume: continue from the newest checkpoint in it.
-        listener: told about progress.
-        stop: when asked, the run saves itself and raises Interrupted.
-        shared_folder: where the critique cache lies when several runs share one; the run folder by default.
-
-    Raises:
-        ConfigError, EndpointError, LockedError: see the session and the run folder; nothing is half-written.
-        Interrupted: asked to stop; the checkpoint is on disk.
-    """
-    torch.set_num_threads(
-        1 if config.model.device == "cpu" and is_shipped(config.model.path) else torch.get_num_threads()
-    )
-    check_trackers(config.training)
-    loaded = load_sets(config.data)
-    for name, found in loaded.items():
-        for reason, count in found.skipped.items():
-            listener(line(f"{name}: {count} rows skipped: {reason}"))
-    sets = {name: found.problems for name, found in loaded.items()}
-    check_checkpoint_rule(config, {name: len(problems) for name, problems in sets.items()})
-    progress = Progress()
-    check_material(config, sets["train"], listener)
-    check_dtype(config, listener)
-    session = open_session(config)
-    try:
-        check_prompts(config, session.solver, session.prompts, sets)
-        with RunFolder(out, config, resume=resume, extra=RUN_FILES) as folder:
-            run = _Run(config, folder, session, sets, progress, listener, stop, shared_folder or out)
-            try:
-                run.go()
-            finally:
-                run.close()
-            summary = {**run_summary(config, progress), "peak_memory_bytes": _peak_memory()}
-            write_json(out / "summary.json", summary)
-    finally:
-        session.close()
-    return progress
+    def __call__(self, name: str, file: Path, listener: Listener) -> list[dict[str, Any]]: ...
 
 
-def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+@dataclass(kw_only=True)
+class Run:
+    """The parts of a run, made by ``build.make_run``; ``go`` is the loop."""
 
-
-class _Run:
-    """The pieces of one run, put together once; ``go`` is the loop."""
-
-    def __init__(
-        self,
-        config: Config,
-        folder: RunFolder,
-        session: Session,
-        sets: dict[str, tuple[Problem, ...]],
-        progress: Progress,
-        listener: Listener,
-        stop: StopRequest,
-        shared_folder: Path,
-    ) -> None:
-        self.config, self.folder, self.session, self.sets = config, folder, session, sets
-        self.progress, self.listener, self.stop = progress, listener, stop
-        self.fingerprints = {name: fingerprint(problems) for name, problems in sets.items()}
-        self.guards = Guards(config.guards, config.objective.teacher.weights)
-        condition = check_terms(config)
-        self.critic = make_critic(config, shared_folder, [condition.design], listener, folder.path)
-        self.stream = Stream(
-            collector=RolloutCollector(
-                maker=session.maker,
-                sampling=config.sampling,
-                critic=self.critic,
-                rules=make_rules(config.critic, config.data, session.grader) if config.critic.judged else None,
-            ),
-            samples=SampleMaker(
-                tokenizer=session.solver.tokenizer,
-                prompts=session.prompts,
-                condition=condition,
-                objective=config.objective,
-                skip_zero_std_groups=config.sampling.skip_zero_std_groups,
-                truth=find_truth(config, session.solver),
-            ),
-            problems=sets["train"],
-            problems_per_step=config.training.problems_per_step,
-            seed=config.training.seed,
-        )
-        self.learner = Learner(
-            session.solver,
-            config.objective,
-            config.training,
-            temperature=config.sampling.temperature,
-            max_completion_length=config.sampling.max_completion_length,
-        )
-        self.teacher = Teacher(
-            session.solver.model, config.objective.teacher, keeps_reference=config.objective.beta > 0
-        )
-        self._resume()
-        self.trackers = open_trackers(
-            config.training, config.model_dump(mode="json"), folder.path, self.progress.step, listener
-        )
+    training: TrainingSection
+    evaluation: EvaluationSection
+    stops_at_warnings: bool
+    folder: RunFolder
+    solver: Solver
+    sampler: Sampler
+    stream: Stream
+    learner: Learner
+    teacher: Teacher
+    guards: Guards
+    held_out: Sequence[str]
+    """The sets that have problems: "validation", "test"."""
+    measure: Measure
+    fingerprints: Mapping[str, str]
+    """Of the problems of each set."""
+    paid: Callable[[], Mapping[str, int]]
+    open_trackers: Callable[[int], Trackers]
+    """Called with the finished steps."""
+    listener: Listener
+    stop: StopRequest
+    progress: Progress = field(default_factory=Progress)
 
     def go(self) -> None:
-        section = self.config.training
+        """Train to the end of the budget, from the newest checkpoint where there is one.
+
+        Raises:
+            Interrupted: asked to stop; a checkpoint is on disk.
+            ConfigError: the problems have changed since the checkpoint, or a guard stops the run.
+            BudgetSpentError: the critic's budget is spent; a checkpoint is on disk.
+        """
+        self._resume()
+        self.trackers = self.open_trackers(self.progress.step)
+        try:
+            self._train()
+        finally:
+            self.trackers.close()
+        save_final(self.solver, self.folder.path / "final")
+
+    def _train(self) -> None:
         self.publish_weights()
-        if self.config.evaluation.at_start if self.progress.step == 0 else self._due(self.config.evaluation.eval_steps):
+        if self.evaluation.at_start if self.progress.step == 0 else self.due(self.evaluation.eval_steps):
             self.evaluate()  # before the first step, or where an evaluation was interrupted
-        batches = self.stream.batches(self.progress.step, section.max_steps, self.listener)
-        while not self._ended():
+        batches = self.stream.batches(self.progress.step, self.training.max_steps, self.listener)
+        while not self.ended:
             with self.timed("sampling"), self._saved_if_the_budget_ends():
                 batch = next(batches)
             self._book_feedback(batch.feedback_seconds)
-            self._stop_if_asked()
+            self.stop_if_asked()
             with self.timed("learning"):
                 numbers = self.learner.update(batch.samples, self.teacher, self.progress.step)
             self.progress.step += 1
             self.publish_weights()
             self.record(batch, numbers)
-            if self._due(self.config.evaluation.eval_steps):
+            if self.due(self.evaluation.eval_steps):
                 self.evaluate()
-            if self._due(section.save_steps):
+            if self.due(self.training.save_steps):
                 self.save()
-            self._stop_if_asked()
-        save_final(self.session.solver, self.folder.path / "final")
-
-    def publish_weights(self) -> None:
-        """Let the sampler draw from the weights as they are now."""
-        named = self.session.solver.model.named_parameters()
-        weights = {name: parameter for name, parameter in named if parameter.requires_grad}
-        wait_for(self.session.sampler.publish(weights, self.progress.step))
+            self.stop_if_asked()
 
     # -- the parts of a step ------------------------------------------------------------------------------------------
 
-    def record(self, batch: Batch, numbers: dict[str, float]) -> None:
+    def publish_weights(self) -> None:
+        """Let the sampler draw from the weights as they are now."""
+        named = self.solver.model.named_parameters()
+        weights = {name: parameter for name, parameter in named if parameter.requires_grad}
+        wait_for(self.sampler.publish(weights, self.progress.step))
+
+    def record(self, batch: Batch, numbers: Mapping[str, float]) -> None:
         """Put the step on disk and look at its health."""
-        progress = self.progress
-        progress.num_rollouts += len(batch.rollouts)
-        progress.num_tokens += int(batch.numbers["num_tokens"])
-        progress.masked += batch.masked
-        for critique in batch.critiques:
-            progress.critic["calls"] += 1
-            progress.critic[critique.status] += 1
-            progress.critic["cached"] += critique.cached
-            progress.critic["retries"] += critique.retries
-            progress.findings.update(critique.findings)
-        if (ledger := getattr(self.critic, "ledger", None)) is not None:  # a served critic costs something
-            for name in ("attempts", "prompt_tokens", "completion_tokens"):
-                progress.critic[name] = getattr(ledger, name)
-        step_numbers = {
-            **batch.numbers,
-            **numbers,
-            "masked": float(sum(batch.masked.values())),
-            "total_rollouts": float(progress.num_rollouts),
-            "total_tokens": float(progress.num_tokens),
-            "seconds": progress.seconds,
-        }
-        done = progress.step
+        progress, done = self.progress, self.progress.step
+        row = {**batch.numbers, **numbers, **progress.count(batch, self.paid())}
         self.folder.append("rollouts", ({"record_step": done, **to_json(r)} for r in batch.rollouts))
         self.folder.append("critiques", ({"record_step": done, **to_json(c)} for c in batch.critiques))
         self.folder.append("contexts", ({"record_step": done, **to_json(c)} for c in batch.contexts))
-        warnings = self.guards.look(step_numbers, progress.masked)
+        warnings = [f"step {done}: {sentence}" for sentence in self.guards.look(row, progress.masked)]
+        progress.warnings += warnings
         for sentence in warnings:
-            progress.warnings.append(f"step {done}: {sentence}")
-            self.listener(warning(progress.warnings[-1]))
-        self.folder.append("metrics", [{"step": done, **step_numbers}])
-        self.listener(step(done, self.config.training.max_steps, step_numbers))
-        self.trackers.step(done, step_numbers)
-        if warnings and self.config.guards.stop:
+            self.listener(warning(sentence))
+        self.folder.append("metrics", [{"step": done, **row}])
+        self.listener(step(done, self.training.max_steps, row))
+        self.trackers.step(done, row)
+        if warnings and self.stops_at_warnings:
             self.save()
             raise ConfigError(
-                f"the run was stopped by a guard: {progress.warnings[-1]}",
+                f"the run was stopped by a guard: {warnings[-1]}",
                 where=str(self.folder.path),
                 hint="change the recipe; the last checkpoint is kept, and --resume goes on from it all the same",
             )
 
     def evaluate(self) -> None:
         """Measure the held-out sets that are due at this step."""
-        done, section = self.progress.step, self.config.evaluation
-        last = self._ended()
-        names = ["validation", "test"] if last or section.checkpoint_rule != "last" else ["validation"]
+        done = self.progress.step
+        due = ("validation", "test") if self.ended or self.evaluation.checkpoint_rule != "last" else ("validation",)
         with self.timed("evaluation"):
-            for name in names:
-                if not self.sets[name] or (done, name) in self.evaluated:
+            for name in due:
+                if name not in self.held_out or (done, name) in self.evaluated:
                     continue
-                graded = sample_and_grade(
-                    self.sets[name],
-                    num_samples=section.num_samples,
-                    seed=derive_seed(section.seed, name),
-                    attempt=self.session.attempt,
-                    canonical=canonical_answer,
-                    file=self.folder.path / "samples" / f"step-{done:05d}-{name}.jsonl",
-                    listener=self._evaluating,
-                )
-                rows = metric_rows(
-                    metrics_of(graded, self.config.ks), level=section.confidence, resamples=section.bootstrap_samples
-                )
-                totals = {"rollouts": self.progress.num_rollouts, "seconds": self.progress.seconds}
+                file = self.folder.path / "samples" / f"step-{done:05d}-{name}.jsonl"
+                rows = self.measure(name, file, self._evaluating)
                 self.evaluated.add((done, name))
+                totals = {"rollouts": self.progress.num_rollouts, "seconds": self.progress.seconds}
                 self.folder.append("evaluations", [{"step": done, "set": name, **totals, "metrics": rows}])
                 self.listener(evaluation(done, name, rows))
                 self.trackers.evaluated(done, name, rows)
@@ -305,12 +218,12 @@ class _Run:
             checkpoints.save_checkpoint(
                 root,
                 progress.step,
-                solver=self.session.solver,
+                solver=self.solver,
                 optimizer=self.learner.optimizer,
                 teacher=self.teacher.state(),
                 state=json.loads(json.dumps(state)),
             )
-            limit = self.config.training.save_total_limit
+            limit = self.training.save_total_limit
             for old in checkpoints.find_checkpoints(root)[:-limit] if limit else []:
                 shutil.rmtree(old)
 
@@ -318,45 +231,39 @@ class _Run:
 
     def _resume(self) -> None:
         found = checkpoints.load_latest(self.folder.path / "checkpoints")
-        if found is not None:
-            self._refuse_other_problems(found.state.get("problems", {}))
+        for name, digest in (found.state.get("problems", {}) if found else {}).items():
+            if digest != self.fingerprints[name]:
+                raise ConfigError(
+                    f"the {name} problems have changed since the run began",
+                    where=f"data.{name}",
+                    hint="put the old ones back, or give another --out",
+                )
         self.folder.rewind(found.state["sizes"] if found else {})
         rows = read_json_lines(self.folder.path / "evaluations.jsonl")
         self.evaluated = {(row["step"], row["set"]) for row in rows}
         if found is None:
             return
-        checkpoints.restore_weights(self.session.solver, found.weights)
+        checkpoints.restore_weights(self.solver, found.weights)
         checkpoints.restore_optimizer(self.learner.optimizer, found.optimizer)
         self.teacher.load(found.teacher)
-        saved = Progress.from_json(found.state["progress"])
-        for name in Progress.__slots__:
-            setattr(self.progress, name, getattr(saved, name))
-        self.guards.history, self.guards.warned = saved.guard_history, saved.guards_spoken
+        self.progress.load(found.state["progress"])
+        self.guards.history, self.guards.warned = self.progress.guard_history, self.progress.guards_spoken
         self.listener(line(f"continues from {found.folder.name}"))
 
-    def _refuse_other_problems(self, before: dict[str, str]) -> None:
-        """A file may have changed under its name: half a run on other problems would be nobody's run."""
-        for name, digest in before.items():
-            if digest != self.fingerprints[name]:
-                raise ConfigError(
-                    f"the {name} problems have changed since the run began",
-                    where=f"data.{name} = {getattr(self.config.data, name)}",
-                    hint="put the old ones back, or give another --out",
-                )
-
-    def _ended(self) -> bool:
+    @property
+    def ended(self) -> bool:
         """Whether the steps, the tokens or the seconds of the run are spent."""
-        section, progress = self.config.training, self.progress
+        section, progress = self.training, self.progress
         return (
             progress.step >= section.max_steps
             or (section.token_budget is not None and progress.num_tokens >= section.token_budget)
             or (section.time_budget is not None and progress.seconds >= section.time_budget)
         )
 
-    def _due(self, every: int) -> bool:
-        return self._ended() or (every > 0 and self.progress.step % every == 0)
+    def due(self, every: int) -> bool:
+        return self.ended or (every > 0 and self.progress.step % every == 0)
 
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self) -> None:
         if self.stop.asked:
             if self.progress.step:  # before the first step a new start is the same, evaluation included
                 self.save()
@@ -375,7 +282,7 @@ class _Run:
     def _evaluating(self, event: Event) -> None:
         self.listener(event)
         if event.done < event.total:  # what is evaluated is kept: a long evaluation goes on where it stopped
-            self._stop_if_asked()
+            self.stop_if_asked()
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -393,11 +300,6 @@ class _Run:
         self.progress.seconds_by_phase["sampling"] -= seconds
         self.progress.seconds_by_phase["feedback"] += seconds
 
-    def close(self) -> None:
-        self.trackers.close()
-        if self.critic is not None:
-            self.critic.close()
-
 
 def save_final(solver: Solver, folder: Path) -> None:
     """The last weights in Hugging Face layout; adapters stay adapters."""
@@ -407,24 +309,3 @@ def save_final(solver: Solver, folder: Path) -> None:
     save_solver(solver, temporary)
     seal(temporary)
     move_into_place(temporary, folder)
-
-
-def run_summary(config: Config, progress: Progress) -> dict[str, Any]:
-    """What a comparison says about one run; see docs/formats.md."""
-    critic: dict[str, Any] = {
-        name: progress.critic.get(name, 0) for name in ("calls", "malformed", "failed", "cached", "attempts")
-    }
-    critic |= {name: progress.critic.get(name, 0) for name in ("retries", "prompt_tokens", "completion_tokens")}
-    critic["cost"] = cost(config.critic.prices, critic["prompt_tokens"], critic["completion_tokens"])
-    critic["findings"] = dict(progress.findings) if config.critic.judged else None
-    return {
-        "seed": config.training.seed,
-        "steps": progress.step,
-        "rollouts": progress.num_rollouts,
-        "completion_tokens": progress.num_tokens,
-        "seconds": progress.seconds,
-        "seconds_by_phase": progress.seconds_by_phase,
-        "critic": critic,
-        "masked": dict(progress.masked),
-        "warnings": progress.warnings,
-    }

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepalign.build import check_critic, model_choice
 from stepalign.config import (
     CRITIC_URLS,
     ArmSection,
     Config,
     arm_config,
     changed,
-    check_checkpoint_rule,
     difference,
     load_config,
     to_toml,
@@ -32,12 +32,12 @@ from stepalign.critics import CACHE, RUN_FILES
 from stepalign.domains.table import load_sets
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
 from stepalign.evaluation.comparison import comparison_numbers
-from stepalign.events import Event, Listener
+from stepalign.events import Event, Listener, line
 from stepalign.feedback.designs import find_condition, find_design
-from stepalign.rollouts.credit import check_terms
 from stepalign.stopping import StopRequest
 from stepalign.storage.files import read_json, write_atomically, write_json
 from stepalign.storage.run_folder import RunFolder
+from stepalign.verbs.checks import Inputs, check_recipe, run_checks
 from stepalign.verbs.processes import Job, run_all
 
 BASE = "base"
@@ -118,8 +118,7 @@ def plan(config: Config, out: Path) -> list[Task]:
         name = f"{arm.name}/seed-{seed}"
         tasks.append(Task(name, arm_config(shared, arm, seed), out / "arms" / name))
         _check_anchors(shared, arm, tasks[-1].config)
-        check_terms(tasks[-1].config)
-        check_checkpoint_rule(tasks[-1].config)
+        check_recipe(tasks[-1].config)
     if config.signal.num_rollouts and config.signal.contexts:
         tasks.append(Task(SIGNAL, base_config(config), out))
     return tasks
@@ -173,6 +172,8 @@ def compare(config: Config, recipe: str, out: Path, *, resume: bool, listener: L
     start = time.perf_counter()
     tasks = plan(config, out)
     _check_inputs(tasks)
+    device, dtype = model_choice(config.model)
+    listener(line(f"solver {config.model.path} on {device} in {dtype}"))
     stop = StopRequest("stopping: every run saves itself after its step; Ctrl-C once more stops at once")
     with RunFolder(out, config, resume=resume, kind="comparison", extra=RUN_FILES), stop.listening():
         _check_critics(tasks)
@@ -252,15 +253,13 @@ def _publish(results: dict[str, Any], out: Path) -> Path:
 
 def _check_inputs(tasks: list[Task]) -> None:
     """Find out before anything is written what every run would stumble over: its problems, its model, its prompts."""
-    from stepalign.training.preflight import check_inputs
-
     checked = set()
     for task in tasks:
         arm = task.name.partition("/")[0]  # seeds differ in nothing that is looked at
         if not task.finished and task.name != SIGNAL and arm not in checked:
             checked.add(arm)
             try:
-                check_inputs(task.config)
+                run_checks(Inputs(task.config))
             except ConfigError as error:
                 if arm != BASE:  # the others are fine
                     error.where = f"arm {arm}: {error.where}"
@@ -269,8 +268,6 @@ def _check_inputs(tasks: list[Task]) -> None:
 
 def _check_critics(tasks: list[Task]) -> None:
     """Find out before anything is written whether the critic answers. Finished runs need none."""
-    from stepalign.build import check_critic
-
     needed: dict[str, tuple[Config, list[str]]] = {}
     for task in tasks:
         names = (

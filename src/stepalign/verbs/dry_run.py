@@ -19,17 +19,12 @@ def describe(config: Config) -> str:
     Raises:
         ConfigError: anything the recipe got wrong.
     """
-    from stepalign.build import make_prompts, recipe_solver
-    from stepalign.domains.table import load_sets
-    from stepalign.rollouts.credit import check_terms
-    from stepalign.training.preflight import check_material, check_prompts
+    from stepalign.verbs.checks import Inputs, run_checks
 
-    sets = load_sets(config.data)
-    check_material(config, sets["train"].problems)
-    solver = recipe_solver(config, weights=False)
-    prompts = make_prompts(config, solver)
-    condition = check_terms(config)
-    check_prompts(config, solver, prompts, {name: found.problems for name, found in sets.items()})
+    inputs = Inputs(config)
+    run_checks(inputs)
+    sets, solver, prompts = inputs.sets, inputs.solver, inputs.prompts
+    condition = designs.find_condition(config.condition)
     problem = sets["train"].problems[0]
     student_ids = prompts.student(problem)
     parts = [

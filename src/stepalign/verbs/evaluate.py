@@ -8,12 +8,9 @@ from typing import Any
 
 from stepalign.build import open_session
 from stepalign.config import Config, changed
-from stepalign.domains.math.grading import canonical_answer
 from stepalign.domains.table import holds_sets, load_set
 from stepalign.errors import ConfigError, LockedError
-from stepalign.evaluation.evaluate import metric_rows, metrics_of, sample_and_grade
 from stepalign.events import Listener, line
-from stepalign.rollouts.order import derive_seed
 from stepalign.storage.files import write_atomically, write_json
 
 
@@ -37,22 +34,13 @@ def evaluate_model(config: Config, problems: str, out: Path, listener: Listener)
     for reason, count in found.skipped.items():
         listener(line(f"{count} rows skipped: {reason}"))
     samples = out.with_suffix(".samples.jsonl")
-    session = open_session(config)
+    session = open_session(config, listener)
     try:
         _claim(out.with_suffix(".samples.json"), _key(config, problems), samples)
-        done = sample_and_grade(
-            found.problems,
-            num_samples=config.evaluation.num_samples,
-            seed=derive_seed(config.evaluation.seed, "test"),
-            attempt=session.attempt,
-            canonical=canonical_answer,
-            file=samples,
-            listener=listener,
-        )
+        done, rows = session.measure(found.problems, "test", samples, listener)
     finally:
         session.close()
     section = config.evaluation
-    metrics = metrics_of(done, config.ks)
     result = {
         "model": config.model.path,
         "problems": f"{problems} (test)" if holds_sets(problems) else problems,
@@ -63,7 +51,7 @@ def evaluate_model(config: Config, problems: str, out: Path, listener: Listener)
         "max_completion_length": config.evaluation_length,
         "confidence": section.confidence,
         "tie_rule": "maj@k: ties share the win equally; unparsed answers neither vote nor win",
-        "metrics": metric_rows(metrics, level=section.confidence, resamples=section.bootstrap_samples),
+        "metrics": rows,
     }
     write_json(out, result)
     return result

@@ -59,7 +59,7 @@ def select(config: Config, out: Path, *, resume: bool, listener: Listener) -> di
             [Evidence(problem=problem) for problem in found.problems], gates_of(section, "problem"), section
         )
         if gates_of(section, "solver"):
-            session = open_session(config)
+            session = open_session(config, listener)
             try:
                 attempts = _sample_all(session, [one.problem for one in kept], folder, listener)
             finally:

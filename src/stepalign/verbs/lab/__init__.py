@@ -32,7 +32,7 @@ def open_lab(model: str, *, recipe: str = "", port: int = 0, settings: Iterable[
         config = load_config(recipe or None, settings)
         if model:
             config = changed(config, {"model.path": model, "model.plain_prompts": True}, "lab")
-        scorer = Scorer(config, from_recipe=bool(recipe))
+        scorer = Scorer(config, from_recipe=bool(recipe), listener=listener)
         try:
             opening = scorer.opening()
             examples, left_out = load_examples(recipe_folder() / "examples")

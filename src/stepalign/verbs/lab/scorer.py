@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from stepalign.build import collect_for_signal, make_critic, open_session
+from stepalign.build import make_critic, open_session
 from stepalign.config import Config
 from stepalign.critics import Critic
 from stepalign.domains.table import find_domain, load_set
 from stepalign.errors import ConfigError
+from stepalign.events import Listener, silent
 from stepalign.feedback import designs
 from stepalign.feedback.alignment import align
 from stepalign.records import Attempt, Critique
@@ -25,6 +26,7 @@ from stepalign.token_signal.summary import header
 from stepalign.token_signal.table import to_page
 from stepalign.verbs.lab.request import LabRequest
 from stepalign.verbs.lab.worker import Cancelled
+from stepalign.verbs.signal.collect import collect_for_signal
 from stepalign.verbs.signal.from_jsonl import own_prompts, to_subject
 from stepalign.waiting import wait_for
 
@@ -43,11 +45,11 @@ class Scorer:
         ConfigError: the model or the recipe cannot be used.
     """
 
-    def __init__(self, config: Config, *, from_recipe: bool) -> None:
+    def __init__(self, config: Config, *, from_recipe: bool, listener: Listener = silent) -> None:
         self.config = config
         self._has_truth = from_recipe and find_domain(config.data).critic is not None
         self._from_recipe = from_recipe
-        self._session = open_session(config)
+        self._session = open_session(config, listener)
         self._critic: Critic | None = None
 
     def close(self) -> None:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stepalign.build import collect_for_signal, find_truth, more_critiques, open_session
+from stepalign.build import find_truth, open_session
 from stepalign.config import Config
 from stepalign.domains.table import load_set
+from stepalign.events import Listener, silent
 from stepalign.rollouts.order import derive_seed
 from stepalign.rollouts.review import make_rules
 from stepalign.storage.files import write_json
 from stepalign.token_signal.analyse import analyse
+from stepalign.verbs.signal.collect import collect_for_signal, more_critiques
 
 
-def write_signal(config: Config, out: Path) -> Path:
+def write_signal(config: Config, out: Path, listener: Listener = silent) -> Path:
     """Roll out the untrained solver on training problems and analyse what each context would teach."""
 
-    session = open_session(config)
+    session = open_session(config, listener)
     try:
         problems = load_set(config.data, "train").problems
         triples = collect_for_signal(session, problems, out, seed=derive_seed(config.training.seed, "signal"))
@@ -40,6 +42,7 @@ def write_signal(config: Config, out: Path) -> Path:
                 config.signal.contexts,
                 make_rules(config.critic, config.data, session.grader) if config.critic.judged else None,
             ),
+            listener=listener,
         )
     finally:
         session.close()

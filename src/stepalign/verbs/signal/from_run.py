@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from stepalign.build import find_truth, more_critiques, open_session
+from stepalign.build import find_truth, open_session
 from stepalign.config import Config, changed, load_config
 from stepalign.domains.table import find_domain, load_set, make_grader
 from stepalign.errors import ConfigError
@@ -16,6 +16,7 @@ from stepalign.feedback import designs
 from stepalign.records import Critique, Problem, Rollout, critique_from_json, rollout_from_json
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.token_signal.analyse import attempts_under
+from stepalign.verbs.signal.collect import more_critiques
 from stepalign.verbs.signal.folder import write_signal_folder
 from stepalign.verbs.signal.from_jsonl import check_file, mostly_unknown, read_attempts
 
@@ -49,7 +50,7 @@ def analyse_file(
     for name, count in file.empty.items():
         _say_left_out(listener, name, {"no text in the file": count} if count else {}, file.total)
     names = [name for name in file.contexts if file.empty[name] < file.total]
-    with closing(open_session(config)) as session:
+    with closing(open_session(config, listener)) as session:
         if unknown := mostly_unknown(file, session.solver.tokenizer, num):
             listener(
                 warning(
@@ -115,7 +116,7 @@ def analyse_run(
     attempts, left_out = attempts_under(rollouts, names, more)
     for name, reasons in left_out.items():
         _say_left_out(listener, name, reasons, len(rollouts))
-    with closing(open_session(config)) as session:
+    with closing(open_session(config, listener)) as session:
         return write_signal_folder(
             out,
             config,

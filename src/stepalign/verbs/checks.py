@@ -1,0 +1,232 @@
+"""The checks of a recipe: everything that can be found out before the first step, in one list.
+
+``train``, ``compare`` and ``--dry-run`` run the same list, cheap checks before those that load a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from stepalign.build import find_terms, make_prompts, model_choice, recipe_solver
+from stepalign.config import Config, check_checkpoint_rule
+from stepalign.domains.domain import Domain
+from stepalign.domains.table import find_domain, load_sets
+from stepalign.errors import ConfigError
+from stepalign.events import Listener, line, silent, warning
+from stepalign.feedback.designs import Need, find_condition, find_design
+from stepalign.problems.loading import ProblemSet
+from stepalign.problems.sets import named
+from stepalign.records import Problem
+from stepalign.rollouts.order import problems_of_step
+from stepalign.training.trackers import check_trackers
+
+if TYPE_CHECKING:
+    from stepalign.models.load import Solver
+    from stepalign.models.prompts import PromptBuilder
+
+SHOWN = 5
+"""Problems that an error names; the others are counted."""
+MATERIAL: dict[Need, tuple[str, Callable[[Domain, Problem], bool], str]] = {
+    "reference": (
+        "a reference solution",
+        lambda domain, problem: bool(problem.reference),
+        "name the column that holds them in data.columns, or choose a condition that needs none",
+    ),
+    "tests": (
+        "Python tests",
+        lambda domain, problem: domain.has_details,
+        "--set data.columns=python for problems that have tests, or choose a condition that needs none",
+    ),
+}
+"""What a design shows of the problem itself: its name, whether a problem has it, and what to do where none has."""
+
+
+class Inputs:
+    """What the checks look at: a recipe, and what it names, loaded when a check first asks for it.
+
+    ``solver`` has no weights here; a caller that has loaded them puts its own in the place, with its ``prompts``.
+    """
+
+    def __init__(self, config: Config, listener: Listener = silent) -> None:
+        self.config, self.listener = config, listener
+
+    @cached_property
+    def sets(self) -> dict[str, ProblemSet]:
+        """Raises ConfigError as ``load_sets`` does."""
+        found = load_sets(self.config.data)
+        for name, one in found.items():
+            for reason, count in one.skipped.items():
+                self.listener(line(f"{name}: {count} rows skipped: {reason}"))
+        return found
+
+    @property
+    def problems(self) -> dict[str, tuple[Problem, ...]]:
+        return {name: tuple(found.problems) for name, found in self.sets.items()}
+
+    @cached_property
+    def solver(self) -> Solver:
+        """Tokenizer and shapes. Raises ConfigError as ``load_solver`` does."""
+        return recipe_solver(self.config, weights=False)
+
+    @cached_property
+    def prompts(self) -> PromptBuilder:
+        return make_prompts(self.config, self.solver)
+
+
+def run_checks(inputs: Inputs, *, needs_model: bool | None = None) -> None:
+    """Run the checks in their order.
+
+    Args:
+        needs_model: only those that load tokenizer and shapes, or only the others; all of them by default.
+
+    Raises:
+        ConfigError: the first thing that is wrong, with the key and the change that mends it.
+    """
+    for check in CHECKS:
+        if needs_model in (None, check.needs_model):
+            check.function(inputs)
+
+
+def check_recipe(config: Config) -> None:
+    """What the keys alone can tell, before any file is read. Raises ConfigError."""
+    find_terms(config)
+    check_checkpoint_rule(config)
+
+
+def trackers(inputs: Inputs) -> None:
+    """What ``training.report_to`` names is installed."""
+    check_trackers(inputs.config.training)
+
+
+def terms(inputs: Inputs) -> None:
+    """The loss has a signal, whatever the rollouts are."""
+    find_terms(inputs.config)
+
+
+def checkpoint_rule(inputs: Inputs) -> None:
+    """The rule has steps and problems to choose from, by the recipe and by the files."""
+    check_checkpoint_rule(inputs.config)
+    check_checkpoint_rule(inputs.config, {name: len(found) for name, found in inputs.problems.items()})
+
+
+def material(inputs: Inputs) -> None:
+    """The problems have what the condition shows of them; those that lack it are counted in a warning."""
+    config, problems = inputs.config, inputs.problems["train"]
+    design, domain = find_design(find_condition(config.condition).design), find_domain(config.data)
+    for need, (name, is_there, hint) in MATERIAL.items():
+        if need not in design.needs or not config.training.max_steps:
+            continue
+        lacking = sum(not is_there(domain, problem) for problem in problems)
+        if lacking == len(problems):
+            raise ConfigError(
+                f"no training problem has {name}, and the condition {config.condition} shows nothing else",
+                where="condition, data.train",
+                hint=hint,
+            )
+        if lacking:
+            inputs.listener(
+                warning(f"{lacking} of {len(problems)} training problems lack {name}; their rollouts are masked")
+            )
+
+
+def number_format(inputs: Inputs) -> None:
+    """No float16, where small gradients vanish; a warning where bfloat16 would swallow the updates."""
+    model, training = inputs.config.model, inputs.config.training
+    if not training.max_steps:
+        return
+    _, dtype = model_choice(model)
+    if dtype == "float16":
+        raise ConfigError(
+            "float16 cannot be trained: small gradients vanish in it",
+            where="model.dtype",
+            hint="--set model.dtype=bfloat16, or float32",
+        )
+    if dtype == "bfloat16" and model.lora is None:
+        text = (
+            "all weights train in bfloat16, which rounds away updates below 1/512 of a weight: at a learning rate "
+            f"of {training.learning_rate:g} most of them may never move; float32 or model.lora keep them"
+        )
+        inputs.listener(warning(text))
+
+
+def shown_context(inputs: Inputs) -> None:
+    """The self-teacher's template has a place for the context."""
+    if find_condition(inputs.config.condition).design != "none" and not inputs.prompts.shows_context:
+        raise ConfigError(
+            "the self-teacher's prompt never shows its context, so there would be nothing to learn from it",
+            where="prompts.self_teacher",
+            hint="put {{ feedback }} where it belongs",
+        )
+
+
+def question_lengths(inputs: Inputs) -> None:
+    """Every question of the run leaves room for a completion in the model's context."""
+    limit = inputs.solver.context_length
+    for name, problems in _used(inputs).items():
+        section = "sampling" if name == "train" else "evaluation"
+        config = inputs.config
+        length = config.sampling.max_completion_length if name == "train" else config.evaluation_length
+        sizes = [(problem, len(inputs.prompts.student(problem))) for problem in problems]  # builds every prompt
+        too_long = [f"{named(p)}: {size} tokens" for p, size in sizes if limit is not None and size + length > limit]
+        if too_long:
+            raise ConfigError(
+                f"{_some(too_long)} of {len(problems)} {name} problems leave no room for a completion of {length} "
+                f"tokens in the model's {limit}",
+                where=f"data.{name}",
+                hint=f"drop them, or shorten {section}.max_completion_length",
+            )
+
+
+def room_for_context(inputs: Inputs) -> None:
+    """Every training question leaves room for a context in the self-teacher's prompt."""
+    design = find_condition(inputs.config.condition).design
+    if design == "none":
+        return
+    prompts, problems = inputs.prompts, _used(inputs)["train"]
+    introduction = find_design(design).introduction
+    no_room = [named(problem) for problem in problems if not prompts.has_room(problem, introduction)]
+    if no_room:
+        raise ConfigError(
+            f"{_some(no_room)} of {len(problems)} train problems leave no room for a context in the self-teacher's "
+            f"prompt of {prompts.max_teacher_prompt_length} tokens",
+            where="prompts.max_teacher_prompt_length",
+            hint="raise it where the model's context allows, or drop these problems",
+        )
+
+
+class Check(NamedTuple):
+    """One entry of the list."""
+
+    name: str
+    needs_model: bool
+    """Whether it loads tokenizer and shapes of the model; none needs the weights."""
+    function: Callable[[Inputs], None]
+
+
+CHECKS = (
+    Check("trackers are installed", False, trackers),
+    Check("the checkpoint rule has a choice", False, checkpoint_rule),
+    Check("problems have what the condition shows", False, material),
+    Check("the loss has a signal", False, terms),
+    Check("the number format can be trained", False, number_format),
+    Check("the self-teacher's template shows the context", True, shown_context),
+    Check("questions fit the model's context", True, question_lengths),
+    Check("contexts fit the self-teacher's prompt", True, room_for_context),
+)
+
+
+def _used(inputs: Inputs) -> dict[str, Sequence[Problem]]:
+    """The problems that the run reads, of each set."""
+    section, problems = inputs.config.training, inputs.problems
+    train: Sequence[Problem] = problems["train"]
+    if section.max_steps * section.problems_per_step < len(train):
+        steps = range(section.max_steps)
+        train = [p for step in steps for p in problems_of_step(train, step, section.problems_per_step, section.seed)]
+    return {**problems, "train": train}
+
+
+def _some(names: Sequence[str]) -> str:
+    """How many there are, and the first of them: "7 (a, b, c, d, e, ...)"."""
+    return f"{len(names)} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"

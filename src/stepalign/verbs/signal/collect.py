@@ -1,0 +1,75 @@
+"""Rollouts for an analysis, with the critiques that its contexts show."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from stepalign.build import Session, make_critic
+from stepalign.config import Config
+from stepalign.critics import Critic
+from stepalign.feedback import designs
+from stepalign.records import Attempt, Critique, Problem, Rollout
+from stepalign.rollouts.collect import RolloutCollector
+from stepalign.rollouts.review import Rules, ask, make_rules
+from stepalign.waiting import wait_for
+
+
+def collect_for_signal(
+    session: Session, problems: Sequence[Problem], folder: Path, seed: int
+) -> list[tuple[Rollout, Critique | None]]:
+    """``signal.num_rollouts`` graded rollouts at the sampling temperature, with the critiques that the contexts need.
+
+    One rollout per problem; groups of eight where a context shows siblings.
+    """
+    config = session.config
+    contexts = config.signal.contexts
+    with_siblings = any("siblings" in designs.find_design(name).needs for name in contexts)
+    num_generations = max(8, config.sampling.num_generations) if with_siblings else 1
+    forms = designs.critique_forms(contexts)
+    critic = make_critic(config, folder, _of_form(contexts, forms[0])) if forms else None
+    collector = RolloutCollector(
+        maker=session.maker,
+        sampling=config.sampling.model_copy(update={"num_generations": num_generations}),
+        critic=critic,
+        rules=make_rules(config.critic, config.data, session.grader) if config.critic.judged else None,
+    )
+    chosen = problems[: -(-config.signal.num_rollouts // num_generations)]
+    try:
+        groups, _ = wait_for(collector.collect(chosen, 0, seed))
+    finally:
+        if critic is not None:
+            critic.close()
+    return [pair for group in groups for pair in zip(group.rollouts, group.critiques, strict=True)]
+
+
+def more_critiques(
+    config: Config,
+    folder: Path | None,
+    rollouts: Sequence[tuple[Rollout, Critique | None]],
+    contexts: Sequence[str],
+    rules: Rules | None = None,
+) -> list[Critique]:
+    """Critiques in the forms that some context asks for and the rollouts do not come with."""
+    there = {critique.form for _, critique in rollouts if critique is not None}
+    found: list[Critique] = []
+    for form in designs.critique_forms(contexts):
+        critic = make_critic(config, folder, _of_form(contexts, form)) if form not in there else None
+        if critic is None:
+            continue
+        try:
+            found += wait_for(_critiques(critic, [rollout.attempt for rollout, _ in rollouts], rules))
+        finally:
+            critic.close()
+    return found
+
+
+async def _critiques(critic: Critic, attempts: Sequence[Attempt], rules: Rules | None) -> list[Critique]:
+    return [found.critique for found in await asyncio.gather(*(ask(critic, attempt, rules) for attempt in attempts))]
+
+
+def _of_form(contexts: Sequence[str], form: str) -> list[str]:
+    return [
+        name for name in contexts if designs.find_design(name).needs_critic and designs.find_design(name).form == form
+    ]

@@ -1,0 +1,102 @@
+"""``stepalign train``: one condition, from its recipe to its last weights."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stepalign.build import make_critic, make_run, open_session
+from stepalign.config import Config, changed, load_config
+from stepalign.critics import RUN_FILES
+from stepalign.critics.budget import cost
+from stepalign.events import Listener, silent
+from stepalign.feedback.designs import find_condition
+from stepalign.models.load import Solver, dtype_of
+from stepalign.stopping import StopRequest
+from stepalign.storage.files import write_json
+from stepalign.storage.run_folder import RunFolder
+from stepalign.training.loop import Progress
+from stepalign.verbs.checks import Inputs, run_checks
+
+
+def train(
+    recipe: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    listener: Listener = silent,
+) -> Progress:
+    """Train a recipe, as ``stepalign train`` does.
+
+    Args:
+        recipe: a file, or the name of a shipped recipe.
+        overrides: dotted keys and their values, such as {"training.max_steps": 10}.
+        out: the run folder; docs/formats.md says what it holds afterwards.
+        resume: continue from the newest checkpoint in it.
+
+    Returns:
+        What the run has done.
+
+    Raises:
+        ConfigError, EndpointError, LockedError: as ``train_config``.
+    """
+    config = changed(load_config(str(recipe)), overrides or {}, "overrides")
+    return train_config(config, Path(out), resume=resume, listener=listener, stop=StopRequest())
+
+
+def train_config(config: Config, out: Path, *, resume: bool, listener: Listener, stop: StopRequest) -> Progress:
+    """Run one condition.
+
+    Args:
+        config: the resolved run.
+        out: the run folder.
+        resume: continue from the newest checkpoint in it.
+        stop: when asked, the run saves itself and raises Interrupted.
+
+    Raises:
+        ConfigError, EndpointError, LockedError: see the checks and the run folder; nothing is half-written.
+        BudgetSpentError, Interrupted: the checkpoint is on disk.
+    """
+    inputs = Inputs(config, listener)
+    run_checks(inputs, needs_model=False)
+    session = open_session(config, listener)
+    try:
+        inputs.solver, inputs.prompts = session.solver, session.prompts
+        run_checks(inputs, needs_model=True)
+        with RunFolder(out, config, resume=resume, extra=RUN_FILES) as folder:
+            critic = make_critic(config, out, [find_condition(config.condition).design], listener, out)
+            try:
+                run = make_run(session, inputs.problems, critic, folder, listener, stop)
+                run.go()
+            finally:
+                if critic is not None:
+                    critic.close()
+            write_json(out / "summary.json", run_summary(config, session.solver, run.progress))
+    finally:
+        session.close()
+    return run.progress
+
+
+def run_summary(config: Config, solver: Solver, progress: Progress) -> dict[str, Any]:
+    """What a comparison says about one run; see docs/formats.md."""
+    counted = ("calls", "malformed", "failed", "cached", "attempts", "retries", "prompt_tokens", "completion_tokens")
+    critic: dict[str, Any] = {name: progress.critic.get(name, 0) for name in counted}
+    critic["cost"] = cost(config.critic.prices, critic["prompt_tokens"], critic["completion_tokens"])
+    critic["findings"] = dict(progress.findings) if config.critic.judged else None
+    return {
+        "seed": config.training.seed,
+        "device": str(solver.device),
+        "dtype": dtype_of(solver),
+        "steps": progress.step,
+        "rollouts": progress.num_rollouts,
+        "completion_tokens": progress.num_tokens,
+        "seconds": progress.seconds,
+        "seconds_by_phase": progress.seconds_by_phase,
+        "critic": critic,
+        "masked": dict(progress.masked),
+        "warnings": progress.warnings,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
