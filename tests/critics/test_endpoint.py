@@ -214,16 +214,18 @@ def test_a_server_that_asks_for_too_much_patience_fails_the_call_and_is_not_hurr
     assert all(server.asked[f"q{number}"] <= 1 for number in range(3))
 
 
-def test_concurrency_is_bounded_also_behind_429(serve: Serve, make: Make) -> None:
+def test_concurrency_is_bounded_and_falls_on_429(serve: Serve, make: Make) -> None:
     server = serve(latency=0.02)
     critic = make(server, concurrency=8)
     ask(critic, requests(60))
     assert 4 <= server.most_under_way <= 8
+    assert critic.concurrency_now == 8
 
     server = serve(lambda text, asked: "ok" if asked else "status 429")
     critic = make(server, concurrency=8)
     assert all(critique.status == "ok" for critique in ask(critic, requests(8)))
-    assert sum(server.behaviours.values()) == 16
+    assert critic.concurrency_now < 8
+    ask(critic, [request(number) for number in range(100, 104)])
 
 
 def test_several_servers_share_the_load_and_one_may_be_down(serve: Serve, make: Make) -> None:

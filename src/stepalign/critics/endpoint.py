@@ -22,7 +22,7 @@ from stepalign.critics import CACHE, LEDGER, critic_prompt
 from stepalign.critics.budget import Ledger
 from stepalign.critics.cache import ReplyCache, content_key, owner_name
 from stepalign.critics.chat import Fault, Reply, Server, read_key, redact_url, redacted, secrets_of
-from stepalign.critics.servers import RetryPolicy, Servers
+from stepalign.critics.servers import RetryPolicy, Servers, Slots
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent, warning
 from stepalign.feedback.critique import (
@@ -164,19 +164,25 @@ class EndpointCritic:
         self._secrets = secrets_of(key, section.base_urls)
         reached = () if section.cache_only else section.base_urls
         self._policy = policy or RetryPolicy()
+        self._slots = Slots(section.concurrency)
         self._servers = Servers(
             [Server(url, key, secrets=self._secrets, attempt_timeout=section.attempt_timeout) for url in reached],
+            slots=self._slots,
             policy=self._policy,
             announce=announce,
             ledger=self.ledger,
         )
-        self._slots = asyncio.Semaphore(section.concurrency)
         self._in_flight: dict[str, asyncio.Task[_Outcome]] = {}
         self._background = _BackgroundLoop()
 
     def __repr__(self) -> str:
         urls = ", ".join(redact_url(url) for url in self._section.base_urls)
         return f"EndpointCritic(model={self.name!r}, base_urls=[{urls}], sees={self._section.sees!r})"
+
+    @property
+    def concurrency_now(self) -> int:
+        """How many calls may be under way at the moment."""
+        return int(self._slots.limit)
 
     def messages(self, attempt: Attempt) -> list[dict[str, str]]:
         """The chat the critic is sent. Variables it may not see are not defined, so no template can leak them.

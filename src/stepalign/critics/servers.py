@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -115,14 +116,65 @@ class Health:
         self.rests_until = max(self.rests_until, until)
 
 
+class Slots:
+    """How many calls are under way, first come first served: additive increase, multiplicative decrease, bounded.
+
+    Source: D. Chiu and R. Jain, "Analysis of the increase and decrease algorithms for congestion avoidance", 1989.
+    """
+
+    def __init__(self, bound: int, cooldown_seconds: float = 1.0) -> None:
+        self.bound, self.limit = bound, float(bound)
+        self._in_use = 0
+        self._cooldown, self._lowered_at = cooldown_seconds, -cooldown_seconds
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def __aenter__(self) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._admit()
+        try:
+            await turn  # its slot is counted when it is admitted
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                await self.__aexit__()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._in_use -= 1
+        self._admit()
+
+    def raise_limit(self) -> None:
+        """One more slot per round of successes."""
+        self.limit = min(float(self.bound), self.limit + 1.0 / self.limit)
+        self._admit()
+
+    def lower_limit(self, now: float) -> None:
+        """Half as many; one burst of refusals counts once."""
+        if now - self._lowered_at >= self._cooldown:
+            self.limit, self._lowered_at = max(1.0, self.limit / 2), now
+
+    def _admit(self) -> None:
+        while self._waiting and self._in_use < int(self.limit):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._in_use += 1
+                turn.set_result(None)
+
+
 class Servers:
     """The servers with their health."""
 
     def __init__(
-        self, servers: Sequence[Server], *, policy: RetryPolicy, announce: Callable[[str], None], ledger: Ledger
+        self,
+        servers: Sequence[Server],
+        *,
+        slots: Slots,
+        policy: RetryPolicy,
+        announce: Callable[[str], None],
+        ledger: Ledger,
     ) -> None:
         self._servers = {server: Health(policy, announce) for server in servers}
-        self._ledger = ledger
+        self._slots, self._ledger = slots, ledger
 
     async def attempt(self, fields: Mapping[str, Any], deadline: float) -> Reply | Fault | None:
         """One HTTP request to the least loaded server; None when none took the call before the deadline.
@@ -145,7 +197,10 @@ class Servers:
         logger.debug("%s: %s, %.2f s", server.label, getattr(result, "message", "reply"), clock() - sent)
         if isinstance(result, Reply):
             health.answered(clock())
+            self._slots.raise_limit()
             return result
+        if result.kind == "rate_limit":
+            self._slots.lower_limit(clock())
         health.failed(result, clock(), alone=len(self._servers) == 1)
         if result.retry_after is not None and any(other.rests_until <= clock() for other in self._servers.values()):
             return replace(result, retry_after=None)  # another server may take it at once
