@@ -271,3 +271,12 @@ def save_solver(solver: Solver, folder: Path) -> None:
     """Hugging Face layout, safetensors."""
     solver.model.save_pretrained(folder, safe_serialization=True)
     solver.tokenizer.save_pretrained(folder)
+
+
+def on_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A tensor, an array or nested lists of numbers on a device, without waiting for what the device has still to do.
+
+    A copy to a GPU returns at once only from pinned memory; ``torch.tensor(values, device=device)`` waits.
+    """
+    tensor = torch.as_tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from stepalign.models.load import on_device
 from stepalign.models.packing import Packing, Segment
 
 NAME = "stepalign_packed"
@@ -151,7 +152,7 @@ class RectangleAttention:
                 queries.extend(padded)
                 keys.extend([*segment.shown, *padded])
         self._queries, self._keys = _Copies(queries, device), _Copies(keys, device)
-        self._masks = [_lower_right(r.width, r.shown).to(device) if r.shown else None for r in self._rectangles]
+        self._masks = [on_device(_lower_right(r.width, r.shown), device) if r.shown else None for r in self._rectangles]
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
@@ -217,8 +218,7 @@ class VarlenAttention:
         key_lengths = [len(segment.shown) + segment.length for segment in segments]
         self._keys = _Copies([place for s in segments for part in (s.shown, s.places) for place in part], device)
         self._bounds = [
-            torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-            for lengths in (query_lengths, key_lengths)
+            on_device([0, *accumulate(lengths)], device, torch.int32) for lengths in (query_lengths, key_lengths)
         ]
         self._longest = max(query_lengths), max(key_lengths)
         self._shares_heads = "enable_gqa" in _varlen_options()
@@ -254,11 +254,9 @@ class _Copies:
 
     def __init__(self, places: Sequence[int], device: torch.device) -> None:
         tokens, first = np.unique(np.asarray(places), return_index=True)
-        again = np.setdiff1d(np.arange(len(places)), first)
+        again = np.delete(np.arange(len(places)), first)
         self.in_place = not len(again) and bool((first == tokens).all())
-        self.places, self.first, self.again = (
-            torch.as_tensor(x, dtype=torch.long, device=device) for x in (places, first, again)
-        )
+        self.places, self.first, self.again = (on_device(x, device, torch.long) for x in (places, first, again))
 
     def of(self, rows: torch.Tensor) -> torch.Tensor:
         """[S, ...] -> [number of copies, ...]"""

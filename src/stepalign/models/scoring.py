@@ -13,7 +13,7 @@ from functools import cache
 import torch
 
 from stepalign.models import packed_attention
-from stepalign.models.load import Solver
+from stepalign.models.load import Solver, on_device
 from stepalign.models.packing import Scored, pack
 
 LEAST_FILLED = 0.75
@@ -41,14 +41,14 @@ def completion_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tens
     packed_attention.enable(decoder)
     with solver.computing():
         output = decoder(
-            input_ids=torch.tensor([packing.ids], device=device),
-            position_ids=torch.tensor([packing.positions], device=device),
+            input_ids=on_device([packing.ids], device),
+            position_ids=on_device([packing.positions], device),
             # A mask with four dimensions is taken as it is, and ours is ignored: none is built for the whole row.
             attention_mask=torch.zeros(1, 1, 1, 1, device=device),
             packed_attention=packed_attention.build_attention(packing, device=device, dtype=solver.model.dtype),
             use_cache=False,
         )
-    predictors = torch.tensor(packing.predictors, dtype=torch.long, device=device)  # none where completions are empty
+    predictors = on_device(packing.predictors, device, torch.long)  # none where completions are empty
     return output.last_hidden_state[0].index_select(0, predictors)
 
 
@@ -62,7 +62,7 @@ def padded_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tensor:
             ids_S[: len(contexts[index])] = torch.tensor(contexts[index])
         # Right padding under causal attention: no real token ever attends to a pad, so no mask is needed.
         with solver.computing():
-            hidden_BSH = solver.decoder(input_ids=ids_BS.to(solver.device), use_cache=False).last_hidden_state
+            hidden_BSH = solver.decoder(input_ids=on_device(ids_BS, solver.device), use_cache=False).last_hidden_state
         for index, hidden_SH in zip(batch, hidden_BSH, strict=True):
             prompt, completion = sequences[index]
             hidden[index] = hidden_SH[len(prompt) - 1 : len(prompt) + len(completion) - 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -90,24 +91,29 @@ class Learner:
         )
         _score_without_dropout(self._solver.model)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
+        loss: torch.Tensor | float = 0.0
         watched: WatchedSums = dict.fromkeys(WATCHED, (0.0, 0))
         for batch in batches:
             part, sums = self._loss(batch, counts, teacher)
             if part.requires_grad:  # not where every token is masked
                 part.backward()
-            loss += float(part.detach())
+            loss = loss + part.detach().double()
             for name, (total, count) in sums.items():
                 watched[name] = watched[name][0] + total, watched[name][1] + count
         norm = torch.nn.utils.clip_grad_norm_(self._solver.model.parameters(), self._training.max_grad_norm)
-        if not torch.isfinite(norm):
+        # Not one by one, and not micro-batch by micro-batch: the CPU waits for the device each time.
+        norm, loss, *totals = _read_back([norm, loss, *(total for total, _ in watched.values())], self._solver.device)
+        if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)  # a broken step must not break the weights; it is reported
         elif batches:
             self.optimizer.step()
         return {
             "loss": loss,
-            "grad_norm": float(norm) if batches else 0.0,
-            **{name: total / count if count else math.nan for name, (total, count) in watched.items()},
+            "grad_norm": norm if batches else 0.0,
+            **{
+                name: total / count if count else math.nan
+                for (name, (_, count)), total in zip(watched.items(), totals, strict=True)
+            },
             "trained_tokens": float(num_tokens),
             "active_samples": float(sum(map(len, batches))),
         }
@@ -177,6 +183,12 @@ def can_compile(device_type: str) -> bool:
     except Exception:  # compilers raise errors of many kinds
         return False
     return True
+
+
+def _read_back(numbers: Sequence[torch.Tensor | float], device: torch.device) -> list[float]:
+    """Numbers that may be on the device, in one transfer; the norm of a sharded model is summed over its shards."""
+    whole: list[Any] = [getattr(number, "full_tensor", lambda number=number: number)() for number in numbers]
+    return torch.stack([torch.as_tensor(number).to(device, torch.float64) for number in whole]).tolist()
 
 
 def _score_without_dropout(model: torch.nn.Module) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stepalign.models.load import on_device
 from stepalign.objectives.divergences import Divergence, TopK, forward_kl
 from stepalign.objectives.fused import FusedDivergence, fused_linear_divergence, fused_linear_log_probs
 from stepalign.objectives.policy_gradient import (
@@ -28,8 +29,8 @@ from stepalign.objectives.policy_gradient import (
 )
 from stepalign.records import Sample
 
-WatchedSums = dict[str, tuple[float, int]]
-"""By name: the sum over the tokens for which it is defined, and their number."""
+WatchedSums = dict[str, tuple[Tensor | float, int]]
+"""By name: the sum over the tokens for which it is defined, float64 on their device, and their number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,45 +101,46 @@ def batch_loss(
     batch = _Tokens.of(samples, objective.loss_type, counts, student.hidden_NH.device)
     watched: WatchedSums = {}
     total = student.hidden_NH.new_zeros(())
-    advantages_N = batch.per_token(lambda s: s.advantage)
+    advantages_N = batch.move(batch.per_token(lambda s: s.advantage))
     distilled_N = batch.rows(uses_teacher)
     if teacher is not None:
         compared = _distill(batch, distilled_N, student, teacher, objective, watched)
         total = total + compared.loss
         assert compared.log_ratio is not None  # token ids were given
-        advantages_N[distilled_N] = sized_advantages(
-            advantages_N[distilled_N],
+        sized = sized_advantages(
+            _pick(advantages_N, distilled_N),
             compared.log_ratio.float(),
-            mixing=batch.per_token(lambda s: s.magnitude_mixing)[distilled_N],
+            mixing=batch.move(batch.per_token(lambda s: s.magnitude_mixing)[distilled_N]),
             clip=objective.magnitude_clip,
         )
+        advantages_N = advantages_N.index_copy(0, batch.move(distilled_N.nonzero()[:, 0]), sized)
     # Masked tokens take no part at all: a ratio that overflows there would spoil the sum even at the weight 0.
     rewarded_N = batch.rows(is_rewarded) & batch.mask_N
     scored_N = batch.mask_N if objective.beta else rewarded_N
     if not scored_N.any():
         return total, watched
     score = functools.partial(
-        fused_linear_log_probs, token_ids=batch.token_ids_N[scored_N], temperature=objective.temperature
+        fused_linear_log_probs, token_ids=batch.move(batch.token_ids_N[scored_N]), temperature=objective.temperature
     )
-    scored = score(student.hidden_NH[scored_N], student.head_VH)
-    _watch(watched, "student_entropy", scored.entropy[~distilled_N[scored_N]])  # the others are in already
+    scored = score(_pick(student.hidden_NH, scored_N), student.head_VH)
+    _watch(watched, "student_entropy", _pick(scored.entropy, ~distilled_N[scored_N]))  # the others are in already
     if rewarded_N.any():
         loss_N, clipped_N = clipped_policy_loss(
-            scored.log_probs[rewarded_N[scored_N]],
-            batch.sampler_log_probs_N[rewarded_N],
-            advantages_N[rewarded_N],
+            _pick(scored.log_probs, rewarded_N[scored_N]),
+            batch.move(batch.sampler_log_probs_N[rewarded_N]),
+            _pick(advantages_N, rewarded_N),
             epsilon=objective.epsilon,
             epsilon_high=objective.epsilon_high,
         )
         weights_N = (batch.weights_N * batch.per_token(lambda s: s.policy_weight))[rewarded_N]
-        total = total + (weights_N * loss_N).sum()
+        total = total + (batch.move(weights_N) * loss_N).sum()
         _watch(watched, "clip_ratio", clipped_N.float())
     if objective.beta:
         assert reference is not None
         with torch.no_grad():
-            anchor = score(reference.hidden_NH[scored_N], reference.head_VH)
+            anchor = score(_pick(reference.hidden_NH, scored_N), reference.head_VH)
         kl_N = kl_to_reference(anchor.log_probs, scored.log_probs)
-        total = total + objective.beta * (batch.weights_N[scored_N] * kl_N).sum()
+        total = total + objective.beta * (batch.move(batch.weights_N[scored_N]) * kl_N).sum()
         _watch(watched, "kl", kl_N.detach())
     return total, watched
 
@@ -147,7 +149,7 @@ def _distill(
     batch: _Tokens, distilled_N: Tensor, student: Side, teacher: Side, objective: Objective, watched: WatchedSums
 ) -> FusedDivergence:
     """The self-teacher's term on the tokens of the samples that have one, and what is watched of both sides."""
-    student_NH = student.hidden_NH[distilled_N]
+    student_NH = _pick(student.hidden_NH, distilled_N)
     compare = functools.partial(
         fused_linear_divergence,
         student_NH,
@@ -158,7 +160,7 @@ def _distill(
         live_share=teacher.live_share,
         divergence=objective.divergence,
         temperature=objective.temperature,
-        token_ids=batch.token_ids_N[distilled_N],
+        token_ids=batch.move(batch.token_ids_N[distilled_N]),
         top_k=objective.top_k,
         entry_clip=objective.entry_clip,
         token_clip=objective.token_clip,
@@ -166,6 +168,8 @@ def _distill(
         compiled=objective.compiled,
     )
     weights_N = (batch.weights_N * batch.per_token(lambda s: s.distillation_weight))[distilled_N]
+    learns = bool(weights_N.any())  # or the self-teacher only sizes advantages
+    weights_N = batch.move(weights_N)
     damping_N = batch.per_token(lambda s: s.entropy_damping)[distilled_N]
     clip = objective.importance_clip
     if clip is not None or damping_N.any():  # weights that depend on what is compared: look first
@@ -173,18 +177,18 @@ def _distill(
             seen = compare(weights=weights_N)
         assert seen.teacher_entropy is not None  # token ids were given
         assert seen.student_log_probs is not None
-        weights_N = weights_N * torch.exp(-damping_N * seen.teacher_entropy)
+        weights_N = weights_N * torch.exp(-batch.move(damping_N) * seen.teacher_entropy)
         if clip is not None:
-            sampler_N = batch.sampler_log_probs_N[distilled_N]
+            sampler_N = batch.move(batch.sampler_log_probs_N[distilled_N])
             weights_N = weights_N * truncated_importance_weights(seen.student_log_probs, sampler_N, maximum=clip)
-    with torch.set_grad_enabled(bool(weights_N.any())):  # no gradient where the self-teacher only sizes advantages
+    with torch.set_grad_enabled(learns):
         compared = compare(weights=weights_N)
-    kept = batch.mask_N[distilled_N]
-    _watch(watched, "divergence", compared.per_token[kept])
+    kept_N = batch.mask_N[distilled_N]
+    _watch(watched, "divergence", _pick(compared.per_token, kept_N))
     for name in ("log_ratio", "student_entropy", "teacher_entropy"):
-        _watch(watched, name, getattr(compared, name)[kept])
+        _watch(watched, name, _pick(getattr(compared, name), kept_N))
     assert compared.log_ratio is not None
-    _watch(watched, "abs_log_ratio", compared.log_ratio[kept].abs())
+    _watch(watched, "abs_log_ratio", _pick(compared.log_ratio, kept_N).abs())
     distilled = [sample for sample in batch.samples if uses_teacher(sample)]
     _watch_truth(distilled, Side(student_NH, student.head_VH), teacher, objective.temperature, watched)
     return compared
@@ -203,11 +207,11 @@ def _watch_truth(
         start += len(sample.completion_ids)
     if not rows:
         return
-    ids_R1 = torch.tensor(tokens, device=student.hidden_NH.device)[:, None]
-    teacher_RV = (teacher.hidden_NH[rows] @ teacher.head_VH.T).float()
+    ids_R1, rows_R = (on_device(x, student.hidden_NH.device) for x in (torch.tensor(tokens)[:, None], rows))
+    teacher_RV = (teacher.hidden_NH[rows_R] @ teacher.head_VH.T).float()
     if teacher.live_NH is not None:
-        teacher_RV = torch.lerp(teacher_RV, (teacher.live_NH[rows] @ student.head_VH.T).float(), teacher.live_share)
-    student_RV = (student.hidden_NH[rows] @ student.head_VH.T).float()
+        teacher_RV = torch.lerp(teacher_RV, (teacher.live_NH[rows_R] @ student.head_VH.T).float(), teacher.live_share)
+    student_RV = (student.hidden_NH[rows_R] @ student.head_VH.T).float()
     for name, logits_RV in (
         ("right_value_probability", teacher_RV),
         ("student_right_value_probability", student_RV),
@@ -217,12 +221,22 @@ def _watch_truth(
 
 def _watch(watched: WatchedSums, name: str, values: Tensor) -> None:
     total, count = watched.get(name, (0.0, 0))
-    watched[name] = total + float(values.double().sum()), count + values.numel()
+    watched[name] = total + values.double().sum(), count + values.numel()
+
+
+def _pick(rows: Tensor, chosen_N: Tensor) -> Tensor:
+    """``rows[chosen_N]``, N rows on any device and a mask on the CPU."""
+    if chosen_N.all():
+        return rows
+    return rows.index_select(0, on_device(chosen_N.nonzero()[:, 0], rows.device))
 
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """The samples as flat tensors: one entry per completion token, as the hidden states come."""
+    """The samples as flat tensors: one entry per completion token, as the hidden states come.
+
+    All are on the CPU, where it is decided which tokens take part in what: asking the device would wait for it.
+    """
 
     samples: Sequence[Sample]
     token_ids_N: Tensor
@@ -230,20 +244,26 @@ class _Tokens:
     """True for tokens that train."""
     weights_N: Tensor
     """What a token counts in the loss of the step, float32; 0 outside the mask."""
+    device: torch.device
+    """Of the hidden states."""
 
     @classmethod
     def of(cls, samples: Sequence[Sample], loss_type: LossType, counts: StepCounts, device: torch.device) -> _Tokens:
-        ids_N = torch.tensor([i for s in samples for i in s.completion_ids], dtype=torch.long, device=device)
-        mask_N = torch.tensor([m for s in samples for m in s.loss_mask], dtype=torch.bool, device=device)
-        lengths_B = torch.tensor([sum(s.loss_mask) for s in samples], device=device)  # trained tokens only
-        weights_N = torch.zeros(len(ids_N), device=device)
+        ids_N = torch.tensor([i for s in samples for i in s.completion_ids], dtype=torch.long)
+        mask_N = torch.tensor([m for s in samples for m in s.loss_mask], dtype=torch.bool)
+        lengths_B = torch.tensor([sum(s.loss_mask) for s in samples])  # trained tokens only
+        weights_N = torch.zeros(len(ids_N))
         weights_N[mask_N] = LOSS_TYPES[loss_type](torch.repeat_interleave(lengths_B, lengths_B), counts)
-        return cls(samples, ids_N, mask_N, weights_N)
+        return cls(samples, ids_N, mask_N, weights_N, device)
+
+    def move(self, values: Tensor) -> Tensor:
+        """To the hidden states."""
+        return on_device(values, self.device)
 
     @property
     def sampler_log_probs_N(self) -> Tensor:
         """Log-probabilities of the completion tokens when they were drawn, float32."""
-        return torch.tensor([p for s in self.samples for p in s.sampler_log_probs], device=self.token_ids_N.device)
+        return torch.tensor([p for s in self.samples for p in s.sampler_log_probs])
 
     def per_token(self, value: Callable[[Sample], float]) -> Tensor:
         """[N], a value of each sample repeated over its tokens, float32."""
@@ -254,5 +274,4 @@ class _Tokens:
         return self._repeated(torch.tensor([bool(chosen(s)) for s in self.samples]))
 
     def _repeated(self, values_B: Tensor) -> Tensor:
-        lengths_B = torch.tensor([len(s.completion_ids) for s in self.samples])
-        return torch.repeat_interleave(values_B, lengths_B).to(self.token_ids_N.device)
+        return torch.repeat_interleave(values_B, torch.tensor([len(s.completion_ids) for s in self.samples]))
