@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from stepalign.config import Config, arm_config, changed, difference, load_config
-from stepalign.verbs.compare import arm_differences, compare, plan
+from stepalign.verbs.compare import arm_differences, compare_config, plan
 
 SMALL = {
     "training.max_steps": 3,
@@ -449,7 +449,7 @@ def test_what_every_run_would_stumble_over_is_said_once_and_leaves_no_folder(
     arms = [{"name": "grpo", "set": {"condition": "grpo", "sampling.num_generations": 2}}, {"name": "refsol"}]
     config = changed(load_config("arithmetic"), {"condition": "refsol", "compare.arms": arms, **settings})
     with pytest.raises(ConfigError) as told:
-        compare(config, "arithmetic", Path("out"), resume=False, listener=Display())
+        compare_config(config, "arithmetic", Path("out"), resume=False, listener=Display())
     assert told.value.where == where
     assert not Path("out").exists()
 

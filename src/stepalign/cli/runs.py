@@ -117,7 +117,7 @@ def signal_of_base(recipe: RecipeArgument, out: OutOption) -> None:
 
 def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool, dry_run: bool) -> None:
     config = load_config(recipe, settings or ())
-    from stepalign.verbs.compare import RunsFailedError, arm_differences, compare, plan
+    from stepalign.verbs.compare import RunsFailedError, arm_differences, compare_config, plan
 
     plan(config, out)  # every arm must be valid before the first one runs
     if dry_run:
@@ -136,7 +136,7 @@ def _compare(recipe: str, out: Path, settings: list[str] | None, *, resume: bool
     command = resume_command("compare", recipe, out, settings)
     with Display() as display:
         try:
-            results = compare(config, recipe, out, resume=resume, listener=display)
+            results = compare_config(config, recipe, out, resume=resume, listener=display)
         except KeyboardInterrupt:
             raise interrupted(command) from None
         except BudgetSpentError as error:

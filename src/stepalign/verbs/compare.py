@@ -32,7 +32,7 @@ from stepalign.critics import CACHE, RUN_FILES
 from stepalign.domains.table import load_sets
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
 from stepalign.evaluation.comparison import comparison_numbers
-from stepalign.events import Event, Listener, line
+from stepalign.events import Event, Listener, line, silent
 from stepalign.feedback.designs import find_condition, find_design
 from stepalign.stopping import StopRequest
 from stepalign.storage.files import read_json, write_atomically, write_json
@@ -161,7 +161,20 @@ def arm_differences(config: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-def compare(config: Config, recipe: str, out: Path, *, resume: bool, listener: Listener) -> dict[str, Any]:
+def compare(
+    recipe: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    listener: Listener = silent,
+) -> dict[str, Any]:
+    """Compare the arms of a recipe, as ``stepalign compare`` does; arguments as for ``train``, errors as below."""
+    config = changed(load_config(str(recipe)), overrides or {}, "overrides")
+    return compare_config(config, str(recipe), Path(out), resume=resume, listener=listener)
+
+
+def compare_config(config: Config, recipe: str, out: Path, *, resume: bool, listener: Listener) -> dict[str, Any]:
     """Run the whole grid and write results.json and report.html.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,35 @@ from stepalign.build import open_session
 from stepalign.config import Config, changed
 from stepalign.domains.table import holds_sets, load_set
 from stepalign.errors import ConfigError, LockedError
-from stepalign.events import Listener, line
+from stepalign.events import Listener, line, silent
 from stepalign.storage.files import write_atomically, write_json
+from stepalign.verbs.configs import config_for_model
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    problems: str | Path,
+    out: str | Path,
+    recipe: str = "",
+    settings: Mapping[str, Any] | None = None,
+    listener: Listener = silent,
+) -> dict[str, Any]:
+    """Evaluate a model, as ``stepalign evaluate`` does; returns what OUT holds.
+
+    Args:
+        model: ``embedded:arithmetic``, a model folder, a Hub name, or a run folder.
+        problems: a JSONL file, or ``embedded:arithmetic`` for its test set.
+        out: JSON file for the numbers.
+        recipe: where prompts and sampling come from; the model's own run or the defaults when empty.
+        settings: dotted keys and their values, such as {"evaluation.num_samples": 4}.
+
+    Raises:
+        ConfigError, LockedError: as ``evaluate_model``.
+    """
+    config, _ = config_for_model(str(model), recipe, None, {})
+    config = changed(config, settings or {}, "settings")
+    return evaluate_model(config, str(problems), Path(out), listener)
 
 
 def evaluate_model(config: Config, problems: str, out: Path, listener: Listener) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,23 @@ from stepalign.training.loop import Progress
 from stepalign.verbs.checks import Inputs, run_checks
 
 
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """A finished run: its folder, and what it has done."""
+
+    folder: Path
+    steps: int
+    rollouts: int
+    tokens: int
+    """Completion tokens sampled for training."""
+    warnings: tuple[str, ...]
+
+    @property
+    def weights(self) -> Path:
+        """The last weights, in Hugging Face layout."""
+        return self.folder / "final"
+
+
 def train(
     recipe: str | Path,
     overrides: Mapping[str, Any] | None = None,
@@ -28,7 +46,7 @@ def train(
     out: str | Path,
     resume: bool = False,
     listener: Listener = silent,
-) -> Progress:
+) -> TrainedRun:
     """Train a recipe, as ``stepalign train`` does.
 
     Args:
@@ -37,14 +55,12 @@ def train(
         out: the run folder; docs/formats.md says what it holds afterwards.
         resume: continue from the newest checkpoint in it.
 
-    Returns:
-        What the run has done.
-
     Raises:
         ConfigError, EndpointError, LockedError: as ``train_config``.
     """
     config = changed(load_config(str(recipe)), overrides or {}, "overrides")
-    return train_config(config, Path(out), resume=resume, listener=listener, stop=StopRequest())
+    done = train_config(config, Path(out), resume=resume, listener=listener, stop=StopRequest())
+    return TrainedRun(Path(out), done.step, done.num_rollouts, done.num_tokens, tuple(done.warnings))
 
 
 def train_config(config: Config, out: Path, *, resume: bool, listener: Listener, stop: StopRequest) -> Progress:
