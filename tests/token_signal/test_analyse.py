@@ -29,9 +29,7 @@ def test_every_token_has_one_place(collected) -> None:
     wrong = 0
     attempts, _ = attempts_under(rollouts, ["step_aligned"])
     assert len(attempts) == len(rollouts)
-    for one in analyse_attempts(
-        session.solver, session.prompts, attempts, temperature=1.0, top_k=0, wrong_result=probe
-    ):
+    for one in analyse_attempts(session.solver, session.prompts, attempts, temperature=1.0, top_k=0, truth=probe):
         attempt = one.subject.attempt
         truth = truth_of(one.scored)
         assert truth.right or truth.wrong_step
@@ -62,7 +60,7 @@ def test_the_step_aligned_signal_is_on_the_wrong_result(collected) -> None:
         num_shown=6,
         top_k=2,
         model_name="embedded",
-        wrong_result=find_truth(session.config, session.solver),
+        truth=find_truth(session.config, session.solver),
     )
     numbers = {e["context"]: {n["name"]: n["value"] for n in e["numbers"]} for e in found["localisation"]}
     aligned, reference, verdict = (numbers[name] for name in ("step_aligned", "reference", "verdict"))

@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 
     from stepalign.critics import Critic
 
-Truth = Callable[[Attempt, Sequence[int]], tuple[int, int] | None]
-"""(attempt, its token ids) -> (index of the token that states its first wrong value, id of the right one), or None."""
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a program knows about the tokens of an attempt."""
+
+    wrong_result: Callable[[Attempt, Sequence[int]], tuple[int, int] | None]
+    """(attempt, its token ids) -> (index of the token that states its first wrong value, id of the right one)."""
+    result_of: Callable[[Sequence[int]], int | None]
+    """Indices of the visible tokens of one step -> that of the token with its result, None where there is none."""
 
 
 def load_file(source: str, data: DataSection, name: str, limit: int | None) -> ProblemSet:
@@ -57,7 +64,7 @@ class Domain:
     knows: Callable[[Problem], bool] = lambda problem: True
     """Whether that program can judge attempts at a problem."""
     truth: Callable[[PreTrainedTokenizerBase], Truth] | None = None
-    """Says where attempts first go wrong, where a program knows."""
+    """What a program knows about attempts, in the tokens of a solver."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Packaged prompt -> the template that takes its place for problems of this domain."""
     environment: Callable[..., Any] | None = None

@@ -136,7 +136,7 @@ class SampleMaker:
             policy_weight=weights.policy_weight,
             magnitude_mixing=weights.magnitude_mixing,
             entropy_damping=weights.entropy_damping,
-            probe=self.truth(rollout.attempt, completion.ids) if self.truth else None,
+            probe=self.truth.wrong_result(rollout.attempt, completion.ids) if self.truth else None,
         )
 
 

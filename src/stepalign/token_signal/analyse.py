@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from stepalign.domains.domain import Truth
 from stepalign.events import Listener, progress, silent
 from stepalign.feedback import designs
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder, TeacherPrompt, decode, decode_with_spans, unknown_id
 from stepalign.records import Attempt, Critique, Rollout
-from stepalign.token_signal.marks import Labels, WrongResult, mark_steps
+from stepalign.token_signal.marks import Labels, mark_steps
 from stepalign.token_signal.score import Scores, ScoringJob, SideScores, score
 from stepalign.token_signal.summary import CASES, header, summarise
 from stepalign.token_signal.table import DIGITS, LEAST_ALTERNATIVE, ScoredCompletion, TokenTable
@@ -67,7 +68,7 @@ def analyse(
     num_shown: int,
     top_k: int,
     model_name: str,
-    wrong_result: WrongResult | None = None,
+    truth: Truth | None = None,
     more_critiques: Sequence[Critique] = (),
     listener: Listener = silent,
 ) -> dict[str, Any]:
@@ -80,9 +81,7 @@ def analyse(
     """
     attempts, _ = attempts_under(rollouts, contexts, more_critiques)
     found: list[ScoredCompletion] = []
-    for one in analyse_attempts(
-        solver, prompts, attempts, temperature=temperature, top_k=top_k, wrong_result=wrong_result
-    ):
+    for one in analyse_attempts(solver, prompts, attempts, temperature=temperature, top_k=top_k, truth=truth):
         found.append(one.scored)
         listener(progress("scoring", len(found), len(attempts)))
     labels = {name: designs.find_design(name).label for name in contexts}
@@ -134,7 +133,7 @@ def analyse_attempts(
     *,
     temperature: float,
     top_k: int,
-    wrong_result: WrongResult | None = None,
+    truth: Truth | None = None,
     max_micro_batch_tokens: int = 16384,
 ) -> Iterator[Analysed]:
     """Score attempts and describe them, in order, with bounded memory.
@@ -166,7 +165,7 @@ def analyse_attempts(
         solver, jobs(), temperature=temperature, top_k=top_k, max_micro_batch_tokens=max_micro_batch_tokens
     ):
         subject, teachers = waiting.pop(0)
-        yield Analysed(subject, _lay_out(solver, subject, scores, teachers, name_of, wrong_result), scores)
+        yield Analysed(subject, _lay_out(solver, subject, scores, teachers, name_of, truth), scores)
 
 
 def _lay_out(
@@ -175,12 +174,12 @@ def _lay_out(
     scores: Scores,
     teachers: Mapping[str, TeacherPrompt],
     name_of: Callable[[int], str],
-    wrong_result: WrongResult | None,
+    truth: Truth | None,
 ) -> ScoredCompletion:
     attempt, critique, ids = subject.attempt, subject.critique, subject.ids
     text, spans = (attempt.text, subject.spans) if subject.spans else decode_with_spans(solver.tokenizer, ids)
     marks = mark_steps(
-        attempt, ids, text, spans, critique=critique, labels=subject.labels, wrong_result=wrong_result
+        attempt, ids, text, spans, critique=critique, labels=subject.labels, truth=truth
     )  # fmt: skip
     tokens = [text[a:b] or str(solver.tokenizer.convert_ids_to_tokens(i)) for (a, b), i in zip(spans, ids, strict=True)]
     unknown = unknown_id(solver.tokenizer)

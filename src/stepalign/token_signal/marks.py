@@ -7,21 +7,19 @@ program that knows the truth, or a model), or the alignment of a critique with t
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from stepalign.domains.domain import Truth
 from stepalign.errors import ConfigError
 from stepalign.feedback.alignment import align
 from stepalign.feedback.steps import split_steps
 from stepalign.models.prompts import tokens_to_steps
 from stepalign.records import Attempt, Critique, Step
 from stepalign.token_signal.table import MarkedStep
-
-WrongResult = Callable[[Attempt, Sequence[int]], tuple[int, int] | None]
-"""Where the truth is known: (position of the token with the first wrong result, id of the right one)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +49,7 @@ def mark_steps(
     *,
     critique: Critique | None = None,
     labels: Labels,
-    wrong_result: WrongResult | None = None,
+    truth: Truth | None = None,
 ) -> Marks:
     """Cut an attempt into steps and say what is known of each.
 
@@ -69,14 +67,16 @@ def mark_steps(
     visible = np.array([end > start for start, end in spans], dtype=bool)
     inside = [np.flatnonzero((owner == index) & visible).tolist() for index in range(len(steps))]
     wrong_tokens = [i for i, (a, b) in enumerate(spans) if passage and a < passage[1] and b > max(a, passage[0])]
-    found = wrong_result(attempt, ids) if wrong_result and wrong is not None and wrong < len(steps) else None
+    found = truth.wrong_result(attempt, ids) if truth and wrong is not None and wrong < len(steps) else None
     if not wrong_tokens and found is not None and wrong is not None and found[0] in inside[wrong]:
         wrong_tokens = [found[0]]
+    known = {token for tokens in inside[:wrong] for token in tokens} | set(wrong_tokens)
+    results = {truth.result_of(tokens) for tokens in inside} if truth else set()
     return Marks(
         steps=[_marked(step, index, wrong) for index, step in enumerate(steps)],
         step=owner,
         wrong_tokens=wrong_tokens,
-        result_tokens=_results(inside, inside[:wrong], wrong_tokens) if wrong_result else [],
+        result_tokens=sorted(known & results),
     )
 
 
@@ -132,9 +132,3 @@ def _passage(text: str, labels: Labels, attempt: Attempt) -> tuple[int, int] | N
             hint="quote the wrong passage exactly as the solver's tokens spell it",
         )
     return start, start + len(labels.wrong_text)
-
-
-def _results(inside: list[list[int]], right: list[list[int]], wrong_tokens: list[int]) -> list[int]:
-    """In the embedded task every step is seven words and the sixth is its result."""
-    known = {token for tokens in right for token in tokens} | set(wrong_tokens)
-    return sorted({tokens[5] for tokens in inside if len(tokens) == 7} & known)

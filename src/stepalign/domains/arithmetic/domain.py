@@ -42,11 +42,11 @@ def _is_chain(problem: Problem) -> bool:
 
 
 def find_truth(tokenizer: PreTrainedTokenizerBase) -> Truth:
-    """Says where an attempt states its first wrong result, and the id of the right one."""
+    """Where an attempt states its first wrong result, and its results: the sixth of the seven words of a step."""
     vocabulary = tokenizer.get_vocab()
     values = {value: vocabulary.get(str(value)) for value in range(MODULUS)}
 
-    def truth(attempt: Attempt, ids: Sequence[int]) -> tuple[int, int] | None:
+    def wrong_result(attempt: Attempt, ids: Sequence[int]) -> tuple[int, int] | None:
         found = diagnose(attempt.problem.question, attempt.text)
         if found.correction is None:
             return None
@@ -60,7 +60,7 @@ def find_truth(tokenizer: PreTrainedTokenizerBase) -> Truth:
         meant = values[right.result]
         return (position, meant) if meant is not None and stated == values[wrong.result] else None
 
-    return truth
+    return Truth(wrong_result, lambda step: step[5] if len(step) == 7 else None)
 
 
 ARITHMETIC = Domain(name="arithmetic", source=EMBEDDED, load=_load, critic=_critic, knows=_is_chain, truth=find_truth)

@@ -34,7 +34,7 @@ def write_signal(config: Config, out: Path, listener: Listener = silent) -> Path
             num_shown=config.signal.num_shown,
             top_k=config.signal.top_k,
             model_name=config.model.path,
-            wrong_result=find_truth(config, session.solver),
+            truth=find_truth(config, session.solver),
             more_critiques=more_critiques(
                 config,
                 out,

@@ -17,6 +17,7 @@ import numpy as np
 
 from stepalign.config import Config
 from stepalign.critics import RUN_FILES
+from stepalign.domains.domain import Truth
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Listener, progress, silent
 from stepalign.models.load import Solver, find_model
@@ -28,7 +29,6 @@ from stepalign.storage.fingerprint import sha256, sha256_of_file
 from stepalign.storage.run_folder import RunFolder
 from stepalign.token_signal.analyse import Analysed, AttemptInContexts, analyse_attempts
 from stepalign.token_signal.files import PAGE_DATA, RECORDS, read_completions
-from stepalign.token_signal.marks import WrongResult
 from stepalign.token_signal.score import ContextScores, windows
 from stepalign.token_signal.summary import header, summarise
 from stepalign.token_signal.table import to_rows
@@ -49,7 +49,7 @@ def write_signal_folder(
     source: Mapping[str, Any],
     labels: Mapping[str, str],
     prompts_from: str,
-    wrong_result: WrongResult | None = None,
+    truth: Truth | None = None,
     total: int = 0,
     listener: Listener = silent,
 ) -> Path:
@@ -87,7 +87,7 @@ def write_signal_folder(
                     shard,
                     temperature=temperature,
                     top_k=config.signal.top_k,
-                    wrong_result=wrong_result,
+                    truth=truth,
                     max_micro_batch_tokens=config.training.max_micro_batch_tokens,
                 )
                 analysed = list(scored)

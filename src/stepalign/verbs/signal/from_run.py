@@ -126,7 +126,7 @@ def analyse_run(
             source={"name": str(run), "contexts": list(names), "num": num},
             labels={n: designs.find_design(n).label for n in names if sum(left_out[n].values()) < len(rollouts)},
             prompts_from=str(run / "config.toml"),
-            wrong_result=find_truth(config, session.solver),
+            truth=find_truth(config, session.solver),
             total=len(attempts),
             listener=listener,
         )
