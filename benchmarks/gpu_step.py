@@ -220,9 +220,8 @@ def our_step(model: Any, size: Size, row: Row) -> Step:
     objective = ObjectiveSection(divergence="forward_kl")
     learner = Learner(Solver(model, None), objective, training, temperature=TEMPERATURE)  # type: ignore[arg-type]
     teacher = Teacher(model, objective.teacher)
-    for name, value in teacher.values.items():  # the initial adapters do nothing, as if switched off
-        if "lora_B" in name:
-            value.zero_()
+    # The initial adapters add nothing, as if switched off.
+    teacher.load({name: value * ("lora_B" not in name) for name, value in teacher.state().items()})
     return lambda samples: learner.update(samples, teacher, 0)["loss"]
 
 

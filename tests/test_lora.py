@@ -14,12 +14,13 @@ pytest.importorskip("peft", reason="the extra `lora` is not installed")
 
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from stepalign.build import open_session
 from stepalign.config import Config, changed, load_config
 from stepalign.domains.arithmetic.task import EMBEDDED
 from stepalign.events import silent
-from stepalign.models.load import load_solver
+from stepalign.models.load import Solver, load_solver
 from stepalign.models.scoring import completion_hidden
 from stepalign.records import Sample
 from stepalign.stopping import StopRequest
@@ -120,6 +121,33 @@ def test_the_teachers_pass_keeps_no_gradient_memory(config: Config) -> None:
         learner.update([sample], Teacher(session.solver.model, config.objective.teacher), 0)
     assert during_teacher == [0]
     assert len(kept) > 10  # the student's pass does
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_initial_adapters_are_switched_off_and_not_multiplied(config: Config, dtype: str) -> None:
+    """Until a loaded teacher holds others. Afterwards the student's are as they were, and train."""
+    model = open_session(changed(config, {"model.dtype": dtype})).solver.model
+    solver = Solver(model, None)  # type: ignore[arg-type]
+    teacher = Teacher(model, config.objective.teacher, keeps_reference=True)
+    sequence = [((2, 30, 9, 12, 3), (10, 20, 30, 40))]
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as multiplying:
+            multiplied = completion_hidden(solver, sequence)  # by adapters that add 0
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(1.0)
+        for place in (teacher.in_place, teacher.reference_in_place):
+            with FlopCounterMode(display=False) as switched, place(model):
+                assert torch.equal(completion_hidden(solver, sequence), multiplied)
+            assert switched.get_total_flops() < multiplying.get_total_flops()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert trained.keys() == teacher.values.keys()
+    assert all(torch.equal(p, teacher.values[name] + 1.0) for name, p in trained.items())
+
+    state = {name: value + 0.5 for name, value in teacher.state().items()}
+    teacher.load(state)
+    with torch.no_grad(), teacher.in_place(model):
+        assert all(torch.equal(p, state[name]) for name, p in trained.items())
+        assert not torch.equal(completion_hidden(solver, sequence), multiplied)
 
 
 class Products(TorchDispatchMode):

@@ -45,6 +45,7 @@ class Teacher:
         }[section.weights]()
         self.reference: Weights = first if keeps_reference else {}
         """The very tensors of ``values`` where the self-teacher does not move, so that there is one copy of both."""
+        self._first, self._first_is_off = first, _add_nothing(first)
 
     @property
     def live_share(self) -> float:
@@ -53,11 +54,16 @@ class Teacher:
 
     def in_place(self, model: torch.nn.Module) -> AbstractContextManager[Keep]:
         """Inside the block the model computes with the self-teacher's weights. Use under ``torch.no_grad``."""
-        return _in_place(model, self.values)
+        return self._placed(model, self.values)
 
     def reference_in_place(self, model: torch.nn.Module) -> AbstractContextManager[Keep]:
         """Inside the block the model computes with the reference's weights. Use under ``torch.no_grad``."""
-        return _in_place(model, self.reference)
+        return self._placed(model, self.reference)
+
+    def _placed(self, model: Any, values: Weights) -> AbstractContextManager[Keep]:
+        if values is self._first and self._first_is_off and not any(_shards(model)):
+            return _adapters_off(model)
+        return _in_place(model, values)
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module) -> None:
@@ -80,6 +86,20 @@ class Teacher:
             raise ValueError("the saved teacher has other parameters than this model")
         for name, value in state.items():
             own[name].copy_(value)
+        self._first_is_off = _add_nothing(self._first)
+
+
+def _add_nothing(values: Weights) -> bool:
+    """Whether these are LoRA adapters B A with B = 0, as they are at first: switched off they do the same."""
+    outer = [value for name, value in values.items() if "lora_B." in name]
+    plain = all("lora_A." in name or "lora_B." in name for name in values)
+    return bool(outer) and plain and not any(value.any() for value in outer)
+
+
+@contextmanager
+def _adapters_off(model: Any) -> Iterator[Keep]:
+    with model.disable_adapter():
+        yield torch.Tensor.detach
 
 
 @contextmanager
