@@ -83,3 +83,40 @@ def test_a_name_that_cannot_be_loaded_is_told_apart_from_a_folder_without_tokeni
             (bare / file.name).write_bytes(file.read_bytes())
     with pytest.raises(ConfigError, match="save it beside the weights"):
         load_solver(str(bare))
+
+
+def test_device_and_dtype_are_chosen_where_a_recipe_leaves_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from stepalign.models.load import choose
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose("auto", "auto") == ("cpu", "float32")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert choose("auto", "auto") == ("cuda", "bfloat16")
+    assert choose("cpu", "auto") == ("cpu", "float32")
+    assert choose("auto", "float32") == ("cuda", "float32")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert choose("auto", "auto") == ("cuda", "float32")
+
+
+def test_what_was_asked_for_is_in_the_recipe_and_what_was_chosen_on_one_line_and_in_the_summary(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    import json
+
+    from stepalign.events import Event
+    from stepalign.stopping import StopRequest
+    from stepalign.verbs.train import train_config
+
+    heard: list[Event] = []
+    config = load_config(str(write_recipe(training__max_steps=0)))
+    train_config(config, tmp_path / "run", resume=False, listener=heard.append, stop=StopRequest())
+    told = [event.text for event in heard if event.text.startswith("solver ")]
+    assert len(told) == 1
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert told[0] == f"solver {config.model.path} on {summary['device']} in {summary['dtype']}"
+    kept = load_config(str(tmp_path / "run" / "config.toml")).model
+    assert (kept.device, kept.dtype) == ("auto", "auto")
