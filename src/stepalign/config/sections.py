@@ -1,0 +1,135 @@
+"""The keys of critic and guards: who writes the feedback, what is done with its faults, what stops a run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A table of a recipe: frozen, and closed to keys that nothing reads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+Policy = Literal["use", "mask", "fall_back", "retry"]
+UnusablePolicy = Literal["mask", "fall_back", "retry"]
+
+
+class PoliciesSection(Section):
+    """What is done with a critique that has a finding (``feedback/findings.py`` says what each one means).
+
+    ``use`` it all the same, ``mask`` the rollout, ``fall_back`` to the reference solution (masked where there is none),
+    ``retry`` with the finding named, at most ``critic.retries`` times. Of several findings the strictest policy wins.
+    Unset: a served critic's usable critiques are masked for the first three findings and used for the rest; those of a
+    programmatic critic are used, since they are as faulty as the recipe asks.
+    """
+
+    quotes_wrong_step: Policy | None = None
+    """States the wrong step, or its result, again. Unset: mask."""
+    wrong_answer: Policy | None = None
+    """The corrected trace ends in a wrong answer. Unset: mask."""
+    misses_error: Policy | None = None
+    """Reproduces a wrong attempt as if it were right. Unset: mask."""
+    invents_error: Policy | None = None
+    """Corrects a step of a right attempt. Unset: use."""
+    full_solution: Policy | None = None
+    """Keeps nothing of the attempt. Unset: use."""
+    not_verbatim: Policy | None = None
+    """Rewords steps that are right. Unset: use."""
+    missing_steps: Policy | None = None
+    """Leaves out steps that are right. Unset: use."""
+    truncated: UnusablePolicy | None = None
+    """Cut at the token limit. Unset, as for all that follow: mask."""
+    no_steps: UnusablePolicy | None = None
+    """No step-tagged trace."""
+    empty: UnusablePolicy | None = None
+    """Empty, or nothing but thinking."""
+    malformed: UnusablePolicy | None = None
+    """Not in the form asked for in another way."""
+    failed: UnusablePolicy | None = None
+    """No reply came."""
+
+
+class QualitySection(Section):
+    """How faulty the programmatic critic is: the probability of each fault, drawn for each rollout by itself."""
+
+    misses: float = Field(default=0.0, ge=0, le=1)
+    """A wrong step is overlooked: the attempt is reproduced as if it were right."""
+    invents: float = Field(default=0.0, ge=0, le=1)
+    """A right step is replaced by a wrong one, and the rest follows from it."""
+    quotes_wrong: float = Field(default=0.0, ge=0, le=1)
+    """The wrong step stands in front of its correction."""
+    wrong_style: float = Field(default=0.0, ge=0, le=1)
+    """Written in the words of the reference solutions' author."""
+
+
+class CriticSection(Section):
+    """Who writes the feedback."""
+
+    kind: Literal["programmatic", "endpoint"] = "programmatic"
+    quality: QualitySection = QualitySection()
+    """Programmatic critic only: {misses = 0.1, invents = 0.0, quotes_wrong = 0.2, wrong_style = 0.0}."""
+    base_urls: tuple[str, ...] = ("http://127.0.0.1:8000/v1",)
+    """OpenAI-compatible addresses."""
+    model: str = ""
+    api_key_env: str = ""
+    """Name of the environment variable with the key, where the server needs one; the key is never written anywhere."""
+    sees: Literal["nothing", "answer", "solution"] = "answer"
+    """What the critic is shown besides the problem and the attempt."""
+    temperature: float = Field(default=0.0, ge=0)
+    max_tokens: int = Field(default=4096, ge=1)
+    concurrency: int = Field(default=16, ge=1)
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds for a critique with all its attempts."""
+    attempt_timeout: float = Field(default=120.0, gt=0)
+    """Seconds for one attempt."""
+    cache: str = ""
+    """sqlite file shared by runs; "" keeps one in the run folder (the comparison folder under ``compare``)."""
+    cache_only: bool = False
+    """Replay: never call the endpoint."""
+    structured: bool = False
+    """Ask for JSON through the server's guided decoding instead of tagged text."""
+    token_budget: int | None = Field(default=None, ge=1)
+    """Prompt and completion tokens, paid for in this run, after which no more critiques are asked for: the run saves
+    itself, stops, and says how to go on."""
+    cost_budget: float | None = Field(default=None, gt=0)
+    """The same for their cost, in the currency of ``prices``."""
+    prices: dict[str, float] = Field(default_factory=dict)
+    """Cost per million tokens, {prompt = ..., completion = ...}; enters the ledger."""
+    policies: PoliciesSection = PoliciesSection()
+    retries: int = Field(default=1, ge=0)
+    """How often a critique is asked for again under the policy ``retry``."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether critiques are looked at: not those of a program, which knows the error, unless policies are named."""
+        return self.kind != "programmatic" or any(self.policies.model_dump().values())
+
+
+class GuardsSection(Section):
+    """Signs that a run decays: they warn with the reason, and stop the run if asked."""
+
+    window: int = Field(default=10, ge=2)
+    """Steps that are averaged before they are compared with the best window so far."""
+    reward_drop: float = Field(default=0.15, gt=0)
+    """Fall of the rollout pass rate below its best window; losing half of a low rate counts as well."""
+    entropy_factor: float = Field(default=2.5, gt=1)
+    """Growth of the student's or the self-teacher's entropy over its first window."""
+    entropy_floor: float = Field(default=0.1, ge=0, lt=1)
+    """Share of its first window under which the student's entropy may not fall unless the pass rate has risen."""
+    masked: float = Field(default=0.5, gt=0, le=1)
+    """Share of a window's samples that may be masked."""
+    truncated: float = Field(default=0.5, gt=0, le=1)
+    """Share of a window's completions that may be cut at the length limit."""
+    length_factor: float = Field(default=2.5, gt=1)
+    """Growth or shrinking of the mean completion length over its first window, unless the pass rate has risen."""
+    repetitive: float = Field(default=0.2, gt=0, le=1)
+    """Share of a window's completions that may repeat themselves at their end."""
+    hedge_share: float = Field(default=0.3, ge=0, lt=1)
+    """Share of its first window under which hedge words per completion may not fall."""
+    distinct_share: float = Field(default=0.5, ge=0, lt=1)
+    """Share of its first window under which the different answers of a group may not fall unless the pass rate rose."""
+    stop: bool = False
+    """Stop the run, saved, at the first warning; --resume goes on all the same."""
