@@ -308,7 +308,7 @@ def make_critic(
     form, section = forms[0], config.critic
     if section.kind == "programmatic":
         return make_programmatic_critic(config.data, section, form, config.training.seed)
-    from stepalign.critics.endpoint import open_endpoint_critic
+    from stepalign.critics.served import open_endpoint_critic
 
     files = {"cache_folder": folder, "ledger_folder": ledger_folder}
     return open_endpoint_critic(section, prompt=config.prompts.critic, form=form, **files, listener=listener)

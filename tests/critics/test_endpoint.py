@@ -106,7 +106,7 @@ def test_thirty_percent_faults_lose_and_swap_nothing(serve: Serve, make: Make, t
     rng = random.Random(0)
     assert len(ELEVEN) == 11
     server = serve(lambda text, asked: rng.choice(ELEVEN) if rng.random() < 0.3 else "ok")
-    critic = make(server, cache_path=tmp_path / "cache.db", concurrency=32, attempt_timeout=1.2)
+    critic = make(server, cache_path=tmp_path / "cache.db", concurrency=32, attempt_timeout=2.5)
     critiques = ask(critic, requests(1000))
     assert all(critique.status == "ok" and belongs(critique, n) for n, critique in enumerate(critiques))
     assert len({critique.rollout_id for critique in critiques}) == 1000

@@ -16,7 +16,7 @@ from typing import Any
 Script = Callable[[str, int], str]
 """(user message, how often it was asked before) -> name of a behaviour."""
 
-HANG_SECONDS = 1.5
+HANG_SECONDS = 3.0
 
 
 def reply_to(text: str) -> str:

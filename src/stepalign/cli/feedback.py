@@ -34,7 +34,7 @@ def critique(
     resume: ResumeOption = False,
 ) -> None:
     """Ask a critic about stored attempts and say what is wrong with its critiques: a linter for feedback."""
-    from stepalign.critics.chat import served_model
+    from stepalign.critics.served import served_model
     from stepalign.report.critiques import critique_lines
     from stepalign.verbs.attempts import read_attempts
     from stepalign.verbs.critique import critique_rollouts

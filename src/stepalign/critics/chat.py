@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import openai
 
-from stepalign.config import CriticSection
 from stepalign.errors import ConfigError, EndpointError
 
 _CONNECT_SECONDS = 5.0
@@ -217,21 +216,6 @@ def list_models(urls: Sequence[str], api_key_env: str) -> list[str]:
         return []
 
     return asyncio.run(ask())
-
-
-def served_model(section: CriticSection) -> str:
-    """The one model that the critic's servers offer, for a recipe that names none.
-
-    Raises:
-        ConfigError: they offer several, or have no list.
-        EndpointError: no address answers, or the key is refused.
-    """
-    found = list_models(section.base_urls, section.api_key_env)
-    if len(found) == 1:
-        return found[0]
-    what = f"the critic's server offers {len(found)} models" if found else "the critic's server lists no models"
-    known = f", one of {', '.join(found[:5])}" if found else ""
-    raise ConfigError(what, where=", ".join(map(redact_url, section.base_urls)), hint=f"--model NAME{known}")
 
 
 def read_reply(body: str) -> Reply | Fault:

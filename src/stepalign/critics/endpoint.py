@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stepalign.config import CriticSection
-from stepalign.critics import CACHE, LEDGER, critic_prompt
 from stepalign.critics.budget import Ledger
 from stepalign.critics.cache import ReplyCache, content_key, owner_name
 from stepalign.critics.chat import Fault, Reply, Server, read_key, redact_url, redacted, secrets_of
 from stepalign.critics.servers import RetryPolicy, Servers, Slots
 from stepalign.errors import ConfigError
-from stepalign.events import Listener, silent, warning
 from stepalign.feedback.critique import (
     CRITIQUE_SCHEMA,
     CUT,
@@ -64,48 +62,6 @@ class _Outcome:
     """Paid for by this call, over all its attempts."""
     completion_tokens: int = 0
     cached: bool = False
-
-
-def open_endpoint_critic(
-    section: CriticSection,
-    *,
-    prompt: str,
-    form: CritiqueForm = "trace",
-    cache_folder: Path | None = None,
-    ledger_folder: Path | None = None,
-    listener: Listener = silent,
-) -> EndpointCritic:
-    """The critic of a recipe, its servers checked.
-
-    Args:
-        prompt: the recipe's; see :func:`stepalign.critics.critic_prompt`.
-        form: the form of critique to write.
-        cache_folder: keeps the replies unless ``critic.cache`` names a file; without both nothing is kept.
-        ledger_folder: keeps the ledger; a budget then holds for all processes of a run.
-        listener: receives a warning when a server goes down, and when it answers again.
-
-    Raises:
-        ConfigError: no model, or a replay without a cache.
-        EndpointError: no address answers.
-    """
-    if not section.model:
-        raise ConfigError("critic.model is empty", hint="--set critic.model=NAME-ON-THE-SERVER")
-    if cache_folder is None:
-        section = section.model_copy(update={"cache_only": False})
-    critic = EndpointCritic(
-        section,
-        prompt=critic_prompt(prompt, form),
-        form=form,
-        cache_path=Path(section.cache) if section.cache else cache_folder and cache_folder / CACHE,
-        ledger_path=ledger_folder and ledger_folder / LEDGER,
-        announce=lambda text: listener(warning(text)),
-    )
-    try:
-        critic.check()
-    except BaseException:
-        critic.close()
-        raise
-    return critic
 
 
 class EndpointCritic:
@@ -236,8 +192,6 @@ class EndpointCritic:
             self.cache.close()
         self.ledger.close()
 
-    # --- one critique ---
-
     async def _critique(self, rollout_id: str, messages: list[dict[str, str]]) -> Critique:
         try:
             outcome = await self._outcome(messages)
@@ -348,13 +302,11 @@ class EndpointCritic:
 
     def _request_fields(self, messages: list[dict[str, str]], max_tokens: int) -> dict[str, Any]:
         fields: dict[str, Any] = {"model": self.name, "messages": messages, "max_tokens": max_tokens}
-        fields["temperature"] = self._section.temperature
+        fields |= {"temperature": self._section.temperature}
         if self._structured:
             schema = {"name": "critique", "schema": CRITIQUE_SCHEMA, "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         return fields
-
-    # --- records ---
 
     def _parse(self, reply: Reply) -> ParsedCritique:
         if self._form in ("hint", "comment"):

@@ -1,4 +1,4 @@
-"""A critic for a script or a notebook, without a recipe."""
+"""Critics behind servers: of a recipe, and of a script or a notebook."""
 
 from __future__ import annotations
 
@@ -6,10 +6,70 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stepalign.config import Config, changed
-from stepalign.critics import CRITIC_PROMPTS
+from stepalign.config import Config, CriticSection, changed
+from stepalign.critics import CACHE, CRITIC_PROMPTS, LEDGER, critic_prompt
+from stepalign.critics.chat import list_models, redact_url
 from stepalign.critics.endpoint import EndpointCritic
+from stepalign.errors import ConfigError
+from stepalign.events import Listener, silent, warning
 from stepalign.records import CritiqueForm
+
+
+def open_endpoint_critic(
+    section: CriticSection,
+    *,
+    prompt: str,
+    form: CritiqueForm = "trace",
+    cache_folder: Path | None = None,
+    ledger_folder: Path | None = None,
+    listener: Listener = silent,
+) -> EndpointCritic:
+    """The critic of a recipe, its servers checked.
+
+    Args:
+        prompt: the recipe's; see :func:`stepalign.critics.critic_prompt`.
+        form: the form of critique to write.
+        cache_folder: keeps the replies unless ``critic.cache`` names a file; without both nothing is kept.
+        ledger_folder: keeps the ledger; a budget then holds for all processes of a run.
+        listener: receives a warning when a server goes down, and when it answers again.
+
+    Raises:
+        ConfigError: no model, or a replay without a cache.
+        EndpointError: no address answers.
+    """
+    if not section.model:
+        raise ConfigError("critic.model is empty", hint="--set critic.model=NAME-ON-THE-SERVER")
+    if cache_folder is None:
+        section = section.model_copy(update={"cache_only": False})
+    critic = EndpointCritic(
+        section,
+        prompt=critic_prompt(prompt, form),
+        form=form,
+        cache_path=Path(section.cache) if section.cache else cache_folder and cache_folder / CACHE,
+        ledger_path=ledger_folder and ledger_folder / LEDGER,
+        announce=lambda text: listener(warning(text)),
+    )
+    try:
+        critic.check()
+    except BaseException:
+        critic.close()
+        raise
+    return critic
+
+
+def served_model(section: CriticSection) -> str:
+    """The one model that the critic's servers offer, for a recipe that names none.
+
+    Raises:
+        ConfigError: they offer several, or have no list.
+        EndpointError: no address answers, or the key is refused.
+    """
+    found = list_models(section.base_urls, section.api_key_env)
+    if len(found) == 1:
+        return found[0]
+    what = f"the critic's server offers {len(found)} models" if found else "the critic's server lists no models"
+    known = f", one of {', '.join(found[:5])}" if found else ""
+    raise ConfigError(what, where=", ".join(map(redact_url, section.base_urls)), hint=f"--model NAME{known}")
 
 
 def served_critic(

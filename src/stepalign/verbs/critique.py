@@ -98,7 +98,7 @@ def _progress(done: int, attempts: Attempts, found: Counter[str]) -> Event:
 def _open_critic(config: Config, attempts: Attempts, out: Path, listener: Listener) -> Critic:
     section, domain = config.critic, find_domain(config.data)
     if section.kind == "endpoint":
-        from stepalign.critics.endpoint import open_endpoint_critic
+        from stepalign.critics.served import open_endpoint_critic
 
         return open_endpoint_critic(
             section, prompt=config.prompts.critic, cache_folder=out, ledger_folder=out, listener=listener
