@@ -22,7 +22,7 @@ def evaluate(
     problems: str | Path,
     out: str | Path,
     recipe: str = "",
-    settings: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     listener: Listener = silent,
 ) -> dict[str, Any]:
     """Evaluate a model, as ``stepalign evaluate`` does; returns what OUT holds.
@@ -32,13 +32,13 @@ def evaluate(
         problems: a JSONL file, or ``embedded:arithmetic`` for its test set.
         out: JSON file for the numbers.
         recipe: where prompts and sampling come from; the model's own run or the defaults when empty.
-        settings: dotted keys and their values, such as {"evaluation.num_samples": 4}.
+        overrides: dotted keys and their values, such as {"evaluation.num_samples": 4}.
 
     Raises:
         ConfigError, LockedError: as ``evaluate_model``.
     """
     config, _ = config_for_model(str(model), recipe, None, {})
-    config = changed(config, settings or {}, "settings")
+    config = changed(config, overrides or {}, "overrides")
     return evaluate_model(config, str(problems), Path(out), listener)
 
 

@@ -1,0 +1,53 @@
+"""The face of the library: what ``import stepalign`` gives, and the page that shows it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stepalign
+
+PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "page"}
+    for number, block in enumerate(BLOCKS, 1):
+        exec(compile(block, f"{PAGE.name}, block {number}", "exec"), names)
+    assert (tmp_path / "runs" / "a" / "final").is_dir()
+    assert (tmp_path / "runs" / "a" / "test.json").is_file()
+
+
+def test_every_public_name_loads_and_is_on_the_page() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for name in stepalign.__all__:
+        assert getattr(stepalign, name) is not None
+        assert re.search(rf"`(?:sa\.)?{name}\b", text), f"{name} is not on the page"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = stepalign.nothing  # type: ignore[attr-defined]
+
+
+def test_the_import_loads_no_engine() -> None:
+    code = (
+        "import sys, stepalign; assert not {'torch', 'transformers', 'numpy', 'openai', 'pydantic'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("first", ["stepalign.verbs.compare", "stepalign.token_signal.table"])
+def test_no_module_hides_a_public_name(first: str) -> None:
+    """A package called like a public name would replace it in the namespace when something imports it."""
+    code = (
+        f"import {first}, stepalign, types; names = stepalign.__all__; "
+        "assert not [n for n in names if isinstance(getattr(stepalign, n), types.ModuleType)]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
