@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from stepalign.domains.math.notation import closing_bracket, depth, parse_number, split_sequence, split_top
-from stepalign.domains.math.units import currency_of, split_unit
+from stepalign.domains.math.units import currency_of, split_unit, words
 
 MAX_LENGTH = 512
 """Characters of an answer that are looked into; extraction cuts longer ones just above it."""
@@ -33,47 +33,32 @@ class Answer:
     """"B" of "(B) 12", a choice with its value; the rest of the answer is then "12"."""
 
 
+def _pairs(table: str) -> dict[str, str]:
+    """The table "A B, C D" as a mapping of A to B and of C to D; "A" alone goes to nothing, "\\x_" ends in a space."""
+    rows = (entry.split() for entry in table.split(" , "))
+    return {row[0]: "".join(row[1:]).replace("_", " ") for row in rows}
+
+
 _CHARACTERS = str.maketrans(
     {
         **dict.fromkeys("−–—﹣－", "-"),
         **dict.fromkeys("×·⋅∙", "\\times "),
         **dict.fromkeys("\u00a0\u2002\u2003\u2009\u200a\u202f\u3000\t\n\r", " "),
-        **{chr(ord("０") + digit): str(digit) for digit in range(10)},
-        **{"÷": "/", "⁄": "/", "∕": "/", "，": ",", "（": "(", "）": ")", "％": "%", "’": "'", "＝": "="},
-        **{
-            "π": "\\pi ",
-            "∞": "\\infty ",
-            "√": "\\sqrt ",
-            "≤": "\\le ",
-            "≥": "\\ge ",
-            "≠": "\\ne ",
-            "≈": "=",
-            "±": "\\pm ",
-            "…": "\\ldots ",
-        },
-        **{"∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "θ": "\\theta ", "α": "\\alpha "},
-        **{"°": "\\degree ", "²": "^{2}", "³": "^{3}", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}"},
+        **dict(zip("０１２３４５６７８９÷⁄∕，（）％’＝≈", "0123456789///,()%'==", strict=True)),
+        **_pairs(r"π \pi_ , ∞ \infty_ , √ \sqrt_ , ≤ \le_ , ≥ \ge_ , ≠ \ne_ , ± \pm_ , … \ldots_ , ∪ \cup_ , ∩ \cap_"),
+        **_pairs(r"∈ \in_ , ∅ \emptyset_ , θ \theta_ , α \alpha_ , ° \degree_ , ² ^{2} , ³ ^{3}"),
+        **_pairs(r"½ \frac{1}{2} , ¼ \frac{1}{4} , ¾ \frac{3}{4}"),
     }
 )
 _COMMANDS = {
-    **dict.fromkeys(("dfrac", "tfrac", "cfrac"), "\\frac"),
-    **dict.fromkeys(("left", "right", "displaystyle", "textstyle", "limits", "bigl", "bigr", "Bigl", "Bigr"), ""),
-    **dict.fromkeys(("big", "Big", "bigg", "Bigg", "mathopen", "mathclose"), ""),
-    **dict.fromkeys(("dots", "cdots", "dotsc", "dotsb"), "\\ldots"),
-    **dict.fromkeys(("quad", "qquad", "enspace", "thinspace"), " "),
-    **{"leq": "\\le", "geq": "\\ge", "leqslant": "\\le", "geqslant": "\\ge", "lt": "<", "gt": ">", "neq": "\\ne"},
-    **{"cdot": "\\times", "ast": "\\times", "div": "/", "lbrace": "\\{", "rbrace": "\\}", "langle": "(", "rangle": ")"},
-    **{
-        "lbrack": "[",
-        "rbrack": "]",
-        "varnothing": "\\emptyset",
-        "circ": "\\degree",
-        "approx": "=",
-        "simeq": "=",
-        "euro": "€",
-        "pounds": "£",
-        "percent": "%",
-    },
+    **dict.fromkeys(words("dfrac tfrac cfrac"), "\\frac"),
+    **dict.fromkeys(words("left right displaystyle textstyle limits mathopen mathclose"), ""),
+    **dict.fromkeys(words("bigl bigr Bigl Bigr big Big bigg Bigg"), ""),
+    **dict.fromkeys(words("dots cdots dotsc dotsb"), "\\ldots"),
+    **dict.fromkeys(words("quad qquad enspace thinspace"), " "),
+    **_pairs(r"leq \le , geq \ge , leqslant \le , geqslant \ge , lt < , gt > , neq \ne , approx = , simeq = , div /"),
+    **_pairs(r"cdot \times , ast \times , lbrace \{ , rbrace \} , langle ( , rangle ) , lbrack [ , rbrack ]"),
+    **_pairs(r"varnothing \emptyset , circ \degree , euro € , pounds £ , percent %"),
 }
 _TEXT_COMMANDS = (
     "text|textbf|textit|textrm|textnormal|textsf|texttt|emph|underline|mbox|mathrm|mathbf|mathit|mathsf|boldsymbol|bm"
@@ -111,18 +96,15 @@ _LEADING_PLUS = re.compile(r"(?:^|(?<=[=({,]))\+")
 _ARTICLE = re.compile(r"(?:an?|the) (?=.{3})")
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{([A-Za-z]{1,16})\}")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+"""Characters that no one can see: a text with one is never taken for an answer."""
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_FUNCTIONS = _words(
+_FUNCTIONS = words(
     "frac sqrt sin cos tan cot sec csc log exp arcsin arccos arctan sinh cosh tanh max min gcd lcm mod infty "
     "pmatrix begin end binom"
 )
-_SHORT_WORDS = _words(
+_SHORT_WORDS = words(
     "is or no of to in at by if it we so as an on up go the and not yes are was for but all any one two six ten "
     "odd may can got had has our its you"
 )
@@ -183,22 +165,17 @@ def normal_form(answer: str) -> Answer:
         text = _DEGREE.sub(r"\\pi/180", text)
     elif degree := _DEGREE.search(text):
         text, unit = _DEGREE.sub("", text), _DEGREE_UNITS[degree["scale"] or ""]
-    text, named_unit = split_unit(text, _read_number)
+    text, named_unit = split_unit(text, lambda head: parse_number(_tidy(head)))
     text = _tidy(text)
     return Answer(text, named_unit or unit, parse_number(text))
-
-
-def has_control_characters(answer: str) -> bool:
-    """Whether an answer holds characters that no one can see: such a text is never taken for an answer."""
-    return _CONTROL.search(answer) is not None
 
 
 def is_prose(text: str) -> bool:
     """Whether a normal form holds words, so that reading it as mathematics would only pick numbers out of it."""
     if re.search(r"\d \d", text):
         return True
-    words = (word.group() for word in _WORD.finditer(_ENVIRONMENT.sub("", text)))
-    return any(word in _SHORT_WORDS or (len(word) > 3 and word not in _FUNCTIONS) for word in words)
+    found = _WORD.findall(_ENVIRONMENT.sub("", text))
+    return any(word in _SHORT_WORDS or (len(word) > 3 and word not in _FUNCTIONS) for word in found)
 
 
 def _plain_command(match: re.Match[str]) -> str:
@@ -209,10 +186,6 @@ def _plain_command(match: re.Match[str]) -> str:
     if name:
         return _COMMANDS.get(name, match.group())
     return "" if negative_space else " "
-
-
-def _read_number(text: str) -> Fraction | None:
-    return parse_number(_tidy(text))
 
 
 def _quoted(match: re.Match[str]) -> str:
@@ -263,10 +236,8 @@ def _both_signs(text: str) -> str:
     is_set = text.startswith("\\{") and text.endswith("\\}")
     items: list[str] = []
     for item in split_top(text[2:-2] if is_set else text, ","):
-        if re.search(r"\\pm(?![A-Za-z])", item):
-            items += [_with_signs(item, "+", "-"), _with_signs(item, "-", "+")]
-        else:
-            items.append(item)
+        signs = ("+-", "-+") if re.search(r"\\pm(?![A-Za-z])", item) else ()
+        items += [_with_signs(item, *pm_and_mp) for pm_and_mp in signs] or [item]
     return f"\\{{{','.join(items)}\\}}" if is_set else ",".join(items)
 
 

@@ -12,12 +12,12 @@ import importlib
 import json
 import os
 import queue
-import selectors
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -84,11 +84,8 @@ class ChildPool:
 
     def check(self) -> None:
         """Start a child now. Raises GraderError for a wrong import path."""
-        probe = _Child(self._config)
-        try:
+        with contextlib.closing(_Child(self._config)) as probe:
             probe.wait_until_ready()
-        finally:
-            probe.stop()
 
     def close(self) -> None:
         with self._lock:
@@ -98,7 +95,7 @@ class ChildPool:
 
 
 class _Child:
-    """One child process and the pipe to it: a JSON line out, a JSON line back."""
+    """One child process and the socket to it: a JSON line out, a JSON line back."""
 
     def __init__(self, config: GraderConfig) -> None:
         self._config = config
@@ -106,86 +103,73 @@ class _Child:
 
     def ask(self, text: str, expected: str) -> Grade:
         self.wait_until_ready()
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps([text, expected]).encode() + b"\n")
-            self._process.stdin.flush()
+            self._socket.sendall(json.dumps([text, expected]).encode() + b"\n")
             reply = self._read(_WALL_FACTOR * self._config.seconds)
-        except (BrokenPipeError, TimeoutError):
+        except OSError:  # it ended, or takes no input
             reply = None
         if reply is None:
             reason = self._end()
             self._start()  # now, not at the next answer: it imports while the caller goes on
             return undecided(reason)
         if reply["exits"]:
-            self.stop()
+            self.close()
             self._start()
         return Grade(**reply["grade"])
 
     def wait_until_ready(self) -> None:
         if self._ready:
             return
-        try:
-            reply = self._read(_START_SECONDS)
-        except TimeoutError:
-            reply = None
+        reply = self._read(_START_SECONDS)
         if reply is None or reply["error"]:
-            self.stop()
+            self.close()
             hint = reply["error"] if reply else "The process ended at its start; does memory_bytes suffice?"
             raise GraderError(self._config.argument or self._config.function or "math-verify", hint)
         self._ready = True
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
+        self._replies.close()
+        self._socket.close()
 
     def _start(self) -> None:
         # A new interpreter, not a fork: the parent may hold a GPU, threads and gigabytes. The fixed hash seed keeps
         # the order in which sympy tries its rules, and so the verdict, the same in every process. Modules are found
         # as in this process, and last in the current folder.
         code = _CHILD.format(path=[*sys.path, os.getcwd()], config=asdict(self._config))
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
-        )
+        self._socket, its_end = socket.socketpair()
+        self._replies = self._socket.makefile("rb")
+        with its_end:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=its_end.fileno(),
+                stdout=its_end.fileno(),
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
+            )
         self._ready = False
 
     def _read(self, seconds: float) -> dict[str, Any] | None:
-        """The next line of the child, None at its end; raises TimeoutError."""
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + seconds
-        received = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while not received.endswith(b"\n"):
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise TimeoutError
-                chunk = os.read(self._process.stdout.fileno(), 65536)
-                if not chunk:
-                    return None
-                received += chunk
-        return json.loads(received)
+        """The next line of the child; None where it ends before, or takes too long."""
+        self._socket.settimeout(seconds)
+        try:
+            return json.loads(self._replies.readline() or "null")
+        except (OSError, ValueError):
+            return None
 
     def _end(self) -> str:
         """Stop a child that did not answer; returns why it did not."""
-        try:
-            status = self._process.wait(timeout=0.05)
-        except subprocess.TimeoutExpired:
-            status = None
-        self.stop()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=0.05)
+        status = self._process.returncode
+        self.close()
         return "timed out" if status in (None, -signal.SIGPROF) else "grader crashed"
 
 
 def _stop(children: list[_Child]) -> None:
     for child in children:
-        child.stop()
+        child.close()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -205,7 +189,11 @@ def serve(config: dict[str, Any]) -> None:
     name = config["function"] or _BUILT_IN
     try:
         grader = _load(name, config["argument"])
-        _limit_memory(config["memory_bytes"])
+        with contextlib.suppress(
+            ValueError, OSError
+        ):  # macOS cannot limit the address space; time is limited there too
+            resource.setrlimit(resource.RLIMIT_AS, (config["memory_bytes"],) * 2)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except Exception as error:
         reply(error=f"{type(error).__name__}: {error}")
         return
@@ -224,16 +212,6 @@ def serve(config: dict[str, Any]) -> None:
             grade = undecided(f"the grader raised {type(error).__name__}: {error}"[:200])
         signal.setitimer(signal.ITIMER_PROF, 0)
         reply(grade=asdict(grade), exits=exits)
-
-
-def _limit_memory(memory_bytes: int) -> None:
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, ValueError, OSError):
-        pass  # macOS and Windows cannot limit the address space; the time limit holds there too
 
 
 def _load(path: str, argument: str) -> Callable[[str, str], Any]:

@@ -1,10 +1,8 @@
 """Grading: is the final answer of a completion right? Correct, incorrect or undecided for any text.
 
-Three stages, cheapest first. The answer is found by our own scanners (``extraction.py``); equal texts,
-plain numbers and polynomials (``exact.py``) are decided in this process; what is left, one expression
-against one expression, goes to math-verify in a child process with a limit on CPU time, wall time and memory.
-math-verify's own limit is a signal that works in one thread only and costs 5 s for a tower of powers; a child can be
-killed.
+Three stages, cheapest first. The answer is found by our own scanners (``extraction.py``); equal texts, plain numbers
+and polynomials (``exact.py``) are decided in this process; what is left, one expression against one expression, goes to
+math-verify in a child process that can be killed (``bounded.py``): its own time limit works in one thread only.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from stepalign.domains.math.answers import MAX_DEPTH, MAX_LENGTH, canonical_answer, has_control_characters, normal_form
+from stepalign.domains.math.answers import CONTROL, MAX_DEPTH, MAX_LENGTH, canonical_answer, normal_form
 from stepalign.domains.math.bounded import ChildPool, GraderConfig
 from stepalign.domains.math.equality import Leaf, equal_answers
 from stepalign.domains.math.exact import equal_expressions
@@ -71,24 +69,20 @@ class Grader:
             ValueError: for unequal numbers of texts and expected answers.
         """
         pairs = list(zip(texts, expected, strict=True))
-        if self.config.function:
-            return self._side_by_side(pairs)
-        grades: list[Grade | None] = []
-        for text, answer in pairs:
-            try:
-                grades.append(self._grade(text, answer, self._leaf_here))
-            except _NeedsChildError:
-                grades.append(None)
-        open_pairs = [pair for pair, grade in zip(pairs, grades, strict=True) if grade is None]
-        late = iter(self._side_by_side(open_pairs))
-        return [next(late) if grade is None else grade for grade in grades]
-
-    def _side_by_side(self, pairs: list[tuple[str, str]]) -> list[Grade]:
-        """Grades of pairs that wait for a child each."""
-        if len(pairs) < 2:
-            return [self.grade(*pair) for pair in pairs]
+        grades = [self._grade_here(*pair) for pair in pairs]
         with ThreadPoolExecutor(max_workers=self.config.num_workers) as threads:
-            return list(threads.map(lambda pair: self.grade(*pair), pairs))
+            open_pairs = (pair for pair, grade in zip(pairs, grades, strict=True) if grade is None)
+            late = threads.map(lambda pair: self.grade(*pair), open_pairs)
+            return [grade or next(late) for grade in grades]
+
+    def _grade_here(self, text: str, expected: str) -> Grade | None:
+        """The grade of a completion where that needs no child process."""
+        if self.config.function:
+            return None
+        try:
+            return self._grade(text, expected, self._leaf_here)
+        except _NeedsChildError:
+            return None
 
     def close(self) -> None:
         """Stop the child processes. The grader may be used again: it starts new ones."""
@@ -120,25 +114,22 @@ class Grader:
 
     def _leaf(self, gold: str, answer: str) -> Grade:
         """One expression against one; the completions of a group often give the same answer, so it is remembered."""
-        known = self._known(gold, answer)
-        if known is None:
-            known = self._pool.ask(answer, gold)
-            if known.verdict != "undecided" and len(self._decided) < _MAX_REMEMBERED:
-                self._decided[gold, answer] = known
-        return known
+        try:
+            return self._leaf_here(gold, answer)
+        except _NeedsChildError:
+            grade = self._pool.ask(answer, gold)
+        if grade.verdict != "undecided" and len(self._decided) < _MAX_REMEMBERED:
+            self._decided[gold, answer] = grade
+        return grade
 
     def _leaf_here(self, gold: str, answer: str) -> Grade:
         """As ``_leaf``, where that needs no child."""
-        known = self._known(gold, answer)
-        if known is None:
-            raise _NeedsChildError
-        return known
-
-    def _known(self, gold: str, answer: str) -> Grade | None:
         equal = equal_expressions(gold, answer)
         if equal is not None:
             return correct("equal expression") if equal else incorrect("different expression")
-        return self._decided.get((gold, answer))
+        if (gold, answer) not in self._decided:
+            raise _NeedsChildError
+        return self._decided[gold, answer]
 
 
 class _NeedsChildError(Exception):
@@ -156,16 +147,16 @@ def _compare_answers(answer: str | None, expected: str, leaf: Leaf) -> Grade:
     if answer is None:
         return incorrect("no answer")
     answer = answer.strip()
-    if not answer:
-        return incorrect("empty answer")
-    if len(gold) > MAX_LENGTH:
+    if len(gold) > MAX_LENGTH and answer:
         return undecided("expected answer too long")
-    if len(answer) > MAX_LENGTH:
-        return incorrect("answer too long")
-    if depth(answer) > MAX_DEPTH:
-        return incorrect("nested too deeply")
-    if has_control_characters(answer):
-        return incorrect("control characters")
+    faults = (
+        (not answer, "empty answer"),
+        (len(answer) > MAX_LENGTH, "answer too long"),
+        (depth(answer) > MAX_DEPTH, "nested too deeply"),
+        (CONTROL.search(answer), "control characters"),
+    )
+    if reason := next((reason for applies, reason in faults if applies), ""):
+        return incorrect(reason)
     wanted, given = normal_form(gold), normal_form(answer)
     if (wanted.number is None or given.number is None) and _is_same_text(gold, answer):
         return correct("equal text")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
+from typing import NamedTuple
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _DECIMAL = re.compile(rf"[-+]?{_NUMBER}(?:[eE][-+]?\d{{1,3}})?", re.ASCII)
@@ -32,10 +35,8 @@ def parse_number(text: str) -> Fraction | None:
         if match := _SCIENTIFIC.fullmatch(text):
             return Fraction(match[1]) * Fraction(10) ** int(match[2])
         if match := _REPEATING.fullmatch(text):
-            fixed, period = (
-                Fraction(f"{match[2] or 0}.{match[3] or 0}"),
-                Fraction(int(match[4]), 10 ** len(match[4]) - 1),
-            )
+            fixed = Fraction(f"{match[2] or 0}.{match[3] or 0}")
+            period = Fraction(int(match[4]), 10 ** len(match[4]) - 1)
             return (-1 if match[1] == "-" else 1) * (fixed + period / 10 ** len(match[3]))
     except ZeroDivisionError:
         return None
@@ -58,63 +59,49 @@ class Sequence:
 
 def split_sequence(text: str) -> Sequence | None:
     """The elements of a normal form between its top-level commas, or None where it has none."""
-    for opening, closings in (("\\{", ("\\}",)), ("(", (")", "]")), ("[", (")", "]"))):
-        closing = next((closing for closing in closings if text.endswith(closing)), "")
-        if text.startswith(opening) and closing and closing_bracket(text) == len(text) - 1:
-            items = split_top(text[len(opening) : -len(closing)], ",")
-            return Sequence(opening, items, closing) if len(items) > 1 else None
+    bracketed = re.fullmatch(r"(\\\{)(.*)(\\\})|([(\[])(.*)([)\]])", text, re.DOTALL)
+    if bracketed and closing_bracket(text) == len(text) - 1:
+        opening, inside, closing = bracketed.groups()[:3] if bracketed[1] else bracketed.groups()[3:]
+        items = split_top(inside, ",")
+        return Sequence(opening, items, closing) if len(items) > 1 else None
     items = split_top(text, ",")
     return Sequence("", items, "") if len(items) > 1 and all(items) else None
 
 
+_LEVELS = {**dict.fromkeys("([{", 1), **dict.fromkeys(")]}", -1)}
+
+
+def _nesting(text: str) -> Iterator[int]:
+    """How many brackets of any kind are open behind each character."""
+    return accumulate(_LEVELS.get(character, 0) for character in text)
+
+
 def split_top(text: str, separator: str) -> tuple[str, ...]:
     """The parts between those occurrences of a character outside all brackets."""
-    parts, level, start = [], 0, 0
-    for index, character in enumerate(text):
-        if character in "([{":
-            level += 1
-        elif character in ")]}":
-            level -= 1
-        elif character == separator and level == 0:
-            parts.append(text[start:index].strip())
-            start = index + 1
-    return (*parts, text[start:].strip())
+    if separator not in text:
+        return (text.strip(),)
+    levels = enumerate(zip(text, _nesting(text), strict=True))
+    ends = [index for index, (character, level) in levels if character == separator and level == 0]
+    starts = [0, *(end + 1 for end in ends)]
+    return tuple(text[start:end].strip() for start, end in zip(starts, [*ends, None], strict=True))
 
 
 def closing_bracket(text: str) -> int:
     """Index of the bracket that closes the first one, whatever its kind (``[0, 1)`` is one pair), or -1."""
-    level = 0
-    for index, character in enumerate(text):
-        if character in "([{":
-            level += 1
-        elif character in ")]}":
-            level -= 1
-            if level == 0:
-                return index
-    return -1
+    levels = enumerate(zip(text, _nesting(text), strict=True))
+    return next((index for index, (character, level) in levels if level == 0 and character in ")]}"), -1)
 
 
 def depth(text: str) -> int:
     """The deepest nesting of brackets of any kind."""
-    level = deepest = 0
-    for character in text:
-        if character in "([{":
-            level += 1
-            deepest = max(deepest, level)
-        elif character in ")]}":
-            level -= 1
-    return deepest
+    return max(_nesting(text), default=0)
 
 
 def is_balanced(text: str) -> bool:
     """Whether every brace has its partner; parentheses and brackets may differ, as in ``[0, 1)``."""
-    plain = re.sub(r"\\[\\{}]", "", text)
-    level = 0
-    for character in plain:
-        level += (character == "{") - (character == "}")
-        if level < 0:
-            return False
-    return level == 0
+    braces = re.findall(r"[{}]", re.sub(r"\\[\\{}]", "", text))
+    levels = [0, *accumulate(1 if brace == "{" else -1 for brace in braces)]
+    return min(levels) == 0 == levels[-1]
 
 
 _RELATION = r"(<|>|\\le(?![A-Za-z]) ?|\\ge(?![A-Za-z]) ?)"
@@ -139,8 +126,7 @@ def as_interval(text: str) -> str | None:
     return "\\cup ".join(f"{bound.opening}{bound.low},{bound.high}{bound.closing}" for bound in intervals)
 
 
-@dataclass(frozen=True, slots=True)
-class _Bounds:
+class _Bounds(NamedTuple):
     name: str
     opening: str
     low: str

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
@@ -57,13 +57,13 @@ _UNIT_NAMES = {
     **{"more": "", "fewer": "less"},
 }
 _UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in (unit, *names.split())}
-_LETTERS = _words("m s h g l")
+_LETTERS = words("m s h g l")
 """Units of one letter without a text command, after a plain number; any other letter is a variable."""
-_FILLERS = _words("per of a an the each unit units")
+_FILLERS = words("per of a an the each unit units")
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_NOT_UNITS = _words(
+_NOT_UNITS = words(
     "or and not no nor but if is was are be then than to from plus minus times over point half halves third thirds "
     "quarter quarters fourth fourths fifth fifths negative factorial mod modulo choose score pi sqrt sin cos tan log "
     "ln exp infinity where when for with since because so unless except least most cannot can't does doesn't would "
