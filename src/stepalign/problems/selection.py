@@ -26,11 +26,11 @@ class Attempts:
     """A solver's completions of one problem."""
 
     problem_id: str
-    verdicts: tuple[Verdict, ...]
-    formatted: tuple[bool, ...]
+    verdicts: Sequence[Verdict]
+    formatted: Sequence[bool]
     """Which ended by themselves, marked an answer and kept to the form that the recipe asks for."""
-    texts: tuple[str, ...] = ()
-    lengths: tuple[int, ...] = ()
+    texts: Sequence[str] = ()
+    lengths: Sequence[int] = ()
     """Tokens."""
 
     @property
@@ -43,12 +43,15 @@ class Attempts:
         return sum(self.formatted) / len(self.formatted) if self.formatted else math.nan
 
 
+NO_ATTEMPTS = Attempts(problem_id="", verdicts=(), formatted=())
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evidence:
     """What is known about one problem so far."""
 
     problem: Problem
-    attempts: Attempts | None = None
+    attempts: Attempts = NO_ATTEMPTS
     critic_verdict: Verdict | None = None
     """The verdict on the critic's own solution; None where it was not asked or did not answer."""
 
@@ -74,14 +77,6 @@ def _pass_rate(evidence: Evidence) -> float:
         return math.nan
 
 
-def _average(evidence: Evidence) -> float:
-    return evidence.attempts.average if evidence.attempts else math.nan
-
-
-def _critic_solves(evidence: Evidence) -> float:
-    return Grade.of(evidence.critic_verdict or "undecided").score
-
-
 # In the order of their cost: what is known already, then the solver's time, then the critic's money.
 GATES = (
     Gate(
@@ -95,28 +90,28 @@ GATES = (
         "not_hopeless",
         "solver",
         lambda s: f"solver's Avg@{s.num_samples} > {s.average_above:.4g}" if s.average_above >= 0 else "",
-        _average,
+        lambda evidence: evidence.attempts.average,
         lambda s, value: value > s.average_above,
     ),
     Gate(
         "not_solved",
         "solver",
         lambda s: f"solver's Avg@{s.num_samples} < {s.average_below:.4g}" if s.average_below <= 1 else "",
-        _average,
+        lambda evidence: evidence.attempts.average,
         lambda s, value: value < s.average_below,
     ),
     Gate(
         "formatted",
         "solver",
         lambda s: f"solver's formatting rate > {s.formatted_above:g}" if s.formatted_above >= 0 else "",
-        lambda evidence: evidence.attempts.formatting_rate if evidence.attempts else math.nan,
+        lambda evidence: evidence.attempts.formatting_rate,
         lambda s, value: value > s.formatted_above,
     ),
     Gate(
         "critic_solves",
         "critic",
         lambda s: "critic solves it itself" if s.critic_solves else "",
-        _critic_solves,
+        lambda evidence: Grade.of(evidence.critic_verdict or "undecided").score,
         lambda s, value: value == 1.0,
     ),
 )
@@ -156,13 +151,12 @@ def pass_gates(
         through = []
         for one in kept:
             value = gate.measure(one)
-            unknown = math.isnan(value)
-            if gate.passes(section, value) and not unknown:
+            if gate.passes(section, value):
                 through.append(one)
                 continue
             passage.fallen.append(one.problem.problem_id)
-            passage.unknown += unknown
-            passage.fell += not unknown
+            passage.unknown += math.isnan(value)
+            passage.fell += not math.isnan(value)
         kept = through
         passages.append(passage)
     return kept, passages

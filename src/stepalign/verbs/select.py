@@ -1,22 +1,21 @@
 """``stepalign select``: measure the solver and the critic on every problem, and freeze those inside the band.
 
-Everything measured is appended to the folder as it comes, so that an interrupted selection goes on where it was and
-nothing is sampled or asked twice. A chunk of problems is written when all its completions are there: kept one by one,
-those that were short enough to finish before an interruption would be drawn more often than the others.
+Everything measured is appended as it comes, and is not measured again. A chunk of problems is written when all its
+completions are there: one by one, short ones would survive interruptions more often than long ones.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from stepalign.build import Session, make_critic, open_session
 from stepalign.config import Config, changed
-from stepalign.critics import RUN_FILES, Critic
+from stepalign.critics import RUN_FILES
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.table import load_set, make_grader
 from stepalign.errors import ConfigError
@@ -26,7 +25,7 @@ from stepalign.models.load import find_model, is_shipped
 from stepalign.problems.loading import save_problems
 from stepalign.problems.selection import Attempts, Evidence, Passage, funnel_rows, gates_of, pass_gates
 from stepalign.problems.sets import find_overlaps, split_problems
-from stepalign.records import Attempt, Critique, Problem, Rollout
+from stepalign.records import Attempt, Problem, Rollout
 from stepalign.rollouts.order import derive_seed
 from stepalign.storage.files import write_json
 from stepalign.storage.fingerprint import sha256_of_file
@@ -36,8 +35,6 @@ from stepalign.waiting import wait_for
 
 CHUNK = 32
 """Problems whose completions are drawn and written together."""
-
-
 WIDEN = "what was measured is kept: widen a gate, such as --set selection.average_below=0.5, and go on with --resume"
 
 
@@ -53,24 +50,19 @@ def select(config: Config, out: Path, *, resume: bool, listener: Listener) -> di
     found = load_set(config.data.model_copy(update={"validation_share": 0.0}), "train")  # nothing is set aside here
     for reason, count in found.skipped.items():
         listener(line(f"{count} rows skipped: {reason}"))
+    kept, passages = [Evidence(problem=problem) for problem in found.problems], []
     with RunFolder(out, config, resume=resume, kind="selection", extra=RUN_FILES) as folder:
-        section = config.selection
-        kept, passages = pass_gates(
-            [Evidence(problem=problem) for problem in found.problems], gates_of(section, "problem"), section
-        )
-        if gates_of(section, "solver"):
-            session = open_session(config, listener)
-            try:
-                attempts = _sample_all(session, [one.problem for one in kept], folder, listener)
-            finally:
-                session.close()
-            kept = [replace(one, attempts=attempts[one.problem.problem_id]) for one in kept]
-            kept, more = pass_gates(kept, gates_of(section, "solver"), section)
-            passages += more
-        if gates_of(section, "critic"):
-            verdicts = _ask_all(config, [one.problem for one in kept], folder, listener)
-            kept = [replace(one, critic_verdict=verdicts.get(one.problem.problem_id)) for one in kept]
-            kept, more = pass_gates(kept, gates_of(section, "critic"), section)
+        for source in ("problem", "solver", "critic"):
+            gates = gates_of(config.selection, source)
+            problems = [one.problem for one in kept]
+            if gates and source == "solver":
+                with closing(open_session(config, listener)) as session:
+                    attempts = _sample_all(session, problems, folder, listener)
+                kept = [replace(one, attempts=attempts[one.problem.problem_id]) for one in kept]
+            elif gates and source == "critic":
+                verdicts = _ask_all(config, problems, folder, listener)
+                kept = [replace(one, critic_verdict=verdicts.get(one.problem.problem_id)) for one in kept]
+            kept, more = pass_gates(kept, gates, config.selection)
             passages += more
         num_rows = found.num_rows or len(found.problems) + sum(found.skipped.values())
         return _freeze(config, out, kept, num_rows, dict(found.skipped), passages)
@@ -82,8 +74,9 @@ def select(config: Config, out: Path, *, resume: bool, listener: Listener) -> di
 
 def _sample_all(session: Session, problems: Sequence[Problem], folder: RunFolder, listener: Listener) -> dict[str, Any]:
     """The solver's attempts at every problem, by id; those on disk are taken from there."""
-    config, file = session.config, folder.path / "samples.jsonl"
-    stored = {row["problem_id"]: _attempts(row) for row in read_json_lines(file)}
+    config = session.config
+    rows = read_json_lines(folder.path / "samples.jsonl")
+    stored = {row["problem_id"]: Attempts(**row) for row in rows}
     missing = [problem for problem in problems if problem.problem_id not in stored]
     done = len(problems) - len(missing)
     listener(progress("sampling", done, len(problems)))
@@ -127,10 +120,6 @@ def _has_steps(text: str) -> bool:
     return bool(labels) and labels == [str(number) for number in range(1, len(labels) + 1)]
 
 
-def _attempts(row: dict[str, Any]) -> Attempts:
-    return Attempts(problem_id=row.pop("problem_id"), **{name: tuple(values) for name, values in row.items()})
-
-
 def _ask_all(config: Config, problems: Sequence[Problem], folder: RunFolder, listener: Listener) -> dict[str, Any]:
     """The verdict on the critic's own solution of every problem, by id. Without one: it did not answer."""
     file = folder.path / "critic-solutions.jsonl"
@@ -145,7 +134,11 @@ def _ask_all(config: Config, problems: Sequence[Problem], folder: RunFolder, lis
     assert critic is not None
 
     async def grade_solutions(grader: Grader) -> None:
-        async for problem, critique in _solutions(critic, missing, config.critic.concurrency):
+        # It limits by itself how many requests are under way; an empty attempt asks it to solve the problem.
+        asked = [Attempt(rollout_id=f"selection-{one.problem_id}", problem=one, text="") for one in missing]
+        tasks = [asyncio.create_task(critic.critique(attempt)) for attempt in asked]
+        for problem, task in zip(missing, tasks, strict=True):
+            critique = await task
             if critique.status == "failed":
                 continue
             text = critique.raw or critique.text
@@ -155,33 +148,11 @@ def _ask_all(config: Config, problems: Sequence[Problem], folder: RunFolder, lis
             folder.append("critic-solutions", [{**row, "reason": grade.reason, "text": text}])
             listener(progress("asking the critic", len(verdicts), len(problems)))
 
-    try:
-        with make_grader(config.data) as grader:
-            wait_for(grade_solutions(grader))
-    finally:
-        critic.close()
+    with closing(critic), make_grader(config.data) as grader:
+        wait_for(grade_solutions(grader))
     if failed := len(problems) - len(verdicts):
         listener(warning(f"the critic did not answer for {failed} problems; the same command asks for them again"))
     return verdicts
-
-
-async def _solutions(
-    critic: Critic, problems: Sequence[Problem], ahead: int
-) -> AsyncIterator[tuple[Problem, Critique]]:
-    """The critic's solutions in the order of the problems, with so many requests under way."""
-    pending: deque[tuple[Problem, asyncio.Task[Critique]]] = deque()
-    for problem in problems:
-        pending.append((problem, asyncio.create_task(critic.critique(_nothing(problem)))))
-        if len(pending) > ahead:
-            first, task = pending.popleft()
-            yield first, await task
-    for problem, task in pending:
-        yield problem, await task
-
-
-def _nothing(problem: Problem) -> Attempt:
-    """An empty attempt: the critic is asked to solve the problem."""
-    return Attempt(rollout_id=f"selection-{problem.problem_id}", problem=problem, text="")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,29 +171,26 @@ def _freeze(
     if not splits["train"]:
         rows = "; ".join(f"{row['label']}: {row['kept']} of {row['before']} left" for row in funnel)
         raise ConfigError(f"no problem is left to train on ({rows})", where=str(out), hint=WIDEN)
-    files = {
-        name: {
-            "file": f"{name}.jsonl",
-            "problems": len(problems),
-            "sha256": save_problems(problems, out / f"{name}.jsonl"),
-        }
-        for name, problems in splits.items()
-        if problems
-    }
+    files = {}
+    for name, problems in splits.items():
+        if problems:
+            file = f"{name}.jsonl"
+            files[name] = {"file": file, "problems": len(problems), "sha256": save_problems(problems, out / file)}
+    model, source = config.model.path, config.data.train
+    weights = sorted(Path(find_model(model) if is_shipped(model) else model).glob("*.safetensors"))
+    checksum = sha256_of_file(source) if Path(source).is_file() else None
     manifest = {
         "format": 1,
         "files": files,
-        "source": {"name": config.data.train, "columns": config.data.columns, "sha256": _checksum(config.data.train)},
+        "source": {"name": source, "columns": config.data.columns, "sha256": checksum},
         "selection": config.selection.model_dump(mode="json"),
         "solver": {
-            "path": config.model.path,
-            "weights": _weights(config.model.path),
+            "path": model,
+            "weights": {file.name: sha256_of_file(file) for file in weights},  # a Hub name is its own identity
             "temperature": config.sampling.temperature,
             "max_completion_length": config.sampling.max_completion_length,
         },
-        "critic": {"kind": config.critic.kind, "model": config.critic.model}
-        if config.selection.critic_solves
-        else None,
+        "critic": config.critic.model_dump(include={"kind", "model"}) if config.selection.critic_solves else None,
         "funnel": funnel,
     }
     write_json(out / "manifest.json", manifest)
@@ -231,7 +199,7 @@ def _freeze(
 
 def _with_numbers(one: Evidence) -> Problem:
     """The problem with what was measured among its metadata."""
-    if one.attempts is None:
+    if not one.attempts.verdicts:
         return one.problem
     measured = {f"avg@{len(one.attempts.verdicts)}": one.attempts.average}
     measured["formatting_rate"] = one.attempts.formatting_rate
@@ -240,20 +208,14 @@ def _with_numbers(one: Evidence) -> Problem:
 
 def _without_overlaps(splits: dict[str, tuple[Problem, ...]]) -> tuple[dict[str, tuple[Problem, ...]], list[Passage]]:
     """Training problems that the test set holds in nearly the same words leave the training set."""
-    twins = {overlap.first_id for overlap in find_overlaps(splits)}  # "train" stands first
+    twins = {overlap.first_id for overlap in find_overlaps(splits)}  # "train" comes first
     if not twins:
         return splits, []
-    total = sum(map(len, splits.values()))
-    passage = Passage(name="distinct", label="not in the test set in nearly the same words", before=total)
-    passage.fell, passage.fallen = len(twins), sorted(twins)
+    passage = Passage(
+        name="distinct",
+        label="not in the test set in nearly the same words",
+        before=sum(map(len, splits.values())),
+        fell=len(twins),
+        fallen=sorted(twins),
+    )
     return {**splits, "train": tuple(p for p in splits["train"] if p.problem_id not in twins)}, [passage]
-
-
-def _weights(model: str) -> dict[str, str]:
-    """SHA-256 of each weight file of a local model; a Hub name is its own identity."""
-    folder = Path(find_model(model) if is_shipped(model) else model)
-    return {file.name: _checksum(str(file)) or "" for file in sorted(folder.glob("*.safetensors"))}
-
-
-def _checksum(source: str) -> str | None:
-    return sha256_of_file(source) if Path(source).is_file() else None
