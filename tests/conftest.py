@@ -160,3 +160,12 @@ def write_recipe(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that look at one finished comparison run in one process, which makes it once."""
+    for item in items:
+        if "compared" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("compared"))
+            item.add_marker(pytest.mark.slow)
