@@ -1,11 +1,8 @@
 """The programmatic critic of the embedded task: a faithful scribe that knows every step, or one as faulty as one asks.
 
 It follows the solver's own order of operands and the solver's own words: right steps verbatim, the first wrong one
-replaced by its correction, the rest rewritten from the corrected value. When no derivation begins like the attempt it
-falls back to the reference solution, as the paper's critic falls back to a solution of its own.
-
-Its faults are drawn per rollout, so that sensitivity to the quality of a critic can be studied on one attempt after
-the other. A faulty critic claims what it writes: its ``case`` and ``first_error`` are its opinion and not the truth.
+replaced by its correction, the rest rewritten from the corrected value. Where no derivation begins like the attempt it
+falls back to the reference solution. The ``case`` and ``first_error`` of a faulty critic are its opinion.
 """
 
 from __future__ import annotations
@@ -15,12 +12,9 @@ from dataclasses import dataclass, replace
 
 from stepalign.domains.arithmetic.task import (
     MODULUS,
-    Chain,
     Diagnosis,
     Trace,
-    TraceStep,
     diagnose,
-    parse_question,
     reworded,
 )
 from stepalign.records import Attempt, Critique, CritiqueForm
@@ -66,9 +60,8 @@ class ArithmeticCritic:
         """The critique of one attempt."""
         view = _with_faults(
             _faithful(diagnose(attempt.problem.question, attempt.text)),
-            parse_question(attempt.problem.question),
             self._faults,
-            _drawer(self._seed, attempt.rollout_id, attempt.text),
+            random.Random(digest(repr((self._seed, attempt.rollout_id, attempt.text)))),
         )
         text = _WRITERS[self._form](view, attempt.problem.reference or "", attempt.text)
         return Critique(
@@ -116,7 +109,7 @@ def _faithful(found: Diagnosis) -> _View:
     return _View(attempt=found.attempt, case=case, first_error=found.first_error, correction=found.correction)
 
 
-def _with_faults(view: _View, chain: Chain, faults: Faults, drawn: random.Random) -> _View:
+def _with_faults(view: _View, faults: Faults, drawn: random.Random) -> _View:
     # Every fault is drawn whether it can apply or not: one more of a kind leaves the others where they are.
     misses, invents, quotes, rewords = (
         drawn.random() < share for share in (faults.misses, faults.invents, faults.quotes_wrong, faults.wrong_style)
@@ -151,10 +144,6 @@ def _invented(view: _View, place: int, shift: int) -> _View:
     return replace(view, case="D", first_error=str(place + 1), correction=Trace(tuple(steps), value))
 
 
-def _drawer(seed: int, rollout_id: str, text: str) -> random.Random:
-    return random.Random(digest(repr((seed, rollout_id, text))))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What it writes about it
 
@@ -162,16 +151,14 @@ def _drawer(seed: int, rollout_id: str, text: str) -> random.Random:
 def _trace(view: _View, reference: str, attempt: str) -> str:
     if view.correction is None:
         return reference
-    trace = _in_reference_words(view.correction, attempt) if view.reference_words else view.correction
+    trace = view.correction
+    if view.reference_words:
+        trace = reworded(random.Random(attempt), trace, "reference")
     if not view.quoted:
         return trace.text
     place = int(view.first_error) - 1
     before, after = Trace(trace.steps[:place], None), Trace(trace.steps[place:], trace.answer)
     return " ".join(part for part in (before.text, view.quoted, after.text) if part)
-
-
-def _paraphrase(view: _View, reference: str, attempt: str) -> str:
-    return _trace(replace(view, reference_words=True), reference, attempt)
 
 
 def _hint(view: _View, reference: str, attempt: str) -> str:
@@ -183,25 +170,22 @@ def _hint(view: _View, reference: str, attempt: str) -> str:
 def _comment(view: _View, reference: str, attempt: str) -> str:
     if view.case in "AF" or view.correction is None:
         return "right" if view.case == "A" else f"wrong : {reference}" if reference else ""
-    trace = _in_reference_words(view.correction, attempt)
+    trace = reworded(random.Random(attempt), view.correction, "reference")
     wrong = int(view.first_error) - 1 if view.first_error.isdigit() else len(trace.steps)
     quoted = f"{view.quoted} " if view.quoted else ""
     if wrong >= len(trace.steps):  # a step too many, or only the answer
         return f"{quoted}{_hint(view, reference, attempt)} : <answer> {trace.answer}"
     step = trace.steps[wrong]
-    return f"{quoted}{_tag(step.number)} wrong : {_words(step)} <answer> {trace.answer}"
+    tag = _tag(step.number)
+    return f"{quoted}{tag} wrong : {step.text.removeprefix(tag).strip()} <answer> {trace.answer}"
 
 
-_WRITERS = {"trace": _trace, "paraphrase": _paraphrase, "hint": _hint, "comment": _comment}
-
-
-def _in_reference_words(trace: Trace, attempt: str) -> Trace:
-    return reworded(random.Random(attempt), trace, "reference")
-
-
-def _words(step: TraceStep) -> str:
-    """A step without its tag."""
-    return step.text.removeprefix(_tag(step.number)).strip()
+_WRITERS = {
+    "trace": _trace,
+    "paraphrase": lambda view, *texts: _trace(replace(view, reference_words=True), *texts),
+    "hint": _hint,
+    "comment": _comment,
+}
 
 
 def _tag(label: str | int) -> str:

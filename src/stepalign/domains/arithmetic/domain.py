@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stepalign.config import CriticSection, DataSection
 from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
 from stepalign.domains.arithmetic.task import EMBEDDED, MODULUS, diagnose, make_problem, parse_question
 from stepalign.domains.domain import Domain, Truth
 from stepalign.problems.loading import ProblemSet
-from stepalign.records import Attempt, CritiqueForm, Problem
+from stepalign.records import Attempt, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,14 +22,6 @@ def read_problems(name: str, rho: float) -> list[Problem]:
     file = Path(__file__).parent / "problems" / f"{name}.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return [make_problem(parse_question(row["question"]), rho=rho) for row in rows]
-
-
-def _load(source: str, data: DataSection, name: str, limit: int | None) -> ProblemSet:
-    return ProblemSet(problems=tuple(read_problems(name, data.rho)[:limit]))
-
-
-def _critic(section: CriticSection, form: CritiqueForm, seed: int) -> ArithmeticCritic:
-    return ArithmeticCritic(form=form, faults=Faults(**section.quality.model_dump()), seed=seed)
 
 
 def _is_chain(problem: Problem) -> bool:
@@ -63,4 +54,13 @@ def find_truth(tokenizer: PreTrainedTokenizerBase) -> Truth:
     return Truth(wrong_result, lambda step: step[5] if len(step) == 7 else None)
 
 
-ARITHMETIC = Domain(name="arithmetic", source=EMBEDDED, load=_load, critic=_critic, knows=_is_chain, truth=find_truth)
+ARITHMETIC = Domain(
+    name="arithmetic",
+    source=EMBEDDED,
+    load=lambda _, data, name, limit: ProblemSet(problems=tuple(read_problems(name, data.rho)[:limit])),
+    critic=lambda section, form, seed: ArithmeticCritic(
+        form=form, faults=Faults(**section.quality.model_dump()), seed=seed
+    ),
+    knows=_is_chain,
+    truth=find_truth,
+)

@@ -4,16 +4,10 @@ A question is a chain such as ``19 + 6 + 5 - 5``; after 19 comes 0. A solution t
 
     <step_1> 19 + 6 = 5 ; <step_2> 5 + 5 = 10 ; <step_3> 10 - 5 = 5 ; <answer> 5
 
-What makes it a model of the real thing, small enough for a laptop:
-
-* every solution uses single-step *facts* (20 values x 18 signed operands) that a tiny model can know well or badly;
-* there are two valid *derivations*: operands taken from the left (``L``) or from the right (``R``) - same answer, other
-  intermediate values - so that a reference solution may differ from the solver's own way of working;
-* there are two *authors*: the solver writes ``+ = ;`` and the reference author ``plus gives .`` - so that wording may
-  differ too.
-
-The order and the wording of references are assumptions of this task, not findings; ``rho`` is the share of references
-in the order that the solver rarely takes.
+A step is a *fact* (one of 20 values x 18 signed operands) that a tiny model can know well or badly. A reference
+may differ from the solver's own way of working, by assumption: there are two valid *derivations*, operands taken from
+the left (``L``) or from the right (``R``) with other values in between, and two *authors*, the solver who writes
+``+ = ;`` and the reference author with ``plus gives .``. ``rho`` is the share of references in the order ``R``.
 """
 
 from __future__ import annotations
@@ -21,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Literal
 
 from stepalign.records import Problem
@@ -149,6 +144,10 @@ class TraceStep:
         return _SIGN[self.operator] * self.operand
 
     @property
+    def fact(self) -> tuple[int, int, int]:
+        return self.value, self.signed_operand, self.result
+
+    @property
     def text(self) -> str:
         tag = f"<step_{self.number}>"
         return f"{tag} {self.value} {self.operator} {self.operand} {self.equals} {self.result} {self.end}"
@@ -188,24 +187,18 @@ def _parse_step(words: Sequence[str], number: int) -> TraceStep | None:
     if len(words) != 7 or words[0] != f"<step_{number}>":
         return None
     _, value, operator, operand, equals, result, end = words
-    if operator not in _SIGN or equals not in _EQUALS or end not in _END:
-        return None
-    if not (_is_value(value) and _is_value(operand) and _is_value(result)):
+    known = operator in _SIGN and equals in _EQUALS and end in _END
+    if not (known and all(map(_is_value, (value, operand, result)))):
         return None
     return TraceStep(number, int(value), operator, int(operand), equals, int(result), end)
-
-
-def _draw_word(rng: random.Random, author: Author, slot: str) -> str:
-    words, weights = _WORDS[author][slot]
-    return rng.choices(words, weights)[0]
 
 
 def write_step(
     rng: random.Random, author: Author, number: int, value: int, signed_operand: int, result: int
 ) -> TraceStep:
     """A step in an author's words."""
-    operator = _draw_word(rng, author, "+" if signed_operand > 0 else "-")
-    equals, end = _draw_word(rng, author, "equals"), _draw_word(rng, author, "end")
+    slots = ("+" if signed_operand > 0 else "-", "equals", "end")
+    operator, equals, end = (rng.choices(*_WORDS[author][slot])[0] for slot in slots)
     return TraceStep(number, value, operator, abs(signed_operand), equals, result, end)
 
 
@@ -272,22 +265,16 @@ def diagnose(question: str, text: str) -> Diagnosis:
         label = "1" if attempt.steps else ""
         return Diagnosis(attempt, None, 0, label, attempt.answer is not None, None)
     expected = write_solution(random.Random(0), chain, order, "solver")
-    num_right = 0
-    for mine, true in zip(attempt.steps, expected.steps, strict=False):
-        if (mine.value, mine.signed_operand, mine.result) != (true.value, true.signed_operand, true.result):
-            break
-        num_right += 1
+    pairs = zip(attempt.steps, expected.steps, strict=False)
+    num_right = sum(1 for _ in takewhile(lambda pair: pair[0].fact == pair[1].fact, pairs))
     steps = [_in_the_words_of(attempt, true) for true in expected.steps[num_right:]]
     correction = Trace((*attempt.steps[:num_right], *steps), expected.answer)
     complete = attempt.answer is not None
+    first_error = ""
     if num_right < len(attempt.steps):
         first_error = str(num_right + 1)
-    elif complete and num_right < len(expected.steps):
-        first_error = "answer"  # it stopped early and answered from an intermediate value
-    elif complete and attempt.answer != expected.answer:
-        first_error = "answer"
-    else:
-        first_error = ""
+    elif complete and (num_right, attempt.answer) != (len(expected.steps), expected.answer):
+        first_error = "answer"  # a wrong one, or one from an intermediate value
     return Diagnosis(attempt, order, num_right, first_error, complete, correction)
 
 
@@ -295,12 +282,8 @@ def _order_of(chain: Chain, attempt: Trace) -> Order | None:
     """The order whose operands the attempt follows longest; left to right when both fit equally well."""
 
     def agreement(order: Order) -> int:
-        count = 0
-        for step, x in zip(attempt.steps, chain.in_order(order), strict=False):
-            if step.signed_operand != x:
-                break
-            count += 1
-        return count
+        pairs = zip(attempt.steps, chain.in_order(order), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0].signed_operand == pair[1], pairs))
 
     left, right = agreement("L"), agreement("R")
     if not attempt.steps or attempt.steps[0].value != chain.start or max(left, right) == 0:
@@ -311,9 +294,6 @@ def _order_of(chain: Chain, attempt: Trace) -> Order | None:
 def _in_the_words_of(attempt: Trace, true: TraceStep) -> TraceStep:
     """A correct step in the solver's own words: those of its step with this number, else of its last one."""
     own = attempt.steps[min(true.number, len(attempt.steps)) - 1]
-    if _SIGN[own.operator] == _SIGN[true.operator]:
-        operator = own.operator
-    else:
-        spelled = own.operator in ("plus", "minus")
-        operator = {1: "plus" if spelled else "+", -1: "minus" if spelled else "-"}[_SIGN[true.operator]]
+    spelled = own.operator in ("plus", "minus")
+    operator = {1: "plus" if spelled else "+", -1: "minus" if spelled else "-"}[_SIGN[true.operator]]
     return replace(true, operator=operator, equals=own.equals, end=own.end)

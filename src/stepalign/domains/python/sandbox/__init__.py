@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,7 @@ def run_tests(code: str, tests: str, limits: Limits | None = None) -> Outcome:
     limits = limits or Limits()
     to_solution, from_tests = os.pipe()
     to_tests, from_solution = os.pipe()
-    shared = {
-        "library": str(_HERE),
-        "cpu_seconds": limits.cpu_seconds,
-        "memory_bytes": limits.memory_bytes,
-        "max_bytes": limits.max_bytes,
-    }
+    shared = {"library": str(_HERE), **asdict(limits)}
     children: list[subprocess.Popen[bytes]] = []
     try:
         try:
@@ -86,19 +81,20 @@ def run_tests(code: str, tests: str, limits: Limits | None = None) -> Outcome:
         finally:
             for end in (to_solution, from_tests, to_tests, from_solution):
                 os.close(end)
-        output, timed_out = _wait(children[1], limits.wall_seconds)
+        output = children[1].communicate(timeout=limits.wall_seconds)[0]
+    except subprocess.TimeoutExpired:
+        return Outcome(verdict="incorrect", reason="timed out")
     except OSError as error:
         return Outcome(verdict="undecided", reason="sandbox unavailable", detail=str(error))
     finally:
         for child in children:
             _end(child)
     solution, judge = children
-    if timed_out or _out_of_time(solution):
+    if solution.returncode == -signal.SIGXCPU:
         return Outcome(verdict="incorrect", reason="timed out")
     if not output:
-        return Outcome(
-            verdict="undecided", reason="the tests ran out of time" if _out_of_time(judge) else "the tests ended early"
-        )
+        why = "ran out of time" if judge.returncode == -signal.SIGXCPU else "ended early"
+        return Outcome(verdict="undecided", reason=f"the tests {why}")
     return Outcome(**json.loads(output))
 
 
@@ -125,13 +121,6 @@ def _start(script: str, job: dict[str, Any], ends: tuple[int, int]) -> subproces
         )
 
 
-def _wait(judge: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bool]:
-    try:
-        return judge.communicate(timeout=seconds)[0], False
-    except subprocess.TimeoutExpired:
-        return b"", True
-
-
 def _end(child: subprocess.Popen[bytes]) -> None:
     if child.poll() is None:
         with contextlib.suppress(ProcessLookupError):
@@ -139,7 +128,3 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
     if child.stdout is not None:
         child.stdout.close()
-
-
-def _out_of_time(child: subprocess.Popen[bytes]) -> bool:
-    return child.returncode == -signal.SIGXCPU

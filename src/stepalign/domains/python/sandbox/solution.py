@@ -4,7 +4,6 @@ It never gets the tests. Run as a script by ``run_tests``; standard library only
 """
 
 import json
-import os
 import sys
 import traceback
 
@@ -18,10 +17,7 @@ def main():
     import values  # pyright: ignore[reportMissingImports]
 
     sys.path.pop(0)
-    channel = values.Channel(job["reads"], job["writes"], job["max_bytes"])
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
+    channel = values.enter(job)
     try:
         confinement.confine(cpu_seconds=job["cpu_seconds"], memory_bytes=job["memory_bytes"])
     except confinement.Unavailable as reason:

@@ -142,29 +142,21 @@ class _Remote:
             found._name = f"{self._name}.{name}"
         return found
 
-    def __iter__(self):
-        return self._ask("__iter__", shown=f"iter({self._name})")
-
-    def __next__(self):
-        return self._ask("__next__", shown=f"next({self._name})")
-
-    def __len__(self):
-        return self._ask("__len__", shown=f"len({self._name})")
-
-    def __bool__(self):
-        return self._ask("__bool__", shown=f"bool({self._name})")
-
-    def __str__(self):
-        return self._ask("__str__", shown=f"str({self._name})")
-
-    def __getitem__(self, key):
-        return self._ask("__getitem__", key, shown=f"{self._name}[{_shown(key)}]")
-
-    def __contains__(self, key):
-        return self._ask("__contains__", key, shown=f"{_shown(key)} in {self._name}")
-
     def __repr__(self):
         return f"<{self._name}>"
+
+
+def _forwarded(method, form):
+    def ask(self, *arguments):
+        return self._ask(method, *arguments, shown=form.format(self._name, *map(_shown, arguments)))
+
+    return ask
+
+
+for _name in ("iter", "next", "len", "bool", "str"):
+    setattr(_Remote, f"__{_name}__", _forwarded(f"__{_name}__", f"{_name}({{}})"))
+_Remote.__getitem__ = _forwarded("__getitem__", "{}[{}]")  # pyright: ignore[reportAttributeAccessIssue]
+_Remote.__contains__ = _forwarded("__contains__", "{1} in {0}")  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def main():
@@ -174,17 +166,13 @@ def main():
     import values  # pyright: ignore[reportMissingImports]
 
     sys.path.pop(0)
-    channel = values.Channel(job["reads"], job["writes"], job["max_bytes"])
     verdicts = os.dup(1)
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
+    channel = values.enter(job)
     try:
         confinement.confine(cpu_seconds=job["cpu_seconds"], memory_bytes=job["memory_bytes"])
         result = _run(job["tests"], _Solution(channel, values))
     except confinement.Unavailable as reason:
-        result = {"verdict": "undecided", "reason": "sandbox unavailable", "detail": str(reason)}
-    result = {"passed": 0, **result}
+        result = _undecided("sandbox unavailable", reason)
     os.write(verdicts, json.dumps(result).encode())
     os._exit(0)
 
@@ -193,7 +181,7 @@ def _run(tests, solution):
     try:
         tree = ast.parse(tests)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return {"verdict": "undecided", "reason": "the tests do not compile", "detail": str(error)}
+        return _undecided("the tests do not compile", error)
     space = {"__name__": "tests"}
     passed = 0
     where = ""
@@ -218,14 +206,14 @@ def _run(tests, solution):
                 function()
                 passed += 1
     except _Unavailable as reason:
-        return {"verdict": "undecided", "reason": "sandbox unavailable", "detail": str(reason)}
+        return _undecided("sandbox unavailable", reason)
     except _DoesNotLoad as fault:
         return {"verdict": "incorrect", "reason": "the code raises when it is loaded", "detail": str(fault)}
     except _Lost as loss:
         return _failed(str(loss), _failing(tests, loss, where), passed)
     except BaseException as error:
         if solution.refused:
-            return {"verdict": "undecided", "reason": "the tests hand over what cannot cross", "detail": str(error)}
+            return _undecided("the tests hand over what cannot cross", error)
         source = _failing(tests, error, where)
         if isinstance(error, AssertionError) and error is not solution.last_fault:
             message = f"{source}\n{solution.last_call}" + (f"\n{_short(str(error))}" if str(error) else "")
@@ -236,9 +224,9 @@ def _run(tests, solution):
     if solution.lost:
         return _failed(solution.lost, "", passed)
     if solution.refused:
-        return {"verdict": "undecided", "reason": "the tests hand over what cannot cross", "detail": ""}
+        return _undecided("the tests hand over what cannot cross")
     if not solution.num_calls:
-        return {"verdict": "undecided", "reason": "the tests never call the code", "detail": ""}
+        return _undecided("the tests never call the code")
     return {"verdict": "correct", "reason": "all tests pass", "detail": "", "passed": passed}
 
 
@@ -281,6 +269,10 @@ def _failing(tests, error, where):
         if isinstance(node, ast.stmt) and node.lineno <= lines[-1] <= (node.end_lineno or node.lineno):
             best = node if best is None or node.lineno >= best.lineno else best
     return (ast.get_source_segment(tests, best) or where)[:_MAX_TEXT] if best is not None else where[:_MAX_TEXT]
+
+
+def _undecided(reason, detail: object = ""):
+    return {"verdict": "undecided", "reason": reason, "detail": str(detail)}
 
 
 def _failed(reason, detail, passed):

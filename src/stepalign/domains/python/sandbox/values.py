@@ -1,11 +1,28 @@
-"""Plain values as JSON between the two processes; whatever is not plain crosses as a handle.
+"""Plain values as JSON between the two processes; what is not plain crosses as a handle.
 
 This file is run by the child processes outside the package and must not import from it.
 """
 
 import json
+import os
 
 _CONTAINERS = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_SCALARS = {
+    "int": (int, hex, lambda data: int(data, 16)),
+    "float": (float, float.__repr__, float),
+    "complex": (
+        complex,
+        lambda value: [float.__repr__(value.real), float.__repr__(value.imag)],
+        lambda data: complex(*map(float, data)),
+    ),
+    "bytes": ((bytes, bytearray), lambda value: bytes(value).hex(), bytes.fromhex),
+    "range": (
+        range,
+        lambda value: [hex(value.start), hex(value.stop), hex(value.step)],
+        lambda data: range(*(int(bound, 16) for bound in data)),
+    ),
+}
+"""Name -> (types, value to JSON-ready data, data to value)."""
 
 
 def encode(value, handle=None):
@@ -16,20 +33,13 @@ def encode(value, handle=None):
     """
     if value is None or isinstance(value, bool | str):
         return str(value) if isinstance(value, str) else value
-    if isinstance(value, int):
-        return {"int": hex(value)}
-    if isinstance(value, float):
-        return {"float": float.__repr__(value)}
-    if isinstance(value, complex):
-        return {"complex": [float.__repr__(value.real), float.__repr__(value.imag)]}
-    if isinstance(value, bytes | bytearray):
-        return {"bytes": bytes(value).hex()}
     if isinstance(value, list):
         return [encode(item, handle) for item in list.__iter__(value)]
     if isinstance(value, dict):
         return {"dict": [[encode(key, handle), encode(item, handle)] for key, item in dict.items(value)]}
-    if isinstance(value, range):
-        return {"range": [hex(value.start), hex(value.stop), hex(value.step)]}
+    for name, (kind, to_data, _) in _SCALARS.items():
+        if isinstance(value, kind):
+            return {name: to_data(value)}
     for name, kind in _CONTAINERS.items():
         if isinstance(value, kind):
             return {name: [encode(item, handle) for item in kind.__iter__(value)]}
@@ -50,16 +60,8 @@ def decode(data, handle=None):
     if not isinstance(data, dict) or len(data) != 1:
         raise ValueError("not an encoded value")
     ((kind, content),) = data.items()
-    if kind == "int":
-        return int(content, 16)
-    if kind == "float":
-        return float(content)
-    if kind == "complex":
-        return complex(*map(float, content))
-    if kind == "bytes":
-        return bytes.fromhex(content)
-    if kind == "range":
-        return range(*(int(bound, 16) for bound in content))
+    if kind in _SCALARS:
+        return _SCALARS[kind][2](content)
     if kind == "dict":
         return {decode(key, handle): decode(item, handle) for key, item in content}
     if kind in _CONTAINERS:
@@ -67,6 +69,14 @@ def decode(data, handle=None):
     if kind == "handle" and handle is not None and type(content) is int:
         return handle(content)
     raise ValueError("not an encoded value")
+
+
+def enter(job):
+    """The channel of a child process, which has no standard streams from here on."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    return Channel(job["reads"], job["writes"], job["max_bytes"])
 
 
 class Channel:
