@@ -91,14 +91,9 @@ def _from_python(row: Row) -> Row | str:
     reference = row.get("reference") or row.get("code") or ""
     if not reference and row.get("canonical_solution"):
         reference = f"{row.get('prompt', '')}{row['canonical_solution']}"
-    return {"question": question, "tests": tests.strip(), "reference": _fenced(str(reference))}
-
-
-def _fenced(reference: str) -> str:
-    """A reference as a completion would show it."""
-    if not reference.strip() or "```" in reference:
-        return reference
-    return f"```python\n{reference.strip()}\n```"
+    if str(reference).strip() and "```" not in str(reference):  # as a completion would show it
+        reference = f"```python\n{str(reference).strip()}\n```"
+    return {"question": question, "tests": tests.strip(), "reference": str(reference)}
 
 
 _SOLVED = ColumnMap(question="problem", reference="solution")
@@ -156,13 +151,10 @@ def as_preset(columns: str | ColumnMap | Mapping[str, Any]) -> Preset:
     if isinstance(columns, ColumnMap):
         return Preset(maps=(columns,))
     if isinstance(columns, str):
-        if columns not in PRESETS:
-            raise ConfigError(
-                f'No column preset is called "{columns}".',
-                where="columns",
-                hint=did_you_mean(columns, PRESETS, "the presets are"),
-            )
-        return PRESETS[columns]
+        if columns in PRESETS:
+            return PRESETS[columns]
+        hint = did_you_mean(columns, PRESETS, "the presets are")
+        raise ConfigError(f'No column preset is called "{columns}".', where="columns", hint=hint)
     names = [entry.name for entry in fields(ColumnMap)]
     for key in columns:
         if key not in names:
@@ -170,8 +162,8 @@ def as_preset(columns: str | ColumnMap | Mapping[str, Any]) -> Preset:
                 f'A column map has no key "{key}".', where="columns", hint=did_you_mean(key, names, "the keys are")
             )
     values = dict(columns)
-    if "metadata" in values:
-        values["metadata"] = (values["metadata"],) if isinstance(values["metadata"], str) else tuple(values["metadata"])
+    metadata = values.get("metadata", ())
+    values["metadata"] = (metadata,) if isinstance(metadata, str) else tuple(metadata)
     return Preset(maps=(ColumnMap(**values),))
 
 
@@ -181,19 +173,17 @@ def choose_map(maps: Sequence[ColumnMap], row: Row, where: str) -> ColumnMap:
     Raises:
         ConfigError: none fits; names the first column that the layout nearest to fitting lacks.
     """
-    lacking = [[name for name in _columns_of(columns) if name not in row] for columns in maps]
-    best = min(range(len(maps)), key=lambda index: len(lacking[index]))
-    if lacking[best]:
-        missing = lacking[best][0]
+
+    def lacking(columns: ColumnMap) -> list[str]:
+        named = (columns.question, columns.answer, columns.reference, *columns.metadata)
+        return [name for name in named if name is not None and name not in row]
+
+    best = min(maps, key=lambda columns: len(lacking(columns)))
+    for missing in lacking(best):
         raise ConfigError(
             f'There is no column "{missing}".',
             where=where,
             hint=did_you_mean(missing, [str(name) for name in row], "the columns are")
             + '; name them with data.columns, e.g. {question = "...", answer = "..."}',
         )
-    return maps[best]
-
-
-def _columns_of(columns: ColumnMap) -> list[str]:
-    named = (columns.question, columns.answer, columns.reference, *columns.metadata)
-    return [name for name in named if name is not None]
+    return best

@@ -118,8 +118,8 @@ def save_problems(problems: Iterable[Problem], path: str | os.PathLike[str]) -> 
 
 def frozen_folder() -> Path:
     """Where copies of Hub data sets lie: ``$STEPALIGN_CACHE/problems``, or below the user's cache folder."""
-    named = os.environ.get("STEPALIGN_CACHE")
-    below = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "stepalign"
+    ours, users = os.environ.get("STEPALIGN_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    below = Path(ours or f"{users or '~/.cache'}/stepalign")
     return below.expanduser() / "problems"
 
 
@@ -160,14 +160,13 @@ def load_selection(folder: str, name: str, *, limit: int | None = None) -> Probl
     """
     path = Path(folder).expanduser()
     try:
-        files = json.loads((path / "manifest.json").read_bytes())["files"]
-        entry = files.get(name)
-        file = path / entry["file"] if entry else None
-        expected = entry["sha256"] if entry else None
+        entries = json.loads((path / "manifest.json").read_bytes())["files"]
+        files = {name: (path / entry["file"], entry["sha256"]) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError("This is no manifest of a selection.", where=str(path / "manifest.json")) from None
-    if file is None:
+    if name not in files:
         raise ConfigError(f"The selection has no {name} problems; it has {', '.join(files) or 'none'}.", where=folder)
+    file, expected = files[name]
     if not file.is_file() or sha256_of_file(file) != expected:
         raise ConfigError(
             "The selected problems were changed or removed since they were frozen.",

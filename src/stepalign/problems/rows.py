@@ -63,11 +63,7 @@ def read_rows(source: str) -> Iterator[tuple[int, Row | Malformed]]:
             where=source,
             hint=f"A folder that holds a data set of the Hub is read with hub:{path.absolute()}",
         )
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    if path.suffix == ".json":
-        return _read_json(path)
-    return _read_json_lines(path)
+    return {".parquet": _read_parquet, ".json": _read_json}.get(path.suffix, _read_json_lines)(path)
 
 
 def cell_text(value: Any) -> str:
@@ -107,11 +103,20 @@ def _where_it_may_be(source: str, path: Path) -> str:
 # Files
 
 
+def _row(row: Any) -> Row | Malformed:
+    return row if isinstance(row, dict) else Malformed("not an object with named columns")
+
+
 def _read_json_lines(path: Path) -> Iterator[tuple[int, Row | Malformed]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield number, _object(line)
+                try:
+                    yield number, _row(json.loads(line.decode("utf-8-sig")))
+                except ValueError as error:
+                    yield number, Malformed(f"not JSON: {error}")
+                except RecursionError:
+                    yield number, Malformed("nested too deeply")
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, Row | Malformed]]:
@@ -119,20 +124,8 @@ def _read_json(path: Path) -> Iterator[tuple[int, Row | Malformed]]:
     try:
         rows = json.loads(path.read_bytes())
     except ValueError:
-        yield from _read_json_lines(path)
-        return
-    for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
-        yield number, row if isinstance(row, dict) else Malformed("not an object with named columns")
-
-
-def _object(line: bytes) -> Row | Malformed:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
-        return Malformed(f"not JSON: {error}")
-    except RecursionError:
-        return Malformed("nested too deeply")
-    return row if isinstance(row, dict) else Malformed("not an object with named columns")
+        return _read_json_lines(path)
+    return enumerate(map(_row, rows if isinstance(rows, list) else [rows]), start=1)
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
@@ -176,15 +169,14 @@ def _read_hub(source: str) -> Iterator[tuple[int, Row]]:
 def _hub_name(source: str) -> tuple[str, str | None, str]:
     """Name or folder, configuration and split. Raises ConfigError."""
     whole = _HUB.fullmatch(source)
-    name, configuration = (whole["name"], whole["config"]) if whole else ("", None)
-    if whole and name.startswith((".", "/", "~")):
-        folder = os.path.expanduser(name)
+    if whole and whole["name"].startswith((".", "/", "~")):
+        folder = os.path.expanduser(whole["name"])
         if not os.path.isdir(folder):
             raise ConfigError("There is no such folder.", where=source, hint="hub:./FOLDER names a local data set")
-        return folder, configuration, whole["split"] or "train"
-    on_the_hub = _ON_THE_HUB.fullmatch(name)
+        return folder, whole["config"], whole["split"] or "train"
+    on_the_hub = _ON_THE_HUB.fullmatch(whole["name"]) if whole else None
     if not whole or not on_the_hub:
         raise ConfigError(
             "This is no name of a Hub data set.", where=source, hint="Write hub:OWNER/NAME[/CONFIG][@SPLIT]"
         )
-    return on_the_hub["name"], configuration or on_the_hub["config"], whole["split"] or "train"
+    return on_the_hub["name"], whole["config"] or on_the_hub["config"], whole["split"] or "train"

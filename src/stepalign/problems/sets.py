@@ -6,7 +6,8 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,11 +41,8 @@ def named(problem: Problem) -> str:
 
 def set_aside(problems: Iterable[Problem], share: float) -> dict[str, tuple[Problem, ...]]:
     """Training problems as "train" and "validation"; the choice depends on each problem alone."""
-    chosen: dict[str, list[Problem]] = {"train": [], "validation": []}
-    for problem in problems:
-        position = int(sha256(problem.problem_id)[:8], 16) / 16**8
-        chosen["validation" if position < share else "train"].append(problem)
-    return {name: tuple(members) for name, members in chosen.items()}
+    shares = {"validation": share, "train": 1 - share}
+    return _split(problems, shares, lambda problem: int(sha256(problem.problem_id)[:8], 16) / 16**8)
 
 
 def split_problems(
@@ -64,14 +62,22 @@ def split_problems(
     """
     if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
         raise ValueError(f"shares must be positive and sum to 1, got {dict(shares)}")
-    names = list(shares)
-    bounds = list(itertools.accumulate(shares.values()))
-    splits: dict[str, list[Problem]] = {name: [] for name in names}
+
+    def position(problem: Problem) -> float:
+        return int.from_bytes(digest(f"{salt}\0{normalise_question(problem.question)}")[:8], "big") / 2**64
+
+    return _split(problems, shares, position)
+
+
+def _split(
+    problems: Iterable[Problem], shares: Mapping[str, float], position: Callable[[Problem], float]
+) -> dict[str, tuple[Problem, ...]]:
+    """Problems by the share of [0, 1) that each one's position is in."""
+    bounds = list(itertools.accumulate(shares.values()))[:-1]
+    splits: list[list[Problem]] = [[] for _ in shares]
     for problem in problems:
-        position = int.from_bytes(digest(f"{salt}\0{normalise_question(problem.question)}")[:8], "big") / 2**64
-        chosen = next((name for name, bound in zip(names, bounds, strict=True) if position < bound), names[-1])
-        splits[chosen].append(problem)
-    return {name: tuple(members) for name, members in splits.items()}
+        splits[bisect_right(bounds, position(problem))].append(problem)
+    return {name: tuple(members) for name, members in zip(shares, splits, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)

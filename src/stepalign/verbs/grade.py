@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.domains.math.answers import MAX_LENGTH
-from stepalign.domains.math.grade import Grade, undecided
+from stepalign.domains.math.grade import undecided
 from stepalign.domains.math.grading import Grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, progress, silent
@@ -50,14 +50,17 @@ def grade_file(
     rows = list(read_rows(source))
     _check_columns(rows, (completion, answer), source)
     out.parent.mkdir(parents=True, exist_ok=True)
-    job = json.dumps([completion, answer, grader.config.argument or grader.config.function, _fingerprint(source)])
+    path = Path(source).expanduser()
+    status = path.stat() if path.exists() else None
+    state = [str(path.absolute()), status and status.st_size, status and status.st_mtime_ns]
+    job = json.dumps([completion, answer, grader.config.argument or grader.config.function, state])
     partial = out.with_name(f".{out.name}.{sha256(job)[:12]}.partial")
     counts = {"verdicts": Counter[str](), "reasons": Counter[str]()}
     done = _count(read_json_lines(partial), counts)
     graded = JsonLines(partial)
     for start in range(done, len(rows), BATCH):
         batch = rows[start : start + BATCH]
-        lines = [_line(number, grade) for number, grade in _graded(batch, completion, answer, grader)]
+        lines = list(_graded(batch, completion, answer, grader))
         graded.append(lines)
         _count(lines, counts)
         listener(progress("grading", start + len(batch), len(rows)))
@@ -80,29 +83,31 @@ def _check_columns(rows: list[tuple[int, Row | Malformed]], columns: tuple[str, 
 
 def _graded(
     rows: Sequence[tuple[int, Row | Malformed]], completion: str, answer: str, grader: Grader
-) -> Iterator[tuple[int, Grade]]:
-    """The grade of each row; those that can be graded are handed to the grader together."""
-    faults = [_fault(row, completion, answer) for _, row in rows]
-    good = [row for (_, row), fault in zip(rows, faults, strict=True) if not fault and not isinstance(row, Malformed)]
-    grades = iter(
-        grader.grade_many([_cell(row, completion) for row in good], [cell_text(_cell(row, answer)) for row in good])
-    )
-    for (number, _), fault in zip(rows, faults, strict=True):
-        yield number, undecided(fault) if fault else next(grades)
+) -> Iterator[dict[str, Any]]:
+    """The line of each row; those that can be graded are handed to the grader together."""
+    read = [(number, _texts(row, completion, answer)) for number, row in rows]
+    good = [texts for _, texts in read if not isinstance(texts, str)]
+    grades = iter(grader.grade_many([text for text, _ in good], [expected for _, expected in good]))
+    for number, texts in read:
+        grade = undecided(texts) if isinstance(texts, str) else next(grades)
+        extracted = grade.answer
+        if extracted is not None and len(extracted) > MAX_LENGTH:
+            extracted = extracted[:MAX_LENGTH] + "..."
+        yield {"row": number, "verdict": grade.verdict, "extracted": extracted, "reason": grade.reason}
 
 
-def _fault(row: Row | Malformed, completion: str, answer: str) -> str:
-    """Why a row cannot be graded, or ""."""
+def _texts(row: Row | Malformed, completion: str, answer: str) -> tuple[str, str] | str:
+    """Completion and expected answer of a row, or why it cannot be graded."""
     if isinstance(row, Malformed):
         return f"malformed row: {row.reason}"
-    for column in (completion, answer):
-        if _cell(row, column) is None:
+    text, expected = _cell(row, completion), _cell(row, answer)
+    for column, cell in ((completion, text), (answer, expected)):
+        if cell is None:
             return f'malformed row: no "{column}"'
-    if not isinstance(_cell(row, completion), str):
-        return f'malformed row: "{completion}" is no text'
-    if not isinstance(_cell(row, answer), str | int | float):
-        return f'malformed row: "{answer}" is no text'
-    return ""
+    for column, cell, kinds in ((completion, text, str), (answer, expected, str | int | float)):
+        if not isinstance(cell, kinds):
+            return f'malformed row: "{column}" is no text'
+    return text, cell_text(expected)
 
 
 def _cell(row: Row, column: str) -> Any:
@@ -114,23 +119,9 @@ def _cell(row: Row, column: str) -> Any:
     return _cell(inner, rest) if isinstance(inner, Mapping) else None
 
 
-def _line(number: int, grade: Grade) -> dict[str, Any]:
-    extracted = grade.answer
-    if extracted is not None and len(extracted) > MAX_LENGTH:
-        extracted = extracted[:MAX_LENGTH] + "..."
-    return {"row": number, "verdict": grade.verdict, "extracted": extracted, "reason": grade.reason}
-
-
 def _count(lines: Iterable[dict[str, Any]], counts: dict[str, Counter[str]]) -> int:
     """Count the verdicts and reasons of some lines; the number of lines counted so far."""
     for line in lines:
         counts["verdicts"][line["verdict"]] += 1
         counts["reasons"][line["reason"]] += 1
     return counts["verdicts"].total()
-
-
-def _fingerprint(source: str) -> list[Any]:
-    """Which file, in which state: another one is another job."""
-    path = Path(source).expanduser()
-    status = path.stat() if path.exists() else None
-    return [str(path.absolute()), status and status.st_size, status and status.st_mtime_ns]
