@@ -1,7 +1,6 @@
 """The normal form of an answer: which answers are the same text or the same number. Pure functions.
 
-Everything here reads text that a model wrote, inside the trainer's own process: each scan is linear in the length of
-the text, and an answer of more than ``MAX_LENGTH`` characters is never analysed.
+Each scan is linear in the length of a model's text, and one of more than ``MAX_LENGTH`` characters is never analysed.
 """
 
 from __future__ import annotations

@@ -17,8 +17,6 @@ from stepalign.domains.math.notation import Sequence, as_interval, is_balanced, 
 from stepalign.domains.math.units import contradict, conversion
 
 Leaf = Callable[[str, str], Grade]
-
-
 _NAMED = re.compile(
     r"((?:\\[A-Za-z]{2,12} ?|[A-Za-z])(?:_\{?\w{1,8}\}?)?'?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
     r"|(?:\\angle ?)?[A-Z]{2,3}|\([A-Za-z](?:,[A-Za-z])+\))"
@@ -40,10 +38,8 @@ def equal_answers(gold: Answer, answer: Answer, leaf: Leaf) -> Grade:
     """Whether two normal forms are equal, and why."""
     if not answer.text:
         return incorrect("empty answer")
-    if gold.label or answer.label:
-        labels = _equal_labels(gold, answer)
-        if labels:
-            return labels
+    if labels := _equal_labels(gold, answer):
+        return labels
     if contradict(gold.unit, answer.unit):
         return _equal_amounts(gold, answer)
     if gold.number is not None and answer.number is not None:
@@ -85,8 +81,10 @@ def equal_answers(gold: Answer, answer: Answer, leaf: Leaf) -> Grade:
 
 def _equal_labels(gold: Answer, answer: Answer) -> Grade | None:
     """Choices such as "(B) 12" against "(B)" and each other; None where their values are to be compared."""
+    if gold.label == answer.label:
+        return None
     if gold.label and answer.label:
-        return None if gold.label == answer.label else incorrect("different choice")
+        return incorrect("different choice")
     labelled, other = (gold, answer) if gold.label else (answer, gold)
     if not re.fullmatch(r"[A-Ja-j]", other.text):
         return None
@@ -107,10 +105,9 @@ def _equal_numbers(gold: Answer, answer: Answer) -> Grade:
     assert gold.number is not None
     assert answer.number is not None
     equal = gold.number == answer.number
-    if gold.unit == "%" != answer.unit:
-        equal = equal or gold.number / 100 == answer.number
-    elif answer.unit == "%" != gold.unit:
-        equal = equal or gold.number == answer.number / 100
+    if "%" in (gold.unit, answer.unit) and gold.unit != answer.unit:
+        per_cent, other = (gold.number, answer.number) if gold.unit == "%" else (answer.number, gold.number)
+        equal = equal or per_cent == 100 * other
     return correct("equal number") if equal else incorrect("different number")
 
 
@@ -225,12 +222,12 @@ def _equal_sets(gold: Sequence, answer: Sequence, leaf: Leaf) -> Grade:
     if len(missing) > _MAX_UNORDERED:
         return incorrect("different elements")
     for item in missing:
-        for index, candidate in enumerate(extra):
+        for candidate in extra:
             grade = equal_answers(normal_form(item), normal_form(candidate), leaf)
             if grade.verdict == "undecided":
                 return grade
             if grade.verdict == "correct":
-                del extra[index]
+                extra.remove(candidate)
                 break
         else:
             return incorrect("different elements")

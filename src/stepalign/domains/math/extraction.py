@@ -1,8 +1,4 @@
-"""The final answer that a text marks. Pure functions.
-
-Everything here reads text that a model wrote, inside the trainer's own process: each scan is linear in the length of
-the text.
-"""
+"""The final answer that a text marks. Pure functions; each scan is linear in the length of a model's text."""
 
 from __future__ import annotations
 
@@ -63,11 +59,8 @@ _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|\*\*|$)")
 
 def _after_thinking(text: str) -> str:
     """The text behind the last think block; a block that never closes hides the rest."""
-    closed = text.rfind("</think>")
-    if closed >= 0:
-        text = text[closed + len("</think>") :]
-    opened = text.find("<think>")
-    return text if opened < 0 else text[:opened]
+    text = text.rpartition("</think>")[2]
+    return text.partition("<think>")[0]
 
 
 def _boxed_or_tagged(text: str) -> Extraction | None:
