@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -34,7 +35,8 @@ class Example:
 def sample(solver: sa.Solver, prompt: tuple[int, ...]) -> list[tuple[int, ...]]:
     """GROUP completions of a prompt at temperature 1: token ids, the end-of-text id included."""
     prompt_BS = torch.tensor([prompt] * GROUP)
-    drawn_BS = solver.model.generate(
+    model: Any = solver.model  # any causal model of transformers
+    drawn_BS = model.generate(
         prompt_BS,
         attention_mask=torch.ones_like(prompt_BS),
         do_sample=True,
@@ -66,7 +68,7 @@ async def make_examples(solver: sa.Solver) -> list[Example]:
         # 2. A grader scores each attempt, and the frozen critic writes feedback on it.
         attempts = []
         for index, ids in enumerate(completions):
-            text = solver.tokenizer.decode(ids, skip_special_tokens=True)
+            text = str(solver.tokenizer.decode(list(ids), skip_special_tokens=True))
             grade = sa.grade(text, problem.answer)
             attempts.append(sa.Attempt(rollout_id=f"{index}", problem=problem, text=text, grade=grade))
         critiques = [await critic.critique(attempt) for attempt in attempts]
@@ -75,7 +77,7 @@ async def make_examples(solver: sa.Solver) -> list[Example]:
         group = sa.Group(problem=problem, attempts=attempts, critiques=critiques)
         for index, completion in enumerate(completions):
             try:
-                context = design.show(group, index)
+                context = design.show(group, index) or ""
             except sa.NothingToShow:
                 continue  # masked: this completion trains nothing
             teacher_prompt = prompts.self_teacher(problem, context, introduction=design.introduction)

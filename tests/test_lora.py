@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from stepalign.storage.jsonl import read_json_lines
 from stepalign.training.learner import Learner
 from stepalign.training.teacher import Teacher
 from stepalign.verbs.train import train_config
+from stepalign.waiting import wait_for
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_float32_adapters_beside_a_bfloat16_model_are_multiplied_in_bfloat16(
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in adapters.values())
 
     sampling = narrow.sampler.sample([[2, 30, 9, 12, 3]], num_samples=1, temperature=1.0, max_tokens=5, seed=0)
-    [[drawn]] = asyncio.run(sampling)
+    [[drawn]] = wait_for(sampling)
     hidden = completion_hidden(narrow.solver, [((2, 30, 9, 12, 3), drawn.ids)])
     log_probs = narrow.solver.logits(hidden).log_softmax(-1)[range(len(drawn.ids)), list(drawn.ids)]
     assert torch.allclose(torch.tensor(drawn.log_probs), log_probs, atol=0.1)

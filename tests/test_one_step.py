@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import copy
 import importlib.util
 import subprocess
@@ -20,6 +19,7 @@ from stepalign.models.load import Solver, load_solver
 from stepalign.records import Sample
 from stepalign.training.learner import Learner
 from stepalign.training.teacher import Teacher
+from stepalign.waiting import wait_for
 
 FILE = Path(__file__).parents[1] / "examples" / "one_step.py"
 
@@ -38,7 +38,7 @@ def one_step() -> ModuleType:
 def test_loss_and_step_are_those_of_the_trainer(one_step: ModuleType) -> None:
     torch.manual_seed(1)
     solver = load_solver("embedded:arithmetic")
-    examples = asyncio.run(one_step.make_examples(solver))
+    examples = wait_for(one_step.make_examples(solver))
     assert len(examples) > 16
     twin = Solver(copy.deepcopy(solver.model), solver.tokenizer)
 

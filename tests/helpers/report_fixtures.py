@@ -329,3 +329,41 @@ def make_hostile_signal(payload: str) -> dict[str, Any]:
             context["text"] = context["case"] = context["first_error"] = payload
             context["top_teacher"][0] = [[payload, -0.1]]
     return signal
+
+
+def long_signal(rollouts: int, tokens: int, contexts: int, top: int) -> dict[str, Any]:
+    """Full-entropy numbers: no real signal compresses worse."""
+    rng = random.Random(5)
+    words = [" the", " sum", "x", " =", " 12", "\\frac", "{", "}", " therefore", ".\n", " equals", " we", " have"]
+    signal = make_signal(rollouts=1, contexts=contexts)
+    signal["rollouts"] = []
+    for index in range(rollouts):
+        pieces = [rng.choice(words) for _ in range(tokens)]
+        spans, at = [], 0
+        for piece in pieces:
+            spans.append(
+                {"text": piece, "start": at, "end": at + len(piece), "id": rng.randrange(150_000), "special": False}
+            )
+            at += len(piece)
+        student = [-rng.expovariate(1.5) for _ in pieces]
+        alternatives = [[[rng.choice(words), -rng.expovariate(0.5)] for _ in range(top)] for _ in pieces]
+        entries = []
+        for name, _ in CONTEXTS[:contexts]:
+            ratio = [rng.gauss(0, 1) for _ in pieces]
+            entries.append({
+                "name": name, "text": "".join(rng.choices(words, k=tokens)), "case": "D",
+                "first_error": "3", "log_ratio": ratio,
+                "student_log_prob": student, "teacher_log_prob": [a + b for a, b in zip(student, ratio, strict=True)],
+                "forward_kl": [rng.random() for _ in pieces], "student_entropy": student, "teacher_entropy": ratio,
+                "top_student": alternatives, "top_teacher": alternatives,
+            })  # fmt: skip
+        text = "".join(pieces)
+        steps = [
+            {"label": str(step), "start": at * step // 9, "end": at * (step + 1) // 9, "status": "right"}
+            for step in range(9)
+        ]
+        signal["rollouts"].append({
+            "rollout_id": f"r{index}", "case": "correct", "verdict": "correct", "question": "q", "expected_answer": "1",
+            "reference": text, "text": text, "tokens": spans, "steps": steps, "contexts": entries,
+        })  # fmt: skip
+    return signal

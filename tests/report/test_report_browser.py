@@ -390,9 +390,8 @@ def test_everything_has_a_name(visit: Callable[..., Visit], report: Path) -> Non
 def test_a_long_page_draws_what_is_asked_for_first_and_the_rest_later(
     visit: Callable[..., Visit], tmp_path: Path
 ) -> None:
-    from test_report_payload import long_signal
 
-    seen = visit(write_token_page(long_signal(3, 4096, 2, 0), tmp_path / "long.html"), "#rollout=2&t=4000")
+    seen = visit(write_token_page(fixtures.long_signal(3, 4096, 2, 0), tmp_path / "long.html"), "#rollout=2&t=4000")
     assert seen.text(".place") == "2 / 3"
     assert seen.cursor() == [4000, 4000]
     assert seen.page.locator(".t").count() == 2 * 4096, "a link to the end of a rollout draws all of it"

@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import copy
 import json
-import random
 import zlib
 from typing import Any
 
@@ -46,7 +45,7 @@ def test_the_index_says_what_the_list_shows(signal: dict[str, Any]) -> None:
 
 
 def test_long_rollouts_show_the_strongest_of_each_stretch() -> None:
-    signal = long_signal(1, 1000, 1, 0)
+    signal = fixtures.long_signal(1, 1000, 1, 0)
     values = signal["rollouts"][0]["contexts"][0]["log_ratio"]
     (bars,) = index_of(viewer_data(signal))["rollouts"][0]["bars"]
     assert len(bars) == 48
@@ -166,45 +165,7 @@ def test_missing_series_and_nan_are_null(signal: dict[str, Any]) -> None:
     assert shown["rest"][2] is None
 
 
-def long_signal(rollouts: int, tokens: int, contexts: int, top: int) -> dict[str, Any]:
-    """Full-entropy numbers: no real signal compresses worse."""
-    rng = random.Random(5)
-    words = [" the", " sum", "x", " =", " 12", "\\frac", "{", "}", " therefore", ".\n", " equals", " we", " have"]
-    signal = fixtures.make_signal(rollouts=1, contexts=contexts)
-    signal["rollouts"] = []
-    for index in range(rollouts):
-        pieces = [rng.choice(words) for _ in range(tokens)]
-        spans, at = [], 0
-        for piece in pieces:
-            spans.append(
-                {"text": piece, "start": at, "end": at + len(piece), "id": rng.randrange(150_000), "special": False}
-            )
-            at += len(piece)
-        student = [-rng.expovariate(1.5) for _ in pieces]
-        alternatives = [[[rng.choice(words), -rng.expovariate(0.5)] for _ in range(top)] for _ in pieces]
-        entries = []
-        for name, _ in fixtures.CONTEXTS[:contexts]:
-            ratio = [rng.gauss(0, 1) for _ in pieces]
-            entries.append({
-                "name": name, "text": "".join(rng.choices(words, k=tokens)), "case": "D",
-                "first_error": "3", "log_ratio": ratio,
-                "student_log_prob": student, "teacher_log_prob": [a + b for a, b in zip(student, ratio, strict=True)],
-                "forward_kl": [rng.random() for _ in pieces], "student_entropy": student, "teacher_entropy": ratio,
-                "top_student": alternatives, "top_teacher": alternatives,
-            })  # fmt: skip
-        text = "".join(pieces)
-        steps = [
-            {"label": str(step), "start": at * step // 9, "end": at * (step + 1) // 9, "status": "right"}
-            for step in range(9)
-        ]
-        signal["rollouts"].append({
-            "rollout_id": f"r{index}", "case": "correct", "verdict": "correct", "question": "q", "expected_answer": "1",
-            "reference": text, "text": text, "tokens": spans, "steps": steps, "contexts": entries,
-        })  # fmt: skip
-    return signal
-
-
 @pytest.mark.parametrize("top", [0, 5])
 def test_ten_long_rollouts_fit_one_megabyte(top: int) -> None:
-    html = token_html(long_signal(10, 2048, 2, top))
+    html = token_html(fixtures.long_signal(10, 2048, 2, top))
     assert len(html.encode()) <= 1_000_000

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import openai
 
 from stepalign.errors import ConfigError, EndpointError
+from stepalign.waiting import wait_for
 
 _CONNECT_SECONDS = 5.0
 _USERINFO = re.compile(r"//[^/@\s]{1,512}@")
@@ -215,7 +216,7 @@ def list_models(urls: Sequence[str], api_key_env: str) -> list[str]:
             raise fault
         return []
 
-    return asyncio.run(ask())
+    return wait_for(ask())
 
 
 def read_reply(body: str) -> Reply | Fault:

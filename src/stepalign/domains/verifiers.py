@@ -10,7 +10,6 @@ Imported where a source or grader is named ``verifiers:...``, and nowhere else: 
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import math
@@ -25,6 +24,7 @@ from stepalign.domains.math.grade import Grade, undecided
 from stepalign.errors import ConfigError
 from stepalign.problems.columns import ColumnMap
 from stepalign.problems.loading import ProblemSet, problems_of_rows
+from stepalign.waiting import wait_for
 
 try:
     import verifiers.v1 as vf  # pyright: ignore[reportMissingImports]
@@ -78,7 +78,7 @@ def load_grader(source: str) -> Callable[[str, str], Grade]:
         data = task_type.data_type().model_validate_json(expected)
         task = task_type(data, taskset.config.task)
         trace = _trace(task, completion)
-        asyncio.run(task.score(trace))
+        wait_for(task.score(trace))
         missing = [name for name, reward in trace.rewards.items() if reward is None]
         if missing or not math.isfinite(trace.reward):
             return undecided(f"no reward from {', '.join(missing)}" if missing else "reward is not finite")
