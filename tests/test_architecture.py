@@ -139,6 +139,7 @@ def test_the_pure_parts_know_no_file_no_network_and_no_clock(part: str) -> None:
         assert not called & {"open", "print", "input", "exec", "eval", "__import__"}
 
 
+@pytest.mark.slow
 def test_nothing_under_the_report_needs_torch() -> None:
     reached = {m for module in MODULES if module.startswith("stepalign.report") for m in below(module)}
     heavy = {(m, name) for m in reached for name in imports(m, at_runtime=True) if name.split(".")[0] in HEAVY}

@@ -24,6 +24,7 @@ def config():
     return load_config("arithmetic")
 
 
+@pytest.mark.slow
 def test_the_solver_is_fallible_on_the_chosen_problems(config) -> None:
     sets = load_sets(config.data)
     session = open_session(config)

@@ -196,6 +196,7 @@ def test_float32_adapters_beside_a_bfloat16_model_are_multiplied_in_bfloat16(
     assert torch.allclose(torch.tensor(drawn.log_probs), log_probs, atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_run_saves_adapters_that_load_again(config: Config, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train_config(config, out, resume=False, listener=silent, stop=StopRequest())
@@ -218,6 +219,7 @@ def test_a_run_saves_adapters_that_load_again(config: Config, tmp_path: Path) ->
         assert not torch.allclose(trained.model(ids).logits, base.model(ids).logits, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_resumed_adapter_run_ends_with_the_same_bits(config: Config, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train_config(config, whole, resume=False, listener=silent, stop=StopRequest())

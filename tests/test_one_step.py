@@ -89,6 +89,7 @@ def test_it_uses_public_names_only_and_fits_one_sitting() -> None:
     assert len(source.splitlines()) < 200
 
 
+@pytest.mark.slow
 def test_it_prints_a_loss_that_falls() -> None:
     done = subprocess.run([sys.executable, str(FILE)], capture_output=True, text=True, check=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("loss")]

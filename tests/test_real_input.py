@@ -222,6 +222,7 @@ def test_a_resumed_run_does_not_pay_twice(
     assert (out / "final" / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_unreachable_critic_is_one_clear_message(random_qwen: Path, tmp_path: Path) -> None:
     done = stepalign(
         "train", "gsm8k", "--out", str(tmp_path / "run"), *settings(random_qwen, "http://127.0.0.1:9/v1", "critic")
@@ -234,6 +235,7 @@ def test_an_unreachable_critic_is_one_clear_message(random_qwen: Path, tmp_path:
     assert not (tmp_path / "run" / "rollouts.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_asks_for_its_critic_before_it_writes(random_qwen: Path, tmp_path: Path) -> None:
     out = tmp_path / "comparison"
     done = stepalign("compare", "gsm8k", "--out", str(out), *settings(random_qwen, "http://127.0.0.1:9/v1", "critic"))

@@ -102,6 +102,7 @@ def once(behaviour: str) -> Script:
 # --- faults ---
 
 
+@pytest.mark.slow
 def test_thirty_percent_faults_lose_and_swap_nothing(serve: Serve, make: Make, tmp_path: Path) -> None:
     rng = random.Random(0)
     assert len(ELEVEN) == 11
@@ -337,6 +338,7 @@ def _ask(url: str, cache: Path, seed: int, results: multiprocessing.Queue[Any]) 
         results.put((right, critic.ledger.attempts))
 
 
+@pytest.mark.slow
 def test_processes_that_ask_the_same_pay_once(serve: Serve, tmp_path: Path) -> None:
     server = serve(latency=0.002)
     results: multiprocessing.Queue[Any] = SPAWN.Queue()

@@ -15,6 +15,7 @@ from stepalign.models.load import load_solver
 FOLDER = Path(arithmetic.__file__).parent
 
 
+@pytest.mark.slow
 def test_the_self_teacher_says_whatever_its_context_says() -> None:
     """True and arbitrary false values, on facts it knows and on facts it does not."""
     solver = load_solver(arithmetic.EMBEDDED)

@@ -44,6 +44,7 @@ def read(text: str) -> str:
     return normal_form(text).text
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(EXPRESSIONS, EXPRESSIONS)
 def test_verdicts_are_those_of_algebra(one: Both, other: Both) -> None:

@@ -190,6 +190,7 @@ def test_unequal_pairs(grader: Grader, kind: str) -> None:
     assert {pair: grade for pair, grade in grades.items() if grade.verdict != "incorrect"} == {}
 
 
+@pytest.mark.slow
 def test_hand_judged_pairs() -> None:
     """Written against this grader: units, choices, inequalities, prime marks, bases, complex numbers and the like."""
     lines = (Path(__file__).parent / "judged_pairs.jsonl").read_text(encoding="utf-8").splitlines()
@@ -293,6 +294,7 @@ BURNERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_burners_are_bounded_and_never_correct() -> None:
     with Grader(GraderConfig(seconds=0.3)) as grader:
         grades = [grader.grade(f"\\boxed{{{answer}}}", "7") for answer in BURNERS]
@@ -303,6 +305,7 @@ def test_burners_are_bounded_and_never_correct() -> None:
         assert grader.compare(f"({BURNERS[1]}, {BURNERS[2]})", "(1,2)").verdict != "correct"
 
 
+@pytest.mark.slow
 def test_the_grader_still_works_after_it_was_attacked(grader: Grader) -> None:
     with Grader(GraderConfig(seconds=0.5, num_workers=1)) as small:
         assert small.compare(BURNERS[1], "7").verdict == "undecided"

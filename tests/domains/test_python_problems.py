@@ -96,6 +96,7 @@ def test_rows_without_tests_are_counted(tmp_path: Path) -> None:
     assert not is_test_program("x" * 10 + "(" * 10000)
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_the_shipped_problems_are_right() -> None:
     """Every reference passes its tests, and no other problem's reference does."""
@@ -120,6 +121,7 @@ def test_a_machine_without_a_sandbox_is_told_at_once(monkeypatch: pytest.MonkeyP
         make_grader(load_config("python").data)
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_a_run_on_python_problems(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
     """The whole way with a solver that writes no code: graded, masked or shown, trained, and never undecided."""

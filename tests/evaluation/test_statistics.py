@@ -62,6 +62,7 @@ def test_coverage_of_the_problem_level_interval() -> None:
     assert 0.93 <= coverage <= 0.97
 
 
+@pytest.mark.slow
 def test_coverage_of_the_paired_interval_and_power_at_the_detectable_difference() -> None:
     rng = np.random.default_rng(1)
     problems, n = 60, 12
@@ -74,6 +75,7 @@ def test_coverage_of_the_paired_interval_and_power_at_the_detectable_difference(
     assert 0.77 <= np.mean([result.p_value < 0.05 for result in results]) <= 0.85
 
 
+@pytest.mark.slow
 def test_coverage_over_seeds_and_problems() -> None:
     rng = np.random.default_rng(2)
     seeds, problems = 5, 60

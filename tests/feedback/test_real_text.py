@@ -30,6 +30,7 @@ def test_every_attempt_is_its_steps_and_copies_itself(solutions: list[str]) -> N
         assert (found.case, found.first_edit, found.first_error) == ("A", None, None)
 
 
+@pytest.mark.slow
 def test_one_step_replaced_is_exactly_that_step_edited(solutions: list[str]) -> None:
     checked = 0
     for number, text in enumerate(solutions):

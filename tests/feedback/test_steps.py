@@ -123,6 +123,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_megabyte(name: str) -> None:
     text = HOSTILE[name]

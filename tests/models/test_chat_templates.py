@@ -93,6 +93,7 @@ TEXT = st.lists(
 ).map("".join)  # fmt: skip
 
 
+@pytest.mark.slow
 @given(question=TEXT, context=TEXT, introduction=TEXT, system=TEXT, thinking=st.booleans())
 def test_no_text_becomes_a_control_token(builder, tokenizer, question, context, introduction, system, thinking) -> None:
     """Problems, critiques, references, attempts, headings and the system message: all are text, none is lost."""
@@ -118,6 +119,7 @@ def test_no_text_becomes_a_control_token(builder, tokenizer, question, context, 
     assert f"{question}\n{introduction}\n{context}\nThink.".strip() in text
 
 
+@pytest.mark.slow
 @given(context=TEXT, limit=st.integers(30, 120))
 def test_nor_does_a_text_that_is_cut(builder, tokenizer, context, limit) -> None:
     control = set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))

@@ -57,6 +57,7 @@ def test_looking_ahead_asks_a_base_model_as_its_run_will(write_recipe: Callable[
         describe(config)
 
 
+@pytest.mark.slow
 def test_a_warning_on_the_command_line_is_one_line_without_a_place_in_the_code(
     model_folder: Path, tmp_path: Path
 ) -> None:

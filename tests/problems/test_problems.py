@@ -64,6 +64,7 @@ def test_gsm8k_layout(tmp_path: Path) -> None:
     assert loaded.skipped == {"no marked answer": 1}
 
 
+@pytest.mark.slow
 @needs_gsm8k
 @pytest.mark.parametrize(("name", "rows"), [("train", 7_473), ("test", 1_319)])
 def test_gsm8k_as_it_lies_there(name: str, rows: int) -> None:

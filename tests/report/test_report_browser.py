@@ -87,6 +87,7 @@ def first_wrong(signal: dict[str, Any]) -> dict[str, Any]:
     return next(rollout for rollout in signal["rollouts"] if rollout["case"] == "one_wrong_step")
 
 
+@pytest.mark.slow
 def test_one_file_no_requests_no_complaints(visit: Callable[..., Visit], report: Path) -> None:
     for options in ({}, {"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 844}}, {"offline": True}):
         seen = visit(report, **options)
@@ -287,6 +288,7 @@ def test_export_files_open_and_match(visit: Callable[..., Visit], report: Path, 
     assert all(url.startswith("blob:") for url in seen.requests[1:])
 
 
+@pytest.mark.slow
 def test_deep_links_open_what_they_say(visit: Callable[..., Visit], report: Path) -> None:
     seen = visit(report, "#rollout=r003&t=17&c=2,3&d=1")
     assert seen.text(".place") == "4 / 6"
@@ -342,6 +344,7 @@ def hostile_signal() -> dict[str, Any]:
     return whole
 
 
+@pytest.mark.slow
 def test_two_hundred_hostile_texts_are_inert(visit: Callable[..., Visit], tmp_path: Path) -> None:
     assert len(HOSTILE) >= 200
     seen = visit(write_token_page(hostile_signal(), tmp_path / "hostile.html"), "#rollout=1")
@@ -553,6 +556,7 @@ def test_page_and_terminal_state_the_same_sums(
     assert sums == [first or second for first, second in printed][1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_an_accessibility_audit_finds_nothing(visit: Callable[..., Visit], report: Path, scheme: str) -> None:
     """axe-core: roles, names, focus order, and contrast of at least 4.5:1 as Chromium computed it."""

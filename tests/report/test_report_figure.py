@@ -52,6 +52,7 @@ def test_a_pdf_has_the_exact_width_and_embedded_truetype_fonts(signal: dict[str,
     assert again.read_bytes() == raw
 
 
+@pytest.mark.slow
 def test_a_png_has_the_exact_width_and_the_colours_of_the_page(signal: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "figure.png"
     write_figure(signal, path, width=4.0, dpi=100)

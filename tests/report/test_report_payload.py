@@ -165,6 +165,7 @@ def test_missing_series_and_nan_are_null(signal: dict[str, Any]) -> None:
     assert shown["rest"][2] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top", [0, 5])
 def test_ten_long_rollouts_fit_one_megabyte(top: int) -> None:
     html = token_html(fixtures.long_signal(10, 2048, 2, top))

@@ -24,6 +24,7 @@ def test_visible_text_has_no_control_or_direction_characters(sample: str) -> Non
     assert text.visible(shown) == shown
 
 
+@pytest.mark.slow
 @given(
     st.recursive(st.none() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 )

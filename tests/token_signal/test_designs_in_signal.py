@@ -40,6 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_design_scores_the_rollouts_of_a_run(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "signal"
     analyse_run(run, out, contexts=tuple(SCORED), model="", num=32, settings=("signal.top_k=0",))

@@ -212,6 +212,7 @@ def test_every_teacher_is_saved_and_taken_up_again(config: Config, tmp_path: Pat
         assert (whole / file).read_bytes() == (broken / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_every_objective_trains_something_else(config: Config, tmp_path: Path) -> None:
     found = {}
     for name, settings in OBJECTIVES.items():
@@ -224,6 +225,7 @@ def test_every_objective_trains_something_else(config: Config, tmp_path: Path) -
     assert sorted(found.values()) == sorted(OBJECTIVES)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_a_dozen_instants_ends_in_the_same_bits(config: Config, tmp_path: Path) -> None:
     """Children of this process, so that a kill costs no start: in samples, records, evaluations, half-written saves."""
     config = changed(config, {"training.max_steps": 20, "training.save_steps": 1, "training.save_total_limit": 3})

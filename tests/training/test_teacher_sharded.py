@@ -135,6 +135,7 @@ def worker(rank: int, processes: int, folder: str, lora: bool, answers: Any) -> 
         raise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_teachers_of_a_sharded_model_are_what_they_say(lora: bool, processes: int, tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def by_name(rows: Any) -> dict[str, dict[int, float]]:
 READERS = {"tensorboard": read_tensorboard, "trackio": read_trackio, "wandb": read_wandb}
 
 
+@pytest.mark.slow
 def test_what_a_killed_and_resumed_run_sent_is_what_it_recorded(tmp_path: Path, recipe) -> None:
     for name in READERS:
         pytest.importorskip(name, reason='trackers need the extra "track"')

@@ -143,6 +143,7 @@ def test_a_critic_asked_again_with_the_finding_named_mends_its_critique(
     assert findings(out)["retries"] == 4
 
 
+@pytest.mark.slow
 def test_killed_at_any_instant_it_goes_on_and_pays_only_for_what_was_under_way(
     serve: Callable[..., FaultServer], tmp_path: Path
 ) -> None:

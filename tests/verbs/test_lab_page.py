@@ -214,6 +214,7 @@ def open_page(chromium: Any, lab: Lab) -> Iterator[Callable[..., LabPage]]:
         opened.context.close()
 
 
+@pytest.mark.slow
 def test_editing_the_feedback_recolours_the_tokens(open_page: Callable[..., LabPage], lab: Lab) -> None:
     opened = open_page()
     assert opened.page.locator(".panel-head h3").all_inner_texts() == ["step_aligned", "reference"]

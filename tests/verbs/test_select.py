@@ -85,6 +85,7 @@ def test_the_manifest_says_what_was_done_with_what(selected: Path) -> None:
     assert json.loads((selected / "funnel.json").read_text())["funnel"] == manifest["funnel"]
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_with_the_same_bytes_and_samples_nothing_twice(
     selected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,6 +255,7 @@ def test_a_row_that_cannot_be_used_is_named(change: dict[str, Any], message: str
     assert not (tmp_path / "out").exists()  # the next try, mended, finds nothing half-begun
 
 
+@pytest.mark.slow
 def test_the_command(model: str, tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", ROW)
 
