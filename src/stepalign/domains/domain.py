@@ -37,11 +37,6 @@ def load_file(source: str, data: DataSection, name: str, limit: int | None) -> P
     return load_problems(source, data.columns, limit=limit)
 
 
-def open_built_in(data: DataSection) -> Grader:
-    """The grader of mathematical answers."""
-    return open_grader(seconds=data.grader_seconds)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Domain:
     """What a task is: how its problems are loaded and graded, and what is known about attempts at them."""
@@ -53,7 +48,7 @@ class Domain:
     """The column preset whose rows are its problems, if it has one."""
     load: Callable[[str, DataSection, str, int | None], ProblemSet] = load_file
     """(source, section, "train", "validation" or "test", limit) -> problems."""
-    grade: Callable[[DataSection], Grader] = open_built_in
+    grade: Callable[[DataSection], Grader] = lambda data: open_grader(seconds=data.grader_seconds)
     """Opens the grader of a recipe that names none. Raises ConfigError where it cannot be started."""
     has_answers: bool = True
     """Whether expected answers are texts to be compared with others; the tests of a program are not."""

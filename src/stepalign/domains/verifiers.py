@@ -1,11 +1,8 @@
-"""Tasksets of the package verifiers as a source of problems and as their grader.
+"""Tasksets of the package verifiers as a source of problems and as their grader. Importing it needs the package.
 
-A taskset is loaded by verifiers' own loader; each task becomes a problem whose expected answer is the task's data as
-JSON, so that the task can be put together again where a completion is graded. There its own reward functions, async
-ones included, judge a trace of one turn. What needs more than one reply of one model - tools, files, containers,
-simulated users, several agents - is refused.
-
-Imported where a source or grader is named ``verifiers:...``, and nowhere else: it needs the package.
+Each task becomes a problem whose expected answer is the task's data as JSON: from it the task is put together again
+where a completion is graded, and its own reward functions judge a trace of one turn. A taskset that needs more than one
+reply of one model - tools, files, containers, simulated users, several agents - is refused.
 """
 
 from __future__ import annotations
@@ -90,13 +87,12 @@ def load_grader(source: str) -> Callable[[str, str], Grade]:
 def _load_taskset(source: str) -> Any:
     """The taskset a source names, with its settings; refused when one reply cannot answer its tasks."""
     name, _, query = source.removeprefix("verifiers:").partition("?")
+    folder = os.getcwd()
     if name.endswith(".py"):
         path = Path(name).expanduser().absolute()
         if not path.is_file():
             raise ConfigError("There is no such file.", where=source)
         folder, name = str(path.parent), path.stem
-    else:
-        folder = os.getcwd()
     if folder not in sys.path:
         sys.path.append(folder)
     try:

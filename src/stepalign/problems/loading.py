@@ -48,9 +48,8 @@ def load_problems(
     """The problems of a file or of a Hub data set, without duplicates, in the order of the rows.
 
     Args:
-        path: a ``.jsonl`` or ``.json`` file, a ``.parquet`` file, or ``hub:OWNER/NAME[/CONFIG][@SPLIT]`` (split "train"
-            unless given). The last two need the extra ``data``. A Hub data set is read once and then taken from a
-            frozen copy on this machine, so that a run neither depends on the network nor changes when it is resumed.
+        path: see :func:`~stepalign.problems.rows.read_rows`. A Hub data set is read once and then taken from a frozen
+            copy on this machine, so that a run neither depends on the network nor changes when it is resumed.
         columns: the name of a preset ("stepalign", "gsm8k", "math", "openmathreasoning", "aime", "messages",
             "python"), a :class:`ColumnMap`, or its fields as a dictionary.
         limit: stop after so many problems.

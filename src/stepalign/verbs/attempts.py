@@ -65,16 +65,12 @@ def read_attempts(path: Path, columns: Mapping[str, str] | None = None) -> Attem
         raise ConfigError(
             what, where=str(path), hint="give a run folder, its rollouts.jsonl, or JSON lines with question, completion"
         )
-    first = next(iter(read_rows(str(file))), None)
-    from_run = first is not None and isinstance(first[1], Mapping) and isinstance(first[1].get("completion"), Mapping)
+    _, first = next(iter(read_rows(str(file))), (0, {}))
+    from_run = isinstance(first, Mapping) and isinstance(first.get("completion"), Mapping)
+    if from_run and columns:
+        raise ConfigError("a run's rollouts need no columns", where=str(file), hint="leave --columns out")
     skipped: Counter[str] = Counter()
-    config = None
-    if from_run:
-        if columns:
-            raise ConfigError("a run's rollouts need no columns", where=str(file), hint="leave --columns out")
-        config, attempts = _of_run(file)
-    else:
-        attempts = list(_of_rows(file, columns or {}, skipped))
+    config, attempts = _of_run(file) if from_run else (None, list(_of_rows(file, columns or {}, skipped)))
     if not attempts:
         reasons = "".join(f"; {count} rows: {reason}" for reason, count in skipped.items())
         raise ConfigError(f"the file holds no attempts{reasons}", where=str(file))
@@ -92,9 +88,6 @@ def graded(attempt: Attempt, grader: Grader) -> Attempt:
     if attempt.verdict != "undecided" or not attempt.problem.answer:
         return attempt
     return replace(attempt, grade=grader.grade(attempt.text, attempt.problem.answer))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _of_run(file: Path) -> tuple[Config, list[Attempt]]:

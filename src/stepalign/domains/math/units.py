@@ -11,52 +11,19 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_UNIT_NAMES = {
-    "m": "meter meters metre metres",
-    "cm": "centimeter centimeters centimetre centimetres",
-    "mm": "millimeter millimeters millimetre millimetres",
-    "km": "kilometer kilometers kilometre kilometres",
-    "in": "inch inches",
-    "ft": "foot feet",
-    "yd": "yard yards yds",
-    "mi": "mile miles",
-    "s": "sec secs second seconds",
-    "min": "mins minute minutes",
-    "h": "hr hrs hour hours",
-    "day": "days",
-    "week": "weeks",
-    "month": "months",
-    "year": "years yr yrs",
-    "g": "gram grams",
-    "kg": "kilogram kilograms kgs",
-    "mg": "milligram milligrams",
-    "pound": "lb lbs pounds",  # of weight and of money
-    "oz": "ounce ounces",
-    "l": "liter liters litre litres",
-    "ml": "milliliter milliliters millilitre millilitres",
-    "gal": "gallon gallons",
-    "dollar": "dollars usd bucks",
-    "cent": "cents",
-    "euro": "euros",
-    "yen": "",
-    "rupee": "rupees",
-    "degree": "degrees deg",
-    "celsius": "",
-    "fahrenheit": "",
-    "radian": "radians rad",
-    "mi/h": "mph",
-    "hz": "hertz",
-    "n": "newton newtons",
-    "j": "joule joules",
-    "w": "watt watts",
-    "v": "volt volts",
-    "k": "kelvin",
-    "%": "percent percents",
-    # no units, but what contradicts its opposite as units do
-    **dict.fromkeys(("am", "pm", "north", "south", "east", "west"), ""),
-    **{"more": "", "fewer": "less"},
-}
-_UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in (unit, *names.split())}
+_UNIT_NAMES = (
+    "m meter meters metre metres; cm centimeter centimeters centimetre centimetres; "
+    "mm millimeter millimeters millimetre millimetres; km kilometer kilometers kilometre kilometres; "
+    "in inch inches; ft foot feet; yd yard yards yds; mi mile miles; s sec secs second seconds; "
+    "min mins minute minutes; h hr hrs hour hours; day days; week weeks; month months; year years yr yrs; "
+    "g gram grams; kg kilogram kilograms kgs; mg milligram milligrams; pound lb lbs pounds; oz ounce ounces; "
+    "l liter liters litre litres; ml milliliter milliliters millilitre millilitres; gal gallon gallons; "
+    "dollar dollars usd bucks; cent cents; euro euros; yen; rupee rupees; degree degrees deg; celsius; "
+    "fahrenheit; radian radians rad; mi/h mph; hz hertz; n newton newtons; j joule joules; w watt watts; "
+    "v volt volts; k kelvin; % percent percents; am; pm; north; south; east; west; more; fewer less"
+)
+"""Unit and its other names; "pound" is of weight and of money, and the last ones contradict each other as units do."""
+_UNITS = {name: group.split()[0] for group in _UNIT_NAMES.split("; ") for name in group.split()}
 _LETTERS = words("m s h g l")
 """Units of one letter without a text command, after a plain number; any other letter is a variable."""
 _FILLERS = words("per of a an the each unit units")

@@ -26,45 +26,35 @@ import sysconfig
 
 def _calls(table: str) -> dict:
     """Name -> numbers of a system call on (x86-64, arm64) from "name x86-64 arm64, ..."; "-" is None."""
-    rows = (entry.split() for entry in table.split(","))
+    lines = (line for line in table.splitlines() if not line.strip().startswith("#"))
+    rows = (entry.split() for entry in "".join(lines).split(","))
     return {name: tuple(None if number == "-" else int(number) for number in numbers) for name, *numbers in rows}
 
 
-# Refused system calls.
-_REFUSED = {
+_REFUSED = _calls("""
     # new processes and programs; a thread is let through below
-    **_calls("fork 57 -, vfork 58 -, execve 59 221, execveat 322 281"),
+    fork 57 -, vfork 58 -, execve 59 221, execveat 322 281,
     # other processes
-    **_calls(
-        "kill 62 129, tkill 200 130, tgkill 234 131, rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240, "
-        "pidfd_open 434 434, pidfd_send_signal 424 424, pidfd_getfd 438 438, process_madvise 440 440, "
-        "process_mrelease 448 448, process_vm_readv 310 270, process_vm_writev 311 271, ptrace 101 117, "
-        "kcmp 312 272"
-    ),
+    kill 62 129, tkill 200 130, tgkill 234 131, rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240,
+    pidfd_open 434 434, pidfd_send_signal 424 424, pidfd_getfd 438 438, process_madvise 440 440,
+    process_mrelease 448 448, process_vm_readv 310 270, process_vm_writev 311 271, ptrace 101 117, kcmp 312 272,
     # out of the group in which it is ended, or of its limits
-    **_calls(
-        "setpgid 109 154, setsid 112 157, prctl 157 167, prlimit64 302 261, setrlimit 160 164, "
-        "setpriority 141 140, ioprio_set 251 30, sched_setscheduler 144 119, sched_setattr 314 274"
-    ),
+    setpgid 109 154, setsid 112 157, prctl 157 167, prlimit64 302 261, setrlimit 160 164, setpriority 141 140,
+    ioprio_set 251 30, sched_setscheduler 144 119, sched_setattr 314 274,
     # network, and all that another process could be reached by
-    **_calls(
-        "socket 41 198, socketpair 53 199, io_uring_setup 425 425, shmget 29 194, semget 64 190, msgget 68 186, "
-        "mq_open 240 180, memfd_create 319 279, add_key 248 217, request_key 249 218, keyctl 250 219"
-    ),
+    socket 41 198, socketpair 53 199, io_uring_setup 425 425, shmget 29 194, semget 64 190, msgget 68 186,
+    mq_open 240 180, memfd_create 319 279, add_key 248 217, request_key 249 218, keyctl 250 219,
     # other views of the system, and large pieces of kernel that nothing here needs
-    **_calls(
-        "unshare 272 97, setns 308 268, mount 165 40, umount2 166 39, pivot_root 155 41, chroot 161 51, "
-        "open_tree 428 428, move_mount 429 429, fsopen 430 430, mount_setattr 442 442, bpf 321 280, "
-        "perf_event_open 298 241, userfaultfd 323 282, personality 135 92"
-    ),
+    unshare 272 97, setns 308 268, mount 165 40, umount2 166 39, pivot_root 155 41, chroot 161 51, open_tree 428 428,
+    move_mount 429 429, fsopen 430 430, mount_setattr 442 442, bpf 321 280, perf_event_open 298 241,
+    userfaultfd 323 282, personality 135 92,
     # files: what Landlock leaves open
-    **_calls(
-        "openat2 437 437, name_to_handle_at 303 264, open_by_handle_at 304 265, creat 85 -, truncate 76 45, "
-        "chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, chown 92 -, fchown 93 55, lchown 94 -, "
-        "fchownat 260 54, utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, setxattr 188 5, "
-        "lsetxattr 189 6, fsetxattr 190 7, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16"
-    ),
-}
+    openat2 437 437, name_to_handle_at 303 264, open_by_handle_at 304 265, creat 85 -, truncate 76 45, chmod 90 -,
+    fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, chown 92 -, fchown 93 55, lchown 94 -, fchownat 260 54,
+    utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7,
+    removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16
+""")
+"""Refused system calls."""
 _CLONE = (56, 220)
 _CLONE3 = (435, 435)
 _OPEN, _OPENAT = (2, None), (257, 56)

@@ -205,10 +205,8 @@ def _run(tests, solution):
                 where = name
                 function()
                 passed += 1
-    except _Unavailable as reason:
-        return _undecided("sandbox unavailable", reason)
-    except _DoesNotLoad as fault:
-        return {"verdict": "incorrect", "reason": "the code raises when it is loaded", "detail": str(fault)}
+    except _NotLoadedError as error:
+        return error.args[0]
     except _Lost as loss:
         return _failed(str(loss), _failing(tests, loss, where), passed)
     except BaseException as error:
@@ -230,12 +228,8 @@ def _run(tests, solution):
     return {"verdict": "correct", "reason": "all tests pass", "detail": "", "passed": passed}
 
 
-class _Unavailable(Exception):  # noqa: N818
-    pass
-
-
-class _DoesNotLoad(Exception):  # noqa: N818
-    pass
+class _NotLoadedError(Exception):
+    """The code cannot be tested; holds the result."""
 
 
 def _load(solution):
@@ -245,9 +239,10 @@ def _load(solution):
     except (EOFError, ValueError, RecursionError):
         raise solution.lose("the code ended its process") from None
     if "unavailable" in answer:
-        raise _Unavailable(answer["unavailable"])
+        raise _NotLoadedError(_undecided("sandbox unavailable", answer["unavailable"]))
     if "fault" in answer:
-        raise _DoesNotLoad(str(answer.get("traceback", ""))[-2000:])
+        shown = str(answer.get("traceback", ""))[-2000:]
+        raise _NotLoadedError({"verdict": "incorrect", "reason": "the code raises when it is loaded", "detail": shown})
 
 
 def _asked_of_the_solution(tree):
@@ -262,13 +257,11 @@ def _asked_of_the_solution(tree):
 def _failing(tests, error, where):
     """The statement of the tests in which an exception came up."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<tests>"]
-    if not lines or lines[-1] is None:
-        return where[:_MAX_TEXT]
-    best = None
-    for node in ast.walk(ast.parse(tests)):
-        if isinstance(node, ast.stmt) and node.lineno <= lines[-1] <= (node.end_lineno or node.lineno):
-            best = node if best is None or node.lineno >= best.lineno else best
-    return (ast.get_source_segment(tests, best) or where)[:_MAX_TEXT] if best is not None else where[:_MAX_TEXT]
+    line = lines[-1] if lines else None
+    nodes = [node for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.stmt)]
+    around = [node for node in nodes if line and node.lineno <= line <= (node.end_lineno or node.lineno)]
+    best = max(reversed(around), key=lambda node: node.lineno, default=None)
+    return ((best and ast.get_source_segment(tests, best)) or where)[:_MAX_TEXT]
 
 
 def _undecided(reason, detail: object = ""):
