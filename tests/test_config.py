@@ -224,6 +224,11 @@ def _at(tree: Any, key: str) -> Any:
     return tree
 
 
+def test_changes_are_words_or_a_mapping() -> None:
+    words, keys = ["training.max_steps=2", "critic.model=a"], {"training.max_steps": 2, "critic.model": "a"}
+    assert load_config(Path("arithmetic"), keys) == load_config("arithmetic", words)
+
+
 def test_null_unsets_what_a_recipe_sets() -> None:
     assert load_config("gsm8k").data.max_test == 500
     config = load_config("gsm8k", ["data.max_test=null", "objective.entry_clip=null"])

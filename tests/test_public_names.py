@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fault_server import FaultServer
 
 import stepalign
 
@@ -17,11 +20,17 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"),
 
 def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "page"}
+    names: dict[str, Any] = {"__name__": "page"}
     for number, block in enumerate(BLOCKS, 1):
         exec(compile(block, f"{PAGE.name}, block {number}", "exec"), names)
     assert (tmp_path / "runs" / "a" / "final").is_dir()
     assert (tmp_path / "runs" / "a" / "test.json").is_file()
+    server = FaultServer()
+    try:
+        found = asyncio.run(names["ask"](server.url))
+    finally:
+        server.stop()
+    assert (found.status, found.critic, found.rollout_id) == ("ok", "my-critic", "r1")
 
 
 def test_every_public_name_loads_and_is_on_the_page() -> None:

@@ -64,6 +64,8 @@ def test_contexts_that_read_the_same_teach_the_same_and_none_teaches_nothing(sol
     one = signal(solver, QUESTION, COMPLETION, {"a": "wrong", "b": "wrong"})
     assert (one.table("a").log_ratio == one.table("b").log_ratio).all()
     blind = signal(solver, QUESTION, COMPLETION, {"a": "wrong"}, settings=["prompts.self_teacher={{ question }}"])
+    same = signal(solver, QUESTION, COMPLETION, {"a": "wrong"}, settings={"prompts.self_teacher": "{{ question }}"})
+    assert (same.table("a").log_ratio == 0).all()
     assert (blind.table("a").log_ratio == 0).all()
     assert (blind.table("a").forward_kl == 0).all()
 
@@ -98,6 +100,10 @@ def test_what_cannot_be_scored_is_refused(solver: Solver) -> None:
         signal(solver, QUESTION, "", CONTEXTS)
     with pytest.raises(ConfigError, match="no context has a text"):
         signal(solver, QUESTION, COMPLETION, {"a": ""})
+    with pytest.raises(ConfigError, match="contexts must be names with their texts"):
+        signal(solver, QUESTION, COMPLETION, ["wrong"])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="must be a Solver, not str"):
+        signal("embedded:arithmetic", QUESTION, COMPLETION, CONTEXTS)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no step '9'"):
         signal(solver, QUESTION, COMPLETION, CONTEXTS, wrong_step="9")
 

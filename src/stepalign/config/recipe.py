@@ -21,11 +21,17 @@ from stepalign.errors import ConfigError
 
 CRITIC_URLS = "STEPALIGN_CRITIC_URLS"
 """Environment variable with a JSON list that takes the place of ``critic.base_urls``: addresses with a password."""
+Settings = Mapping[str, Any] | Iterable[str]
+"""Changes of a recipe: dotted keys and their values, or ``key.path=value`` words."""
 _USERINFO = re.compile(r"(https?://)[^/@\s]{1,512}@")
 
 
-def load_config(recipe: str | None, settings: Iterable[str] = ()) -> Config:
-    """A recipe with ``--set`` changes, resolved and validated.
+def load_config(recipe: str | Path | None, settings: Settings = ()) -> Config:
+    """A recipe with changes, resolved and validated.
+
+    Args:
+        recipe: a file, or the name of a shipped recipe; None: the defaults.
+        settings: dotted keys and their values, or ``key.path=value`` words as after ``--set``.
 
     Raises:
         ConfigError: no such file, broken TOML, an unknown key, or a value of the wrong kind.
@@ -33,7 +39,7 @@ def load_config(recipe: str | None, settings: Iterable[str] = ()) -> Config:
     tree: dict[str, Any] = {}
     source = "defaults"
     if recipe is not None:
-        path = find_recipe(recipe)
+        path = find_recipe(str(recipe))
         source = str(path)
         try:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -80,8 +86,10 @@ def find_recipe(recipe: str) -> Path:
     )
 
 
-def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+def parse_settings(settings: Settings) -> dict[str, Any]:
     """``key.path=value`` words as a dictionary. Raises ConfigError for a word without a value."""
+    if isinstance(settings, Mapping):
+        return dict(settings)
     values = {}
     for setting in settings:
         key, found, text = setting.partition("=")

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,8 +64,8 @@ class _Outcome:
     cached: bool = False
 
 
-class EndpointCritic:
-    """Asks a chat model for critiques.
+class EndpointCritic(AbstractContextManager["EndpointCritic"]):
+    """Asks a chat model for critiques; ``with`` closes it.
 
     Args:
         section: the servers, the model, its sampling, limits and budgets (docs/keys.md). The key itself is never
@@ -104,8 +104,7 @@ class EndpointCritic:
         budgets = {"token_budget": section.token_budget, "cost_budget": section.cost_budget}
         self.ledger = Ledger(prices=section.prices, path=ledger_path, **budgets)
         # A claim outlives the longest call of its holder.
-        lease = section.timeout + 60.0
-        self.cache = ReplyCache(cache_path, lease_seconds=lease) if cache_path is not None else None
+        self.cache = ReplyCache(cache_path, lease_seconds=section.timeout + 60.0) if cache_path is not None else None
         self._owner = owner_name()
         # Every field that a reply depends on is part of its key in the cache, those that are never set included.
         self._sampling = {
@@ -172,9 +171,7 @@ class EndpointCritic:
         return self._background.run(self._critique(attempt.rollout_id, messages))
 
     def check(self) -> None:
-        """Make sure that the servers answer and know the model, before a run depends on them.
-
-        One server that answers is enough; the others are named in the log.
+        """Make sure that one server answers and knows the model; those that do not are named in the log.
 
         Raises:
             EndpointError: no server answers, the key is refused, or none serves the model.
@@ -191,6 +188,9 @@ class EndpointCritic:
                 self.cache.release_all(self._owner)
             self.cache.close()
         self.ledger.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     async def _critique(self, rollout_id: str, messages: list[dict[str, str]]) -> Critique:
         try:
@@ -341,8 +341,7 @@ def _second_try(earlier: Critique | None, complaint: str) -> list[dict[str, str]
     """What follows in the chat when a critique is asked for again: the first one, and what is wrong with it."""
     if not complaint:
         return []
-    first = earlier.text if earlier else ""
-    said = [{"role": "assistant", "content": first}] if first else []
+    said = [{"role": "assistant", "content": earlier.text}] if earlier and earlier.text else []
     again = f"Your reply cannot be used. {complaint} Reply once more, in the form asked for."
     return [*said, {"role": "user", "content": again}]
 

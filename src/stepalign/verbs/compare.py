@@ -22,10 +22,12 @@ from stepalign.config import (
     CRITIC_URLS,
     ArmSection,
     Config,
+    Settings,
     arm_config,
     changed,
     difference,
     load_config,
+    parse_settings,
     to_toml,
 )
 from stepalign.critics import CACHE, RUN_FILES
@@ -163,14 +165,17 @@ def arm_differences(config: Config) -> dict[str, dict[str, Any]]:
 
 def compare(
     recipe: str | Path,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Settings | None = None,
     *,
     out: str | Path,
     resume: bool = False,
     listener: Listener = silent,
 ) -> dict[str, Any]:
-    """Compare the arms of a recipe, as ``stepalign compare`` does; arguments as for ``train``, errors as below."""
-    config = changed(load_config(str(recipe)), overrides or {}, "overrides")
+    """Compare the arms of a recipe, as ``stepalign compare`` does; returns results.json (docs/formats.md).
+
+    Arguments as for ``train``, errors as for ``compare_config``. The runs are processes of their own.
+    """
+    config = changed(load_config(recipe), parse_settings(overrides or {}), "overrides")
     return compare_config(config, str(recipe), Path(out), resume=resume, listener=listener)
 
 

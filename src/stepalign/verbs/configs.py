@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stepalign.config import Config, changed, load_config, parse_settings
+from stepalign.config import Config, Settings, changed, load_config, parse_settings
 from stepalign.domains.table import recipe_of
 from stepalign.errors import ConfigError
 
@@ -18,14 +18,12 @@ PLAIN_PROMPTS = {
 }
 
 
-def config_for_model(
-    model: str, recipe: str, settings: Iterable[str] | None, keys: Mapping[str, Any]
-) -> tuple[Config, str]:
+def config_for_model(model: str, recipe: str, settings: Settings | None, keys: Mapping[str, Any]) -> tuple[Config, str]:
     """The configuration that goes with a model, and its source: its run, the embedded recipe, or the one named.
 
     Args:
         model: a run folder, a folder in it, a model folder, a Hub name, or the name of an embedded solver.
-        settings: ``key=value`` texts, which win over everything.
+        settings: keys and values, or ``key=value`` texts, which win over everything.
         keys: values that win over the recipe.
 
     Raises:
@@ -48,7 +46,7 @@ def config_for_model(
     return config, recipe or default or "the defaults"
 
 
-def config_for_file(model: str, recipe: str, settings: Iterable[str] | None) -> tuple[Config, str]:
+def config_for_file(model: str, recipe: str, settings: Settings | None) -> tuple[Config, str]:
     """The same for questions that are asked as they stand, unless the model or a recipe brings prompts."""
     config, source = config_for_model(model, recipe, settings, {})
     if source == "the defaults":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stepalign.build import open_session
-from stepalign.config import Config, changed
+from stepalign.config import Config, Settings, changed, parse_settings
 from stepalign.domains.table import holds_sets, load_set
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Listener, line, silent
@@ -22,7 +21,7 @@ def evaluate(
     problems: str | Path,
     out: str | Path,
     recipe: str = "",
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Settings | None = None,
     listener: Listener = silent,
 ) -> dict[str, Any]:
     """Evaluate a model, as ``stepalign evaluate`` does; returns what OUT holds.
@@ -38,7 +37,7 @@ def evaluate(
         ConfigError, LockedError: as ``evaluate_model``.
     """
     config, _ = config_for_model(str(model), recipe, None, {})
-    config = changed(config, overrides or {}, "overrides")
+    config = changed(config, parse_settings(overrides or {}), "overrides")
     return evaluate_model(config, str(problems), Path(out), listener)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stepalign.build import make_critic, make_run, open_session
-from stepalign.config import Config, changed, load_config
+from stepalign.config import Config, Settings, changed, load_config, parse_settings
 from stepalign.critics import RUN_FILES
 from stepalign.critics.budget import cost
 from stepalign.events import Listener, silent
@@ -41,7 +40,7 @@ class TrainedRun:
 
 def train(
     recipe: str | Path,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Settings | None = None,
     *,
     out: str | Path,
     resume: bool = False,
@@ -51,14 +50,14 @@ def train(
 
     Args:
         recipe: a file, or the name of a shipped recipe.
-        overrides: dotted keys and their values, such as {"training.max_steps": 10}.
+        overrides: dotted keys and their values, such as {"training.max_steps": 10}, or ``key.path=value`` words.
         out: the run folder; docs/formats.md says what it holds afterwards.
         resume: continue from the newest checkpoint in it.
 
     Raises:
         ConfigError, EndpointError, LockedError: as ``train_config``.
     """
-    config = changed(load_config(str(recipe)), overrides or {}, "overrides")
+    config = changed(load_config(recipe), parse_settings(overrides or {}), "overrides")
     done = train_config(config, Path(out), resume=resume, listener=listener, stop=StopRequest())
     return TrainedRun(Path(out), done.step, done.num_rollouts, done.num_tokens, tuple(done.warnings))
 

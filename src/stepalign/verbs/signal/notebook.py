@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stepalign.build import make_prompts
+from stepalign.config import Settings, parse_settings
 from stepalign.errors import ConfigError
 from stepalign.feedback import findings
 from stepalign.feedback.alignment import Alignment
@@ -108,7 +109,8 @@ class Signal:
         )
 
     def __repr__(self) -> str:
-        lines = [f"Signal of {len(self.scored.tokens)} tokens under {len(self.contexts)} contexts, A_t in nats"]
+        plural = "s" if len(self.contexts) > 1 else ""
+        lines = [f"Signal of {len(self.scored.tokens)} tokens under {len(self.contexts)} context{plural}, A_t in nats"]
         for name, table in self.scored.tables.items():
             strongest = self.top(1, name)[0]
             where = f"step {strongest.step}, " if strongest.step else ""
@@ -136,7 +138,7 @@ def signal(
     wrong_step: str | None = None,
     wrong_text: str | None = None,
     recipe: str = "",
-    settings: Iterable[str] = (),
+    settings: Settings = (),
 ) -> Signal:
     """Score an attempt with and without each context; the numbers are those of ``stepalign signal`` on the same text.
 
@@ -149,13 +151,19 @@ def signal(
         wrong_text: the wrong passage, quoted.
         recipe: brings prompts and temperature; without one a question is asked as it stands, unless the solver comes
             from a run or from the package.
-        settings: keys of the recipe, such as ``sampling.temperature=1.0`` or ``signal.top_k=10``.
+        settings: keys of the recipe and their values, such as {"signal.top_k": 10}, or ``key.path=value`` words.
 
     Raises:
         ConfigError: nothing to score, a label that does not fit the attempt, or a recipe that cannot be used.
     """
+    if not isinstance(solver, Solver):
+        hint = "signal(load_solver(PATH), question, completion, contexts)"
+        raise ConfigError(f"solver must be a Solver, not {type(solver).__name__}", where="signal()", hint=hint)
+    if not isinstance(contexts, Mapping):
+        hint = 'such as contexts={"critique": "..."}'
+        raise ConfigError("contexts must be names with their texts", where="signal()", hint=hint)
     name = name_of(solver.model.name_or_path or "")
-    config, _ = config_for_file(name, recipe, list(settings))
+    config, _ = config_for_file(name, recipe, parse_settings(settings))
     row: dict[str, Any] = {
         "question": question,
         "completion": completion,
