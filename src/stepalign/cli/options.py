@@ -10,7 +10,9 @@ import typer
 
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe (arithmetic).")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file, or the name of a shipped recipe (arithmetic, gsm8k, ...).")
+]
 
 
 def _folder(path: Path) -> Path:

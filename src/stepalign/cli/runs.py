@@ -79,7 +79,7 @@ def warmstart(
     seed: Annotated[int, typer.Option("--seed", help="Another solver: other first weights, other weak facts.")] = 1,
     steps: Annotated[int, typer.Option("--steps", help="Only so many steps, to try it out.", min=0)] = 0,
 ) -> None:
-    """Make the embedded solver and its problem sets again, from nothing."""
+    """Make the embedded solver and its problem sets again, from nothing; needs a checkout of the repository."""
     from stepalign.verbs.progress import Display, console
 
     script = Path(__file__).resolve().parents[3] / "dev" / "make_embedded.py"
