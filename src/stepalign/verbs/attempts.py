@@ -18,7 +18,7 @@ from stepalign.domains.table import load_set
 from stepalign.errors import ConfigError
 from stepalign.problems.rows import Malformed, Row, cell_text, read_rows
 from stepalign.problems.sets import problem_id
-from stepalign.records import Attempt, Problem, rollout_from_json
+from stepalign.records import Attempt, Problem, Rollout, rollout_from_json
 from stepalign.storage.fingerprint import sha256_of_file
 from stepalign.storage.jsonl import read_json_lines
 
@@ -100,15 +100,18 @@ def _of_run(file: Path) -> tuple[Config, list[Attempt]]:
         )
     config = load_config(str(recipe))
     problems = {problem.problem_id: problem for problem in load_set(config.data, "train").problems}
-    attempts = []
+    return config, [rollout.attempt for rollout in read_rollouts(file, problems)]
+
+
+def read_rollouts(file: Path, problems: Mapping[str, Problem]) -> Iterator[Rollout]:
+    """The rollouts of a rollouts.jsonl. Raises ConfigError for one of a problem that is gone."""
     for row in read_json_lines(file):
         if row["problem_id"] not in problems:
             raise ConfigError(
                 f"rollout {row['rollout_id']} belongs to a problem that the recipe's training set no longer has",
                 where=str(file),
             )
-        attempts.append(rollout_from_json(row, problems[row["problem_id"]]).attempt)
-    return config, attempts
+        yield rollout_from_json(row, problems[row["problem_id"]])
 
 
 def _of_rows(file: Path, columns: Mapping[str, str], skipped: Counter[str]) -> Iterator[Attempt]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from stepalign.build import find_truth, open_session
@@ -13,9 +14,10 @@ from stepalign.domains.table import find_domain, load_set, make_grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, silent, warning
 from stepalign.feedback import designs
-from stepalign.records import Critique, Problem, Rollout, critique_from_json, rollout_from_json
+from stepalign.records import Critique, Problem, Rollout, critique_from_json
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.token_signal.analyse import attempts_under
+from stepalign.verbs.attempts import read_rollouts
 from stepalign.verbs.signal.collect import more_critiques
 from stepalign.verbs.signal.folder import write_signal_folder
 from stepalign.verbs.signal.from_jsonl import check_file, mostly_unknown, read_attempts
@@ -166,17 +168,6 @@ def _say_left_out(listener: Listener, name: str, reasons: Mapping[str, int], tot
 
 def stored_rollouts(run: Path, problems: dict[str, Problem], num: int) -> list[tuple[Rollout, Critique | None]]:
     """The first rollouts of a run with their critiques. Rollouts of problems that are gone are an error."""
-    critiques: dict[str, Critique] = {}
-    for row in read_json_lines(run / "critiques.jsonl"):
-        critiques[row["rollout_id"]] = critique_from_json(row)
-    found = []
-    for row in read_json_lines(run / "rollouts.jsonl"):
-        if len(found) == num:
-            break
-        if row["problem_id"] not in problems:
-            raise ConfigError(
-                f"rollout {row['rollout_id']} belongs to a problem that the recipe's training set no longer has",
-                where=str(run / "rollouts.jsonl"),
-            )
-        found.append((rollout_from_json(row, problems[row["problem_id"]]), critiques.get(row["rollout_id"])))
-    return found
+    critiques = {row["rollout_id"]: critique_from_json(row) for row in read_json_lines(run / "critiques.jsonl")}
+    rollouts = islice(read_rollouts(run / "rollouts.jsonl", problems), num)
+    return [(rollout, critiques.get(rollout.rollout_id)) for rollout in rollouts]
