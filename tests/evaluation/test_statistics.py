@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from stepalign.evaluation.comparison import detectable_difference
 from stepalign.evaluation.statistics import (
     bootstrap,
     bootstrap_mean,
@@ -255,3 +256,11 @@ def test_deterministic_ordered_and_inside_the_range(values: list[float], seed: i
     interval = bootstrap_mean(values, resamples=200, seed=seed)
     assert interval == bootstrap_mean(values, resamples=200, seed=seed)
     assert min(values) - 1e-9 <= interval.low <= interval.high <= max(values) + 1e-9
+
+
+def test_a_test_set_that_can_show_nothing_is_named_as_such() -> None:
+    """A difference of shares is at most 1, so that no number above 100 points is a size to look for."""
+    assert detectable_difference(4, 2, 1) == (
+        "4 test problems x 2 completions x 1 seed: no gap in avg@2 can show (80 % power, 95 % level)"
+    )
+    assert "points will not show" in detectable_difference(200, 12, 5)

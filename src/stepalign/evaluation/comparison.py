@@ -206,8 +206,10 @@ def _training(arm: str, seed: int, folder: Path) -> dict[str, Any]:
 def detectable_difference(num_problems: int, num_samples: int, num_seeds: int) -> str:
     """One sentence, printed before a comparison starts: how small a gap the test set can show."""
     smallest = minimum_detectable_difference(num_problems, num_samples, num_seeds=num_seeds)
+    gaps = f"gaps in avg@{num_samples} below about {100 * smallest:.1f} points will not show"
+    if smallest >= 1:
+        gaps = f"no gap in avg@{num_samples} can show"
     return (
         f"{num_problems} test problems x {num_samples} completions x {num_seeds} "
-        f"seed{'s' if num_seeds > 1 else ''}: gaps in avg@{num_samples} below about {100 * smallest:.1f} points "
-        "will not show (80 % power, 95 % level)"
+        f"seed{'s' if num_seeds > 1 else ''}: {gaps} (80 % power, 95 % level)"
     )
