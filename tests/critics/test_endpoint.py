@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from fault_server import FaultServer, Script
 
+from stepalign.build import check_critic
 from stepalign.config import Config, CriticSection, changed
 from stepalign.critics.cache import ReplyCache
 from stepalign.critics.endpoint import EndpointCritic
@@ -297,6 +298,14 @@ def test_the_cache_is_shared_by_runs_and_replayed_offline(serve: Serve, make: Ma
     assert first[3].status == "malformed"  # a malformed reply is replayed as it was, not asked again
     assert (replayed[10].status, replayed[10].reason) == ("failed", "not in the cache")
     assert sum(server.behaviours.values()) == calls
+
+
+def test_a_replay_is_checked_without_its_server() -> None:
+    keys = {"kind": "endpoint", "base_urls": ["http://127.0.0.1:9/v1"], "model": "m", "cache_only": True}
+    config = changed(Config(), {f"critic.{key}": value for key, value in keys.items()}, "test")
+    check_critic(config, ["step_aligned"])
+    with pytest.raises(EndpointError):
+        check_critic(changed(config, {"critic.cache_only": False}, "test"), ["step_aligned"])
 
 
 def strip(critiques: list[Critique]) -> list[tuple[str, str, str, str]]:

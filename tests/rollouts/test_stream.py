@@ -12,6 +12,7 @@ import pytest
 from stepalign.config import ObjectiveSection, SamplingSection, TeacherSection, TrainingSection
 from stepalign.domains.arithmetic.task import make_problem, parse_question
 from stepalign.domains.math.grading import Grader
+from stepalign.evaluation.evaluate import sample_and_grade
 from stepalign.events import Event
 from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
@@ -137,6 +138,14 @@ def test_the_tokens_of_a_tool_are_marked_and_never_trained_on(two_turns) -> None
     assert batch.numbers["num_tokens"] == sum(sum(s.loss_mask) for s in batch.samples)
 
 
+def test_an_evaluation_counts_the_tokens_of_the_solver_only(two_turns) -> None:
+    batch, _, reply = two_turns
+    (problem,) = sample_and_grade(
+        PROBLEMS[:1], num_samples=2, seed=0, attempt=lambda *_: [list(batch.rollouts[:2])], canonical=str
+    )
+    assert problem.lengths == tuple(len(r.completion.ids) - len(reply) for r in batch.rollouts[:2])
+
+
 def test_a_turn_goes_on_behind_the_very_ids_so_far(two_turns, tiny_solver: Solver) -> None:
     batch, sampler, reply = two_turns
     later = sampler.asked[2:]  # after the first turn of both problems
@@ -161,8 +170,11 @@ def test_a_completion_without_room_for_another_turn_is_truncated(tiny_solver: So
     assert batch.numbers["completions/clipped_ratio"] == 1.0
 
 
-def test_the_learner_takes_nothing_from_the_tokens_of_a_tool(tiny_solver: Solver, two_turns) -> None:
-    """Their log-probabilities are undefined; a step is the same whatever stands there."""
+@pytest.mark.parametrize("importance_clip", [None, 2.0])
+def test_the_learner_takes_nothing_from_the_tokens_of_a_tool(
+    tiny_solver: Solver, two_turns, importance_clip: float | None
+) -> None:
+    """Their log-probabilities are undefined; a step is the same with any others in their place."""
     batch, _, _ = two_turns
     mixed = [replace(s, policy_weight=0.5, advantage=1.0) for s in batch.samples]
     other = [
@@ -171,7 +183,8 @@ def test_the_learner_takes_nothing_from_the_tokens_of_a_tool(tiny_solver: Solver
 
     def numbers(samples) -> dict[str, float]:
         before = {k: v.clone() for k, v in tiny_solver.model.state_dict().items()}
-        learner = Learner(tiny_solver, ObjectiveSection(), TrainingSection(), temperature=1.0)
+        objective = ObjectiveSection(importance_clip=importance_clip)
+        learner = Learner(tiny_solver, objective, TrainingSection(), temperature=1.0)
         found = learner.update(samples, Teacher(tiny_solver.model, TeacherSection()), 0)
         tiny_solver.model.load_state_dict(before)
         return found

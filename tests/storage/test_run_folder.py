@@ -23,7 +23,7 @@ from stepalign.evaluation.evaluate import read_samples, sample_and_grade
 from stepalign.records import Attempt, Completion, Grade, Problem, Rollout
 from stepalign.storage.files import finite, write_atomically
 from stepalign.storage.jsonl import append, keep_records, read_json_lines, to_json_line
-from stepalign.storage.run_folder import RECORDS, RunFolder
+from stepalign.storage.run_folder import RECORDS, RunFolder, as_before
 
 CONFIG = Config()
 OTHER = changed(CONFIG, {"training.seed": 1})
@@ -57,6 +57,20 @@ def test_resume_is_needed_and_is_harmless_on_a_new_folder(tmp_path: Path) -> Non
     with pytest.raises(LockedError, match=r"training\.seed is 0 there and 1 here"):
         RunFolder(tmp_path / "run", OTHER, resume=True)
     RunFolder(tmp_path / "run", CONFIG, resume=True).close()  # the refused ones have left no lock
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_a_folder_from_before_the_automatic_device_goes_on_with_its_own(tmp_path: Path, device: str) -> None:
+    pinned = {"model.device": device, "model.dtype": "float32"}
+    with RunFolder(tmp_path / "run", changed(CONFIG, pinned, "test"), resume=False):
+        pass
+    config = as_before(CONFIG, tmp_path / "run")
+    assert (config.model.device, config.model.dtype) == (device, "float32")
+    with RunFolder(tmp_path / "run", config, resume=True):
+        pass
+    asked = changed(CONFIG, {"model.dtype": "bfloat16"}, "test")  # what a recipe pins stays, and is refused
+    assert as_before(asked, tmp_path / "run").model.dtype == "bfloat16"
+    assert as_before(CONFIG, tmp_path / "elsewhere") == CONFIG
 
 
 def test_two_writers_are_one_too_many(tmp_path: Path) -> None:

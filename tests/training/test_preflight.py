@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,3 +147,34 @@ def test_problems_without_material_are_counted_before_the_first_step(config: Con
     one_step = changed(config, {"condition": "refsol", "training.max_steps": 1})
     train_config(one_step, tmp_path / "run", resume=False, listener=heard.append, stop=StopRequest())
     assert "2 of 3 training problems lack a reference solution; their rollouts are masked" in warnings_of(heard)
+
+
+@pytest.mark.parametrize(
+    ("changes", "not_loaded", "error"),
+    [
+        ({"data.train": "/nowhere.jsonl"}, "torch", "There is no such file."),
+        ({"condition": "stepalgn"}, "torch", "unknown condition stepalgn"),
+        ({"data.grader": "no_such_module:grade"}, "torch", "The grader cannot be started."),
+        (
+            {"critic.kind": "endpoint", "critic.base_urls": ["http://127.0.0.1:9/v1"], "critic.model": "m"},
+            "transformers",  # torch says which device there is
+            "the critic does not answer",
+        ),
+    ],
+)
+def test_a_mistake_in_the_recipe_is_found_before_the_model_is_loaded(
+    write_recipe: Callable[..., Path], tmp_path: Path, changes: dict[str, object], not_loaded: str, error: str
+) -> None:
+    code = f"""
+import sys
+sys.modules[{not_loaded!r}] = None  # loading it is an ImportError
+from stepalign.errors import UserError
+from stepalign.verbs.train import train
+try:
+    train({str(write_recipe(condition="stepalign"))!r}, {changes!r}, out={str(tmp_path / "run")!r})
+except UserError as error:
+    print(error.what)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == (error, 0), done.stderr
+    assert not (tmp_path / "run").exists()

@@ -39,6 +39,7 @@ def open_endpoint_critic(
     """
     if not section.model:
         raise ConfigError("critic.model is empty", hint="--set critic.model=NAME-ON-THE-SERVER")
+    replays = section.cache_only  # and asks no server
     if cache_folder is None:
         section = section.model_copy(update={"cache_only": False})
     critic = EndpointCritic(
@@ -50,7 +51,8 @@ def open_endpoint_critic(
         announce=lambda text: listener(warning(text)),
     )
     try:
-        critic.check()
+        if not replays:
+            critic.check()
     except BaseException:
         critic.close()
         raise

@@ -32,7 +32,7 @@ class EvaluatedProblem:
     """Canonical final answers: equal answers are equal strings."""
     verdicts: tuple[Verdict, ...]
     lengths: tuple[int, ...]
-    """Tokens."""
+    """Tokens that the solver sampled."""
     finish_reasons: tuple[FinishReason, ...]
     texts: tuple[str, ...]
 
@@ -86,7 +86,7 @@ def _evaluated(rollouts: Sequence[Rollout], canonical: Callable[[str], str]) -> 
         problem_id=rollouts[0].problem_id,
         answers=tuple(None if rollout.answer is None else canonical(rollout.answer) for rollout in rollouts),
         verdicts=tuple(rollout.verdict for rollout in rollouts),
-        lengths=tuple(len(rollout.completion.ids) for rollout in rollouts),
+        lengths=tuple(sum(rollout.completion.sampled_mask) for rollout in rollouts),
         finish_reasons=tuple(rollout.completion.finish_reason for rollout in rollouts),
         texts=tuple(rollout.text for rollout in rollouts),
     )

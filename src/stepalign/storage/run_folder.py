@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, TextIO
 
 import stepalign
-from stepalign.config import Config, difference, load_config, to_toml
+from stepalign.config import Config, changed, difference, load_config, to_toml
 from stepalign.errors import ConfigError, LockedError, UserError
 from stepalign.storage import jsonl
 from stepalign.storage.files import write_atomically, write_json
@@ -39,6 +39,19 @@ MAY_CHANGE = frozenset(
 )
 """What may change when the work goes on: how the critic is reached and what it may cost, not what it says; where the
 gates of a selection stand, not what is measured for them; how the runs of a comparison are started."""
+
+
+def as_before(config: Config, folder: Path) -> Config:
+    """A configuration that leaves device or number format open, with those that are pinned in a folder's config.toml.
+
+    Folders from before "auto" pin both, and on another device or in another format their numbers would change.
+    """
+    file = folder / "config.toml"
+    if not file.exists():
+        return config
+    pinned = load_config(str(file)).model
+    kept = {f"model.{key}": getattr(pinned, key) for key in ("device", "dtype") if getattr(config.model, key) == "auto"}
+    return changed(config, kept, str(file))
 
 
 class RunFolder:
@@ -113,12 +126,12 @@ class RunFolder:
             write_atomically(file, to_toml(config))
             return
         differing = difference(load_config(str(file)), config)
-        changed = {key: values for key, values in differing.items() if key not in MAY_CHANGE}
-        if changed:
-            key, (before, now) = next(iter(changed.items()))
+        refused = {key: values for key, values in differing.items() if key not in MAY_CHANGE}
+        if refused:
+            key, (before, now) = next(iter(refused.items()))
             raise LockedError(
                 f"the folder holds another {kind}: {key} is {before!r} there and {now!r} here"
-                + (f" ({len(changed)} keys differ)" if len(changed) > 1 else ""),
+                + (f" ({len(refused)} keys differ)" if len(refused) > 1 else ""),
                 where=str(self.path),
                 hint="give another --out, or the settings of that run",
             )

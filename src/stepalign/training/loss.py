@@ -262,8 +262,11 @@ class _Tokens:
 
     @property
     def sampler_log_probs_N(self) -> Tensor:
-        """Log-probabilities of the completion tokens when they were drawn, float32."""
-        return torch.tensor([p for s in self.samples for p in s.sampler_log_probs])
+        """Log-probabilities of the completion tokens when they were drawn, float32; 0 outside the mask.
+
+        Tokens of an environment have none (NaN), and a weight of 0 would not keep that out of the sum.
+        """
+        return torch.tensor([p for s in self.samples for p in s.sampler_log_probs]).where(self.mask_N, 0.0)
 
     def per_token(self, value: Callable[[Sample], float]) -> Tensor:
         """[N], a value of each sample repeated over its tokens, float32."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from stepalign.build import find_terms, make_prompts, model_choice, recipe_solver
 from stepalign.config import Config, check_checkpoint_rule
 from stepalign.domains.domain import Domain
-from stepalign.domains.table import find_domain, load_sets
+from stepalign.domains.table import find_domain, load_sets, make_grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, silent, warning
 from stepalign.feedback.designs import Need, find_condition, find_design
@@ -131,6 +131,12 @@ def material(inputs: Inputs) -> None:
             )
 
 
+def grader(inputs: Inputs) -> None:
+    """A grader that the recipe names can be started."""
+    if inputs.config.data.grader:
+        make_grader(inputs.config.data).close()
+
+
 def number_format(inputs: Inputs) -> None:
     """No float16, where small gradients vanish; a warning where bfloat16 would swallow the updates."""
     model, training = inputs.config.model, inputs.config.training
@@ -210,6 +216,7 @@ CHECKS = (
     Check("the checkpoint rule has a choice", False, checkpoint_rule),
     Check("problems have what the condition shows", False, material),
     Check("the loss has a signal", False, terms),
+    Check("the grader starts", False, grader),
     Check("the number format can be trained", False, number_format),
     Check("the self-teacher's template shows the context", True, shown_context),
     Check("questions fit the model's context", True, question_lengths),

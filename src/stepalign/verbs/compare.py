@@ -38,7 +38,7 @@ from stepalign.events import Event, Listener, line, silent
 from stepalign.feedback.designs import find_condition, find_design
 from stepalign.stopping import StopRequest
 from stepalign.storage.files import read_json, write_atomically, write_json
-from stepalign.storage.run_folder import RunFolder
+from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.verbs.checks import Inputs, check_recipe, run_checks
 from stepalign.verbs.processes import Job, run_all
 
@@ -188,6 +188,7 @@ def compare_config(config: Config, recipe: str, out: Path, *, resume: bool, list
         KeyboardInterrupt: asked to stop; every run has saved itself.
     """
     start = time.perf_counter()
+    config = as_before(config, out)
     tasks = plan(config, out)
     _check_inputs(tasks)
     device, dtype = model_choice(config.model)

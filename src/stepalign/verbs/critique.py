@@ -25,7 +25,7 @@ from stepalign.records import Attempt, to_json
 from stepalign.rollouts.review import Review, Rules, ask_all, make_rules
 from stepalign.storage.files import finite, read_json, write_json
 from stepalign.storage.jsonl import keep_records
-from stepalign.storage.run_folder import RunFolder
+from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.verbs.attempts import Attempts, graded
 from stepalign.waiting import wait_for
 
@@ -57,6 +57,7 @@ def critique_rollouts(
         BudgetSpentError: the budget ended before the work; what is there is written, page included.
         ConfigError, EndpointError, LockedError: nothing was asked.
     """
+    config = as_before(config, out)
     with RunFolder(out, config, resume=resume, kind="critique", extra=RUN_FILES) as folder:
         _refuse_other_attempts(out / "source.json", attempts)
         done = keep_records(out / "critiques.jsonl", lambda line: line["status"] != "failed")

@@ -30,7 +30,7 @@ from stepalign.rollouts.order import derive_seed
 from stepalign.storage.files import write_json
 from stepalign.storage.fingerprint import sha256_of_file
 from stepalign.storage.jsonl import read_json_lines
-from stepalign.storage.run_folder import RunFolder
+from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.waiting import wait_for
 
 CHUNK = 32
@@ -47,6 +47,7 @@ def select(config: Config, out: Path, *, resume: bool, listener: Listener) -> di
     Raises:
         ConfigError, EndpointError, LockedError: see the session and the run folder; also when no problem is left.
     """
+    config = as_before(config, out)
     found = load_set(config.data.model_copy(update={"validation_share": 0.0}), "train")  # nothing is set aside here
     for reason, count in found.skipped.items():
         listener(line(f"{count} rows skipped: {reason}"))

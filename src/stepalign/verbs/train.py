@@ -5,20 +5,22 @@ from __future__ import annotations
 import resource
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stepalign.build import make_critic, make_run, open_session
+from stepalign.build import check_critic, make_critic, make_run, open_session
 from stepalign.config import Config, Settings, changed, load_config, parse_settings
 from stepalign.critics import RUN_FILES
 from stepalign.critics.budget import cost
 from stepalign.events import Listener, silent
 from stepalign.feedback.designs import find_condition
-from stepalign.models.load import Solver, dtype_of
 from stepalign.stopping import StopRequest
 from stepalign.storage.files import write_json
-from stepalign.storage.run_folder import RunFolder
-from stepalign.training.loop import Progress
+from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.verbs.checks import Inputs, run_checks
+
+if TYPE_CHECKING:
+    from stepalign.models.load import Solver
+    from stepalign.training.loop import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +77,17 @@ def train_config(config: Config, out: Path, *, resume: bool, listener: Listener,
         ConfigError, EndpointError, LockedError: see the checks and the run folder; nothing is half-written.
         BudgetSpentError, Interrupted: the checkpoint is on disk.
     """
+    config = as_before(config, out)
     inputs = Inputs(config, listener)
     run_checks(inputs, needs_model=False)
+    designs = [find_condition(config.condition).design]
+    check_critic(config, designs)
     session = open_session(config, listener)
     try:
         inputs.solver, inputs.prompts = session.solver, session.prompts
         run_checks(inputs, needs_model=True)
         with RunFolder(out, config, resume=resume, extra=RUN_FILES) as folder:
-            critic = make_critic(config, out, [find_condition(config.condition).design], listener, out)
+            critic = make_critic(config, out, designs, listener, out)
             try:
                 run = make_run(session, inputs.problems, critic, folder, listener, stop)
                 run.go()
@@ -96,7 +101,9 @@ def train_config(config: Config, out: Path, *, resume: bool, listener: Listener,
 
 
 def run_summary(config: Config, solver: Solver, progress: Progress) -> dict[str, Any]:
-    """What a comparison says about one run; see docs/formats.md."""
+    """summary.json, which a comparison reads; see docs/formats.md."""
+    from stepalign.models.load import dtype_of
+
     counted = ("calls", "malformed", "failed", "cached", "attempts", "retries", "prompt_tokens", "completion_tokens")
     critic: dict[str, Any] = {name: progress.critic.get(name, 0) for name in counted}
     critic["cost"] = cost(config.critic.prices, critic["prompt_tokens"], critic["completion_tokens"])

@@ -16,6 +16,7 @@ from stepalign.events import Listener, line, silent, warning
 from stepalign.feedback import designs
 from stepalign.records import Critique, Problem, Rollout, critique_from_json
 from stepalign.storage.jsonl import read_json_lines
+from stepalign.storage.run_folder import as_before
 from stepalign.token_signal.analyse import attempts_under
 from stepalign.verbs.attempts import read_rollouts
 from stepalign.verbs.signal.collect import more_critiques
@@ -46,6 +47,7 @@ def analyse_file(
         ConfigError: a row that cannot be read (with its line), an unknown context, no model.
         LockedError: ``out`` is in use or holds something else.
     """
+    config = as_before(config, out)
     file = check_file(path, contexts, num)
     if file.own_prompts:
         listener(line(f"{file.own_prompts} of {file.total} rows bring prompts of their own"))
@@ -105,6 +107,7 @@ def analyse_run(
         )
     config = load_config(str(run / "config.toml"), settings)
     config = changed(config, {"model.path": model or config.model.path, "model.lora": None}, "signal")
+    config = as_before(config, out)
     names = _checked_names(contexts, config)
     num = num or 256
     problems = {p.problem_id: p for p in load_set(config.data, "train").problems}
