@@ -177,7 +177,7 @@ def check(found: dict[str, dict[int, float]], folder: Path) -> None:
 
 
 class Broken:
-    """Fails at the place it is told to."""
+    """Fails at a chosen call."""
 
     address = "nowhere"
     last_step = math.inf

@@ -45,7 +45,7 @@ def attempts(count: int) -> list[dict[str, Any]]:
 
 
 def scribe(text: str, asked: int) -> str:
-    """Every fourth critique quotes the wrong step, until it is told so."""
+    """Every fourth critique quotes the wrong step, until a complaint says so."""
     n = int("".join(c for c in text.partition(" to ")[2] if c.isdigit()) or 0)
     return "say " + (QUOTING if n % 4 == 0 else RIGHT).format(**numbers(n))
 

@@ -87,7 +87,7 @@ def main() -> None:
 def _one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Our own warnings are meant for whoever runs the command; those of libraries keep their place in the code."""
+    """Our own warnings are meant for the user; those of libraries keep their place in the code."""
     ours = Path(filename).is_relative_to(Path(__file__).parents[1])
     return f"warning: {message}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 

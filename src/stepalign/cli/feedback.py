@@ -82,7 +82,7 @@ def _with_critic(of_run: Config | None, critic: str, model: str, settings: dict[
     """The run's own recipe, or the defaults, with the critic that was named.
 
     Raises:
-        ConfigError: nobody says who the critic is.
+        ConfigError: no critic is named.
     """
     base = of_run or load_config(None)
     keys: dict[str, Any] = {"critic.model": model} if model else {}

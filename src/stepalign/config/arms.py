@@ -27,7 +27,7 @@ def arm_config(config: Config, arm: ArmSection, seed: int) -> Config:
 
 
 def _budget_keys(compare: CompareSection, arm: Config) -> dict[str, Any]:
-    """What an arm must be told to spend the comparison's budget. Raises ConfigError for a budget of no size."""
+    """Keys that make an arm spend the comparison's budget. Raises ConfigError for a budget of no size."""
     size = compare.budget_size
     if size is None:
         if compare.budget != "optimizer_steps":

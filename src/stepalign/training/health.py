@@ -61,7 +61,7 @@ class History:
 
     @property
     def advice(self) -> str:
-        """What may help; the self-teacher can be at fault only where there is one that follows the student."""
+        """A remedy; the self-teacher can be at fault only where there is one that follows the student."""
         distils = any(not math.isnan(value) for value in self.last("teacher_entropy", len(self.rows)))
         return SLOWER + (", or use objective.teacher.weights = initial or ema" if distils and self.follows else "")
 

@@ -90,7 +90,7 @@ def run_checks(inputs: Inputs, *, needs_model: bool | None = None) -> None:
 
 
 def check_recipe(config: Config) -> None:
-    """What the keys alone can tell, before any file is read. Raises ConfigError."""
+    """Check the keys alone, before any file is read. Raises ConfigError."""
     find_terms(config)
     check_checkpoint_rule(config)
 

@@ -103,7 +103,7 @@ class _Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                process_group=0,  # a launcher's children are reached, and a Ctrl-C reaches nobody twice
+                process_group=0,  # signals reach a launcher's children too, and Ctrl-C reaches each process once
             )
 
     def ask_to_stop(self) -> None:
@@ -120,7 +120,7 @@ class _Child:
         self.process.wait()
 
     def news(self) -> list[Event]:
-        """What its files say since the last look."""
+        """The events in its files since the last call."""
         found: list[Event] = []
         if self._has_grown("metrics"):
             *_, row = {}, *read_json_lines(self.job.folder / "metrics.jsonl")
