@@ -60,3 +60,17 @@ def test_no_module_hides_a_public_name(first: str) -> None:
         "assert not [n for n in names if isinstance(getattr(stepalign, n), types.ModuleType)]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_number_is_an_expected_answer_and_nothing_is_not() -> None:
+    assert stepalign.grade("\\boxed{5}", 5).verdict == "correct"
+    assert stepalign.grade("\\boxed{0.25}", 0.25).verdict == "correct"
+    for text, expected in (("\\boxed{5}", ["5"]), (None, "5"), ("\\boxed{5}", True)):
+        with pytest.raises(TypeError, match="must be a str"):
+            stepalign.grade(text, expected)  # type: ignore[arg-type]
+
+
+def test_a_solver_is_shown_in_one_line() -> None:
+    shown = repr(stepalign.load_solver("embedded:arithmetic"))
+    assert shown.startswith("Solver(Qwen3ForCausalLM, 3")
+    assert "\n" not in shown

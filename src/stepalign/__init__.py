@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stepalign.domains.domain import Domain
     from stepalign.domains.math import grade
     from stepalign.domains.table import DOMAINS
+    from stepalign.errors import UserError
     from stepalign.feedback import align, split_steps
     from stepalign.feedback.designs import DESIGNS, Design, Group, NothingToShow
     from stepalign.models.load import Solver, load_solver
@@ -46,6 +47,7 @@ __all__ = [
     "Sample",
     "Signal",
     "Solver",
+    "UserError",
     "align",
     "compare",
     "evaluate",
@@ -68,6 +70,7 @@ _HOMES = {
     "domains.domain": ("Domain",),
     "domains.math": ("grade",),
     "domains.table": ("DOMAINS",),
+    "errors": ("UserError",),
     "feedback": ("align", "split_steps"),
     "feedback.designs": ("DESIGNS", "Design", "Group", "NothingToShow"),
     "models.load": ("Solver", "load_solver"),

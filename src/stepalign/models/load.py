@@ -35,6 +35,10 @@ class Solver:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
+    def __repr__(self) -> str:
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"Solver({type(self.model).__name__}, {size:,} parameters, {self.model.dtype}, {self.device})"
+
     @property
     def end_ids(self) -> tuple[int, ...]:
         """Ids that end a completion."""

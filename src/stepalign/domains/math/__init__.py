@@ -13,14 +13,20 @@ if TYPE_CHECKING:
 __all__ = ["Grade", "grade"]
 
 
-def grade(text: str, expected: str) -> Grade:
+def grade(text: str, expected: str | float) -> Grade:
     """The grade of a completion against the expected answer, by the built-in rules (see :class:`Grader`).
 
     Args:
         text: the completion, thinking included.
-        expected: the expected answer, bare or as a worked solution that marks its answer.
+        expected: the expected answer, bare or as a worked solution that marks its answer; a number stands for its text.
+
+    Raises:
+        TypeError: one of the two is neither text nor, for the expected answer, a number.
     """
-    return _shared_grader().grade(text, expected)
+    for name, value, kinds in (("text", text, str), ("expected", expected, str | int | float)):
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a str, not {type(value).__name__}: {value!r}")
+    return _shared_grader().grade(text, str(expected))
 
 
 @cache
