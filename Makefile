@@ -14,9 +14,13 @@ demo: $(VENV)/.core
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20
 
+# The parts that compute; commands, pages, servers and long runs are left to `make test`.
+QUICK := $(addprefix tests/, objectives models feedback evaluation problems rollouts token_signal training storage) \
+         tests/domains tests/test_architecture.py tests/test_config.py tests/test_records.py
+
 quick: $(VENV)/.dev
-	@echo "all tests but long runs and browsers: under 90 seconds on 2 free cores"
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --quiet -m "not slow and not browser"
+	@echo "the parts that compute, without commands, pages, servers and long runs: under 90 seconds on 2 free cores"
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --quiet -m "not slow and not browser" $(QUICK)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

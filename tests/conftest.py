@@ -164,8 +164,9 @@ def write_recipe(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that look at one finished comparison run in one process, which makes it once."""
+    """Tests that need a browser or a finished comparison are marked by their fixtures."""
     for item in items:
+        if "chromium" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
         if "compared" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("compared"))
             item.add_marker(pytest.mark.slow)
