@@ -186,7 +186,7 @@ class LabPage:
         self.settle()
 
     def settle(self, text: str = "") -> None:
-        """Until what is shown belongs to what stands in the form, and the status line says this."""
+        """Wait until the page shows the result for the current form, and the status line says so."""
         self.page.locator('#lab[aria-busy="false"]:not([data-waiting])').wait_for()
         self.page.locator(".status", has_text=re.compile(f"^{text}")).wait_for(timeout=20_000)
 

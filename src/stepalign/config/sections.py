@@ -60,7 +60,7 @@ class QualitySection(Section):
     invents: float = Field(default=0.0, ge=0, le=1)
     """A right step is replaced by a wrong one, and the rest follows from it."""
     quotes_wrong: float = Field(default=0.0, ge=0, le=1)
-    """The wrong step stands in front of its correction."""
+    """The wrong step is quoted before its correction."""
     wrong_style: float = Field(default=0.0, ge=0, le=1)
     """Written in the words of the reference solutions' author."""
 
