@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 from fault_server import FaultServer
 
 import stepalign
+from stepalign.waiting import wait_for
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
@@ -26,8 +26,8 @@ def test_the_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "runs" / "a" / "final").is_dir()
     assert (tmp_path / "runs" / "a" / "test.json").is_file()
     server = FaultServer()
-    try:
-        found = asyncio.run(names["ask"](server.url))
+    try:  # wait_for and not asyncio.run: the browser tests of the same process keep a loop running on this thread
+        found = wait_for(names["ask"](server.url))
     finally:
         server.stop()
     assert (found.status, found.critic, found.rollout_id) == ("ok", "my-critic", "r1")
