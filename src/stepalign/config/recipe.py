@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
-import json
 import os
 import re
 import tomllib
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from stepalign.config.schema import Config, all_keys
 from stepalign.errors import ConfigError
+from stepalign.outside import encodable, parse_json
 
 CRITIC_URLS = "STEPALIGN_CRITIC_URLS"
 """Environment variable with a JSON list that takes the place of ``critic.base_urls``: addresses with a password."""
@@ -46,7 +46,7 @@ def load_config(recipe: str | Path | None, settings: Settings = ()) -> Config:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"the recipe is not valid TOML: {error}", where=source) from error
     if private := os.environ.get(CRITIC_URLS):
-        set_key(tree, "critic.base_urls", json.loads(private))
+        set_key(tree, "critic.base_urls", parse_json(private))
     given = parse_settings(settings)
     for key, value in given.items():
         set_key(tree, key, value)
@@ -89,13 +89,13 @@ def find_recipe(recipe: str) -> Path:
 def parse_settings(settings: Settings) -> dict[str, Any]:
     """``key.path=value`` words as a dictionary. Raises ConfigError for a word without a value."""
     if isinstance(settings, Mapping):
-        return dict(settings)
+        return encodable(settings)
     values = {}
     for setting in settings:
         key, found, text = setting.partition("=")
         if not found:
             raise ConfigError(f"--set {setting} has no value", hint="write --set key.path=value")
-        values[key.strip()] = parse_value(text.strip())
+        values[key.strip()] = parse_value(encodable(text.strip()))
     return values
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.errors import ConfigError
+from stepalign.outside import parse_json
 from stepalign.storage.fingerprint import sha256
 
 _SCHEMA = """
@@ -88,7 +89,7 @@ class ReplyCache:
         """The stored reply, or None."""
         with self._open() as connection:
             row = connection.execute("SELECT value FROM replies WHERE key = ?", (key,)).fetchone()
-        return json.loads(row[0]) if row else None
+        return parse_json(row[0]) if row else None
 
     def is_claimed(self, key: str) -> bool:
         """Whether the reply is being paid for now."""

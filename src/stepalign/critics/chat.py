@@ -21,6 +21,7 @@ from typing import Any, Literal
 import openai
 
 from stepalign.errors import ConfigError, EndpointError
+from stepalign.outside import parse_json
 from stepalign.waiting import wait_for
 
 _CONNECT_SECONDS = 5.0
@@ -222,7 +223,7 @@ def list_models(urls: Sequence[str], api_key_env: str) -> list[str]:
 def read_reply(body: str) -> Reply | Fault:
     """A chat reply out of a response body; servers behind proxies send anything under status 200."""
     try:
-        data = json.loads(body)
+        data = parse_json(body)
     except (ValueError, RecursionError):
         return Fault(kind="bad_json", message="the reply is not JSON")
     choices = data.get("choices") if isinstance(data, dict) else None

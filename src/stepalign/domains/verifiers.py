@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl
 
 from stepalign.domains.math.grade import Grade, undecided
 from stepalign.errors import ConfigError
+from stepalign.outside import encodable
 from stepalign.problems.columns import ColumnMap
 from stepalign.problems.loading import ProblemSet, problems_of_rows
 from stepalign.waiting import wait_for
@@ -55,7 +56,7 @@ def _read_tasks(source: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
         raise ConfigError("This taskset never ends.", where=source, hint="name one with a fixed set of tasks")
     try:
         for number, task in enumerate(taskset, start=1):
-            yield number, _row(task, source)
+            yield number, encodable(_row(task, source))
     except ConfigError:
         raise
     except Exception as error:  # the environment's own code

@@ -6,7 +6,6 @@ JSON and JSON lines need nothing; Parquet and Hub data sets need the extra ``dat
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from stepalign.config import recipe_folder
 from stepalign.errors import ConfigError
+from stepalign.outside import encodable, parse_json
 
 _INSTALL_DATA = 'pip install "stepalign[data]"'
 _SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -112,7 +112,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, Row | Malformed]]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
-                    yield number, _row(json.loads(line.decode("utf-8-sig")))
+                    yield number, _row(parse_json(line.decode("utf-8-sig")))
                 except ValueError as error:
                     yield number, Malformed(f"not JSON: {error}")
                 except RecursionError:
@@ -122,7 +122,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, Row | Malformed]]:
 def _read_json(path: Path) -> Iterator[tuple[int, Row | Malformed]]:
     """A list of objects; a file that holds JSON lines in spite of its name is read as that."""
     try:
-        rows = json.loads(path.read_bytes())
+        rows = parse_json(path.read_bytes())
     except ValueError:
         return _read_json_lines(path)
     return enumerate(map(_row, rows if isinstance(rows, list) else [rows]), start=1)
@@ -135,7 +135,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
         raise ConfigError("Reading Parquet needs an extra.", where=str(path), hint=_INSTALL_DATA) from None
     try:
         batches = parquet.ParquetFile(path).iter_batches(batch_size=1024)
-        rows = (row for batch in batches for row in batch.to_pylist())
+        rows = (encodable(row) for batch in batches for row in batch.to_pylist())
         yield from enumerate(rows, start=1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"This file cannot be read as Parquet: {error}.", where=str(path)) from None
@@ -157,7 +157,7 @@ def _read_hub(source: str) -> Iterator[tuple[int, Row]]:
     try:
         # Streamed, because a limit may need a thousandth of the 50 GB; all of it happens before a run starts.
         rows = datasets.load_dataset(name, configuration, split=split, streaming=True)
-        yield from enumerate(rows, start=1)
+        yield from enumerate(map(encodable, rows), start=1)
     except Exception as error:  # the library raises a dozen types for "not found" and "no network"
         raise ConfigError(
             f"The data set cannot be read: {type(error).__name__}: {str(error)[:300]}",

@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any
 
+from stepalign.outside import visible as visible
 from stepalign.storage.files import finite
-
-# C0 and C1 controls, soft hyphen, zero-width and direction marks, line separators, byte-order mark, language tags,
-# lone surrogates: characters that a reader cannot see, or that a terminal obeys.
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]"
-    "|[\U000e0000-\U000e007f]"
-)
 
 MISSING = "–"
 """In place of a number that is not defined or not measured yet. Never 0."""
-
-
-def visible(text: object) -> str:
-    """Text with every invisible or terminal-controlling character spelled out; newline and tab stay.
-
-    Control characters become their Unicode pictures (ESC becomes ␛), all others ``⟨U+202E⟩``. Nothing in the result can
-    move a cursor, colour a terminal, or reorder its line.
-    """
-
-    def picture(match: re.Match[str]) -> str:
-        code = ord(match.group())
-        return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
-
-    return _INVISIBLE.sub(picture, str(text))
 
 
 def safe_json(value: Any) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from stepalign.errors import ConfigError
+from stepalign.outside import encodable, parse_json
 from stepalign.storage.fingerprint import sha256_of_file
 
 FORMAT = 1
@@ -35,7 +36,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(encodable(content).encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -54,7 +55,7 @@ def read_json(path: Path, *, hint: str = "") -> dict[str, Any]:
         ConfigError: the file is missing, no JSON object, or of another ``FORMAT``.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no {path.name} in this folder", where=str(path.parent), hint=hint) from None
     except OSError as error:

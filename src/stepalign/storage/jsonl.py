@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from stepalign.outside import encodable, parse_json
 from stepalign.storage.files import finite, write_atomically
 
 SUPERSEDED = "superseded"
@@ -41,7 +42,7 @@ def whole_lines(path: Path, start: int = 0) -> Iterator[bytes]:
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file, one at a time."""
-    return map(json.loads, whole_lines(path))
+    return map(parse_json, whole_lines(path))
 
 
 class JsonLines:
@@ -53,7 +54,7 @@ class JsonLines:
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append records, one write for all of them."""
-        content = "".join(to_json_line(record) + "\n" for record in records).encode()
+        content = encodable("".join(to_json_line(record) + "\n" for record in records)).encode()
         if not content:
             return
         if self._file is None:
@@ -105,7 +106,7 @@ def keep_records(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> list[
     kept, others, records = [], [], []
     content = path.read_bytes() if path.exists() else b""
     for line in content.split(b"\n")[:-1]:
-        record = json.loads(line)
+        record = parse_json(line)
         if keep(record):
             records.append(record)
             kept.append(line + b"\n")

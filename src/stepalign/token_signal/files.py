@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from stepalign.errors import ConfigError
+from stepalign.outside import parse_json
 from stepalign.storage.files import read_json
 from stepalign.storage.jsonl import whole_lines
 from stepalign.token_signal.table import ScoredCompletion, from_rows, to_page
@@ -28,7 +28,7 @@ def read_rows(folder: Path) -> Iterator[Row]:
     path = folder / RECORDS
     for number, line in enumerate(whole_lines(path), 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         if not isinstance(row, dict) or not {"rollout_id", "context"} <= row.keys():

@@ -21,6 +21,7 @@ from stepalign.errors import ConfigError
 from stepalign.feedback.designs import builtin
 from stepalign.feedback.designs.design import FEEDBACK, Design, Group, Need, NothingToShow, sibling, usable_critique
 from stepalign.feedback.prompts import load_template
+from stepalign.outside import encodable
 
 TEMPLATE_NEEDS: dict[str, tuple[Need, ...]] = {
     "question": (),
@@ -119,7 +120,7 @@ def _checked(show: Callable[..., Any], name: str) -> Callable[[Group, int], str 
             raise ConfigError(
                 f"the design returns {type(text).__name__}, not text or None", where=f"context design {name}"
             )
-        return text
+        return encodable(text)
 
     return call
 

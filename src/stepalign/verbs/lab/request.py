@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from stepalign.errors import ConfigError
 from stepalign.feedback.prompts import packaged_templates
+from stepalign.outside import parse_json
 
 MAX_CONTEXTS = 4
 MAX_CHARACTERS = 200_000
@@ -77,7 +77,7 @@ def load_examples(folder: Path) -> tuple[list[tuple[str, LabRequest]], list[str]
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 request = read_request(row, where=f"{path}:{number}")
             except (ValueError, ConfigError) as error:
                 left_out.append(str(error).replace("\n", " "))

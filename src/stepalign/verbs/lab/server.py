@@ -7,7 +7,6 @@ page where it says where it comes from (Origin), and must carry the token, which
 
 from __future__ import annotations
 
-import json
 import secrets
 import socket
 import threading
@@ -16,7 +15,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stepalign.errors import ConfigError, UserError
+from stepalign.errors import ConfigError
+from stepalign.outside import UserError, parse_json
 from stepalign.report.page import lab_html
 from stepalign.report.payload import page_data
 from stepalign.report.text import safe_json
@@ -135,7 +135,7 @@ async def _body(request: Request) -> dict[str, Any]:
         if len(received) > MAX_BODY_BYTES:
             raise ConfigError(f"the request is larger than {MAX_BODY_BYTES:,} bytes")
     try:
-        value = json.loads(received)
+        value = parse_json(bytes(received))
     except (ValueError, RecursionError):
         raise ConfigError("the request is not valid JSON") from None
     if not isinstance(value, dict):

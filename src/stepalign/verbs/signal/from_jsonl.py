@@ -21,6 +21,7 @@ from stepalign.domains.math.grade import Grade
 from stepalign.errors import ConfigError
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder, decode, encode_with_spans, unknown_id
+from stepalign.outside import encodable, parse_json
 from stepalign.records import Attempt, Critique, Problem
 from stepalign.storage.fingerprint import sha256, sha256_of_parts
 from stepalign.token_signal.analyse import AttemptInContexts, Shown
@@ -198,7 +199,7 @@ def check_row(row: Any, where: str) -> dict[str, Any]:
     found = _fault(row)
     if found is not None:
         raise ConfigError(found[0], where=where, hint=found[1])
-    return row
+    return encodable(row)
 
 
 def _fault(row: Row) -> tuple[str, str] | None:
@@ -242,7 +243,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _parsed(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"this line is no JSON: {error}", where=where, hint="one JSON object a line") from None
 
