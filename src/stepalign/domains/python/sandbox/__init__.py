@@ -62,8 +62,8 @@ def run_tests(code: str, tests: str, limits: Limits | None = None) -> Outcome:
     lists, dictionaries and sets that it changes in place are changed. No test can give it a function. Only the standard
     library can be imported, on both sides.
 
-    "correct" takes every test; time, memory and an early end are "incorrect"; "undecided" means that the tests are
-    faulty or that there is no sandbox.
+    "correct" takes every test; time, memory and an early end are "incorrect", in the tests' process too once it
+    holds a value of the solution's; "undecided" means that the tests are faulty or that there is no sandbox.
     """
     limits = limits or Limits()
     to_solution, from_tests = os.pipe()
@@ -92,9 +92,11 @@ def run_tests(code: str, tests: str, limits: Limits | None = None) -> Outcome:
     solution, judge = children
     if solution.returncode == -signal.SIGXCPU:
         return Outcome(verdict="incorrect", reason="timed out")
-    if not output:
-        why = "ran out of time" if judge.returncode == -signal.SIGXCPU else "ended early"
-        return Outcome(verdict="undecided", reason=f"the tests {why}")
+    if not output.strip():
+        late = judge.returncode == -signal.SIGXCPU
+        if output:  # the tests had the solution's values
+            return Outcome(verdict="incorrect", reason="timed out" if late else "the tests ended early")
+        return Outcome(verdict="undecided", reason=f"the tests {'ran out of time' if late else 'ended early'}")
     return Outcome(**json.loads(output))
 
 

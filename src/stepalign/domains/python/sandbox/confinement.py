@@ -4,12 +4,15 @@ Four layers, each of the kernel's own and none that needs root:
 
 * resource limits: CPU time, address space, file size, open files, no core dumps;
 * no capabilities and no way to gain any (``PR_SET_NO_NEW_PRIVS``);
-* Landlock: files can be read below the folders of the Python installation and nowhere else, and written nowhere;
-* a seccomp filter: no new processes, no other program, no sockets, no signals, no looking into other processes, no new
-  limits, no change of any file's metadata, nothing that outlives the process.
+* Landlock: files can be read below the folders of the Python installation and nowhere else, and written nowhere; no TCP
+  (Linux 6.7), no signal and no abstract socket to a process outside (Linux 6.12);
+* a seccomp filter: the system calls that computing takes are listed, and no other is let through. So there are no new
+  processes, no other program, no sockets, no signals by any way, no shared memory, no locks on files, no looking into
+  other processes, no new limits, and nothing that outlives the process.
 
-It is no boundary against somebody with an unknown hole in the kernel: every other system call stays open. Code that
-is written to break out, rather than to fool a grader, belongs into a virtual machine.
+Names, sizes and dates of files can be seen: the kernel has no way to hide them without root. It is no boundary against
+somebody with an unknown hole in the kernel: code that is written to break out, rather than to fool a grader, belongs
+into a virtual machine.
 
 This file is run by the child processes outside the package and must not import from it.
 """
@@ -31,35 +34,46 @@ def _calls(table: str) -> dict:
     return {name: tuple(None if number == "-" else int(number) for number in numbers) for name, *numbers in rows}
 
 
-_REFUSED = _calls("""
-    # new processes and programs; a thread is let through below
-    fork 57 -, vfork 58 -, execve 59 221, execveat 322 281,
-    # other processes
-    kill 62 129, tkill 200 130, tgkill 234 131, rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240,
-    pidfd_open 434 434, pidfd_send_signal 424 424, pidfd_getfd 438 438, process_madvise 440 440,
-    process_mrelease 448 448, process_vm_readv 310 270, process_vm_writev 311 271, ptrace 101 117, kcmp 312 272,
-    # out of the group in which it is ended, or of its limits
-    setpgid 109 154, setsid 112 157, prctl 157 167, prlimit64 302 261, setrlimit 160 164, setpriority 141 140,
-    ioprio_set 251 30, sched_setscheduler 144 119, sched_setattr 314 274,
-    # network, and all that another process could be reached by
-    socket 41 198, socketpair 53 199, io_uring_setup 425 425, shmget 29 194, semget 64 190, msgget 68 186,
-    mq_open 240 180, memfd_create 319 279, add_key 248 217, request_key 249 218, keyctl 250 219,
-    # other views of the system, and large pieces of kernel that nothing here needs
-    unshare 272 97, setns 308 268, mount 165 40, umount2 166 39, pivot_root 155 41, chroot 161 51, open_tree 428 428,
-    move_mount 429 429, fsopen 430 430, mount_setattr 442 442, bpf 321 280, perf_event_open 298 241,
-    userfaultfd 323 282, personality 135 92,
-    # files: what Landlock leaves open
-    openat2 437 437, name_to_handle_at 303 264, open_by_handle_at 304 265, creat 85 -, truncate 76 45, chmod 90 -,
-    fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, chown 92 -, fchown 93 55, lchown 94 -, fchownat 260 54,
-    utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7,
-    removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16
+_ALLOWED = _calls("""
+    # open files; Landlock has a say in which can be opened, made or removed
+    read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, pwrite64 18 68, preadv 295 69, pwritev 296 70,
+    preadv2 327 286, pwritev2 328 287, lseek 8 62, close 3 57, close_range 436 436, dup 32 23, dup2 33 -, dup3 292 24,
+    pipe 22 -, pipe2 293 59, fadvise64 221 223, getdents 78 -, getdents64 217 61, fstat 5 80, fstatfs 138 44,
+    poll 7 -, ppoll 271 73, select 23 -, pselect6 270 72, epoll_create 213 -, epoll_create1 291 20, epoll_ctl 233 21,
+    epoll_wait 232 -, epoll_pwait 281 22, epoll_pwait2 441 441, eventfd 284 -, eventfd2 290 19,
+    timerfd_create 283 85, timerfd_settime 286 86, timerfd_gettime 287 87,
+    # names
+    stat 4 -, lstat 6 -, newfstatat 262 79, statx 332 291, access 21 -, faccessat 269 48, faccessat2 439 439,
+    readlink 89 -, readlinkat 267 78, getcwd 79 17, chdir 80 49, fchdir 81 50, statfs 137 43, umask 95 166,
+    mkdir 83 -, mkdirat 258 34, rmdir 84 -, unlink 87 -, unlinkat 263 35, rename 82 -, renameat 264 38,
+    renameat2 316 276,
+    # memory and threads of its own
+    mmap 9 222, munmap 11 215, mprotect 10 226, mremap 25 216, madvise 28 233, msync 26 227, brk 12 214, futex 202 98,
+    set_robust_list 273 99, rseq 334 293, set_tid_address 218 96, sched_yield 24 124, exit 60 93, exit_group 231 94,
+    # signals and timers of its own
+    rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139, rt_sigpending 127 136, rt_sigtimedwait 128 137,
+    rt_sigsuspend 130 133, sigaltstack 131 132, restart_syscall 219 128, pause 34 -, alarm 37 -, getitimer 36 102,
+    setitimer 38 103, nanosleep 35 101, clock_nanosleep 230 115, wait4 61 260, waitid 247 95,
+    # questions
+    clock_gettime 228 113, clock_getres 229 114, gettimeofday 96 169, time 201 -, times 100 153, getrusage 98 165,
+    getrlimit 97 163, getrandom 318 278, sysinfo 99 179, uname 63 160, getcpu 309 168, getpid 39 172, getppid 110 173,
+    gettid 186 178, getuid 102 174, geteuid 107 175, getgid 104 176, getegid 108 177, getresuid 118 148,
+    getresgid 120 150, getgroups 115 158, getpgid 121 155, getpgrp 111 -, getsid 124 156, getpriority 140 141,
+    sched_getaffinity 204 123, sched_getparam 143 121, sched_getscheduler 145 120, sched_get_priority_max 146 125,
+    sched_get_priority_min 147 126
 """)
-"""Refused system calls."""
-_CLONE = (56, 220)
-_CLONE3 = (435, 435)
-_OPEN, _OPENAT = (2, None), (257, 56)
-_CLONE_THREAD = 0x00010000
+"""System calls that are let through whatever their arguments."""
+_CONDITIONAL = _calls("open 2 -, openat 257 56, clone 56 220, fcntl 72 25, ioctl 16 29")
+_NEWEST = 452
+"""Later calls, and clone3, are "not implemented": the C library then uses an older one."""
+_CLONE3 = 435
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_THREAD, _OF_A_THREAD = 0x00010000, 0x007D0F00
+_DESCRIPTOR_COMMANDS = (0, 1, 2, 3, 1030, 1032)
+"""Of fcntl: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC, F_GETPIPE_SZ; F_SETFL but for O_ASYNC."""
+_F_SETFL, _O_ASYNC = 4, 0x2000
+_DEVICE_COMMANDS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+"""Of ioctl: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX."""
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
@@ -69,6 +83,7 @@ _LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT = 444, 445, 446
 _LANDLOCK_READ = 0b1101  # execute (shared libraries), read a file, read a folder
 _LANDLOCK_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 """ABI -> number of access rights to files that it knows; the first so many bits."""
+_LANDLOCK_TCP, _LANDLOCK_SCOPES = 0b11, 0b11  # bind and connect; abstract sockets and signals
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -124,10 +139,12 @@ def _drop_capabilities() -> None:
 
 
 def _restrict_files() -> None:
-    """Landlock (Linux 5.13): reading below the Python installation and the system's libraries only."""
+    """Landlock (Linux 5.13): reading below the Python installation and the system's libraries only, nobody to reach."""
     abi = _check(_libc.syscall(_LANDLOCK_CREATE, None, 0, 1), "Landlock")
     rights = (1 << _LANDLOCK_RIGHTS.get(abi, 16)) - 1
-    ruleset = _check(_libc.syscall(_LANDLOCK_CREATE, struct.pack("Q", rights), 8, 0), "a Landlock ruleset")
+    size = 8 if abi < 4 else 16 if abi < 6 else 24
+    attributes = struct.pack("QQQ", rights, _LANDLOCK_TCP, _LANDLOCK_SCOPES)[:size]
+    ruleset = _check(_libc.syscall(_LANDLOCK_CREATE, attributes, size, 0), "a Landlock ruleset")
     for folder in _readable():
         try:
             handle = os.open(folder, os.O_PATH | os.O_CLOEXEC)
@@ -163,24 +180,29 @@ def _filter_system_calls() -> None:
 
 def _program(column: int, architecture: int) -> list[tuple[int, int, int, int]]:
     """Lines (operation, skip if true, skip if false, operand). Every case ends in a return, so no jump is long."""
+    allow, refuse = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _EPERM)
+    first, second, third = ((_LOAD, 0, 0, 16 + 8 * argument) for argument in range(3))  # their lower 32 bits
+
+    def one_of(values: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
+        return [line for value in values for line in ((_EQUAL, 0, 1, value), allow)]
+
+    def none_of(bits: int) -> list[tuple[int, int, int, int]]:
+        return [(_ANY_BIT, 0, 1, bits), refuse]
+
+    cases = {
+        "open": [second, *none_of(_WRITING), allow],
+        "openat": [third, *none_of(_WRITING), allow],
+        "clone": [first, *none_of(0xFFFFFFFF & ~_OF_A_THREAD), (_ANY_BIT, 0, 1, _THREAD), allow, refuse],
+        "fcntl": [
+            *(second, *one_of(_DESCRIPTOR_COMMANDS), (_EQUAL, 1, 0, _F_SETFL), refuse),
+            *(third, *none_of(_O_ASYNC), allow),
+        ],
+        "ioctl": [second, *one_of(_DEVICE_COMMANDS), refuse],
+    }
     lines = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
-    if column == 0:  # the same calls under other numbers
-        lines += [(_ATLEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _EPERM)]
-    for call, argument, bits, refused_if_set in (
-        (_CLONE[column], 0, _CLONE_THREAD, False),
-        (_OPEN[column], 1, _WRITING, True),
-        (_OPENAT[column], 2, _WRITING, True),
-    ):
-        if call is not None:
-            lines += [
-                (_EQUAL, 0, 4, call),
-                (_LOAD, 0, 0, 16 + 8 * argument),
-                (_ANY_BIT, 0 if refused_if_set else 1, 1 if refused_if_set else 0, bits),
-                (_RETURN, 0, 0, _EPERM),
-                (_RETURN, 0, 0, _ALLOW),
-            ]
-    lines += [(_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _ENOSYS)]  # the C library then uses clone
-    for numbers in _REFUSED.values():
-        if numbers[column] is not None:
-            lines += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _EPERM)]
-    return [*lines, (_RETURN, 0, 0, _ALLOW)]
+    lines += one_of(tuple(numbers[column] for numbers in _ALLOWED.values() if numbers[column] is not None))
+    for name, case in cases.items():
+        if (number := _CONDITIONAL[name][column]) is not None:
+            lines += [(_EQUAL, 0, len(case), number), *case]
+    missing = (_RETURN, 0, 0, _ENOSYS)
+    return [*lines, (_EQUAL, 0, 1, _CLONE3), missing, (_ATLEAST, 0, 1, _NEWEST + 1), missing, refuse]

@@ -23,6 +23,7 @@ def main():
     except confinement.Unavailable as reason:
         channel.send({"unavailable": str(reason)})
         return
+    channel.send({})  # from here on the code has its say in all that is sent
     objects = []
 
     def handle(value):

@@ -26,8 +26,8 @@ class SolutionError(Exception):
 class _Solution:
     """The other end: calls go out, plain values come back."""
 
-    def __init__(self, channel, values):
-        self.channel, self.values = channel, values
+    def __init__(self, channel, values, verdicts):
+        self.channel, self.values, self.verdicts = channel, values, verdicts
         self.num_calls = 0
         self.last_call = ""
         self.last_fault = None
@@ -46,6 +46,9 @@ class _Solution:
         try:
             answer = self.channel.receive()
             if "value" in answer:
+                if self.verdicts is not None:  # with its values in this process, an early end counts against it
+                    os.write(self.verdicts, b"\n")
+                    self.verdicts = None
                 return answer, self.values.decode(answer["value"], self.remote)
         except EOFError:
             raise self.lose("the code ended its process") from None
@@ -170,7 +173,7 @@ def main():
     channel = values.enter(job)
     try:
         confinement.confine(cpu_seconds=job["cpu_seconds"], memory_bytes=job["memory_bytes"])
-        result = _run(job["tests"], _Solution(channel, values))
+        result = _run(job["tests"], _Solution(channel, values, verdicts))
     except confinement.Unavailable as reason:
         result = _undecided("sandbox unavailable", reason)
     os.write(verdicts, json.dumps(result).encode())
@@ -233,13 +236,17 @@ class _NotLoadedError(Exception):
 
 
 def _load(solution):
-    """Wait until the solution's code has run once."""
+    """Wait until the solution's process is confined, then until its code has run once."""
+    try:
+        confined = solution.channel.receive()
+    except (EOFError, ValueError) as error:
+        raise _NotLoadedError(_undecided("sandbox unavailable", error)) from None
+    if "unavailable" in confined:
+        raise _NotLoadedError(_undecided("sandbox unavailable", confined["unavailable"]))
     try:
         answer = solution.channel.receive()
     except (EOFError, ValueError, RecursionError):
         raise solution.lose("the code ended its process") from None
-    if "unavailable" in answer:
-        raise _NotLoadedError(_undecided("sandbox unavailable", answer["unavailable"]))
     if "fault" in answer:
         shown = str(answer.get("traceback", ""))[-2000:]
         raise _NotLoadedError({"verdict": "incorrect", "reason": "the code raises when it is loaded", "detail": shown})
