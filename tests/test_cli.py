@@ -369,3 +369,61 @@ def test_train_then_evaluate_the_run(
     for other in (["--n", "2"], ["--n", "3", "--set", "sampling.max_completion_length=2"]):
         told = call("evaluate", out, "--problems", tmp_path / "problems.jsonl", *other, "--out", numbers)
         assert_one_message(told, 4, "another evaluation", "hint: ")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ctrl-C, and consoles of other encodings
+
+
+@pytest.mark.parametrize("verb", ["grade", "evaluate", "train", "compare", "select", "critique", "warmstart", "show"])
+def test_ctrl_c_has_its_exit_code_in_every_command(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch, verb: str
+) -> None:
+    """In the first line of each function that does the work: wherever it comes, the shell sees 130."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    works = {
+        "grade": "verbs.grade.grade_file",
+        "evaluate": "verbs.evaluate.evaluate_model",
+        "train": "verbs.train.train_config",
+        "compare": "verbs.compare.compare_config",
+        "select": "verbs.select.select",
+        "critique": "verbs.critique.critique_rollouts",
+        "show": "report.terminal.print_rollout",
+    }
+    attempts = tmp_path / "attempts.jsonl"
+    attempts.write_text('{"question": "1 + 1", "completion": "\\\\boxed{2}", "answer": "2"}\n', encoding="utf-8")
+    recipe = write_recipe(compare__arms=[{"name": "one"}])
+    words = {
+        "grade": (attempts, "--completion", "completion", "--answer", "answer", "--out", tmp_path / "v.jsonl"),
+        "evaluate": ("embedded:arithmetic", "--problems", "embedded:arithmetic", "--out", tmp_path / "e.json"),
+        "critique": (attempts, "--critic", "programmatic", "--out", tmp_path / "c"),
+        "show": (tmp_path,),
+        "warmstart": ("--out", tmp_path / "w"),
+    }
+    if verb == "warmstart":
+        monkeypatch.setitem(sys.modules, "make_embedded", type("Module", (), {"make_embedded": interrupted}))
+    else:
+        monkeypatch.setattr(f"stepalign.{works[verb]}", interrupted)
+    if verb == "show":
+        monkeypatch.setattr("stepalign.token_signal.files.load_signal", lambda *_: {})
+    told = call(verb, *words.get(verb, (recipe, "--out", tmp_path / "run")))
+    assert told.code == 130
+    assert "Traceback" not in told.err
+    goes_on = "continue with: stepalign" in told.err
+    assert goes_on == (verb not in ("warmstart", "show"))
+    assert goes_on == (verb in told.err.partition("continue with: ")[2])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "koi8-r", "shift_jis"])
+def test_a_console_without_a_character_shows_its_number(encoding: str) -> None:
+    words = ["stepalign", "train", "no-\u65e5\u2588.toml", "--out", "x"]
+    code = f"import sys; from stepalign.cli import main; sys.argv = {words!a}; main()"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment)
+    told = done.stderr.decode(encoding)
+    assert done.returncode == 2, told
+    assert "Traceback" not in told
+    assert "\\u2588" in told or "\u2588" in told

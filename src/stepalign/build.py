@@ -20,7 +20,7 @@ from stepalign.errors import ConfigError
 from stepalign.evaluation.evaluate import EvaluatedProblem, metric_rows, metrics_of, sample_and_grade
 from stepalign.events import Listener, line, silent
 from stepalign.feedback import designs
-from stepalign.feedback.prompts import load_template
+from stepalign.feedback.prompts import Template, load_template
 from stepalign.problems.sets import fingerprint
 from stepalign.records import Problem, Rollout
 from stepalign.rollouts.order import derive_seed
@@ -260,16 +260,26 @@ def with_lora(solver: Solver, config: Config) -> Solver:
     return Solver(model, solver.tokenizer)  # type: ignore[arg-type]
 
 
+def prompt_templates(config: Config) -> tuple[Template, Template]:
+    """The templates of student and self-teacher. Raises ConfigError for one that is missing or asks for too much."""
+    section, own = config.prompts, find_domain(config.data).prompts
+    student, self_teacher = (load_template(own.get(name, name)) for name in (section.student, section.self_teacher))
+    student.refuse_others_than(("question",), "a student's prompt")
+    self_teacher.refuse_others_than(("question", "introduction", "feedback"), "a self-teacher's prompt")
+    return student, self_teacher
+
+
 def make_prompts(config: Config, solver: Solver) -> PromptBuilder:
     """The prompts of student and self-teacher; the latter leaves room for a completion in the model's context."""
     from stepalign.models.prompts import PromptBuilder
 
-    section, own = config.prompts, find_domain(config.data).prompts
+    section = config.prompts
+    student, self_teacher = prompt_templates(config)
     room = (solver.context_length or 10**9) - config.sampling.max_completion_length
     return PromptBuilder(
         solver.tokenizer,
-        student=load_template(own.get(section.student, section.student)),
-        self_teacher=load_template(own.get(section.self_teacher, section.self_teacher)),
+        student=student,
+        self_teacher=self_teacher,
         system=section.system,
         student_chat_options=section.student_chat_options,
         teacher_chat_options=section.teacher_chat_options,

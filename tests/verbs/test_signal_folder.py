@@ -26,8 +26,8 @@ from stepalign.report.terminal import print_rollout
 from stepalign.token_signal.files import load_signal
 from stepalign.verbs.configs import config_for_file
 from stepalign.verbs.signal import folder as folders
-from stepalign.verbs.signal.from_jsonl import find_file
-from stepalign.verbs.signal.from_run import analyse_file
+from stepalign.verbs.signal.from_jsonl import analyse_file
+from stepalign.verbs.signal.rows import find_file
 
 EXAMPLES = ("correct", "fizzbuzz", "integral", "one-wrong-step", "wrong-approach")
 

@@ -1,53 +1,27 @@
-"""The command line: parse, build, call one function. Nothing heavy is imported before a command needs it."""
+"""The command line: parse, and call one function. Nothing heavy is imported before a command needs it."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Any, NoReturn
 
 import typer
 
-from stepalign.cli import feedback, looks, numbers, runs
+from stepalign.cli.commands import app
 from stepalign.errors import ConfigError, UserError
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Train a language model on feedback - and see, token by token, what that feedback teaches.",
-)
-
-# In the order of --help.
-COMMANDS = (
-    runs.demo,
-    runs.compare,
-    runs.train,
-    numbers.evaluate,
-    numbers.grade,
-    numbers.select,
-    looks.signal,
-    looks.show,
-    looks.figure,
-    looks.lab,
-    feedback.critique,
-    looks.report,
-    runs.warmstart,
-)
-for command in COMMANDS:
-    app.command()(command)
-app.command("signal-of-base", hidden=True)(runs.signal_of_base)
-
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+__all__ = ["app", "main"]
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    debug: DebugOption = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(False, "--version", help="Print the version."),
 ) -> None:
     if version:
         from stepalign import __version__
@@ -58,30 +32,33 @@ def _root(
 
 
 def main() -> None:
-    """Entry point. Prints a user's error without a traceback and exits with its code."""
+    """Entry point. Prints a user's error without a traceback and exits with its code; 130 after Ctrl-C."""
     debug = "--debug" in sys.argv
-    # One torch thread a process unless the user says otherwise: small matrices lose on more.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.formatwarning = _one_line
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console without a character shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(standalone_mode=False, args=[a for a in sys.argv[1:] if a != "--debug"])
+        code = app(standalone_mode=False, args=[a for a in sys.argv[1:] if a != "--debug"])
     except UserError as error:
         _fail(error, debug)
-    except typer.Exit as stop:
-        raise SystemExit(stop.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        code = 130
     except OSError as error:  # a full disk, a file without permission: what, where, no traceback
         if error.filename is None:
             raise
         _fail(ConfigError(error.strerror or str(error), where=str(error.filename)), debug)
     except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error of the option parser
-            context = getattr(error, "ctx", None)
-            command = context.command_path if context else "stepalign"
-            _fail(ConfigError(error.format_message(), hint=f"{command} --help"), debug)  # type: ignore[attr-defined]
-        raise
+        if not hasattr(error, "format_message"):
+            raise
+        usage: Any = error  # an error of the option parser
+        command = usage.ctx.command_path if getattr(usage, "ctx", None) else "stepalign"
+        _fail(ConfigError(usage.format_message(), hint=f"{command} --help"), debug)
+    if code == 130:
+        print("interrupted", file=sys.stderr)
+    if isinstance(code, int) and code:  # the parser returns the code of an exit, 130 for Ctrl-C
+        raise SystemExit(code)
 
 
 def _one_line(
@@ -92,7 +69,7 @@ def _one_line(
     return f"warning: {message}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
-def _fail(error: UserError, debug: bool) -> None:
+def _fail(error: UserError, debug: bool) -> NoReturn:
     if debug:
         raise error
     prefix = "" if error.exit_code == 130 else "error: "

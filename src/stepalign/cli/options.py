@@ -1,18 +1,20 @@
-"""Options that several commands share, and the two messages that every long command ends with."""
+"""Options that several commands share, and the messages that every long command may end with."""
 
 from __future__ import annotations
 
 import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
 
-RecipeArgument = Annotated[
-    str, typer.Argument(help="A recipe file, or the name of a shipped recipe (arithmetic, gsm8k, ...).")
-]
+if TYPE_CHECKING:
+    from stepalign.verbs.progress import Display
 
 
 def _folder(path: Path) -> Path:
@@ -23,39 +25,52 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _file(path: Path) -> Path:
+def _file(path: Path | None) -> Path | None:
     """The file, unless it cannot become one."""
-    if path.is_dir():
-        raise ConfigError("--out must be a file", where=str(path), hint=f"that is a folder: give {path / 'NAME.json'}")
-    _folder(path.absolute().parent)
+    if path is not None and path.is_dir():
+        hint = f"that is a folder: give {path / 'NAME.json'}"
+        raise ConfigError("the output must be a file", where=str(path), hint=hint)
+    if path is not None:
+        _folder(path.absolute().parent)
     return path
 
 
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for everything that is written.", callback=_folder)]
-OutFileOption = Annotated[Path, typer.Option("--out", help="File for what is written.", callback=_file)]
-SetOption = Annotated[
+Recipe = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe (arithmetic, gsm8k, ...).")]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder for everything that is written.", callback=_folder)]
+OutFile = Annotated[Path, typer.Option("--out", help="File for what is written.", callback=_file)]
+Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key; null unsets it.")
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue what is in the folder.")]
-DryRunOption = Annotated[
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in the folder.")]
+DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the configuration and the prompts of one problem, and do nothing else.")
 ]
 
 
-def resume_command(verb: str, recipe: str, out: Path, settings: list[str] | None) -> str:
-    changes = "".join(f" --set {shlex.quote(setting)}" for setting in settings or ())
-    return f"stepalign {verb} {shlex.quote(recipe)} --out {shlex.quote(str(out))}{changes} --resume"
-
-
-class Stopped(UserError):  # noqa: N818 - not a mistake: everything is saved
+class Stopped(UserError):  # noqa: N818 - not a mistake: finished work is kept
     exit_code = 130
 
 
-def interrupted(command: str) -> Stopped:
-    return Stopped("stopped; everything so far is saved", hint=f"continue with: {command}")
+@contextmanager
+def working(title: str = "", *, transient: bool = False, resume: str = " --resume") -> Iterator[Display]:
+    """A display for a long command. One that is stopped or out of budget says with which words it goes on."""
+    from stepalign.stopping import Interrupted
+    from stepalign.verbs.progress import Display
+
+    again = shlex.join(["stepalign", *(word for word in sys.argv[1:] if word != "--resume")]) + resume
+    with Display(title, transient=transient) as display:
+        try:
+            yield display
+        except (KeyboardInterrupt, Interrupted):
+            raise Stopped("stopped; everything so far is saved", hint=f"continue with: {again}") from None
+        except BudgetSpentError as error:  # a later --set wins over an earlier one
+            hint = f"everything so far is saved; raise the budget and continue: {again}"
+            error.hint = f"{hint} --set critic.token_budget=TOKENS"
+            raise
 
 
-def budget_spent(error: BudgetSpentError, command: str) -> BudgetSpentError:
-    """The same error with the command that goes on; a later --set wins over an earlier one."""
-    hint = f"everything so far is saved; raise the budget and continue: {command} --set critic.token_budget=TOKENS"
-    return BudgetSpentError(error.what, where=error.where, hint=hint)
+def say(*lines: object) -> None:
+    from stepalign.verbs.progress import console
+
+    for text in lines:
+        console.print(text)

@@ -41,9 +41,8 @@ class PromptBuilder:
     """Renders what student and self-teacher read.
 
     Raises:
-        ConfigError: a template asks for what it is not given; the two sides would start their completion after
-            different tokens, so the first token's log-ratio would measure the chat template and not the feedback; or
-            the tokenizer has no chat template.
+        ConfigError: the two sides would start their completion after different tokens, so the first token's log-ratio
+            would measure the chat template and not the feedback; or the tokenizer has no chat template.
     """
 
     def __init__(
@@ -66,8 +65,6 @@ class PromptBuilder:
             )
         self._tokenizer = copy.copy(tokenizer)
         self._tokenizer.chat_control_tokens = control_tokens(tokenizer)  # type: ignore[attr-defined]
-        student.refuse_others_than(("question",), "a student's prompt")
-        self_teacher.refuse_others_than(("question", "introduction", "feedback"), "a self-teacher's prompt")
         self._student, self._self_teacher = student, self_teacher
         self._system = system
         self._student_options = dict(student_chat_options or {})
@@ -81,11 +78,6 @@ class PromptBuilder:
                 where="prompts.student_chat_options, prompts.teacher_chat_options",
                 hint="give both the same options, or accept it with --set prompts.allow_different_suffix=true",
             )
-
-    @property
-    def shows_context(self) -> bool:
-        """Whether the self-teacher's template has a place for a context."""
-        return "feedback" in self._self_teacher.variables
 
     def student(self, problem: Problem) -> tuple[int, ...]:
         """Prompt ids of the student: the question alone."""

@@ -91,7 +91,7 @@ class RunFolder:
         try:
             self._made = [p for p in (path, *path.parents) if not p.exists()]
             path.mkdir(parents=True, exist_ok=True)
-            self._refuse_strangers()  # before the lock file joins them
+            _refuse_strangers(path, extra)  # before the lock file joins them
             self._lock = _lock(path / "run.lock", path)
         except OSError as error:
             what = error.strerror or str(error)
@@ -102,25 +102,28 @@ class RunFolder:
             self.close()
             raise
 
-    def _refuse_strangers(self) -> None:
-        """A folder without a run must hold nothing else, except what a process killed at its start has left."""
-        if (self.path / "config.toml").exists():
-            return
-        found = sorted(p.name for p in self.path.iterdir())
-        begun = ("run.lock", "versions.json", ".versions.json.", ".config.toml.") if "run.lock" in found else ()
-        own = (*self._extra, *begun)
-        strangers = [name for name in found if not name.startswith(own)]
-        if strangers:
-            raise LockedError(
-                f"the folder holds other files, such as {strangers[0]}",
-                where=str(self.path),
-                hint="give an empty or a new folder with --out",
-            )
+    @classmethod
+    def check(
+        cls,
+        path: Path,
+        config: Config,
+        *,
+        resume: bool,
+        kind: str = "run",
+        extra: Mapping[str, Callable[[Path], bool]] = MappingProxyType({}),
+    ) -> None:
+        """Raise early what opening the folder would raise, before anything heavy; a folder that is new is not made."""
+        if (path / "config.toml").exists():
+            cls(path, config, resume=resume, kind=kind, extra=extra).close()
+        elif path.is_dir():
+            _refuse_strangers(path, extra)
+            if (path / "run.lock").exists():
+                _lock(path / "run.lock", path).close()
 
     def _check_or_write_config(self, config: Config, *, resume: bool, kind: str) -> None:
         file = self.path / "config.toml"
         if not file.exists():
-            self._refuse_strangers()
+            _refuse_strangers(self.path, self._extra)
             self._is_new = True
             write_json(self.path / "versions.json", versions(), indent=2)
             write_atomically(file, to_toml(config))
@@ -192,6 +195,22 @@ class RunFolder:
         with contextlib.suppress(OSError):  # not empty: another run, or the replies
             for folder in self._made:
                 folder.rmdir()
+
+
+def _refuse_strangers(path: Path, extra: Iterable[str]) -> None:
+    """A folder without a run must hold nothing else, except what a process killed at its start has left."""
+    if (path / "config.toml").exists():
+        return
+    found = sorted(p.name for p in path.iterdir())
+    begun = ("run.lock", "versions.json", ".versions.json.", ".config.toml.") if "run.lock" in found else ()
+    own = (*extra, *begun)
+    strangers = [name for name in found if not name.startswith(own)]
+    if strangers:
+        raise LockedError(
+            f"the folder holds other files, such as {strangers[0]}",
+            where=str(path),
+            hint="give an empty or a new folder with --out",
+        )
 
 
 def _lock(path: Path, folder: Path) -> TextIO:

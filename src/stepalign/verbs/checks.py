@@ -1,6 +1,7 @@
 """The checks of a recipe: everything that can be found out before the first step, in one list.
 
-``train``, ``compare`` and ``--dry-run`` run the same list, cheap checks before those that load a model.
+``train``, ``compare`` and ``--dry-run`` run the same list: keys, then files, then what loads a model's tokenizer and
+shapes. Nothing here loads weights, and nothing before ``loads_model`` loads torch.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from stepalign.build import find_terms, make_prompts, model_choice, recipe_solver
+from stepalign.build import find_terms, make_prompts, model_choice, prompt_templates, recipe_solver
 from stepalign.config import Config, check_checkpoint_rule
+from stepalign.critics import critic_prompt
 from stepalign.domains.domain import Domain
 from stepalign.domains.table import find_domain, load_sets, make_grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, silent, warning
 from stepalign.feedback.designs import Need, find_condition, find_design
+from stepalign.feedback.prompts import load_template
+from stepalign.models.places import find_model
 from stepalign.problems.loading import ProblemSet
 from stepalign.problems.sets import named
 from stepalign.records import Problem
@@ -44,10 +48,7 @@ MATERIAL: dict[Need, tuple[str, Callable[[Domain, Problem], bool], str]] = {
 
 
 class Inputs:
-    """What the checks look at: a recipe, and what it names, loaded when a check first asks for it.
-
-    ``solver`` has no weights here; a caller that has loaded them puts its own in the place, with its ``prompts``.
-    """
+    """What the checks look at: a recipe, and what it names, loaded when a check first asks for it."""
 
     def __init__(self, config: Config, listener: Listener = silent) -> None:
         self.config, self.listener = config, listener
@@ -67,7 +68,7 @@ class Inputs:
 
     @cached_property
     def solver(self) -> Solver:
-        """Tokenizer and shapes. Raises ConfigError as ``load_solver`` does."""
+        """Tokenizer and shapes, no weights. Raises ConfigError as ``load_solver`` does."""
         return recipe_solver(self.config, weights=False)
 
     @cached_property
@@ -75,17 +76,17 @@ class Inputs:
         return make_prompts(self.config, self.solver)
 
 
-def run_checks(inputs: Inputs, *, needs_model: bool | None = None) -> None:
+def run_checks(inputs: Inputs, *, loads_model: bool | None = None) -> None:
     """Run the checks in their order.
 
     Args:
-        needs_model: only those that load tokenizer and shapes, or only the others; all of them by default.
+        loads_model: only those that load tokenizer and shapes, or only the others; all of them by default.
 
     Raises:
         ConfigError: the first thing that is wrong, with the key and the change that mends it.
     """
     for check in CHECKS:
-        if needs_model in (None, check.needs_model):
+        if loads_model in (None, check.loads_model):
             check.function(inputs)
 
 
@@ -157,9 +158,19 @@ def number_format(inputs: Inputs) -> None:
         inputs.listener(warning(text))
 
 
-def shown_context(inputs: Inputs) -> None:
-    """The self-teacher's template has a place for the context."""
-    if find_condition(inputs.config.condition).design != "none" and not inputs.prompts.shows_context:
+def model_is_there(inputs: Inputs) -> None:
+    """The model's folder is one, or its name can be one of the Hub."""
+    find_model(inputs.config.model.path)
+
+
+def templates(inputs: Inputs) -> None:
+    """The templates are there and ask for nothing unknown; the self-teacher's has a place for the context."""
+    config = inputs.config
+    _, self_teacher = prompt_templates(config)
+    design = find_design(name := find_condition(config.condition).design)
+    if design.needs_critic and config.critic.kind == "endpoint":
+        load_template(critic_prompt(config.prompts.critic, design.form))
+    if name != "none" and "feedback" not in self_teacher.variables:
         raise ConfigError(
             "the self-teacher's prompt never shows its context, so there would be nothing to learn from it",
             where="prompts.self_teacher",
@@ -169,20 +180,27 @@ def shown_context(inputs: Inputs) -> None:
 
 def question_lengths(inputs: Inputs) -> None:
     """Every question of the run leaves room for a completion in the model's context."""
-    limit = inputs.solver.context_length
     for name, problems in _used(inputs).items():
-        section = "sampling" if name == "train" else "evaluation"
-        config = inputs.config
-        length = config.sampling.max_completion_length if name == "train" else config.evaluation_length
-        sizes = [(problem, len(inputs.prompts.student(problem))) for problem in problems]  # builds every prompt
-        too_long = [f"{named(p)}: {size} tokens" for p, size in sizes if limit is not None and size + length > limit]
-        if too_long:
-            raise ConfigError(
-                f"{_some(too_long)} of {len(problems)} {name} problems leave no room for a completion of {length} "
-                f"tokens in the model's {limit}",
-                where=f"data.{name}",
-                hint=f"drop them, or shorten {section}.max_completion_length",
-            )
+        refuse_long_questions(inputs, name, problems)
+
+
+def refuse_long_questions(inputs: Inputs, name: str, problems: Sequence[Problem]) -> None:
+    """Raise a ConfigError for prompts of the set "train", "validation" or "test" that leave no room for a completion.
+
+    Every command that samples asks this before weights are loaded: beyond its positions a model writes noise.
+    """
+    config, limit = inputs.config, inputs.solver.context_length
+    section = "sampling" if name == "train" else "evaluation"
+    length = config.sampling.max_completion_length if name == "train" else config.evaluation_length
+    sizes = [(problem, len(inputs.prompts.student(problem))) for problem in problems]  # builds every prompt
+    too_long = [f"{named(p)}: {size} tokens" for p, size in sizes if limit is not None and size + length > limit]
+    if too_long:
+        raise ConfigError(
+            f"{_some(too_long)} of {len(problems)} {name} problems leave no room for a completion of {length} "
+            f"tokens in the model's {limit}",
+            where=f"data.{name}",
+            hint=f"drop them, or --set {section}.max_completion_length=TOKENS with fewer",
+        )
 
 
 def room_for_context(inputs: Inputs) -> None:
@@ -206,19 +224,20 @@ class Check(NamedTuple):
     """One entry of the list."""
 
     name: str
-    needs_model: bool
-    """Whether it loads tokenizer and shapes of the model; none needs the weights."""
+    loads_model: bool
+    """Whether it loads torch, and tokenizer and shapes of the model; none needs the weights."""
     function: Callable[[Inputs], None]
 
 
 CHECKS = (
     Check("trackers are installed", False, trackers),
+    Check("the loss has a signal", False, terms),
+    Check("the templates ask for what there is", False, templates),
+    Check("the model is there", False, model_is_there),
     Check("the checkpoint rule has a choice", False, checkpoint_rule),
     Check("problems have what the condition shows", False, material),
-    Check("the loss has a signal", False, terms),
     Check("the grader starts", False, grader),
-    Check("the number format can be trained", False, number_format),
-    Check("the self-teacher's template shows the context", True, shown_context),
+    Check("the number format can be trained", True, number_format),
     Check("questions fit the model's context", True, question_lengths),
     Check("contexts fit the self-teacher's prompt", True, room_for_context),
 )

@@ -12,7 +12,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,14 @@ from stepalign.config import (
     Settings,
     arm_config,
     changed,
-    difference,
     load_config,
     parse_settings,
     to_toml,
 )
 from stepalign.critics import CACHE, RUN_FILES
-from stepalign.domains.table import load_sets
+from stepalign.domains.table import load_set, load_sets
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
-from stepalign.evaluation.comparison import comparison_numbers
+from stepalign.evaluation.comparison import detectable_difference
 from stepalign.events import Event, Listener, line, silent
 from stepalign.feedback.designs import find_condition, find_design
 from stepalign.stopping import StopRequest
@@ -41,9 +41,8 @@ from stepalign.storage.files import read_json, write_atomically, write_json
 from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.verbs.checks import Inputs, check_recipe, run_checks
 from stepalign.verbs.processes import Job, run_all
+from stepalign.verbs.report import BASE, SIGNAL, arm_differences, collect_results, publish, rewrite_results
 
-BASE = "base"
-SIGNAL = "signal"
 SHARED = (
     *("model.path", "prompts.student", "prompts.system"),
     *("data.validation", "data.test", "data.max_validation", "data.max_test", "data.grader"),
@@ -87,7 +86,9 @@ class RunsFailedError(UserError):
             names_of.setdefault(error.what, []).append(name)
         each = "; ".join(f"{', '.join(names)}: {what}" for what, names in names_of.items())
         runs = "one run" if len(failures) == 1 else f"{len(failures)} runs"
-        super().__init__(f"{runs} failed; {each}", where=first.where or str(out), hint=first.hint)
+        mend = f"{first.hint}; then go on" if first.hint else "go on"
+        hint = f"{mend} with --resume (resume=True in Python): finished runs are not done again"
+        super().__init__(f"{runs} failed; {each}", where=first.where or str(out), hint=hint)
         self.failures = dict(failures)
         codes = {error.exit_code for error in failures.values()}
         self.exit_code = codes.pop() if len(codes) == 1 else UserError.exit_code
@@ -153,14 +154,14 @@ def base_config(config: Config) -> Config:
     return changed(config, {"compare": {}, "training.max_steps": 0, "evaluation.at_start": True}, "base")
 
 
-def arm_differences(config: Config) -> dict[str, dict[str, Any]]:
-    """For each arm the keys, with values, in which it differs from the shared configuration."""
-    seed = config.compare.seeds[0]
-    shared = changed(config, {"compare": {}, "training.seed": seed}, "comparison")
-    return {
-        arm.name: {key: new for key, (_, new) in difference(shared, arm_config(config, arm, seed)).items()}
-        for arm in config.compare.arms
-    }
+def describe_arms(config: Config, out: Path) -> str:
+    """One line per arm with the keys in which it differs. Raises ConfigError as ``plan`` does."""
+    plan(config, out)
+    lines = []
+    for name, keys in arm_differences(config).items():
+        changes = ", ".join(f"{key} = {value!r}" for key, value in keys.items())
+        lines.append(f"arm {name}: {changes or 'as the shared configuration'}")
+    return "\n".join(lines)
 
 
 def compare(
@@ -189,13 +190,20 @@ def compare_config(config: Config, recipe: str, out: Path, *, resume: bool, list
     """
     start = time.perf_counter()
     config = as_before(config, out)
-    tasks = plan(config, out)
-    _check_inputs(tasks)
+    tasks = plan(config, out)  # every arm must be valid before the first one runs
+    inputs = _check_inputs(tasks)
+    RunFolder.check(out, config, resume=resume, kind="comparison", extra=RUN_FILES)
+    _check_critics(tasks)
+    num_test = len(load_set(config.data, "test").problems)
+    if num_test > 1:
+        listener(line(detectable_difference(num_test, config.evaluation.num_samples, len(config.compare.seeds))))
     device, dtype = model_choice(config.model)
     listener(line(f"solver {config.model.path} on {device} in {dtype}"))
+    for arm, found in inputs.items():
+        with _named(arm):
+            run_checks(found, loads_model=True)
     stop = StopRequest("stopping: every run saves itself after its step; Ctrl-C once more stops at once")
     with RunFolder(out, config, resume=resume, kind="comparison", extra=RUN_FILES), stop.listening():
-        _check_critics(tasks)
         open_tasks = sorted((t for t in tasks if not t.finished), key=lambda t: -t.cost)
         for task in tasks:
             listener(
@@ -217,10 +225,10 @@ def compare_config(config: Config, recipe: str, out: Path, *, resume: bool, list
         results = collect_results(config, recipe, out)
         results["failures"] = {name: error.what for name, error in failures.items()}
         reporting = time.perf_counter()
-        _publish(results, out)
+        publish(results, out)
         results["timings"] |= {"report": time.perf_counter() - reporting, "total": time.perf_counter() - start}
         results["timings"]["workers"] = worked
-        _publish(results, out)  # once more, with its own time in it
+        publish(results, out)  # once more, with its own time in it
     if failures:
         spent = [error for error in failures.values() if isinstance(error, BudgetSpentError)]
         raise spent[0] if len(spent) == len(failures) else RunsFailedError(failures, out)
@@ -239,7 +247,8 @@ def _job(task: Task, out: Path, launcher: tuple[str, ...]) -> Job:
     if task.name == SIGNAL:
         command = (sys.executable, "-m", "stepalign", "signal-of-base", str(recipe), "--out", str(out))
     else:
-        words = ("train", str(recipe), "--out", str(task.folder), "--resume")
+        words = ("train", str(recipe), "--out", str(task.folder))
+        words += ("--resume",) if (task.folder / "config.toml").exists() else ()
         command = (*launcher, sys.executable, "-m", "stepalign", *words)
     read_back = load_config(str(recipe))  # without the passwords that addresses may have: those stay in memory
     private = {} if read_back == config else {CRITIC_URLS: json.dumps(config.critic.base_urls)}
@@ -261,28 +270,31 @@ def _count_problems(base: Task) -> None:
         write_json(file, sizes)
 
 
-def _publish(results: dict[str, Any], out: Path) -> Path:
-    """Write results.json, its tables, and the page that shows it."""
-    from stepalign.report.page import write_report
-    from stepalign.report.table import write_tables
+def _check_inputs(tasks: list[Task]) -> dict[str, Inputs]:
+    """Find out before anything is written what every run would stumble over: its keys, its files, its prompts.
 
-    write_tables(results, out)
-    return write_report(out)
-
-
-def _check_inputs(tasks: list[Task]) -> None:
-    """Find out before anything is written what every run would stumble over: its problems, its model, its prompts."""
-    checked = set()
+    Returns:
+        By arm what the checks have loaded, for those that load the model.
+    """
+    inputs: dict[str, Inputs] = {}
     for task in tasks:
         arm = task.name.partition("/")[0]  # seeds differ in nothing that is looked at
-        if not task.finished and task.name != SIGNAL and arm not in checked:
-            checked.add(arm)
-            try:
-                run_checks(Inputs(task.config))
-            except ConfigError as error:
-                if arm != BASE:  # the others are fine
-                    error.where = f"arm {arm}: {error.where}"
-                raise
+        if not task.finished and task.name != SIGNAL and arm not in inputs:
+            inputs[arm] = Inputs(task.config)
+            with _named(arm):
+                run_checks(inputs[arm], loads_model=False)
+    return inputs
+
+
+@contextmanager
+def _named(arm: str) -> Iterator[None]:
+    """A wrong recipe names the arm that it belongs to; what the untrained solver stumbles over concerns them all."""
+    try:
+        yield
+    except ConfigError as error:
+        if arm != BASE:
+            error.where = f"arm {arm}: {error.where}"
+        raise
 
 
 def _check_critics(tasks: list[Task]) -> None:
@@ -296,67 +308,3 @@ def _check_critics(tasks: list[Task]) -> None:
             needed.setdefault(task.config.critic.model_dump_json(), (task.config, []))[1].extend(names)
     for config, names in needed.values():
         check_critic(config, names)
-
-
-def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
-    """results.json of the runs that are finished (docs/formats.md)."""
-    differences = arm_differences(config)
-    made_by = read_json(out / "versions.json")
-    arms, runs_of = [], {}
-    for arm in config.compare.arms:
-        folders = {seed: out / "arms" / arm.name / f"seed-{seed}" for seed in config.compare.seeds}
-        done = {seed: folder for seed, folder in folders.items() if (folder / "summary.json").exists()}
-        runs_of[arm.name] = done
-        runs = [
-            {"path": str(folder.relative_to(out)), **read_json(folder / "summary.json")} for folder in done.values()
-        ]
-        condition = differences[arm.name].get("condition", config.condition)
-        arms.append(
-            {
-                "name": arm.name,
-                "label": arm.label or arm.name,
-                "condition": condition,
-                "config_diff": differences[arm.name],
-                "runs": runs,
-            }
-        )
-    base = {0: out / "arms" / BASE} if (out / "arms" / BASE / "summary.json").exists() else {}
-    groups = {name: folders for name, folders in {BASE: base, **runs_of}.items() if folders}
-    summaries = [run for arm in arms for run in arm["runs"]]
-    phases = {
-        name: sum(run["seconds_by_phase"].get(name, 0.0) for run in summaries)
-        for name in ("sampling", "feedback", "learning", "evaluation", "saving")
-    }
-    return {
-        "format": 1,
-        "version": made_by["stepalign"],
-        "revision": made_by["revision"],
-        "recipe": recipe,
-        "model": config.model.path,
-        "seeds": list(config.compare.seeds),
-        "budget": {"rule": config.compare.budget, "size": config.compare.budget_size},
-        "problems": read_json(out / "arms" / BASE / "sets.json") if base else {},
-        "arms": arms,
-        **comparison_numbers(groups, config.evaluation, config.ks),
-        "timings": phases,
-        "peak_memory_bytes": max([run.get("peak_memory_bytes", 0) for run in summaries], default=0),
-    }
-
-
-def rewrite_results(folder: Path) -> Path:
-    """results.json and report.html of a comparison folder again, from whatever runs are finished.
-
-    Raises:
-        ConfigError: not a comparison folder.
-    """
-    file = folder / "config.toml"
-    if not file.exists() or not (folder / "arms").is_dir():
-        raise ConfigError("not a comparison folder: config.toml or arms/ is missing", where=str(folder))
-    old = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
-    config = load_config(str(file))
-    results = collect_results(config, old.get("recipe", str(file)), folder)
-    done = {str(file.parent.relative_to(folder / "arms")) for file in (folder / "arms").rglob("summary.json")}
-    done |= {SIGNAL} if (folder / "signal.json").exists() else set()
-    results["failures"] = {name: why for name, why in old.get("failures", {}).items() if name not in done}
-    results["timings"] |= {k: v for k, v in old.get("timings", {}).items() if k not in results["timings"]}
-    return _publish(results, folder)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from stepalign.config import Config, Settings, changed, load_config, parse_settings
 from stepalign.domains.table import recipe_of
@@ -53,6 +55,73 @@ def config_for_file(model: str, recipe: str, settings: Settings | None) -> tuple
         keys = {key: value for key, value in PLAIN_PROMPTS.items() if key not in parse_settings(settings or ())}
         config = changed(config, keys, "--set")
     return config, source
+
+
+def prompts_said(config: Config, prompts_from: str) -> str:
+    """One line with what both sides read, for the terminal."""
+    section = config.prompts
+    student, teacher = (text.strip().splitlines()[0] for text in (section.student, section.self_teacher))
+    return (
+        f"student prompt {student!r}, self-teacher prompt {teacher!r}, system message "
+        f"{section.system or 'as the chat template has it'!r}, chat options {section.student_chat_options or 'none'}, "
+        f"temperature {config.sampling.temperature:g} (from {prompts_from}; --recipe, --set or columns of the file "
+        "change them)"
+    )
+
+
+def config_with_critic(
+    of_run: Config | None, critic: str, model: str, settings: Settings | None, *, cache_only: bool = False
+) -> Config:
+    """The run's own recipe, or the defaults, with the critic that is named.
+
+    Args:
+        critic: a recipe, addresses separated by commas, or "programmatic".
+        model: its name on the server; "" asks the server, which may have only one.
+
+    Raises:
+        ConfigError: no critic is named, or several are served.
+        EndpointError: the server that is asked for its model does not answer.
+    """
+    given, base = parse_settings(settings or ()), of_run or load_config(None)
+    keys: dict[str, Any] = {"critic.model": model} if model else {}
+    if critic.startswith(("http://", "https://")):
+        keys |= {"critic.kind": "endpoint", "critic.base_urls": [_api_address(url) for url in critic.split(",")]}
+    elif critic == "programmatic":
+        keys["critic.kind"] = "programmatic"
+    elif re.fullmatch(r"[\w.-]+:\d{1,5}(/.*)?", critic):
+        raise ConfigError("an address needs its protocol", where=f"--critic {critic}", hint=f"--critic http://{critic}")
+    elif critic:
+        named = load_config(critic)
+        keys = {"critic": named.critic.model_dump(mode="json"), "prompts.critic": named.prompts.critic, **keys}
+    elif of_run is None and not any(key.startswith("critic.") for key in given):
+        raise ConfigError(
+            "who is the critic?",
+            where="--critic",
+            hint="--critic RECIPE, --critic http://HOST:PORT/v1 --model NAME, or --critic programmatic",
+        )
+    keys |= {"critic.cache_only": True} if cache_only else {}
+    config = changed(base, {**keys, **given}, "--critic, --set")
+    section = config.critic
+    if section.kind == "endpoint" and not section.model and not section.cache_only:
+        from stepalign.critics.served import served_model
+
+        return changed(config, {"critic.model": served_model(section)}, "--model")
+    return config
+
+
+def _api_address(url: str) -> str:
+    """A bare host stands for its ``/v1``, where OpenAI-compatible servers have their interface."""
+    parts = urlsplit(url.strip())
+    return urlunsplit(parts._replace(path="/v1")) if parts.path in ("", "/") else url.strip()
+
+
+def parse_pairs(text: str) -> dict[str, str]:
+    """``a=b,c=d`` as a dictionary. Raises ConfigError for anything else."""
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    for name, equals, column in pairs:
+        if not (equals and name.strip() and column.strip()):
+            raise ConfigError(f"--columns {text} is no list of pairs", hint="write --columns question=Q,completion=C")
+    return {name.strip(): column.strip() for name, _, column in pairs}
 
 
 def _is_run(folder: Path) -> bool:

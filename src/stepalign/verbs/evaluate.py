@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stepalign.build import open_session
+from stepalign.build import open_session, prompt_templates
 from stepalign.config import Config, Settings, changed, parse_settings
 from stepalign.domains.table import holds_sets, load_set
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Listener, line, silent
+from stepalign.models.places import find_model
 from stepalign.storage.files import write_atomically, write_json
+from stepalign.verbs.checks import Inputs, refuse_long_questions
 from stepalign.verbs.configs import config_for_model
 
 
@@ -61,9 +63,12 @@ def evaluate_model(config: Config, problems: str, out: Path, listener: Listener)
     for reason, count in found.skipped.items():
         listener(line(f"{count} rows skipped: {reason}"))
     samples = out.with_suffix(".samples.jsonl")
+    find_model(config.model.path)
+    prompt_templates(config)
+    _claim(out.with_suffix(".samples.json"), _key(config, problems), samples)
+    refuse_long_questions(Inputs(config), "test", found.problems)
     session = open_session(config, listener)
     try:
-        _claim(out.with_suffix(".samples.json"), _key(config, problems), samples)
         done, rows = session.measure(found.problems, "test", samples, listener)
     finally:
         session.close()

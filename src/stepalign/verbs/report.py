@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepalign.config import Config, changed, difference, load_config
+from stepalign.config import Config, arm_config, changed, difference, load_config
 from stepalign.errors import ConfigError
 from stepalign.evaluation.comparison import comparison_numbers
 from stepalign.evaluation.evaluate import read_samples
-from stepalign.report.page import write_run_report
-from stepalign.report.table import write_tables
+from stepalign.storage.files import read_json
 from stepalign.storage.jsonl import read_json_lines
 
+BASE = "base"
+SIGNAL = "signal"
 RUN_KEYS = ("critic", "masked", "warnings", "seconds_by_phase")
 
 
@@ -28,15 +29,117 @@ def write_reports(folders: Sequence[Path], out: Path | None = None) -> Path:
         ConfigError: several runs without ``out``; as :func:`run_results`.
     """
     if len(folders) == 1 and (folders[0] / "arms").is_dir():
-        from stepalign.verbs.compare import rewrite_results
-
         return rewrite_results(folders[0])
     if len(folders) > 1 and out is None:
         raise ConfigError("several runs need a place for their page", hint="--out FOLDER")
+    from stepalign.report.page import write_run_report
+    from stepalign.report.table import write_tables
+
     results = run_results(folders)
     page = write_run_report(results, out or folders[0], examples=folders[0])
     write_tables(results, out or folders[0])
     return page
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A comparison
+
+
+def arm_differences(config: Config) -> dict[str, dict[str, Any]]:
+    """For each arm the keys, with values, in which it differs from the shared configuration."""
+    seed = config.compare.seeds[0]
+    shared = changed(config, {"compare": {}, "training.seed": seed}, "comparison")
+    return {
+        arm.name: {key: new for key, (_, new) in difference(shared, arm_config(config, arm, seed)).items()}
+        for arm in config.compare.arms
+    }
+
+
+def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
+    """results.json of the runs that are finished (docs/formats.md)."""
+    differences = arm_differences(config)
+    made_by = read_json(out / "versions.json")
+    arms, runs_of = [], {}
+    for arm in config.compare.arms:
+        folders = {seed: out / "arms" / arm.name / f"seed-{seed}" for seed in config.compare.seeds}
+        done = {seed: folder for seed, folder in folders.items() if (folder / "summary.json").exists()}
+        runs_of[arm.name] = done
+        runs = [
+            {"path": str(folder.relative_to(out)), **read_json(folder / "summary.json")} for folder in done.values()
+        ]
+        condition = differences[arm.name].get("condition", config.condition)
+        arms.append(
+            {
+                "name": arm.name,
+                "label": arm.label or arm.name,
+                "condition": condition,
+                "config_diff": differences[arm.name],
+                "runs": runs,
+            }
+        )
+    base = {0: out / "arms" / BASE} if (out / "arms" / BASE / "summary.json").exists() else {}
+    groups = {name: folders for name, folders in {BASE: base, **runs_of}.items() if folders}
+    summaries = [run for arm in arms for run in arm["runs"]]
+    phases = {
+        name: sum(run["seconds_by_phase"].get(name, 0.0) for run in summaries)
+        for name in ("sampling", "feedback", "learning", "evaluation", "saving")
+    }
+    return {
+        "format": 1,
+        "version": made_by["stepalign"],
+        "revision": made_by["revision"],
+        "recipe": recipe,
+        "model": config.model.path,
+        "seeds": list(config.compare.seeds),
+        "budget": {"rule": config.compare.budget, "size": config.compare.budget_size},
+        "problems": read_json(out / "arms" / BASE / "sets.json") if base else {},
+        "arms": arms,
+        **comparison_numbers(groups, config.evaluation, config.ks),
+        "timings": phases,
+        "peak_memory_bytes": max([run.get("peak_memory_bytes", 0) for run in summaries], default=0),
+    }
+
+
+def summary_lines(results: Mapping[str, Any]) -> list[str]:
+    """What a comparison has cost, for the terminal."""
+    clock, whole = results["timings"], ("workers", "report", "total")
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in clock.items() if name not in whole)
+    return [
+        f"time: {clock['total']:.0f} s on the clock; summed over the runs: {spent}",
+        f"memory: at most {results['peak_memory_bytes'] / 2**20:.0f} MiB a process",
+    ]
+
+
+def rewrite_results(folder: Path) -> Path:
+    """results.json and report.html of a comparison folder again, from whatever runs are finished.
+
+    Raises:
+        ConfigError: not a comparison folder.
+    """
+    file = folder / "config.toml"
+    if not file.exists() or not (folder / "arms").is_dir():
+        raise ConfigError("not a comparison folder: config.toml or arms/ is missing", where=str(folder))
+    old = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    config = load_config(str(file))
+    results = collect_results(config, old.get("recipe", str(file)), folder)
+    done = {str(file.parent.relative_to(folder / "arms")) for file in (folder / "arms").rglob("summary.json")}
+    done |= {SIGNAL} if (folder / "signal.json").exists() else set()
+    results["failures"] = {name: why for name, why in old.get("failures", {}).items() if name not in done}
+    results["timings"] |= {k: v for k, v in old.get("timings", {}).items() if k not in results["timings"]}
+    return publish(results, folder)
+
+
+def publish(results: dict[str, Any], out: Path) -> Path:
+    """Write results.json, its tables, and the page that shows it."""
+    from stepalign.report.page import write_report
+    from stepalign.report.table import write_tables
+
+    write_tables(results, out)
+    return write_report(out)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs side by side
 
 
 def run_results(folders: Sequence[Path]) -> dict[str, Any]:

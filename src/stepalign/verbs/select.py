@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from stepalign.build import Session, make_critic, open_session
+from stepalign.build import Session, check_critic, make_critic, open_session, prompt_templates
 from stepalign.config import Config, changed
 from stepalign.critics import RUN_FILES
 from stepalign.domains.math.grading import Grader
@@ -21,7 +21,7 @@ from stepalign.domains.table import load_set, make_grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, progress, warning
 from stepalign.feedback.steps import split_steps
-from stepalign.models.load import find_model, is_shipped
+from stepalign.models.places import find_model, is_shipped
 from stepalign.problems.loading import save_problems
 from stepalign.problems.selection import Attempts, Evidence, Passage, funnel_rows, gates_of, pass_gates
 from stepalign.problems.sets import find_overlaps, split_problems
@@ -31,6 +31,7 @@ from stepalign.storage.files import write_json
 from stepalign.storage.fingerprint import sha256_of_file
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.run_folder import RunFolder, as_before
+from stepalign.verbs.checks import Inputs, refuse_long_questions
 from stepalign.waiting import wait_for
 
 CHUNK = 32
@@ -51,6 +52,13 @@ def select(config: Config, out: Path, *, resume: bool, listener: Listener) -> di
     found = load_set(config.data.model_copy(update={"validation_share": 0.0}), "train")  # nothing is set aside here
     for reason, count in found.skipped.items():
         listener(line(f"{count} rows skipped: {reason}"))
+    find_model(config.model.path)
+    prompt_templates(config)
+    RunFolder.check(out, config, resume=resume, kind="selection", extra=RUN_FILES)
+    if gates_of(config.selection, "critic"):
+        check_critic(config, ["step_aligned"])
+    if gates_of(config.selection, "solver"):
+        refuse_long_questions(Inputs(config), "train", found.problems)
     kept, passages = [Evidence(problem=problem) for problem in found.problems], []
     with RunFolder(out, config, resume=resume, kind="selection", extra=RUN_FILES) as folder:
         for source in ("problem", "solver", "critic"):

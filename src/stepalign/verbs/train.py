@@ -79,13 +79,13 @@ def train_config(config: Config, out: Path, *, resume: bool, listener: Listener,
     """
     config = as_before(config, out)
     inputs = Inputs(config, listener)
-    run_checks(inputs, needs_model=False)
+    run_checks(inputs, loads_model=False)
+    RunFolder.check(out, config, resume=resume, extra=RUN_FILES)
     designs = [find_condition(config.condition).design]
     check_critic(config, designs)
+    run_checks(inputs, loads_model=True)
     session = open_session(config, listener)
     try:
-        inputs.solver, inputs.prompts = session.solver, session.prompts
-        run_checks(inputs, needs_model=True)
         with RunFolder(out, config, resume=resume, extra=RUN_FILES) as folder:
             critic = make_critic(config, out, designs, listener, out)
             try:

@@ -20,7 +20,8 @@ from stepalign.critics import RUN_FILES
 from stepalign.domains.domain import Truth
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Listener, progress, silent
-from stepalign.models.load import Solver, find_model
+from stepalign.models.load import Solver
+from stepalign.models.places import find_model
 from stepalign.models.prompts import PromptBuilder
 from stepalign.report.page import write_token_page
 from stepalign.storage import jsonl

@@ -1,8 +1,8 @@
-"""``stepalign signal``: the rollouts that a run has kept, or those of a plain file, scored under any contexts."""
+"""``stepalign signal RUN``: the rollouts that a run has kept, scored under any context designs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -10,70 +10,18 @@ from pathlib import Path
 
 from stepalign.build import find_truth, open_session
 from stepalign.config import Config, changed, load_config
+from stepalign.critics import RUN_FILES
 from stepalign.domains.table import find_domain, load_set, make_grader
 from stepalign.errors import ConfigError
-from stepalign.events import Listener, line, silent, warning
+from stepalign.events import Listener, silent
 from stepalign.feedback import designs
+from stepalign.models.places import find_model
 from stepalign.records import Critique, Problem, Rollout, critique_from_json
 from stepalign.storage.jsonl import read_json_lines
-from stepalign.storage.run_folder import as_before
-from stepalign.token_signal.analyse import attempts_under
+from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.verbs.attempts import read_rollouts
 from stepalign.verbs.signal.collect import more_critiques
-from stepalign.verbs.signal.folder import write_signal_folder
-from stepalign.verbs.signal.from_jsonl import check_file, mostly_unknown, read_attempts
-
-
-def analyse_file(
-    path: Path,
-    out: Path,
-    config: Config,
-    *,
-    contexts: tuple[str, ...] = (),
-    num: int | None = None,
-    prompts_from: str = "the defaults",
-    listener: Listener = silent,
-) -> Path:
-    """Score the rows of a JSONL file under their own contexts; returns the page.
-
-    Args:
-        config: the model, the prompts and the temperature.
-        contexts: names of contexts to keep; all of them when empty.
-        num: rows, from the first on; all of them when None.
-        prompts_from: where the configuration comes from, for the reader.
-        listener: receives what is left out, and how many rows the tokenizer mostly does not know.
-
-    Raises:
-        ConfigError: a row that cannot be read (with its line), an unknown context, no model.
-        LockedError: ``out`` is in use or holds something else.
-    """
-    config = as_before(config, out)
-    file = check_file(path, contexts, num)
-    if file.own_prompts:
-        listener(line(f"{file.own_prompts} of {file.total} rows bring prompts of their own"))
-    for name, count in file.empty.items():
-        _say_left_out(listener, name, {"no text in the file": count} if count else {}, file.total)
-    names = [name for name in file.contexts if file.empty[name] < file.total]
-    with closing(open_session(config, listener)) as session:
-        if unknown := mostly_unknown(file, session.solver.tokenizer, num):
-            listener(
-                warning(
-                    f"{unknown} of {file.total} rows ({unknown / file.total:.0%}) are mostly unknown to this "
-                    "tokenizer: their numbers mean little; score them with another --model"
-                )
-            )
-        return write_signal_folder(
-            out,
-            config,
-            session.solver,
-            session.prompts,
-            read_attempts(file, config, session.solver, num),
-            source={"name": path.name, "sha256": file.sha256, "contexts": names, "num": num},
-            labels={name: name for name in names},
-            prompts_from=prompts_from,
-            total=file.total,
-            listener=listener,
-        )
+from stepalign.verbs.signal.rows import say_left_out
 
 
 def analyse_run(
@@ -114,13 +62,18 @@ def analyse_run(
     rollouts = stored_rollouts(run, problems, num)
     if not rollouts:
         raise ConfigError("the run holds no rollouts", where=str(run / "rollouts.jsonl"))
+    RunFolder.check(out, config, resume=True, kind="analysis", extra=RUN_FILES)
+    find_model(config.model.path)
+    from stepalign.token_signal.analyse import attempts_under  # loads torch
+    from stepalign.verbs.signal.folder import write_signal_folder
+
     if any("tests" in designs.find_design(name).needs for name in names):
         rollouts = _with_details(config, rollouts)
     has_program = config.critic.kind == "programmatic" and find_domain(config.data).critic is not None
     more = more_critiques(config, None, rollouts, names) if has_program else []
     attempts, left_out = attempts_under(rollouts, names, more)
     for name, reasons in left_out.items():
-        _say_left_out(listener, name, reasons, len(rollouts))
+        say_left_out(listener, name, reasons, len(rollouts))
     with closing(open_session(config, listener)) as session:
         return write_signal_folder(
             out,
@@ -159,14 +112,6 @@ def _checked_names(contexts: tuple[str, ...], config: Config) -> tuple[str, ...]
         except ConfigError as error:
             raise ConfigError(error.what, where="--contexts", hint=error.hint) from None
     return tuple(dict.fromkeys(contexts or config.signal.contexts))
-
-
-def _say_left_out(listener: Listener, name: str, reasons: Mapping[str, int], total: int) -> None:
-    left = sum(reasons.values())
-    if left:
-        why = ", ".join(f"{reason} ({count})" if len(reasons) > 1 else reason for reason, count in reasons.items())
-        what = "nothing to score, left out" if left == total else f"{left} of {total} rollouts have none"
-        listener(line(f"context {name}: {what}: {why}"))
 
 
 def stored_rollouts(run: Path, problems: dict[str, Problem], num: int) -> list[tuple[Rollout, Critique | None]]:

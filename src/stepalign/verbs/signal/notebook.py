@@ -15,14 +15,16 @@ from stepalign.config import Settings, parse_settings
 from stepalign.errors import ConfigError
 from stepalign.feedback import findings
 from stepalign.feedback.alignment import Alignment
-from stepalign.models.load import Solver, name_of
+from stepalign.models.load import Solver
+from stepalign.models.places import name_of
 from stepalign.records import Attempt, Critique, Verdict
 from stepalign.storage.files import finite
 from stepalign.token_signal.analyse import analyse_attempts
 from stepalign.token_signal.summary import header, summarise
 from stepalign.token_signal.table import MarkedStep, ScoredCompletion, TokenTable, align_feedback
 from stepalign.verbs.configs import config_for_file
-from stepalign.verbs.signal.from_jsonl import check_row, to_subject
+from stepalign.verbs.signal.from_jsonl import to_subject
+from stepalign.verbs.signal.rows import check_row
 
 VIEWER_HEIGHT = 720
 """Pixels of the viewer in a notebook."""
