@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stepalign.errors import ConfigError
-from stepalign.outside import UserError, parse_json
+from stepalign.errors import ConfigError, UserError
+from stepalign.outside import parse_json
 from stepalign.report.page import lab_html
 from stepalign.report.payload import page_data
 from stepalign.report.text import safe_json
