@@ -10,8 +10,10 @@ from stepalign.errors import ConfigError
 from stepalign.feedback.steps import detect_style, split_steps, step_body, token_ranges
 from stepalign.records import Step
 
-STYLES = ["auto", "tags", "step_words", "numbered", "headings", "paragraphs", "lines", "sentences"]
+STYLES = ["auto", "tags", "step_words", "numbered", "headings", "paragraphs", "lines", "sentences", "code"]
 MARKS = ["<step_1>", "<step_2> ", "</step_1>", "<answer>", "Step 1: ", "Step 2.", "1. ", "2) ", "## a\n", "####"]
+MARKS += ["```python\n", "~~~\n", "def f(x):\n", "    return (x", "  if x {\n", "}\n", '"""', "/*", "x = [\n", "# a\n"]
+MARKS += ["<tool_call>", "</tool_call>", "<tool_response>{}</tool_response>", "| a | b |\n", "\\[\n", "$$\n", "'", "\\"]
 MARKS += ["#### 7", "A: 3", "\n", "\n\n", "\r\n", "```\n", "\\boxed{3}", "The answer is ", "é🙂 ", "\u2028"]
 FRAGMENTS = st.sampled_from([*MARKS, "</think>", ". ", "x "])
 TEXTS = st.one_of(st.text(), st.lists(st.one_of(FRAGMENTS, st.text(max_size=5)), max_size=30).map("".join))
@@ -103,6 +105,13 @@ def test_empty_text_has_no_steps() -> None:
 
 MEGABYTE = 1_000_000
 HOSTILE = {
+    "open comments": "```c\n" + "/* " * (MEGABYTE // 3),
+    "open strings": "```python\n" + "'a\"" * (MEGABYTE // 3),
+    "escapes": "def f(x):\n" + '\\"' * (MEGABYTE // 2),
+    "open brackets of code": "```js\n" + "f(x, {\n" * (MEGABYTE // 7),
+    "tool calls": "<tool_call>\n" * (MEGABYTE // 12),
+    "bars": "| a " * (MEGABYTE // 4),
+    "rows": "| a |\n" * (MEGABYTE // 6),
     "blank lines": "\n" * MEGABYTE,
     "spaces": " " * MEGABYTE,
     "open brackets": "<" * MEGABYTE,

@@ -142,6 +142,8 @@ def test_the_shipped_examples_run(name: str, model: str, tmp_path: Path) -> None
         at = first["text"].index("=")
         assert first["text"][at - 4 : at + 3] == "% 3 = 0"
         assert [first["spans"][i][0] <= at < first["spans"][i][1] for i in first["wrong_tokens"]] == [True]
+        (wrong,) = (step for step in first["steps"] if step["status"] == "wrong")
+        assert first["text"][wrong["start"] : wrong["end"]] == line + "\n"
     elif name == "one-wrong-step":
         assert statuses == {"1": "right", "2": "right", "3": "wrong", "4": "after_error", "answer": "after_error"}
     elif name == "correct":

@@ -15,7 +15,7 @@ from itertools import accumulate, groupby, takewhile
 from typing import Literal
 
 from stepalign.feedback.statements import common_start, dice, numbers, words
-from stepalign.feedback.steps import ANSWER, PREAMBLE, StepStyle, split_steps, step_body
+from stepalign.feedback.steps import ANSWER, PREAMBLE, StepStyle, code_spans, split_steps, step_body
 from stepalign.records import Step
 
 MatchStatus = Literal["copied", "edited", "missing", "added"]
@@ -37,6 +37,8 @@ class Steps:
     spans: tuple[Step, ...]
     bodies: tuple[str, ...]
     """Each step without its tag or number, white space evened out."""
+    code: tuple[bool, ...] = ()
+    """Whether each step is code, where every sign counts."""
 
     @property
     def answer(self) -> int:
@@ -56,7 +58,8 @@ class StepMatch:
     similarity: float
     """0 to 1; 1 for copied, 0 without a partner."""
     same_result: bool
-    """Whether the critique's step has no new number and ends in the same one: then an edit is a rewording."""
+    """Whether the critique's step has no new number and ends in the same one, or is the same code with other blanks: an
+    edit is then a rewording."""
     kept: bool
     """Whether the critique has the solver's whole text in this place: copied, continued, or cut into other steps."""
 
@@ -64,7 +67,12 @@ class StepMatch:
 def read_steps(text: str, style: StepStyle) -> Steps:
     """The steps of a text in a writing style."""
     spans = tuple(step for step in split_steps(text, style) if step.label != PREAMBLE)
-    return Steps(spans, tuple(_SPACE.sub(" ", step_body(text, step)) for step in spans))
+    code = code_spans(text)
+    return Steps(
+        spans,
+        tuple(_SPACE.sub(" ", step_body(text, step)) for step in spans),
+        tuple(any(start <= step.start < end for start, end in code) for step in spans),
+    )
 
 
 def match_steps(attempt: Steps, corrected: Steps) -> list[StepMatch]:
@@ -86,7 +94,10 @@ def match_steps(attempt: Steps, corrected: Steps) -> list[StepMatch]:
     # Answers belong together; a second answer or text behind it counts as missing or added.
     answers = _in_order(range(solver_end, len(solver)), range(critique_end, len(critique)))
     unfinished = len(solver) - 1 if solver_end == len(solver) else None
-    matches = [_step_match(i, j, solver, critique, i is not None and i == unfinished) for i, j in steps + answers]
+    matches = [
+        _step_match(i, j, solver, critique, i is not None and i == unfinished, i is not None and attempt.code[i])
+        for i, j in steps + answers
+    ]
     recut = _recut(steps, solver, critique)
     return [replace(match, kept=True) if match.solver in recut else match for match in matches]
 
@@ -158,7 +169,7 @@ def _in_order(rows: range, columns: range, pair: bool = True) -> Pairs:
 
 
 def _step_match(
-    i: int | None, j: int | None, solver: Sequence[str], critique: Sequence[str], may_be_cut: bool
+    i: int | None, j: int | None, solver: Sequence[str], critique: Sequence[str], may_be_cut: bool, is_code: bool
 ) -> StepMatch:
     def match(status: MatchStatus, similarity: float, same_result: bool, kept: bool) -> StepMatch:
         return StepMatch(status=status, solver=i, critique=j, similarity=similarity, same_result=same_result, kept=kept)
@@ -168,9 +179,13 @@ def _step_match(
     left, right = solver[i], critique[j]
     if left == right:
         return match("copied", 1.0, True, True)
+    similarity = dice(words(left), words(right))
+    if is_code:
+        same_code = left.replace(" ", "") == right.replace(" ", "")
+        return match("edited", similarity, same_code, may_be_cut and right.startswith(left))
     before, after = numbers(left), numbers(right)
     same_result = before[-1:] == after[-1:] and set(after) <= set(before)
-    return match("edited", dice(words(left), words(right)), same_result, _continues(left, right, may_be_cut))
+    return match("edited", similarity, same_result, _continues(left, right, may_be_cut))
 
 
 def _continues(text: str, longer: str, may_be_cut: bool) -> bool:

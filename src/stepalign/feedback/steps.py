@@ -15,9 +15,11 @@ from itertools import pairwise, takewhile
 from typing import Literal, get_args
 
 from stepalign.errors import ConfigError
+from stepalign.feedback.blocks import find_blocks, outside_blocks
+from stepalign.feedback.code import is_code, statement_starts
 from stepalign.records import Step
 
-StepStyle = Literal["auto", "tags", "step_words", "numbered", "headings", "paragraphs", "lines", "sentences"]
+StepStyle = Literal["auto", "tags", "step_words", "numbered", "headings", "paragraphs", "lines", "sentences", "code"]
 Marker = tuple[int, str]
 """Start of a step (character offset) and its label."""
 
@@ -43,14 +45,8 @@ _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|vs|mr|mrs|ms|dr|st|approx|fig|eq)|\b(?-i:[A-Z])|\n[ \t]{0,3}\d{1,3})\Z", re.I
 )
 _HALF_DAY = re.compile(r"\b[ap]\.m\Z", re.I)
-# The edges of blocks of code or of displayed formulas; a blank line ends formulas that were left open.
-_BLOCK_EDGE = re.compile(
-    r"^(?:[ \t]{0,12}(?:(?P<fence>`{3,12}|~{3,12})(?P<info>[^\n]*)"
-    r"|\\begin\{(?P<begins>[a-z]{1,16}\*?)\}|\\end\{(?P<ends>[a-z]{1,16}\*?)\}"
-    r"|(?P<display>\\\[|\\\]|\$\$)[ \t.,;]*+\r?$)"
-    r"|(?P<blank>(?:[ \t\r]*+\n)++))",
-    re.M,
-)
+_FENCE = re.compile(r"(?:`{3,12}|~{3,12})[^`\n]*\n")
+_FENCE_AT_END = re.compile(r"\n[ \t]{0,12}(?:`{3,12}|~{3,12})\Z")
 
 _ANSWER_LINE = re.compile(
     r"[ \t>]{0,12}(?:"
@@ -88,8 +84,11 @@ def split_steps(text: str, style: StepStyle = "auto") -> list[Step]:
         text: a completion, a critique or a reference solution.
         style: "tags" ``<step_1> ... <answer>``, closing tags optional; "step_words" ``Step 1: ...``; "headings"
             Markdown headings; "numbered" ``1. ...``; "paragraphs" separated by blank lines; "lines" one step a line,
-            as in GSM8K (last line ``#### n`` or ``A: n`` is the answer); "sentences"; "auto" the first of these the
-            text gives evidence for.
+            as in GSM8K (last line ``#### n`` or ``A: n`` is the answer); "sentences"; "code" a program, fenced or bare,
+            one step a statement; "auto" the one that the text gives evidence for.
+
+    In every style but "tags" the statements of a fenced program are steps, and so are tool calls; within a step with a
+    label of its own, "3", they are "3.1", "3.2", ....
 
     Raises:
         ConfigError: unknown style.
@@ -116,6 +115,9 @@ def step_body(text: str, step: Step) -> str:
         return raw
     # Only the end is searched: the pattern would scan every "</" of a long hostile step.
     raw = raw[:-64] + _CLOSING_AT_END.sub("", raw[-64:])
+    if fence := _FENCE.match(raw):
+        raw = raw[fence.end() :]
+    raw = raw[:-64] + _FENCE_AT_END.sub("", raw[-64:])
     for pattern in _ANSWER_MARKS if step.label == ANSWER else _STEP_MARKS:
         if match := pattern.match(raw):
             return raw[match.end() :].strip()
@@ -148,6 +150,13 @@ def token_ranges(steps: Sequence[Step], offsets: Sequence[tuple[int, int]]) -> l
 def _detect(text: str) -> StepStyle:
     if any(label != ANSWER for _, label in _tag_markers(text)):
         return "tags"
+    blocks = find_blocks(text)
+    if any(kind == "code" for _, _, kind in blocks):
+        edges = [0, *(edge for start, end, _ in blocks for edge in (start, _line_end(text, end))), len(text)]
+        if not any(text[start:end].strip() for start, end in zip(edges[::2], edges[1::2], strict=True)):
+            return "code"
+    elif not blocks and is_code(text):
+        return "code"
     answer = _answer_start(text)
     words = _before(_step_word_markers(text), answer)
     if len(words) > 1 or [label for _, label in words] == ["1"]:
@@ -169,7 +178,7 @@ def _is_balanced(markers: list[Marker], text: str) -> bool:
     starts = [start for start, _ in markers]
     sizes = [end - start for start, end in pairwise([*starts, len(text)])]
     total = len(text)
-    for block_start, block_end in _blocks(text):
+    for block_start, block_end, _ in find_blocks(text):
         total -= block_end - block_start
         if (step := bisect_right(starts, block_start) - 1) >= 0:
             sizes[step] -= block_end - block_start
@@ -187,9 +196,49 @@ def _markers(text: str, style: StepStyle) -> list[Marker]:
     """Starts and labels of the steps of a text in one style, the answer included."""
     if style == "tags":
         return _tag_markers(text)
-    answer = _answer_start(text)
-    markers = _before(_STYLES[style](text), answer)
+    answer = None if style == "code" else _answer_start(text)
+    markers = _with_blocks(text[:answer], _before(_STYLES[style](text), answer), style not in _LABELLED)
     return markers if answer is None else [*markers, (answer, ANSWER)]
+
+
+def _with_blocks(text: str, markers: list[Marker], counted: bool) -> list[Marker]:
+    """Steps of a text with the statements of its code and its tool calls as steps of their own."""
+    starts = [start for start, _ in markers]
+    cuts: list[int] = []
+    for start, end, kind in find_blocks(text):
+        inside = [start, *_statements(text, start, end)[1:]] if kind == "code" else [start] if kind == "call" else []
+        if inside and (len(inside) > 1 or kind == "call"):
+            cuts += inside
+            behind = _CONTENT_LINE.search(text, _line_end(text, end))
+            cuts += [behind.start()] if behind else []
+    if counted:
+        return _count(sorted({*starts, *cuts}))
+    found = dict(markers)
+    label, number = "", 0
+    for start in sorted({*starts, *cuts}):
+        if start in found:
+            label, number = found[start], 0
+        elif label:  # code in front of the first step belongs to the preamble
+            number += 1
+            found[start] = f"{label}.{number}"
+    return sorted(found.items())
+
+
+def _statements(text: str, start: int, end: int) -> list[int]:
+    """Starts of the statements between the first and the last line of a block of code."""
+    first = text.find("\n", start) + 1 or end
+    return [first + place for place in statement_starts(text[first:end])]
+
+
+def _line_end(text: str, start: int) -> int:
+    return text.find("\n", start) + 1 or len(text)
+
+
+def code_spans(text: str) -> list[tuple[int, int]]:
+    """Where a text is code: the whole of a bare program, else its fenced blocks."""
+    if detect_style(text) == "code":
+        return [(0, len(text))]
+    return [(start, end) for start, end, kind in find_blocks(text) if kind == "code"]
 
 
 def _tag_markers(text: str) -> list[Marker]:
@@ -212,7 +261,7 @@ def _step_word_markers(text: str) -> list[Marker]:
         if leads or number == previous + 1:
             markers[start] = str(number)
             previous = number
-    return [(start, markers[start]) for start in _outside_blocks(text, markers)]
+    return [(start, markers[start]) for start in outside_blocks(text, markers)]
 
 
 def _numbered_markers(text: str) -> list[Marker]:
@@ -220,7 +269,7 @@ def _numbered_markers(text: str) -> list[Marker]:
     # A number that is indented deeper than the first belongs to a list inside a step.
     deepest = next((len(match.group(1)) + 1 for match in matches.values()), 0)
     markers: list[Marker] = []
-    for start in _outside_blocks(text, [start for start, m in matches.items() if len(m.group(1)) <= deepest]):
+    for start in outside_blocks(text, [start for start, m in matches.items() if len(m.group(1)) <= deepest]):
         number = int(matches[start].group(2))
         # So does one that does not continue the list.
         if number == int(markers[-1][1]) + 1 if markers else number <= 1:
@@ -229,12 +278,12 @@ def _numbered_markers(text: str) -> list[Marker]:
 
 
 def _heading_markers(text: str) -> list[Marker]:
-    return _count(_outside_blocks(text, [match.start() for match in _HEADING.finditer(text)]))
+    return _count(outside_blocks(text, [match.start() for match in _HEADING.finditer(text)]))
 
 
 def _content_lines(text: str) -> list[int]:
     """Starts of the lines that are not blank and not inside a code block."""
-    return _outside_blocks(text, [match.start() for match in _CONTENT_LINE.finditer(text)])
+    return outside_blocks(text, [match.start() for match in _CONTENT_LINE.finditer(text)])
 
 
 def _line_markers(text: str) -> list[Marker]:
@@ -259,7 +308,7 @@ def _sentence_markers(text: str) -> list[Marker]:
         at_line_end = match.end() >= len(text) or text[match.end()] == "\n"
         if not at_line_end and not (text[match.start()] == "." and _is_abbreviation(text, match)):
             starts.add(match.end())
-    return _count(_outside_blocks(text, sorted(starts)))
+    return _count(outside_blocks(text, sorted(starts)))
 
 
 def _is_abbreviation(text: str, stop: re.Match[str]) -> bool:
@@ -267,6 +316,12 @@ def _is_abbreviation(text: str, stop: re.Match[str]) -> bool:
     return bool(_ABBREVIATION.search(before) or (_HALF_DAY.search(before) and not text[stop.end()].isupper()))
 
 
+def _code_markers(text: str) -> list[Marker]:
+    fenced = any(kind == "code" for _, _, kind in find_blocks(text))
+    return _paragraph_markers(text) if fenced else _count(statement_starts(text))
+
+
+_LABELLED = ("step_words", "headings", "numbered")
 _STYLES: dict[str, Callable[[str], list[Marker]]] = {
     "tags": _tag_markers,
     "step_words": _step_word_markers,
@@ -275,6 +330,7 @@ _STYLES: dict[str, Callable[[str], list[Marker]]] = {
     "paragraphs": _paragraph_markers,
     "lines": _line_markers,
     "sentences": _sentence_markers,
+    "code": _code_markers,
 }
 
 
@@ -291,52 +347,7 @@ def _answer_start(text: str) -> int | None:
         elif found is not None or lines_after >= _MAX_LINES_AFTER_ANSWER:
             break
         end = len(text[:start].rstrip())
-    return found
-
-
-def _outside_blocks(text: str, starts: Iterable[int]) -> list[int]:
-    """The starts, in ascending order, that are not inside a block; the first character of one is outside."""
-    blocks = _blocks(text)
-    kept: list[int] = []
-    next_block = 0
-    for start in starts:
-        while next_block < len(blocks) and blocks[next_block][1] < start:
-            next_block += 1
-        if next_block == len(blocks) or start <= blocks[next_block][0]:
-            kept.append(start)
-    return kept
-
-
-def _blocks(text: str) -> list[tuple[int, int]]:
-    """(start of the opening line, start of the closing line) of every block of code or displayed formulas. Code that is
-    left open runs to the end; formulas that are left open are no block."""
-    blocks: list[tuple[int, int]] = []
-    opened: re.Match[str] | None = None
-    for edge in _BLOCK_EDGE.finditer(text):
-        if opened is None:
-            opened = edge if _opens_block(edge) else None
-        elif _closes_block(opened, edge):
-            blocks.append((opened.start(), edge.start()))
-            opened = None
-        elif edge["blank"] and not opened["fence"]:
-            opened = None
-    if opened is not None and opened["fence"]:
-        blocks.append((opened.start(), len(text)))
-    return blocks
-
-
-def _opens_block(edge: re.Match[str]) -> bool:
-    if edge["fence"]:
-        return "`" not in edge["info"]  # "```x = 1```" is code within a line
-    return edge["begins"] is not None or edge["display"] in ("\\[", "$$")
-
-
-def _closes_block(opened: re.Match[str], edge: re.Match[str]) -> bool:
-    if opened["fence"]:
-        return bool(edge["fence"]) and edge["fence"].startswith(opened["fence"]) and not edge["info"].strip()
-    if opened["begins"]:
-        return edge["ends"] == opened["begins"]
-    return edge["display"] == {"\\[": "\\]", "$$": "$$"}[opened["display"]]
+    return found if found is None or outside_blocks(text, [found]) else None
 
 
 def _count(starts: Iterable[int]) -> list[Marker]:

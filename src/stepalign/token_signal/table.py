@@ -15,7 +15,7 @@ import numpy as np
 
 from stepalign.errors import ConfigError
 from stepalign.feedback.alignment import Alignment, align
-from stepalign.feedback.steps import detect_style
+from stepalign.feedback.steps import code_spans, detect_style
 from stepalign.models.prompts import tokens_to_steps
 from stepalign.records import StepStatus
 
@@ -136,10 +136,11 @@ class ScoredCompletion:
 def align_feedback(attempt: str, feedback: str, *, expected_answer: str | None = None) -> Alignment | None:
     """What became of the attempt's steps in feedback that is written in steps; None for any other feedback.
 
-    Steps are tagged, or in the attempt's own style and more than one.
+    Steps are tagged, in the attempt's own style, or both texts hold code.
     """
     style = detect_style(feedback)
     traced = style == "tags" or (style == detect_style(attempt) and style in ("step_words", "numbered", "headings"))
+    traced = traced or bool(code_spans(attempt) and code_spans(feedback))
     found = align(attempt, feedback, expected_answer=expected_answer) if attempt and feedback and traced else None
     return found if found is not None and found.critique_steps else None
 
