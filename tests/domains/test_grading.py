@@ -443,7 +443,13 @@ def test_own_grader_by_import_path() -> None:
         ("verdict", "undecided", "user_graders:everything"),
         ("reason", "correct", "because"),
         ("none", "undecided", "user_graders:everything"),
-        ("number", "undecided", "the grader raised TypeError: returned 0.5; expected a bool, a verdict or None"),
+        ("score", "incorrect", "user_graders:everything"),
+        ("number", "undecided", "the grader raised ValueError: a score is in [0, 1] or NaN, got 2.0"),
+        (
+            "list",
+            "undecided",
+            "the grader raised TypeError: returned [1]; expected a Grade, a bool, a score, a verdict",
+        ),
         ("raise", "undecided", "the grader raised KeyError: 'no such row'"),
         ("memory", "undecided", "out of memory"),
         ("exit", "undecided", "grader crashed"),
@@ -453,7 +459,8 @@ def test_own_grader_by_import_path() -> None:
 def test_whatever_an_own_grader_does(text: str, verdict: str, reason: str) -> None:
     with Grader(GraderConfig(function="user_graders:everything", seconds=20, num_workers=1)) as grader:
         grade = grader.grade(text, "7")
-        assert (grade.verdict, grade.reason) == (verdict, reason)
+        assert (grade.verdict, grade.reason.removesuffix(" or None")) == (verdict, reason)
+        assert grade.score == 0.5 or text != "score"
         assert grader.grade("7", "7").verdict == "correct"
 
 

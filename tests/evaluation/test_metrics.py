@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepalign.evaluation.metrics import GradedCompletion, avg_at_k, compute_metrics, maj_at_k, pass_at_k
+from stepalign.records import Verdict
 
 
 def majority_of(drawn: tuple[int, ...], answers: list[str | None], right_share: dict[str, float]) -> float:
@@ -183,3 +185,17 @@ def test_unequal_numbers_of_completions_weigh_problems_equally() -> None:
 def test_empty_sets_are_undefined() -> None:
     assert all(math.isnan(metric.value) for metric in compute_metrics([], [1]).values())
     assert all(math.isnan(metric.value) for metric in compute_metrics([[]], [1]).values())
+
+
+def test_no_majority_where_a_correct_completion_has_no_answer() -> None:
+    """A grader of one's own that reports none: Maj@1 is Avg@1 or undefined, never another number."""
+
+    def graded(*completions: tuple[str | None, Verdict]) -> list[GradedCompletion]:
+        return [GradedCompletion(answer=a, verdict=v, length=1, finish_reason="stop") for a, v in completions]
+
+    voteless = compute_metrics([graded((None, "correct"), (None, "correct"))], (1, 2))
+    assert (voteless["avg@2"].value, voteless["pass@1"].value) == (1.0, 1.0)
+    assert all(math.isnan(voteless[f"maj@{k}"].value) for k in (1, 2))
+    for verdicts in itertools.product([("7", "correct"), ("8", "incorrect"), (None, "incorrect")], repeat=3):
+        metrics = compute_metrics([graded(*verdicts)], (1,))
+        assert metrics["maj@1"].value == metrics["avg@1"].value

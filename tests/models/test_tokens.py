@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stepalign.errors import ConfigError
 from stepalign.feedback.prompts import load_template
-from stepalign.models.prompts import PromptBuilder, decode, decode_with_spans, tokens_to_steps
+from stepalign.models.prompts import PromptBuilder, decode, decode_with_spans, opened_by, tokens_to_steps
 from stepalign.records import Problem
 
 CONTROL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
@@ -243,3 +244,32 @@ def test_different_beginnings_of_the_completion_are_an_error(builder, byte_token
     assert teacher.endswith("assistant\n")
     both = {"student_chat_options": {"enable_thinking": False}, "teacher_chat_options": {"enable_thinking": False}}
     assert byte_tokenizer.decode(list(builder(**both).self_teacher(problem("x"), "y").ids)).endswith("</think>\n\n")
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing", "added"),
+    [
+        ("<think>", "</think>", ["<think>", "</think>"]),
+        ("[THINK]", "[/THINK]", ["[THINK]", "[/THINK]"]),
+        (
+            "<|channel|>analysis<|message|>",
+            "<|channel|>final<|message|>",
+            ["<|channel|>", "<|message|>", "<|end|>", "<|start|>"],
+        ),
+    ],
+)
+def test_special_tokens_that_mark_thinking_stay_in_the_text(byte_tokenizer, opening, closing, added) -> None:
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", *added]})
+    text = f"{opening}First guess 5, größer.{closing}The answer is 4."
+    ids = tokenizer.encode(text + "<|im_end|>", add_special_tokens=False)
+    assert len(ids) < len(tokenizer.encode(text, split_special_tokens=True))
+    assert decode(tokenizer, ids) == text
+    assert decode(tokenizer, tokenizer.encode("a<|im_end|><|im_start|>b")) == "ab"
+    whole, spans = decode_with_spans(tokenizer, ids)
+    assert (whole, spans[-1]) == (text, (len(text), len(text)))
+    assert "".join(text[start:end] for start, end in dict.fromkeys(spans)) == text
+    prompt = tokenizer.encode(f"<|im_start|>user\nSay <think>.<|im_end|>\n<|im_start|>assistant\n{opening}\n")
+    assert opened_by(tokenizer, prompt) == f"{opening}\n"
+    assert opened_by(tokenizer, prompt[:-1]) == opening
+    assert opened_by(tokenizer, [*prompt, *tokenizer.encode(closing)]) == ""

@@ -463,3 +463,16 @@ def test_shipped_sets_go_by_name() -> None:
     assert len(load_problems("embedded:python", "python").problems) == 8
     with pytest.raises(ConfigError, match="no shipped set embedded:pyton"):
         load_problems("embedded:pyton", "python")
+
+
+@pytest.mark.parametrize("answer", [["4"], [], ["4", "5"], {"value": "4"}, [4]])
+def test_an_answer_that_is_no_text_is_a_skipped_row(tmp_path: Path, answer: object) -> None:
+    rows = [{"question": "a?", "answer": answer}, {"question": "b?", "answer": 33.0}, {"question": ["c?"], "answer": 1}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_problems(file)
+    assert [problem.answer for problem in loaded.problems] == ["33"]
+    assert loaded.skipped == {
+        "the answer is a list or an object, not a text": 1,
+        "the question is a list or an object, not a text": 1,
+    }

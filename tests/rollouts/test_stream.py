@@ -274,3 +274,29 @@ def test_the_bridge_works_inside_a_running_event_loop() -> None:
         return wait_for(inner())
 
     assert wait_for(cell()) == 3
+
+
+def test_the_graded_text_is_the_solvers_own_and_begins_in_the_thought_that_was_opened(byte_tokenizer) -> None:
+    maker = RolloutMaker(
+        tokenizer=byte_tokenizer,
+        sampler=None,  # type: ignore[arg-type]
+        environment=None,  # type: ignore[arg-type]
+        grader=Grader(),
+    )
+
+    def turns(*parts: tuple[str, bool]) -> Completion:
+        pieces = [(byte_tokenizer.encode(text, add_special_tokens=False), own) for text, own in parts]
+        ids = tuple(token for piece, _ in pieces for token in piece)
+        mask = tuple(own for piece, own in pieces for _ in piece)
+        return Completion(
+            ids=ids, log_probs=(0.0,) * len(ids), finish_reason="stop", policy_version=0, sampled_mask=mask
+        )
+
+    plain, opened = (byte_tokenizer.encode(f"user: Think.\nassistant:{end}") for end in ("", "\n<think>\n"))
+    cut = turns(("Maybe \\boxed{4}? Wait", True))
+    assert maker.written(plain, cut) == "Maybe \\boxed{4}? Wait"
+    assert maker.written(opened, cut) == "<think>\nMaybe \\boxed{4}? Wait"
+    told = turns(("Let me ask.<|im_end|>", True), ("tool: \\boxed{4}\nassistant:<think>", False), ("Is it", True))
+    assert maker.text(told) == "Let me ask.tool: \\boxed{4}\nassistant:<think>Is it"
+    assert maker.written(plain, told) == "Let me ask.\n<think>Is it"
+    assert maker.grader.grade(maker.written(plain, told), "4").reason == "no answer"

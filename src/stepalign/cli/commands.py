@@ -124,6 +124,8 @@ def grade(
     grader: Annotated[str, typer.Option("--grader", help="A grader of your own, module:function.")] = "",
     seconds: Annotated[float, typer.Option("--seconds", help="CPU time of one comparison.", min=0.01)] = 1.0,
     workers: Annotated[int, typer.Option("--workers", help="Child processes; 0: one per core.", min=0)] = 0,
+    prompt: Annotated[str, typer.Option("--prompt", help="Column with the prompt; its end may open a thought.")] = "",
+    thinking: Annotated[bool, typer.Option("--thinking", help="Every prompt opened a thought.")] = False,
 ) -> None:
     """Verdict, extracted answer and reason for every row of a file; goes on where it was stopped."""
     from stepalign.domains.domain import open_grader
@@ -131,7 +133,8 @@ def grade(
 
     opening = open_grader(grader, seconds=seconds, num_workers=workers or os.cpu_count() or 1)
     with working(transient=True, resume="") as display, opening as opened:
-        counts = grade_file(file, out, completion=completion, answer=answer, grader=opened, listener=display)
+        columns = {"completion": completion, "answer": answer, "prompt": prompt}
+        counts = grade_file(file, out, **columns, thinking=thinking, grader=opened, listener=display)
     verdicts = counts["verdicts"]
     say(", ".join(f"{verdicts[name]} {name}" for name in ("correct", "incorrect", "undecided")))
     for reason, count in counts["reasons"].most_common():

@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from stepalign.domains.math.grade import Grade, undecided
+from stepalign.domains.math.thinking import MARK, find_thoughts
 from stepalign.errors import ConfigError
 from stepalign.outside import encodable
 from stepalign.problems.columns import ColumnMap
@@ -34,7 +36,6 @@ except ImportError as error:
     ) from None
 
 COLUMNS = ColumnMap(metadata=("metadata",), verbatim=True)
-_THINK_END = "</think>"
 
 
 def load_tasks(source: str, limit: int | None = None) -> ProblemSet:
@@ -153,11 +154,11 @@ def _row(task: Any, source: str) -> dict[str, Any] | str:
 
 def _trace(task: Any, completion: str) -> Any:
     """One turn as verifiers records it: a thinking part is the reply's reasoning, as inference servers hand it out."""
-    thinking, end, reply = completion.rpartition(_THINK_END)
-    answer = vf.AssistantMessage(
-        content=reply.strip() if end else completion,
-        reasoning_content=thinking.removeprefix("<think>").strip() if end else None,
-    )
+    spans, cut = find_thoughts(completion)
+    end = spans[-1][1] if spans else 0
+    thinking = re.sub(MARK, "", completion[:end] + completion[cut:], flags=re.I | re.M).strip()
+    reply = completion[end:cut]
+    answer = vf.AssistantMessage(content=reply.strip() if thinking else reply, reasoning_content=thinking or None)
     data = task.data
     given = data.prompt if isinstance(data.prompt, list) else [vf.UserMessage(content=data.prompt or "")]
     if data.system_prompt:

@@ -9,6 +9,8 @@ Rules that hold everywhere in this module:
 - An undecided completion counts as not correct, stays in the denominator, and is reported as ``undecided_share``: it
   neither helps an arm nor shrinks its test set.
 - A completion without an extracted answer has no vote; when no completion of a draw has one, the majority is wrong.
+  Where a completion without one is correct, as a grader of one's own may say, no vote can show it: the majority is
+  undefined. So maj@1 is avg@1 wherever it is defined.
 - Answers tied for most frequent share the win equally: the value of a uniformly random choice among them.
 """
 
@@ -239,6 +241,8 @@ def compute_metrics(problems: Iterable[Sequence[GradedCompletion]], ks: Iterable
 
 
 def _majority(completions: list[GradedCompletion], k: int) -> float:
+    if any(c.answer is None and c.verdict == "correct" for c in completions):
+        return math.nan
     return maj_at_k([c.answer for c in completions], [c.verdict == "correct" for c in completions], k)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
+from stepalign.domains.math.thinking import without_thinking
 from stepalign.feedback.steps import ANSWER, CLOSING_TAG, PREAMBLE, split_steps, step_body
 from stepalign.records import CritiqueStatus, Step
 
@@ -40,7 +41,6 @@ CRITIQUE_SCHEMA: dict[str, Any] = {
 }
 """The JSON schema of the structured reply, for servers with guided decoding."""
 
-_THINK_TAG = re.compile(r"<(/?)think(?:ing)?>", re.I)
 _CASE = re.compile(
     r"<case>[ \t\n]{0,4}([A-F])[ \t\n]{0,4}</case>|^[#*_ ]{0,6}case[*_: ]{1,6}([A-F])(?![A-Za-z0-9])", re.I | re.M
 )
@@ -126,25 +126,8 @@ def _visible(reply: str | None, finish_reason: str | None) -> tuple[str, str]:
 
 
 def strip_thinking(reply: str) -> str:
-    """The reply without thinking blocks.
-
-    A closing tag without an opening one ends a block that the prompt template opened; an opening tag without a closing
-    one starts a block that was cut.
-    """
-    kept: list[str] = []
-    depth = 0
-    position = 0
-    for match in _THINK_TAG.finditer(reply):
-        closes = bool(match.group(1))
-        if depth == 0 and closes:
-            kept.clear()
-        elif depth == 0:
-            kept.append(reply[position : match.start()])
-        depth = max(0, depth + (-1 if closes else 1))
-        position = match.end()
-    if depth == 0:
-        kept.append(reply[position:])
-    return "".join(kept).lstrip("\n")
+    """The reply without its thinking blocks, one that was cut included."""
+    return without_thinking(reply).lstrip("\n")
 
 
 def _traces(steps: Sequence[Step]) -> list[list[Step]]:

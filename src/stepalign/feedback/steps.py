@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise, takewhile
 from typing import Literal, get_args
 
+from stepalign.domains.math.thinking import thinking_end
 from stepalign.errors import ConfigError
 from stepalign.feedback.blocks import find_blocks, outside_blocks
 from stepalign.feedback.code import is_code, statement_starts
@@ -29,7 +30,6 @@ PREAMBLE = ""
 _TAG = re.compile(r"<(?:(step)[ _-]?(\d{0,6})|(?:final[ _-]?)?answer)[ \t]{0,4}>", re.I)
 CLOSING_TAG = re.compile(r"</(?:step[ _-]?\d{0,6}|(?:final[ _-]?)?answer)[ \t]{0,4}>", re.I)
 _CLOSING_AT_END = re.compile(CLOSING_TAG.pattern + r"\s*\Z", re.I)
-_THINK_END = re.compile(r"</think(?:ing)?>", re.I)
 # A dash counts as a separator only before a word: "Step 1 - find x" is a step, "Step 19 - 6 = 13" is arithmetic.
 _SEPARATOR = r"[*_]{0,3}[ \t]{0,2}(?:[:：.)]|[-–—](?=[ \t]{0,3}[^\d\s])|\r?$)"
 _STEP_WORD = re.compile(
@@ -97,7 +97,7 @@ def split_steps(text: str, style: StepStyle = "auto") -> list[Step]:
         raise ConfigError(f"unknown step style {style!r}", hint=f"known styles: {', '.join(get_args(StepStyle))}")
     if not text:
         return []
-    offset = _thinking_end(text)
+    offset = thinking_end(text)
     body = text[offset:]
     markers = _markers(body, _detect(body) if style == "auto" else style)
     return _spans(text, [(offset + start, label) for start, label in markers])
@@ -105,7 +105,7 @@ def split_steps(text: str, style: StepStyle = "auto") -> list[Step]:
 
 def detect_style(text: str) -> StepStyle:
     """The style that ``split_steps(text)`` follows."""
-    return _detect(text[_thinking_end(text) :])
+    return _detect(text[thinking_end(text) :])
 
 
 def step_body(text: str, step: Step) -> str:
@@ -352,11 +352,6 @@ def _answer_start(text: str) -> int | None:
 
 def _count(starts: Iterable[int]) -> list[Marker]:
     return [(start, str(number)) for number, start in enumerate(starts, 1)]
-
-
-def _thinking_end(text: str) -> int:
-    """The end of the last closed thinking block; 0 without one."""
-    return max((match.end() for match in _THINK_END.finditer(text)), default=0)
 
 
 def _spans(text: str, markers: list[Marker]) -> list[Step]:

@@ -12,8 +12,10 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from stepalign.domains.math.thinking import is_mark, opened_thought
 from stepalign.errors import ConfigError
 from stepalign.records import Problem
 
@@ -152,8 +154,25 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a completion, without special tokens."""
-    return tokenizer.decode(list(ids), skip_special_tokens=True)  # type: ignore[return-value]
+    """The text of a completion, without special tokens but for those that mark thinking."""
+    marks, hidden = _special_ids(tokenizer, len(tokenizer))
+    if marks.isdisjoint(ids):
+        return tokenizer.decode(list(ids), skip_special_tokens=True)  # type: ignore[return-value]
+    return tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False)  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=32)
+def _special_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[frozenset[int], frozenset[int]]:
+    """The special tokens that mark thinking, and all others."""
+    added = tokenizer.added_tokens_decoder
+    special = {index for index, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    marks = {index for index in special if index in added and is_mark(added[index].content)}
+    return frozenset(marks), frozenset(special - marks)
+
+
+def opened_by(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int]) -> str:
+    """The mark of a thought that a prompt opens at its end, "" for none: graders read it before the completion."""
+    return opened_thought(tokenizer.decode(list(prompt_ids[-32:]), skip_special_tokens=False))  # type: ignore[arg-type]
 
 
 def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -200,7 +219,7 @@ def decode_with_spans(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) ->
     Raises:
         ValueError: the pieces do not join to the decoded text (a tokenizer that rewrites earlier text).
     """
-    special = set(tokenizer.all_special_ids)
+    _, special = _special_ids(tokenizer, len(tokenizer))
     whole = decode(tokenizer, ids)
     pieces: list[str] = []
     spans: list[tuple[int, int]] = []

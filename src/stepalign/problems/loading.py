@@ -19,7 +19,7 @@ from stepalign.domains.math.answers import MAX_LENGTH
 from stepalign.domains.math.extraction import extract_answer
 from stepalign.errors import ConfigError
 from stepalign.problems.columns import ColumnMap, as_preset, choose_map
-from stepalign.problems.rows import Malformed, Row, cell_text, is_hub, read_rows
+from stepalign.problems.rows import Malformed, Row, cell_text, is_hub, is_nested, read_rows
 from stepalign.problems.sets import problem_id
 from stepalign.records import Problem
 from stepalign.storage.files import write_atomically
@@ -181,6 +181,9 @@ def load_selection(folder: str, name: str, *, limit: int | None = None) -> Probl
 
 def _add(row: Row, columns: ColumnMap, problems: dict[str, Problem]) -> str:
     """Add the problem of a row; the reason why not, or ""."""
+    for name, column in (("question", columns.question), ("answer", columns.answer), ("reference", columns.reference)):
+        if column and is_nested(row.get(column)):
+            return f"the {name} is a list or an object, not a text"
     question = cell_text(row.get(columns.question))
     if not question:
         return "no question"

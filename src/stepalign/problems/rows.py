@@ -66,9 +66,14 @@ def read_rows(source: str) -> Iterator[tuple[int, Row | Malformed]]:
     return {".parquet": _read_parquet, ".json": _read_json}.get(path.suffix, _read_json_lines)(path)
 
 
+def is_nested(value: Any) -> bool:
+    """Whether a cell holds a list or an object, which is no text."""
+    return isinstance(value, list | tuple | Mapping)
+
+
 def cell_text(value: Any) -> str:
-    """A cell as text; numbers as one writes them (33.0 is "33")."""
-    if value is None or (isinstance(value, float) and value != value):
+    """A cell as text; numbers as one writes them (33.0 is "33"). "" for nothing, and for lists and objects."""
+    if value is None or (isinstance(value, float) and value != value) or is_nested(value):
         return ""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))

@@ -6,13 +6,15 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from stepalign.config import SamplingSection
 from stepalign.critics import Critic
 from stepalign.domains.math.grading import Grader
 from stepalign.events import Listener, progress, silent
-from stepalign.models.prompts import decode
+from stepalign.models.prompts import decode, opened_by
 from stepalign.models.sampling import OnFinished, Sampler
 from stepalign.records import Attempt, Completion, Critique, Grade, Problem, Rollout
 from stepalign.rollouts.environment import Environment
@@ -93,6 +95,18 @@ class RolloutMaker:
     def text(self, completion: Completion) -> str:
         return decode(self.tokenizer, completion.ids)
 
+    def written(self, prompt: Sequence[int], completion: Completion) -> str:
+        """The text that is graded: the solver's own tokens of all turns, each behind the mark of a thought that the
+        tokens before it open."""
+        turns: list[str] = []
+        for sampled, pairs in groupby(zip(completion.ids, completion.sampled_mask, strict=True), key=itemgetter(1)):
+            ids = [token for token, _ in pairs]
+            if sampled:
+                turns.append(opened_by(self.tokenizer, prompt) + decode(self.tokenizer, ids))
+            else:
+                prompt = ids
+        return "\n".join(turns)
+
     async def attempt(
         self, problems: Sequence[Problem], *, num_samples: int, temperature: float, max_tokens: int, seed: int
     ) -> list[list[Rollout]]:
@@ -102,9 +116,10 @@ class RolloutMaker:
             problems, prompts, num_samples=num_samples, temperature=temperature, max_tokens=max_tokens, seed=seed
         )
         found = []
-        for problem, completions in zip(problems, drawn, strict=True):
+        for problem, prompt, completions in zip(problems, prompts, drawn, strict=True):
             texts = [self.text(completion) for completion in completions]
-            grades = self.grader.grade_many(texts, [problem.answer] * num_samples)
+            written = [self.written(prompt, completion) for completion in completions]
+            grades = self.grader.grade_many(written, [problem.answer] * num_samples)
             rows = enumerate(zip(completions, texts, grades, strict=True))
             found.append([_rollout(f"{problem.problem_id}-{index}", problem, *row, index=index) for index, row in rows])
         return found
@@ -164,7 +179,7 @@ class RolloutCollector:
 
         def finished(row: int, index: int, completion: Completion) -> None:
             problem, text = problems[row], self.maker.text(completion)
-            grade = self.maker.grader.grade(text, problem.answer)
+            grade = self.maker.grader.grade(self.maker.written(prompts[row], completion), problem.answer)
             name = f"s{step:05d}-p{row:04d}-g{index:02d}"
             rollout = _rollout(name, problem, completion, text, grade, step=step, index=index)
             rollouts[row, index] = rollout

@@ -19,6 +19,8 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from stepalign.domains.math.thinking import MARK
+
 _WORDS = """
     a an the this that these those it its itself they them their there here we us our you your i me my he she his her
     of in on at to from by for with without into onto over under between among about as per via than like up down out
@@ -39,7 +41,7 @@ _WORD = r"[^\W\d_]+(?:['’][^\W\d_]+)?"
 _PIECES = re.compile(
     "|".join(
         (
-            r"(?P<tag></?(?:step[ _-]?\d{1,6}|(?:final[ _-]?)?answer|think(?:ing)?)[ \t]{0,4}>)",
+            rf"(?P<tag></?(?:step[ _-]?\d{{1,6}}|(?:final[ _-]?)?answer)[ \t]{{0,4}}>|{MARK})",
             r"(?P<label>^[ \t]{0,12}(?:[*_]{0,3}step[ \t]{0,4}\d{1,6}|[-*+•>](?=[ \t])|\#{1,6}(?=[ \t])"
             r"|\(?\d{1,4}[.)](?=[ \t])))",
             r"(?P<layout>\\(?:left|right|[bB]igg?[lr]?|text(?:bf|it|rm)?|math(?:rm|bf|it)|boxed|q?quad|begin|end"

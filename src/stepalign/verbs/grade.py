@@ -12,6 +12,7 @@ from typing import Any
 from stepalign.domains.math.answers import MAX_LENGTH
 from stepalign.domains.math.grade import undecided
 from stepalign.domains.math.grading import Grader
+from stepalign.domains.math.thinking import assume_thought, opened_thought
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, progress, silent
 from stepalign.problems.rows import Malformed, Row, cell_text, did_you_mean, read_rows
@@ -26,7 +27,15 @@ _LOOKED_AT = 200
 
 
 def grade_file(
-    source: str, out: Path, *, completion: str, answer: str, grader: Grader, listener: Listener = silent
+    source: str,
+    out: Path,
+    *,
+    completion: str,
+    answer: str,
+    grader: Grader,
+    prompt: str = "",
+    thinking: bool = False,
+    listener: Listener = silent,
 ) -> dict[str, Counter[str]]:
     """Grade every row; OUT gets one JSON line per row of the source, in its order.
 
@@ -38,6 +47,9 @@ def grade_file(
         source: JSON lines, JSON or Parquet; see :func:`~stepalign.problems.rows.read_rows`.
         completion: the column with the completion, thinking included; "response.text" is "text" inside of "response".
         answer: the column with the expected answer, bare or as a worked solution that marks it.
+        prompt: the column with the prompt as the model read it: one that ends with ``<think>`` or another such mark
+            opens a thought, in which the completion begins. "": completions begin outside of thoughts.
+        thinking: every prompt opened a thought.
 
     Returns:
         How many rows got each verdict ("verdicts") and each reason ("reasons").
@@ -48,19 +60,20 @@ def grade_file(
     if out.exists() and os.path.exists(source) and os.path.samefile(source, out):
         raise ConfigError("The output would replace the input.", where=str(out), hint="Give another --out")
     rows = list(read_rows(source))
-    _check_columns(rows, (completion, answer), source)
+    columns = [completion, answer, *([prompt] if prompt else [])]
+    _check_columns(rows, columns, source)
     out.parent.mkdir(parents=True, exist_ok=True)
     path = Path(source).expanduser()
     status = path.stat() if path.exists() else None
     state = [str(path.absolute()), status and status.st_size, status and status.st_mtime_ns]
-    job = json.dumps([completion, answer, grader.config.argument or grader.config.function, state])
+    job = json.dumps([columns, thinking, grader.config.argument or grader.config.function, state])
     partial = out.with_name(f".{out.name}.{sha256(job)[:12]}.partial")
     counts = {"verdicts": Counter[str](), "reasons": Counter[str]()}
     done = _count(read_json_lines(partial), counts)
     graded = JsonLines(partial)
     for start in range(done, len(rows), BATCH):
         batch = rows[start : start + BATCH]
-        lines = list(_graded(batch, completion, answer, grader))
+        lines = list(_graded(batch, columns, thinking, grader))
         graded.append(lines)
         _count(lines, counts)
         listener(progress("grading", start + len(batch), len(rows)))
@@ -69,7 +82,7 @@ def grade_file(
     return counts
 
 
-def _check_columns(rows: list[tuple[int, Row | Malformed]], columns: tuple[str, str], source: str) -> None:
+def _check_columns(rows: list[tuple[int, Row | Malformed]], columns: Sequence[str], source: str) -> None:
     if not rows:
         raise ConfigError("The file has no rows.", where=source)
     first = [row for _, row in rows[:_LOOKED_AT] if not isinstance(row, Malformed)]
@@ -82,10 +95,10 @@ def _check_columns(rows: list[tuple[int, Row | Malformed]], columns: tuple[str, 
 
 
 def _graded(
-    rows: Sequence[tuple[int, Row | Malformed]], completion: str, answer: str, grader: Grader
+    rows: Sequence[tuple[int, Row | Malformed]], columns: Sequence[str], thinking: bool, grader: Grader
 ) -> Iterator[dict[str, Any]]:
     """The line of each row; those that can be graded are handed to the grader together."""
-    read = [(number, _texts(row, completion, answer)) for number, row in rows]
+    read = [(number, _texts(row, columns, thinking)) for number, row in rows]
     good = [texts for _, texts in read if not isinstance(texts, str)]
     grades = iter(grader.grade_many([text for text, _ in good], [expected for _, expected in good]))
     for number, texts in read:
@@ -96,18 +109,20 @@ def _graded(
         yield {"row": number, "verdict": grade.verdict, "extracted": extracted, "reason": grade.reason}
 
 
-def _texts(row: Row | Malformed, completion: str, answer: str) -> tuple[str, str] | str:
-    """Completion and expected answer of a row, or why it cannot be graded."""
+def _texts(row: Row | Malformed, columns: Sequence[str], thinking: bool) -> tuple[str, str] | str:
+    """Completion, with the mark of a thought that its prompt opened, and expected answer of a row; or why it cannot be
+    graded."""
     if isinstance(row, Malformed):
         return f"malformed row: {row.reason}"
-    text, expected = _cell(row, completion), _cell(row, answer)
-    for column, cell in ((completion, text), (answer, expected)):
+    cells = [_cell(row, column) for column in columns]
+    for column, cell in zip(columns, cells, strict=True):
         if cell is None:
             return f'malformed row: no "{column}"'
-    for column, cell, kinds in ((completion, text, str), (answer, expected, str | int | float)):
+    for column, cell, kinds in zip(columns, cells, (str, str | int | float, str), strict=False):
         if not isinstance(cell, kinds):
             return f'malformed row: "{column}" is no text'
-    return text, cell_text(expected)
+    text = "".join(opened_thought(prompt) for prompt in cells[2:]) + cells[0]
+    return assume_thought(text) if thinking else text, cell_text(cells[1])
 
 
 def _cell(row: Row, column: str) -> Any:

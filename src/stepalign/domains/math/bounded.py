@@ -33,8 +33,8 @@ class GraderConfig:
     function: str | None = None
     """Import path ``module:function`` of a grader of your own, or None for the built-in one. It is called as
     ``function(completion, expected_answer)`` with both texts as they are, in a child process under the limits below,
-    and returns a Grade, a bool, a verdict ("correct", "incorrect", "undecided"), None (undecided), or (a bool, verdict
-    or None, reason)."""
+    and returns a Grade, a bool, a score in [0, 1], a verdict ("correct", "incorrect", "undecided"), None (undecided),
+    or (one of these but a Grade, reason)."""
     argument: str = ""
     """Where given, the function is called with it once in each child and returns the grader."""
     seconds: float = 1.0
@@ -228,12 +228,11 @@ def _load(path: str, argument: str) -> Callable[[str, str], Any]:
 def _as_grade(result: Any, name: str) -> Grade:
     """The result of a user's grader as a grade."""
     if isinstance(result, Grade):
-        return result
+        answer = None if result.answer is None else str(result.answer)
+        return Grade(float(result.score), answer, str(result.detail), str(result.reason))
     result, reason = result if isinstance(result, tuple) and len(result) == 2 else (result, name)
-    if result is None:
-        return undecided(str(reason))
-    if result in (True, False):
-        return Grade(float(result), reason=str(reason))
-    if result in get_args(Verdict):
-        return Grade.of(result, str(reason))
-    raise TypeError(f"returned {result!r}; expected a bool, a verdict or None")
+    if result is None or result in get_args(Verdict):
+        return Grade.of(result or "undecided", str(reason))
+    if isinstance(result, str) or not hasattr(result, "__float__"):
+        raise TypeError(f"returned {result!r}; expected a Grade, a bool, a score, a verdict or None")
+    return Grade(float(result), reason=str(reason))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from stepalign.domains.math.answers import MAX_LENGTH, canonical_answer, normal_form
+from stepalign.domains.math.thinking import after_thinking
 
 MAX_MARKS = 256
 """Only so many marked answers, the last ones, are compared with each other."""
@@ -38,7 +39,7 @@ def find_answer(text: str) -> Extraction:
 
     Boxes and tags before the last ``<step_N>`` tag are intermediate results and may differ.
     """
-    text = _after_thinking(text)
+    text = after_thinking(text)
     found = _boxed_or_tagged(text) or _hashed(text)
     if found is None:
         announced = (_sentence(text, mark.end()) for mark in reversed(list(_ANNOUNCEMENT.finditer(text))))
@@ -55,12 +56,6 @@ _ANNOUNCEMENT = re.compile(
     r"\banswer[ \t]{0,8}(?:\*\*)?[ \t]{0,8}(?:is\b:?|:|=)(?:\*\*)?|^[ \t]{0,8}A:", re.IGNORECASE | re.MULTILINE
 )
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|\*\*|$)")
-
-
-def _after_thinking(text: str) -> str:
-    """The text behind the last think block; a block that never closes hides the rest."""
-    text = text.rpartition("</think>")[2]
-    return text.partition("<think>")[0]
 
 
 def _boxed_or_tagged(text: str) -> Extraction | None:

@@ -13,6 +13,7 @@ from stepalign.config import DataSection
 from stepalign.domains.domain import Domain, open_grader
 from stepalign.domains.math.grade import Grade
 from stepalign.domains.math.grading import Grader
+from stepalign.domains.math.thinking import after_thinking
 from stepalign.domains.python import sandbox
 from stepalign.errors import ConfigError
 
@@ -20,7 +21,6 @@ LIMITS = sandbox.Limits()
 GRADER = "stepalign.domains.python.grading:grade_code"
 
 _FENCE = re.compile(r"^[ \t]{0,3}```[ \t]{0,3}([A-Za-z0-9_+-]{0,20})[^\n`]{0,100}\n(.*?)^[ \t]{0,3}```", re.M | re.S)
-_THINK_END = "</think>"
 
 
 def extract_code(completion: str) -> str | None:
@@ -28,8 +28,11 @@ def extract_code(completion: str) -> str | None:
 
     None without one. Blocks inside a thinking part do not count.
     """
-    answer = completion.rpartition(_THINK_END)[2]
-    blocks = [text for name, text in _FENCE.findall(answer) if name.lower() in ("", "python", "python3", "py")]
+    blocks = [
+        text
+        for name, text in _FENCE.findall(after_thinking(completion))
+        if name.lower() in ("", "python", "python3", "py")
+    ]
     defining = [text for text in blocks if re.search(r"^(?:async )?(?:def|class)\s", text, re.M)]
     return (defining or blocks or [None])[-1]
 

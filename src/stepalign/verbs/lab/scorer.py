@@ -20,6 +20,7 @@ from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent
 from stepalign.feedback import designs
 from stepalign.feedback.alignment import align
+from stepalign.models.prompts import opened_by
 from stepalign.records import Attempt, Critique
 from stepalign.token_signal.analyse import AttemptInContexts, analyse_attempts
 from stepalign.token_signal.summary import header
@@ -149,7 +150,9 @@ class Scorer:
         subject = to_subject(row, "lab", contexts, self._session.solver, "request", prompts)
         attempt = subject.attempt
         if request.answer and request.verdict == "undecided":
-            attempt = replace(attempt, grade=self._session.grader.grade(attempt.text, request.answer))
+            prompt = (prompts or self._session.prompts).student(attempt.problem)
+            written = opened_by(self._session.solver.tokenizer, prompt) + attempt.text
+            attempt = replace(attempt, grade=self._session.grader.grade(written, request.answer))
         return replace(subject, attempt=attempt, critique=_correction(attempt, contexts))
 
     def _ask(self, design: str, attempt: Attempt) -> Critique:
