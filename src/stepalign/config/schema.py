@@ -34,7 +34,8 @@ class ModelSection(Section):
     """The solver."""
 
     path: str = "embedded:arithmetic"
-    """``embedded:arithmetic``, a folder in Hugging Face layout, or a Hub name."""
+    """``embedded:arithmetic``, a folder in Hugging Face layout, a Hub name, or a GGUF file (extra ``gguf``), which is
+    de-quantised."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto = bfloat16 on a GPU that has it, else float32."""
     device: str = "auto"

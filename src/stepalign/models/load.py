@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stepalign.errors import ConfigError
-from stepalign.models.places import find_model
+from stepalign.models.places import address, find_model, gguf_base, is_gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,7 +90,7 @@ def load_solver(
     """Load a solver.
 
     Args:
-        path: ``embedded:arithmetic``, a folder in Hugging Face layout, or a Hub name.
+        path: ``embedded:arithmetic``, a folder in Hugging Face layout, a Hub name, or a GGUF file (de-quantised).
         dtype: "float32", "bfloat16", "float16"; "auto" takes bfloat16 on a GPU that has it, else float32.
         device: a torch device; "auto" takes a GPU where there is one, else the CPU.
         plain_prompts: a tokenizer without chat template (a base model's) gets a plain one, and a warning says so.
@@ -150,7 +150,8 @@ def _load_tokenizer(path: str, folder: str, trust_remote_code: bool, plain_promp
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        place, options = address(folder)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **options)
         if not tokenizer.encode("1 a", add_special_tokens=False):  # made up from config.json, without a vocabulary
             raise ValueError("there are no tokenizer files")
     except Exception as error:
@@ -188,21 +189,43 @@ def _load_model(path: str, folder: str, trust_remote_code: bool, dtype: torch.dt
     """The model; without a dtype only its shapes."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    place, options = address(folder)
+    options["trust_remote_code"] = trust_remote_code
     try:
-        if dtype is not None:
-            return AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **common
-            )
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **common), **common)
+        if dtype is None:
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(
+                    AutoConfig.from_pretrained(place, **options), trust_remote_code=trust_remote_code
+                )
+        options.update(dtype=dtype, attn_implementation="sdpa")
+        if is_gguf(folder):
+            return _dequantised(place, options)
+        if base := gguf_base(folder):
+            model = _load_model(path, base, trust_remote_code, dtype)
+            model.load_adapter(folder)
+            return model
+        return AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, **options)
     except Exception as error:
         raise ConfigError(
             f"cannot load the model {path}",
             where=folder,
-            hint="weights must be safetensors (model.save_pretrained writes them); "
+            hint="weights must be safetensors (model.save_pretrained writes them) or a GGUF file; "
             f"the loader said: {_first_line(error)}",
         ) from error
+
+
+def _dequantised(place: str, options: dict[str, Any]) -> PreTrainedModel:
+    """A GGUF file as an ordinary model: one that trains, and that ``save_pretrained`` writes as safetensors."""
+    from transformers import AutoModelForCausalLM, GgufConfig, modeling_gguf_pytorch_utils
+
+    # Its progress bar asks no switch of transformers.
+    modeling_gguf_pytorch_utils.tqdm = lambda tensors, **_: tensors  # type: ignore[attr-defined]
+    file = options["gguf_file"]
+    model = AutoModelForCausalLM.from_pretrained(
+        place, quantization_config=GgufConfig(gguf_file=file, dequantize=True), **options
+    )
+    model.name_or_path = model.config.name_or_path = str(Path(place, file))  # not the title that the file gives itself
+    return model
 
 
 def _device(name: str) -> torch.device:
@@ -242,7 +265,10 @@ def _first_line(error: Exception) -> str:
 
 def save_solver(solver: Solver, folder: Path) -> None:
     """Hugging Face layout, safetensors."""
-    solver.model.save_pretrained(folder, safe_serialization=True)
+    with warnings.catch_warnings():
+        # peft looks for a config.json at the base model, which a GGUF file has not; embeddings keep their size here.
+        warnings.filterwarnings("ignore", "Could not find a config file")
+        solver.model.save_pretrained(folder, safe_serialization=True)
     solver.tokenizer.save_pretrained(folder)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 from stepalign.errors import ConfigError
 
@@ -29,11 +33,56 @@ def find_model(path: str) -> str:
         if not folder.is_dir():
             known = ", ".join(_SHIPPED + found.parent.name for found in sorted(_DOMAINS.glob("*/solver")))
             raise ConfigError(f"unknown embedded solver {path}", hint=f"the only one is {known}")
+    if is_gguf(path):
+        _check_gguf(folder)
+        return str(folder)
     if folder.is_dir():
         if not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
             hint = "a run folder holds its last weights in final/" if (folder / "final").is_dir() else None
+            if files := sorted(folder.glob("*.gguf")):
+                hint = f"give the file: {files[0]}"
             raise ConfigError(f"no model in {path}: config.json is missing", where=str(folder), hint=hint)
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ConfigError(f"no model at {path}", where=str(folder), hint="give a folder in Hugging Face layout")
     return path
+
+
+def is_gguf(path: str | Path) -> bool:
+    return str(path).lower().endswith(".gguf")
+
+
+def address(folder: str) -> tuple[str, dict[str, Any]]:
+    """(place, options) for the loaders of transformers, which find a GGUF file in its folder."""
+    path = Path(folder)
+    return (str(path.parent), {"gguf_file": path.name}) if is_gguf(path) else (folder, {})
+
+
+def gguf_base(folder: str) -> str | None:
+    """The GGUF file below the adapters of a folder, where it is one."""
+    config = Path(folder, "adapter_config.json")
+    base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
+    return find_model(base) if base and is_gguf(base) else None
+
+
+def weight_files(path: str) -> list[Path]:
+    """The files that hold a model's weights; none for a Hub name."""
+    found = Path(find_model(path))
+    return sorted(found.glob("*.safetensors")) if found.is_dir() else [found] if found.is_file() else []
+
+
+def _check_gguf(file: Path) -> None:
+    """Raises ConfigError for a GGUF file that cannot be read here."""
+    if not file.is_file():
+        raise ConfigError(f"no model at {file}", where="model.path", hint="give the path of a GGUF file")
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise ConfigError("this is no GGUF file: its first bytes are others", where=str(file))
+    if re.search(r"-of-\d+\.gguf$", file.name, re.I):
+        raise ConfigError(
+            "a GGUF file in several parts cannot be loaded",
+            where=str(file),
+            hint="join them: llama-gguf-split --merge FIRST_PART WHOLE.gguf",
+        )
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError("a GGUF file needs the package gguf", where=str(file), hint='pip install "stepalign[gguf]"')

@@ -11,7 +11,7 @@ from stepalign.config import Config, Settings, changed, parse_settings
 from stepalign.domains.table import holds_sets, load_set
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Listener, line, silent
-from stepalign.models.places import find_model
+from stepalign.models.places import find_model, weight_files
 from stepalign.storage.files import write_atomically, write_json
 from stepalign.verbs.checks import Inputs, refuse_long_questions
 from stepalign.verbs.configs import config_for_model
@@ -92,7 +92,7 @@ def evaluate_model(config: Config, problems: str, out: Path, listener: Listener)
 def _key(config: Config, problems: str) -> dict[str, Any]:
     """Everything that completions and verdicts depend on, as far as the configuration knows."""
     sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "prompts", "evaluation")}
-    weights = [(file.name, file.stat()) for file in sorted(Path(config.model.path).glob("*.safetensors"))]
+    weights = [(file.name, file.stat()) for file in weight_files(config.model.path)]
     return {
         **sections,
         "weights": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in weights},

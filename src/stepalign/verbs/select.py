@@ -21,7 +21,7 @@ from stepalign.domains.table import load_set, make_grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, progress, warning
 from stepalign.feedback.steps import split_steps
-from stepalign.models.places import find_model, is_shipped
+from stepalign.models.places import find_model, weight_files
 from stepalign.problems.loading import save_problems
 from stepalign.problems.selection import Attempts, Evidence, Passage, funnel_rows, gates_of, pass_gates
 from stepalign.problems.sets import find_overlaps, split_problems
@@ -186,7 +186,6 @@ def _freeze(
             file = f"{name}.jsonl"
             files[name] = {"file": file, "problems": len(problems), "sha256": save_problems(problems, out / file)}
     model, source = config.model.path, config.data.train
-    weights = sorted(Path(find_model(model) if is_shipped(model) else model).glob("*.safetensors"))
     checksum = sha256_of_file(source) if Path(source).is_file() else None
     manifest = {
         "format": 1,
@@ -195,7 +194,9 @@ def _freeze(
         "selection": config.selection.model_dump(mode="json"),
         "solver": {
             "path": model,
-            "weights": {file.name: sha256_of_file(file) for file in weights},  # a Hub name is its own identity
+            "weights": {
+                file.name: sha256_of_file(file) for file in weight_files(model)
+            },  # a Hub name is its own identity
             "temperature": config.sampling.temperature,
             "max_completion_length": config.sampling.max_completion_length,
         },

@@ -21,7 +21,7 @@ from stepalign.domains.domain import Truth
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Listener, progress, silent
 from stepalign.models.load import Solver
-from stepalign.models.places import find_model
+from stepalign.models.places import weight_files
 from stepalign.models.prompts import PromptBuilder
 from stepalign.report.page import write_token_page
 from stepalign.storage import jsonl
@@ -118,12 +118,10 @@ def write_signal_folder(
 
 
 def weights_of(path: str, solver: Solver) -> str | None:
-    """What tells these weights from others: SHA-256 of the safetensors files, or the revision on the Hub."""
-    folder = Path(find_model(path))
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if not files:
+    """What tells these weights from others: SHA-256 of their files, or the revision on the Hub."""
+    digests = [sha256_of_file(file) for file in weight_files(path)]
+    if not digests:
         return getattr(solver.model.config, "_commit_hash", None)
-    digests = [sha256_of_file(weights) for weights in files]
     return digests[0] if len(digests) == 1 else sha256("".join(digests))
 
 
