@@ -41,7 +41,7 @@ PURE = (
 )
 IMPURE_LIBRARIES = {
     *("os", "io", "pathlib", "shutil", "tempfile", "glob", "fcntl", "mmap", "sqlite3", "importlib"),
-    *("socket", "ssl", "http", "urllib", "httpx", "requests", "openai", "asyncio", "aiohttp"),
+    *("socket", "ssl", "http", "urllib", "httpx", "httpx2", "requests", "openai", "asyncio", "aiohttp"),
     *("time", "datetime", "random", "secrets", "uuid"),
     *("subprocess", "multiprocessing", "threading", "concurrent", "signal", "logging"),
 }
@@ -146,7 +146,7 @@ def test_nothing_under_the_report_needs_torch() -> None:
     assert not heavy
 
 
-HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "openai", "peft", "math_verify", "sympy"}
+HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "openai", "httpx2", "peft", "math_verify", "sympy"}
 
 _LOADED = """
 import sys

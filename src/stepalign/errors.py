@@ -6,6 +6,8 @@ scripts can tell a wrong recipe from an endpoint that is down.
 
 from __future__ import annotations
 
+from stepalign.outside import shown
+
 
 class UserError(Exception):
     """A mistake the user can mend.
@@ -19,10 +21,10 @@ class UserError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.hint = hint
+        self.what = shown(what)  # a message may quote a server, a file or an address with a password
+        self.where = where if where is None else shown(where)
+        self.hint = hint if hint is None else shown(hint)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         lines = [self.what]

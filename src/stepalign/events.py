@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from stepalign.outside import shown
+
 Kind = Literal["line", "warning", "progress", "step", "evaluation", "finished", "failed"]
 
 
@@ -45,11 +47,11 @@ def silent(event: Event) -> None:
 
 
 def line(text: str) -> Event:
-    return Event(kind="line", text=text)
+    return Event(kind="line", text=shown(text))
 
 
 def warning(text: str) -> Event:
-    return Event(kind="warning", text=text)
+    return Event(kind="warning", text=shown(text))
 
 
 def progress(name: str, done: int, total: int, note: str = "") -> Event:

@@ -236,6 +236,7 @@ def test_several_servers_share_the_load_and_one_may_be_down(serve: Serve, make: 
     gone.stop()
     critic = make([first.url, gone.url, second.url], concurrency=8)
     critic.check()
+    assert [len(server.checks) for server in (first, second)] == [1, 1]
     assert all(belongs(critique, n) for n, critique in enumerate(ask(critic, requests(80))))
     counts = [sum(server.behaviours.values()) for server in (first, second)]
     assert sum(counts) == 80

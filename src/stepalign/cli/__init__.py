@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 
 from stepalign.cli.commands import app
 from stepalign.errors import ConfigError, UserError
+from stepalign.outside import keep_secrets_of, shown
 
 __all__ = ["app", "main"]
 
@@ -39,6 +41,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console without a character shows its number
             stream.reconfigure(errors="backslashreplace")
+    keep_secrets_of([url for word in sys.argv for url in re.findall(r"https?://.*", word)])
     try:
         code = app(standalone_mode=False, args=[a for a in sys.argv[1:] if a != "--debug"])
     except UserError as error:
@@ -66,7 +69,8 @@ def _one_line(
 ) -> str:
     """Our own warnings are meant for the user; those of libraries keep their place in the code."""
     ours = Path(filename).is_relative_to(Path(__file__).parents[1])
-    return f"warning: {message}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {message}\n"
+    text = shown(message)
+    return f"warning: {text}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {text}\n"
 
 
 def _fail(error: UserError, debug: bool) -> NoReturn:

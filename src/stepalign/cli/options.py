@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
+from stepalign.outside import redacted
 
 if TYPE_CHECKING:
     from stepalign.verbs.progress import Display
@@ -57,7 +58,7 @@ def working(title: str = "", *, transient: bool = False, resume: str = " --resum
     from stepalign.stopping import Interrupted
     from stepalign.verbs.progress import Display
 
-    again = shlex.join(["stepalign", *(word for word in sys.argv[1:] if word != "--resume")]) + resume
+    again = shlex.join(["stepalign", *(redacted(word) for word in sys.argv[1:] if word != "--resume")]) + resume
     with Display(title, transient=transient) as display:
         try:
             yield display

@@ -15,6 +15,7 @@ from stepalign.config.recipe import (
     recipe_folder,
     to_toml,
     validate,
+    without_passwords,
 )
 from stepalign.config.schema import (
     ArmSection,
@@ -84,4 +85,5 @@ __all__ = [
     "recipe_folder",
     "to_toml",
     "validate",
+    "without_passwords",
 ]

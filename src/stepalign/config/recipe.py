@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,13 +16,12 @@ from pydantic import BaseModel, ValidationError
 
 from stepalign.config.schema import Config, all_keys
 from stepalign.errors import ConfigError
-from stepalign.outside import encodable, parse_json
+from stepalign.outside import encodable, keep_secrets_of, parse_json, redact_url, redacted
 
 CRITIC_URLS = "STEPALIGN_CRITIC_URLS"
 """Environment variable with a JSON list that takes the place of ``critic.base_urls``: addresses with a password."""
 Settings = Mapping[str, Any] | Iterable[str]
 """Changes of a recipe: dotted keys and their values, or ``key.path=value`` words."""
-_USERINFO = re.compile(r"(https?://)[^/@\s]{1,512}@")
 
 
 def load_config(recipe: str | Path | None, settings: Settings = ()) -> Config:
@@ -50,6 +48,7 @@ def load_config(recipe: str | Path | None, settings: Settings = ()) -> Config:
     given = parse_settings(settings)
     for key, value in given.items():
         set_key(tree, key, value)
+    keep_secrets_of(tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -124,6 +123,7 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def validate(tree: Mapping[str, Any], source: str) -> Config:
     """A tree as a Config. Raises ConfigError with the key and, for unknown keys, a suggestion."""
+    keep_secrets_of(tree)
     try:
         return Config.model_validate(dict(tree))
     except ValidationError as error:
@@ -181,12 +181,15 @@ def check_checkpoint_rule(config: Config, sizes: Mapping[str, int] | None = None
 def to_toml(config: Config) -> str:
     """The resolved configuration, every key included except those that are None, and addresses without the
     ``user:password@`` they may have: this text is kept in run folders."""
-    return tomli_w.dumps(_writable(config.model_dump(mode="json")))
+    return tomli_w.dumps(without_passwords(config.model_dump(mode="json")))
 
 
-def _writable(node: Any) -> Any:
+def without_passwords(node: Any) -> Any:
+    """A tree of settings as it may be written: addresses without passwords, no key that is None."""
     if isinstance(node, dict):
-        return {key: _writable(value) for key, value in node.items() if value is not None}
+        return {key: without_passwords(value) for key, value in node.items() if value is not None}
     if isinstance(node, list):
-        return [_writable(value) for value in node]
-    return _USERINFO.sub(r"\1", node) if isinstance(node, str) else node
+        return [without_passwords(value) for value in node]
+    if isinstance(node, str):
+        return redact_url(node) if node.lstrip().lower().startswith(("http://", "https://")) else redacted(node)
+    return node

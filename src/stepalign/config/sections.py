@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from stepalign.outside import names_a_secret
 
 
 class Section(BaseModel):
@@ -74,12 +76,18 @@ class CriticSection(Section):
     base_urls: tuple[str, ...] = ("http://127.0.0.1:8000/v1",)
     """OpenAI-compatible addresses."""
     model: str = ""
+    answers_as: str = ""
+    """Name of the model in replies, where a server has another one for it there; a reply by any other is not taken."""
     api_key_env: str = ""
     """Name of the environment variable with the key, where the server needs one; the key is never written anywhere."""
     sees: Literal["nothing", "answer", "solution"] = "answer"
     """What the critic is shown besides the problem and the attempt."""
     temperature: float = Field(default=0.0, ge=0)
     max_tokens: int = Field(default=4096, ge=1)
+    """Of a reply, its thinking included. One that is cut there is asked for once more with twice as many, and paid."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """More fields of each request, such as {reasoning_effort = "low"}, or {chat_template_kwargs = {enable_thinking =
+    false}}; a field that is named here wins. Keys belong in ``api_key_env``."""
     concurrency: int = Field(default=16, ge=1)
     timeout: float = Field(default=600.0, gt=0)
     """Seconds for a critique with all its attempts."""
@@ -101,6 +109,15 @@ class CriticSection(Section):
     policies: PoliciesSection = PoliciesSection()
     retries: int = Field(default=1, ge=0)
     """How often a critique is asked for again under the policy ``retry``."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if ours := value.keys() & {"model", "messages", "stream", "n"}:
+            raise ValueError(f"{min(ours)} cannot be set here")
+        if secret := next(filter(names_a_secret, value), None):
+            raise ValueError(f"{secret} would be written to disk: name an environment variable in critic.api_key_env")
+        return value
 
     @property
     def judged(self) -> bool:

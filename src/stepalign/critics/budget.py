@@ -49,6 +49,8 @@ class Ledger:
     """Failed attempts by kind."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Malformed and failed calls by reason."""
+    asked_again: Counter[str] = field(default_factory=Counter)
+    """Replies that could not be used and were asked for, and paid, a second time, by reason."""
     prices: Mapping[str, float] = field(default_factory=dict)
     """``{"prompt": p, "completion": c}`` per million tokens; empty: unknown."""
     token_budget: int | None = None
@@ -68,6 +70,11 @@ class Ledger:
     def cost(self) -> float | None:
         """Paid tokens times the prices, in their currency; None without prices."""
         return cost(self.prices, self.prompt_tokens, self.completion_tokens)
+
+    @property
+    def trouble(self) -> int:
+        """Attempts that failed, and replies asked for again."""
+        return sum(self.faults.values()) + sum(self.asked_again.values())
 
     @property
     def spent(self) -> str:
@@ -112,7 +119,8 @@ class Ledger:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         numbers = {name: getattr(self, name) for name in _REPORTED}
-        return {**numbers, "faults": dict(self.faults), "reasons": dict(self.reasons)}
+        counters = {"faults": self.faults, "reasons": self.reasons, "asked_again": self.asked_again}
+        return numbers | {name: dict(counter) for name, counter in counters.items()}
 
     def close(self) -> None:
         if self._file is not None:

@@ -1,8 +1,4 @@
-"""One chat request to one OpenAI-compatible server: it ends as a Reply or as a Fault, never as an exception.
-
-The client library's own retries are off, see ``servers.py``; its timeout starts anew with every chunk, so that a second
-one bounds the whole attempt.
-"""
+"""One chat request to one OpenAI-compatible server: it ends as a Reply or as a Fault, never as an exception."""
 
 from __future__ import annotations
 
@@ -12,20 +8,24 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-import openai
+import httpx2 as httpx
 
 from stepalign.errors import ConfigError, EndpointError
-from stepalign.outside import parse_json
+from stepalign.outside import keep_secret, parse_json, redacted, shown, split_url, without_secrets
 from stepalign.waiting import wait_for
 
 _CONNECT_SECONDS = 5.0
-_USERINFO = re.compile(r"//[^/@\s]{1,512}@")
+_BYTES_PER_TOKEN = 64
+_ENVELOPE_BYTES = 2**20
+"""A body is at most this long, and so many bytes for each token that was asked for besides."""
+_DETAIL = 300
+"""Characters of an error's body in a message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,9 +33,13 @@ class Reply:
     """A complete chat reply."""
 
     content: str | None
+    """A reply that holds nothing but a field of reasoning is that, as a thinking block."""
     finish_reason: str | None
+    """The server's; "refusal" where the message is one."""
     prompt_tokens: int
     completion_tokens: int
+    model: str = ""
+    """The model that the server says has written it."""
 
 
 FaultKind = Literal[
@@ -48,6 +52,8 @@ FaultKind = Literal[
     "bad_json",
     "empty_choices",
     "bad_reply",
+    "too_long",
+    "other_model",
     "cancelled",
 ]
 
@@ -58,7 +64,7 @@ class Fault:
 
     kind: FaultKind
     message: str
-    """One line, free of secrets."""
+    """One line, free of secrets and of characters that a terminal obeys."""
     status: int | None = None
     """HTTP status, None where no response came."""
     retry_after: float | None = None
@@ -66,7 +72,7 @@ class Fault:
 
     @property
     def retryable(self) -> bool:
-        return self.kind not in ("client", "cancelled")
+        return self.kind not in ("client", "too_long", "cancelled")
 
     @property
     def is_outage(self) -> bool:
@@ -75,7 +81,7 @@ class Fault:
 
 
 def fault_of_status(status: int, message: str, retry_after: float | None = None) -> Fault:
-    """The fault behind an HTTP error status: 408, 409, 429 and 5xx are worth another attempt."""
+    """The fault behind an HTTP status: 408, 409, 429 and 5xx are worth another attempt."""
     kind: FaultKind = "server" if status >= 500 or status in (408, 409) else "client"
     if status == 429 or (status == 503 and retry_after is not None):
         kind = "rate_limit"
@@ -103,95 +109,139 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
+_DIALECTS: tuple[tuple[str, str, re.Pattern[str]], ...] = (
+    ("max_tokens", "max_completion_tokens", re.compile(r"max_tokens.{0,200}max_completion_tokens", re.I | re.S)),
+    (
+        *("temperature", ""),
+        re.compile(
+            r"temperature\W.{0,120}(?:only the default|not supported with|is deprecated|is not supported)"
+            r"|unsupported parameter\W{1,4}temperature",
+            re.I | re.S,
+        ),
+    ),
+)
+"""Field, what is sent instead ("" for nothing), and the words of servers that do not take the field: reasoning models.
+Words against one value, such as "temperature must be positive", are an error of the recipe."""
+
+
 class Server:
     """One address.
 
     Args:
-        url: base URL, ``http://host:port/v1``.
+        url: base URL, ``http://host:port/v1``. User and password are sent as a header, its query with each request.
         key: sent as the bearer token; "" for servers without one.
-        secrets: texts that are blotted out of every message of the server.
         attempt_timeout: seconds.
+        announce: gets a line when the server takes a field of the request in another way than others.
 
     Raises:
         ConfigError: not a URL.
     """
 
-    def __init__(self, url: str, key: str, *, secrets: Sequence[str], attempt_timeout: float) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"not a URL: {redact_url(url)!r}", hint="write it as http://host:port/v1")
-        self.label = redact_url(url)
-        self._secrets, self._has_key = secrets, bool(key)
+    def __init__(
+        self, url: str, key: str, *, attempt_timeout: float, announce: Callable[[str], None] = lambda line: None
+    ) -> None:
+        try:
+            address = split_url(url)
+        except ValueError as error:
+            hint = "write it as http://host:port/v1"
+            raise ConfigError(f"not a URL: {error}", where=redacted(url), hint=hint) from None
+        self.label = address.label
+        self._has_key, self._announce = bool(key), announce
         self._attempt_timeout = attempt_timeout
-        self._client = openai.AsyncOpenAI(
-            base_url=url,
-            api_key=key or "none",  # else the library would send OPENAI_API_KEY to any server
-            max_retries=0,
-            timeout=openai.Timeout(attempt_timeout, connect=_CONNECT_SECONDS),
+        self._unknown: dict[str, str] = {}
+        """Fields of the request that the server does not take -> what is sent instead."""
+        bearer = f"Bearer {key}" if key else ""
+        self._client = httpx.AsyncClient(
+            base_url=address.url,
+            params=address.query,
+            # Not compressed: a body could be small on the wire and fill the memory.
+            headers={"Accept-Encoding": "identity", "Authorization": address.authorization or bearer},
+            timeout=httpx.Timeout(attempt_timeout, connect=_CONNECT_SECONDS, pool=None),
+            limits=httpx.Limits(max_connections=None),
         )
-        self._client.organization = self._client.project = None  # nor these, which it also reads from the environment
+        if not (address.authorization or bearer):
+            del self._client.headers["Authorization"]
 
     async def chat(self, fields: Mapping[str, Any], time_left: float) -> Reply | Fault:
         """One attempt, ended after ``time_left`` seconds or the attempt's own limit."""
         limit = min(self._attempt_timeout, time_left)
+        tokens = max(int(fields.get(name) or 0) for name in ("max_tokens", "max_completion_tokens"))
+        while True:
+            sent = {self._unknown.get(name, name): value for name, value in fields.items()}
+            sent.pop("", None)
+            body = await self._send("POST", "chat/completions", limit, _BYTES_PER_TOKEN * tokens, sent)
+            if not isinstance(body, Fault):
+                return read_reply(without_secrets(body))
+            if body.status not in (400, 422) or not self._learn(body.message, sent):
+                return body
+
+    def _learn(self, refusal: str, sent: Mapping[str, Any]) -> bool:
+        """Whether a refusal names a field that can be sent in another way."""
+        for name, other, words in _DIALECTS:
+            if name in sent and words.search(refusal):
+                if name not in self._unknown:
+                    instead = f"{other} is sent instead" if other else "the model's own is in force"
+                    self._announce(f"critic: {self.label} does not take {name}; {instead}")
+                self._unknown[name] = other
+                return True
+        return False
+
+    async def _send(self, method: str, path: str, limit: float, size: int, fields: Any = None) -> str | Fault:
+        """The body of a response with status 2xx, at most ``size`` bytes longer than an envelope."""
+        size += _ENVELOPE_BYTES
         try:
+            content = None if fields is None else json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
+            headers = {"Content-Type": "application/json"} if content else {}
+            request = self._client.build_request(method, path, content=content, headers=headers)
             async with asyncio.timeout(limit):
-                response = await self._client.chat.completions.with_raw_response.create(**fields)
-                body = response.text
-        except openai.APIStatusError as error:
-            after = parse_retry_after(error.response.headers.get("retry-after"), time.time())
-            detail = " ".join(redacted(error.response.text, self._secrets).split())[:200]
-            return fault_of_status(error.status_code, f"HTTP {error.status_code}: {detail}", after)
-        except (TimeoutError, openai.APITimeoutError):
+                response = await self._client.send(request, stream=True)
+                try:
+                    body = bytearray()
+                    async for chunk in response.aiter_bytes():
+                        body += chunk
+                        if len(body) > size:
+                            return Fault(kind="too_long", message=f"the reply is longer than {size:,} bytes")
+                finally:
+                    await response.aclose()
+        except (TimeoutError, httpx.TimeoutException):
             return Fault(kind="timeout", message=f"no reply within {limit:.0f} s")
-        except openai.APIConnectionError as error:
-            cause = type(error.__cause__).__name__ if error.__cause__ else "connection error"
-            kind = "connect" if "Connect" in cause else "cut_body"
-            what = "cannot connect" if kind == "connect" else "the reply broke off"
-            return Fault(kind=kind, message=f"{what}: {self.label} ({cause})")
-        except (openai.OpenAIError, ValueError) as error:  # the request cannot be sent, now or later
-            return Fault(kind="client", message=redacted(f"{type(error).__name__}: {error}", self._secrets)[:200])
-        return read_reply(redacted(body, self._secrets))
+        except httpx.ConnectError as error:
+            secure = " (a server without a certificate speaks http://)" if "SSL" in repr(error) else ""
+            return Fault(kind="connect", message=f"cannot connect: {self.label}{secure}")
+        except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, httpx.DecodingError) as error:
+            return Fault(kind="cut_body", message=f"the reply broke off: {self.label} ({type(error).__name__})")
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the request cannot be sent, now or later
+            return Fault(kind="client", message=shown(f"{type(error).__name__}: {error}")[:_DETAIL])
+        text = body.decode("utf-8", "replace")
+        if response.is_success:
+            return text
+        after = parse_retry_after(response.headers.get("retry-after"), time.time())
+        detail = response.headers.get("location", "") if response.is_redirect else error_text(text)
+        return fault_of_status(
+            response.status_code, shown(f"HTTP {response.status_code}: {' '.join(detail.split())}")[:_DETAIL], after
+        )
 
     async def models(self) -> list[str] | EndpointError:
         """The names of the models it serves, none where it has no list; or why it cannot be asked."""
-        try:
-            async with asyncio.timeout(4 * _CONNECT_SECONDS):
-                listing = await self._client.models.with_raw_response.list()
-            return [str(entry["id"]) for entry in json.loads(listing.text)["data"]]
-        except openai.APIStatusError as error:
-            if error.status_code not in (401, 403):
+        body = await self._send("GET", "models", 4 * _CONNECT_SECONDS, _ENVELOPE_BYTES)
+        if not isinstance(body, Fault):
+            try:
+                return [str(entry["id"]) for entry in parse_json(body)["data"]]
+            except (ValueError, LookupError, TypeError, RecursionError):
                 return []
+        if body.status in (401, 403):
             what = "the critic refuses the key" if self._has_key else "the critic asks for a key"
             hint = "--set critic.api_key_env=NAME, the environment variable that holds the key"
             return EndpointError(what, where=self.label, hint=hint)
-        except (openai.APIConnectionError, TimeoutError) as error:
+        if body.kind in ("connect", "timeout", "cut_body"):
             hint = "start the server, or correct the URL; it ends in /v1 for most servers"
-            if self.label.startswith("https:") and "SSL" in repr(error.__cause__):
+            if "http://" in body.message.removeprefix(f"cannot connect: {self.label}"):
                 hint = "a server without a certificate speaks http://"
             return EndpointError("the critic does not answer", where=self.label, hint=hint)
-        except (openai.OpenAIError, ValueError, LookupError, TypeError):
-            return []
-
-    async def check(self, model: str) -> EndpointError | None:
-        """What keeps the server from serving the model; None when nothing does."""
-        served = await self.models()
-        if isinstance(served, EndpointError):
-            return served
-        if model in served:
-            return None
-        # A one-token chat: some servers load models that they do not list.
-        fields = {"model": model, "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
-        result = await self.chat(fields, self._attempt_timeout)
-        if isinstance(result, Reply) or (result.kind == "rate_limit"):
-            return None
-        hint = "check the name of the model, and the URL: it ends in /v1 for most servers"
-        if served:
-            hint = f"it serves {', '.join(served[:5])}"
-        what = f"the critic does not serve {model!r}: {result.message}"
-        return EndpointError(what, where=self.label, hint=hint)
+        return []
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._client.aclose()
 
 
 def list_models(urls: Sequence[str], api_key_env: str) -> list[str]:
@@ -205,7 +255,7 @@ def list_models(urls: Sequence[str], api_key_env: str) -> list[str]:
     async def ask() -> list[str]:
         fault: EndpointError | None = None
         for url in urls:
-            server = Server(url, key, secrets=secrets_of(key, urls), attempt_timeout=20.0)
+            server = Server(url, key, attempt_timeout=20.0)
             try:
                 answer = await server.models()
             finally:
@@ -226,31 +276,60 @@ def read_reply(body: str) -> Reply | Fault:
         data = parse_json(body)
     except (ValueError, RecursionError):
         return Fault(kind="bad_json", message="the reply is not JSON")
-    choices = data.get("choices") if isinstance(data, dict) else None
+    data = data if isinstance(data, dict) else {}
+    choices = data.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(choice, dict) or not isinstance(message, dict):
-        return Fault(kind="empty_choices", message="the reply holds no message")
-    content = message.get("content")
-    if isinstance(content, list):  # a list of parts
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    reason = choice.get("finish_reason")
+    choice = choice if isinstance(choice, dict) else {}
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        detail = error_text(choice if "error" in choice else data)
+        return Fault(kind="empty_choices", message=f"the reply holds no message{detail and f': {shown(detail)}'}")
+    content, reason = _texts(message.get("content")), choice.get("finish_reason")
+    if not content and isinstance(message.get("refusal"), str):
+        content, reason = message["refusal"], "refusal"
+    if not content and (thoughts := _texts(message.get("reasoning_content") or message.get("reasoning"))):
+        content = f"<think>{thoughts}"
     usage = data.get("usage")
     usage = usage if isinstance(usage, dict) else {}
+    prompt_tokens = _count(usage.get("prompt_tokens"))
+    # Some leave the tokens of thinking, which are paid for, to the total.
+    completion_tokens = max(_count(usage.get("completion_tokens")), _count(usage.get("total_tokens")) - prompt_tokens)
     return Reply(
-        content=content if isinstance(content, str) else None,
+        content=content,
         finish_reason=reason if isinstance(reason, str) else None,
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens if prompt_tokens else _count(usage.get("completion_tokens")),
+        model=data["model"] if isinstance(data.get("model"), str) else "",
     )
+
+
+def error_text(answer: Any) -> str:
+    """The message in an error's body, or the body; "" where there is none."""
+    if isinstance(answer, str):
+        try:
+            answer = parse_json(answer)
+        except (ValueError, RecursionError):
+            return answer
+    found = answer
+    for name in ("error", "message", "detail"):
+        if isinstance(found, list) and found:
+            found = found[0]
+        found = found.get(name, found) if isinstance(found, dict) else found
+    return found if isinstance(found, str) else json.dumps(answer) if found else ""
+
+
+def _texts(content: Any) -> str | None:
+    """The text of a message: as it is, or the parts of a list that are text, without those that are thinking."""
+    if isinstance(content, list):
+        parts = [
+            part for part in content if isinstance(part, dict) and part.get("type", "text") in ("text", "output_text")
+        ]
+        return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+    return content if isinstance(content, str) else None
 
 
 def _count(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Secrets
 
 
 def read_key(variable: str) -> str:
@@ -264,26 +343,5 @@ def read_key(variable: str) -> str:
             where="critic.api_key_env",
             hint=f"export {variable}=..., or drop api_key_env if the server needs no key",
         )
+    keep_secret(key)
     return key
-
-
-def secrets_of(key: str, urls: Sequence[str]) -> list[str]:
-    """What must never be written: the key and the passwords in URLs. Very short ones would blot out common text."""
-    return [text for text in (key, *map(_password, urls)) if len(text) >= 6]
-
-
-def redacted(text: str, secrets: Sequence[str]) -> str:
-    """Text from a server without our secrets, which a server may echo."""
-    for secret in secrets:
-        text = text.replace(secret, "[redacted]")
-    return text
-
-
-def redact_url(url: str) -> str:
-    """The URL without ``user:password@``."""
-    return _USERINFO.sub("//", url)
-
-
-def _password(url: str) -> str:
-    match = _USERINFO.search(url)
-    return match.group(0)[2:-1].partition(":")[2] if match else ""

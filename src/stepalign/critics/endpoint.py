@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 from stepalign.config import CriticSection
 from stepalign.critics.budget import Ledger
 from stepalign.critics.cache import ReplyCache, content_key, owner_name
-from stepalign.critics.chat import Fault, Reply, Server, read_key, redact_url, redacted, secrets_of
+from stepalign.critics.chat import Fault, Reply, Server, read_key
 from stepalign.critics.servers import RetryPolicy, Servers, Slots
-from stepalign.errors import ConfigError
+from stepalign.errors import ConfigError, EndpointError
 from stepalign.feedback.critique import (
     CRITIQUE_SCHEMA,
     CUT,
@@ -32,6 +32,7 @@ from stepalign.feedback.critique import (
     parse_structured_critique,
 )
 from stepalign.feedback.prompts import load_template
+from stepalign.outside import redact_url, shown
 from stepalign.records import Attempt, Critique, CritiqueForm
 
 logger = logging.getLogger("stepalign.critic")
@@ -112,16 +113,17 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
             "top_p": None,
             "seed": None,
             "max_tokens": section.max_tokens,
-            "extra_body": {},
+            "extra_body": section.extra_body,
             "structured": self._structured,
         }
         key = "" if section.cache_only else read_key(section.api_key_env)
-        self._secrets = secrets_of(key, section.base_urls)
         reached = () if section.cache_only else section.base_urls
-        self._policy = policy or RetryPolicy()
+        self._policy, self._announce = policy or RetryPolicy(), announce
         self._slots = Slots(section.concurrency)
         self._servers = Servers(
-            [Server(url, key, secrets=self._secrets, attempt_timeout=section.attempt_timeout) for url in reached],
+            [Server(url, key, attempt_timeout=section.attempt_timeout, announce=announce) for url in reached],
+            asked=section.model,
+            answers_as=section.answers_as,
             slots=self._slots,
             policy=self._policy,
             announce=announce,
@@ -171,13 +173,31 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         return self._background.run(self._critique(attempt.rollout_id, messages))
 
     def check(self) -> None:
-        """Make sure that one server answers and knows the model; those that do not are named in the log.
+        """Send each server a request as the run sends them, about a small problem, once for each cache.
+
+        Servers that refuse it are announced. The request is neither in the ledger nor under the budget.
 
         Raises:
-            EndpointError: no server answers, the key is refused, or none serves the model.
+            EndpointError: no server answers, the key or the request is refused, another model answers, or a budget in
+                tokens is set and the server counts none.
         """
-        if not self._section.cache_only:
-            self._background.run(self._servers.check(self.name)).result()
+        if self._section.cache_only or self.ledger.spent:
+            return
+        attempt = "<step_1> 2 + 3 = 6\n<answer> 6"
+        small = {"question": "2 + 3", "attempt": attempt, "answer": "5", "solution": "2 + 3 = 5"}
+        messages = self._messages(**small, truncated=False)
+        fields = self._request_fields(messages, self._section.max_tokens)
+        keys = {redact_url(url): content_key({**fields, "server": redact_url(url)}) for url in self._section.base_urls}
+        known = [label for label, key in keys.items() if self.cache is not None and self.cache.get(key)]
+        for label, reply in self._background.run(self._servers.check(fields, known=known)).result().items():
+            has_budget = self._section.token_budget is not None or self._section.cost_budget is not None
+            if has_budget and not reply.prompt_tokens + reply.completion_tokens:
+                hint = "drop critic.token_budget and critic.cost_budget"
+                raise EndpointError("the server does not count tokens: no budget can hold", where=label, hint=hint)
+            if reason := self._parse(reply).reason:
+                self._announce(f"critic: the first reply cannot be used: {reason}; it begins {reply.content!r:.100}")
+            if self.cache is not None:
+                self.cache.put(keys[label], asdict(reply))
 
     def close(self) -> None:
         """Cancel calls under way, close connections and the cache, end the thread. May be called twice."""
@@ -197,7 +217,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
             outcome = await self._outcome(messages)
         except Exception as error:  # a fault of this client is a failed critique: it neither ends the run nor judges
             logger.debug("critique of %s failed inside the client", rollout_id, exc_info=True)
-            reason = f"client error: {type(error).__name__}: {redacted(str(error), self._secrets)[:200]}"
+            reason = shown(f"client error: {type(error).__name__}: {error}")[:200]
             outcome = _Outcome(reason=reason)
         critique = self._record(rollout_id, outcome)
         self.ledger.enter(critique)
@@ -279,6 +299,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
                     if parsed.status == "ok" or asked_again >= _MALFORMED_RETRIES or not can_change:
                         break
                     asked_again += 1
+                    self.ledger.asked_again["cut at max_tokens" if cut else "without a usable text"] += 1
                     max_tokens *= 2 if cut else 1
                     continue
                 empty += 1
@@ -301,12 +322,15 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         )
 
     def _request_fields(self, messages: list[dict[str, str]], max_tokens: int) -> dict[str, Any]:
-        fields: dict[str, Any] = {"model": self.name, "messages": messages, "max_tokens": max_tokens}
-        fields |= {"temperature": self._section.temperature}
+        """The body of a request. ``extra_body`` wins; its limit of tokens grows for a second try as ours does."""
+        extra = self._section.extra_body
+        fields: dict[str, Any] = {"model": self.name, "messages": messages, "temperature": self._section.temperature}
         if self._structured:
             schema = {"name": "critique", "schema": CRITIQUE_SCHEMA, "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return fields
+        limit = next((name for name in ("max_completion_tokens", "max_tokens") if name in extra), "max_tokens")
+        first = extra.get(limit, self._section.max_tokens)
+        return fields | extra | {limit: first * max_tokens // self._section.max_tokens}
 
     def _parse(self, reply: Reply) -> ParsedCritique:
         if self._form in ("hint", "comment"):

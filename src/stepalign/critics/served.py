@@ -8,10 +8,11 @@ from typing import Any
 
 from stepalign.config import Config, CriticSection, changed
 from stepalign.critics import CACHE, CRITIC_PROMPTS, LEDGER, critic_prompt
-from stepalign.critics.chat import list_models, redact_url
+from stepalign.critics.chat import list_models
 from stepalign.critics.endpoint import EndpointCritic
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent, warning
+from stepalign.outside import redact_url
 from stepalign.records import CritiqueForm
 
 

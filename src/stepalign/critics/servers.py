@@ -8,19 +8,39 @@ for a server costs a call no attempt, so an outage shorter than the timeout of a
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
+import re
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stepalign.critics.budget import Ledger
 from stepalign.critics.chat import Fault, Reply, Server
-
-logger = logging.getLogger("stepalign.critic")
+from stepalign.errors import EndpointError
+from stepalign.outside import shown
 
 _POLL_SECONDS = 0.5
+_SLOW_SECONDS = 10.0
+"""A failed request that took so long is reported at once, others together."""
+_REPORT_SECONDS = 30.0
+_CHECK_ATTEMPTS, _CHECK_SECONDS = 3, 120.0
+_HINTS = (
+    (re.compile(r"response_format|json_schema|guided|grammar", re.I), "--set critic.structured=false"),
+    (re.compile(r"temperature", re.I), "--set critic.temperature=NUMBER, one that the model takes"),
+    (re.compile(r"max_tokens|context length|too many tokens", re.I), "--set critic.max_tokens=NUMBER, a smaller one"),
+    (re.compile(r"system", re.I), "--set prompts.critic=FILE, a template without the block system"),
+)
+"""Words of a refusal -> the change that mends it."""
+_NAME_OR_URL = "check the name of the model, and the URL: it ends in /v1 for most servers"
+_SNAPSHOT = re.compile(r"[-:@](?:latest|v\d+|\d{3,}[\d-]*)")
+
+
+def is_same_model(asked: str, named: str) -> bool:
+    """Whether a reply's name of its model is the one asked: without folders, and up to a snapshot's date or tag."""
+    plain = (re.split(r"[/\\]", name.lower())[-1].removesuffix(".gguf") for name in (asked, named))
+    one, other = sorted(plain, key=len)
+    return one == other or (other.startswith(one) and _SNAPSHOT.fullmatch(other[len(one) :]) is not None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,19 +182,30 @@ class Slots:
 
 
 class Servers:
-    """The servers with their health."""
+    """The servers with their health.
+
+    Args:
+        asked: the model's name in requests.
+        answers_as: its name in replies, where that is another one.
+        announce: gets a line for trouble: an outage and its end, a refusal, and now and then the failed requests.
+    """
 
     def __init__(
         self,
         servers: Sequence[Server],
         *,
+        asked: str,
+        answers_as: str,
         slots: Slots,
         policy: RetryPolicy,
         announce: Callable[[str], None],
         ledger: Ledger,
     ) -> None:
         self._servers = {server: Health(policy, announce) for server in servers}
-        self._slots, self._ledger = slots, ledger
+        self._asked, self._names = asked, [name for name in (asked, answers_as) if name]
+        self._slots, self._policy, self._ledger, self._announce = slots, policy, ledger, announce
+        self._refusals: set[int | None] = set()
+        self._reported, self._reported_at, self._last_fault = 0, -1.0, ""
 
     async def attempt(self, fields: Mapping[str, Any], deadline: float) -> Reply | Fault | None:
         """One HTTP request to the least loaded server; None when none took the call before the deadline.
@@ -186,42 +217,101 @@ class Servers:
         server = await self._free_server(deadline)
         if server is None:
             return None
-        health, sent = self._servers[server], clock()
-        health.started(sent)
-        result: Reply | Fault = Fault(kind="cancelled", message="")
+        health = self._servers[server]
+        health.started(clock())
         try:
-            result = await server.chat(fields, deadline - sent)
+            result = await self._ask(server, fields, deadline - clock())
         finally:
             health.in_flight -= 1
-            self._book(server, result, clock() - sent)
-        logger.debug("%s: %s, %.2f s", server.label, getattr(result, "message", "reply"), clock() - sent)
         if isinstance(result, Reply):
             health.answered(clock())
             self._slots.raise_limit()
             return result
         if result.kind == "rate_limit":
             self._slots.lower_limit(clock())
+        if result.kind == "client" and result.status not in self._refusals:
+            self._refusals.add(result.status)
+            self._announce(f"critic refuses a request: {result.message}; critiques that are refused never come")
         health.failed(result, clock(), alone=len(self._servers) == 1)
         if result.retry_after is not None and any(other.rests_until <= clock() for other in self._servers.values()):
             return replace(result, retry_after=None)  # another server may take it at once
         return result
 
-    async def check(self, model: str) -> None:
-        """Make sure that one server answers and knows the model; the others are named in the log.
+    async def check(self, fields: Mapping[str, Any], *, known: Collection[str]) -> dict[str, Reply]:
+        """Replies to a request of the run, by server: one must take it; those that do not are announced.
+
+        The request is not entered in the ledger.
+
+        Args:
+            known: labels of servers that have taken the request before; they are asked for their models only.
 
         Raises:
-            EndpointError: none does.
+            EndpointError: no server takes it.
         """
-        answers = await asyncio.gather(*(server.check(model) for server in self._servers))
-        faults = [answer for answer in answers if answer is not None]
+        asked = [self._check(server, None if server.label in known else fields) for server in self._servers]
+        answers = dict(zip((server.label for server in self._servers), await asyncio.gather(*asked), strict=True))
+        faults = [answer for answer in answers.values() if isinstance(answer, EndpointError)]
         if len(faults) == len(answers):
             raise faults[0]
         for fault in faults:
-            logger.warning("%s (%s); going on with the other critic servers", fault.what, fault.where)
+            self._announce(f"{fault.what} ({fault.where}); going on with the other critic servers")
+        return {label: answer for label, answer in answers.items() if isinstance(answer, Reply)}
 
     async def close(self) -> None:
+        """Close the connections; requests that failed since the last report are reported."""
+        if self._ledger.trouble > self._reported:
+            self._report()
         for server in self._servers:
             await server.close()
+
+    async def _check(self, server: Server, fields: Mapping[str, Any] | None) -> EndpointError | Reply | None:
+        """A refusal, or a stranger's reply, is an error. Another fault is one only where the model is not listed."""
+        served = await server.models()
+        if isinstance(served, EndpointError) or fields is None:
+            return served if isinstance(served, EndpointError) else None
+        attempts = 0
+        while True:
+            result = self._of_asked(await server.chat(fields, _CHECK_SECONDS))
+            attempts += 1
+            if isinstance(result, Reply) or result.kind == "rate_limit":
+                return result if isinstance(result, Reply) else None
+            if result.kind == "timeout" or not result.retryable or attempts == _CHECK_ATTEMPTS:
+                break
+            await asyncio.sleep(self._policy.backoff(attempts))
+        listed = self._asked in served
+        if listed and result.kind not in ("client", "other_model"):
+            self._announce(f"critic lists {self._asked!r} and gives no reply yet: {result.message}")
+            return None
+        hint = f"it serves {', '.join(served[:5])}" if served and not listed else _NAME_OR_URL
+        what = f"the critic does not serve {self._asked!r}"
+        if result.kind == "other_model":
+            hint = "correct critic.model; for a server that answers in another name: --set critic.answers_as=NAME"
+        elif listed and result.status != 404:
+            what = "the critic refuses a request of the run"
+            hint = next((hint for words, hint in _HINTS if words.search(result.message)), "see docs/critics.md")
+        return EndpointError(f"{what}: {result.message}", where=server.label, hint=hint)
+
+    def _of_asked(self, result: Reply | Fault) -> Reply | Fault:
+        """A reply by another model than the one asked is a fault."""
+        if isinstance(result, Fault) or not result.model:
+            return result
+        if any(is_same_model(name, result.model) for name in self._names):
+            return result
+        who = shown(result.model)[:100]
+        return Fault(kind="other_model", message=f"the reply is by {who!r}, asked was {self._asked!r}")
+
+    async def _ask(self, server: Server, fields: Mapping[str, Any], time_left: float) -> Reply | Fault:
+        """One request, entered in the ledger."""
+        clock = asyncio.get_running_loop().time
+        sent, paid = clock(), (0, 0)
+        result: Reply | Fault = Fault(kind="cancelled", message="cancelled")
+        try:
+            reply = await server.chat(fields, time_left)
+            paid = (reply.prompt_tokens, reply.completion_tokens) if isinstance(reply, Reply) else paid
+            result = self._of_asked(reply)
+            return result
+        finally:
+            self._book(server, result, clock() - sent, paid)
 
     async def _free_server(self, deadline: float) -> Server | None:
         """The least loaded server that is not resting, as soon as there is one."""
@@ -236,9 +326,30 @@ class Servers:
                 return None
             await asyncio.sleep(max(0.001, min(wait, _POLL_SECONDS)))  # a rest may end early
 
-    def _book(self, server: Server, result: Reply | Fault, seconds: float) -> None:
-        if isinstance(result, Reply):
-            spent = (result.prompt_tokens, result.completion_tokens)
-            self._ledger.book(server.label, seconds, prompt_tokens=spent[0], completion_tokens=spent[1])
-        else:
-            self._ledger.book(server.label, seconds, fault=result.kind, status=result.status)
+    def _book(self, server: Server, result: Reply | Fault, seconds: float, paid: tuple[int, int]) -> None:
+        fault = result if isinstance(result, Fault) else None
+        self._ledger.book(
+            server.label,
+            seconds,
+            fault=fault.kind if fault else "",
+            status=fault.status if fault else None,
+            prompt_tokens=paid[0],
+            completion_tokens=paid[1],
+        )
+        now = asyncio.get_running_loop().time()
+        self._last_fault = fault.message if fault else self._last_fault
+        self._reported_at = now if self._reported_at < 0 else self._reported_at
+        patience = _SLOW_SECONDS if fault and seconds >= _SLOW_SECONDS else _REPORT_SECONDS
+        if self._ledger.trouble > self._reported and now - self._reported_at >= patience:
+            self._reported_at = now
+            self._report()
+
+    def _report(self) -> None:
+        """One line with the counts of the run so far."""
+        ledger, self._reported = self._ledger, self._ledger.trouble
+        parts = []
+        if failed := sum(ledger.faults.values()):
+            kinds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in ledger.faults.most_common())
+            parts = [f"{failed} of {ledger.attempts} requests failed ({kinds})", f"the last: {self._last_fault}"]
+        parts += [f"{count} replies {reason} were asked for again" for reason, count in ledger.asked_again.items()]
+        self._announce(f"critic: {'; '.join(part for part in parts if part != 'the last: ')}")

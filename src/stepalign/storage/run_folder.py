@@ -27,7 +27,16 @@ from stepalign.storage.files import write_atomically, write_json
 RECORDS = ("rollouts", "critiques", "contexts", "metrics", "evaluations")
 
 
-_REACHING = ("base_urls", "api_key_env", "concurrency", "timeout", "attempt_timeout", "cache", "cache_only")
+_REACHING = (
+    "base_urls",
+    "answers_as",
+    "api_key_env",
+    "concurrency",
+    "timeout",
+    "attempt_timeout",
+    "cache",
+    "cache_only",
+)
 _SPENDING = ("token_budget", "cost_budget")
 _GATES = ("pass_rate_above", "average_above", "average_below", "formatted_above", "critic_solves", "test_share")
 MAY_CHANGE = frozenset(
@@ -241,7 +250,7 @@ def versions() -> dict[str, Any]:
     """What ran: package, revision, interpreter, libraries, platform."""
     import importlib.metadata
 
-    libraries = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "openai")
+    libraries = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "httpx2")
     found: dict[str, Any] = {"stepalign": stepalign.__version__, "revision": _revision()}
     found["python"], found["platform"] = platform.python_version(), platform.platform()
     for library in libraries:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepalign.config import TrainingSection
+from stepalign.config import TrainingSection, without_passwords
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, warning
 from stepalign.storage.jsonl import read_json_lines
@@ -219,7 +219,7 @@ def open_trackers(
     trackers = Trackers(listener)
     wanted = _wanted(section)
     if wanted:
-        config = json.loads(re.sub(r"//[^/@\s\"]*@", "//", json.dumps(settings)))
+        config = without_passwords(dict(settings))
         identity = _identity(section, folder)
         run = TrackedRun(project=section.project, **identity, folder=folder, first_step=first_step, config=config)
         for name in wanted:

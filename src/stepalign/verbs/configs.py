@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlencode
 
 from stepalign.config import Config, Settings, changed, load_config, parse_settings
 from stepalign.domains.table import recipe_of
 from stepalign.errors import ConfigError
+from stepalign.outside import split_url
 
 # A file's question is the whole question: nothing is added to it unless a recipe says so.
 PLAIN_PROMPTS = {
@@ -85,7 +86,10 @@ def config_with_critic(
     given, base = parse_settings(settings or ()), of_run or load_config(None)
     keys: dict[str, Any] = {"critic.model": model} if model else {}
     if critic.startswith(("http://", "https://")):
-        keys |= {"critic.kind": "endpoint", "critic.base_urls": [_api_address(url) for url in critic.split(",")]}
+        keys |= {
+            "critic.kind": "endpoint",
+            "critic.base_urls": [_api_address(url) for url in re.split(r",\s*(?=https?://)", critic)],
+        }
     elif critic == "programmatic":
         keys["critic.kind"] = "programmatic"
     elif re.fullmatch(r"[\w.-]+:\d{1,5}(/.*)?", critic):
@@ -111,8 +115,15 @@ def config_with_critic(
 
 def _api_address(url: str) -> str:
     """A bare host stands for its ``/v1``, where OpenAI-compatible servers have their interface."""
-    parts = urlsplit(url.strip())
-    return urlunsplit(parts._replace(path="/v1")) if parts.path in ("", "/") else url.strip()
+    try:
+        address = split_url(url)
+    except ValueError:
+        return url  # the critic says what is wrong with it
+    scheme, _, host = address.url.partition("://")
+    if "/" in host:
+        return url.strip()
+    user, query = f"{address.user}@" if address.user else "", f"?{urlencode(address.query)}" if address.query else ""
+    return f"{scheme}://{user}{host}/v1{query}"
 
 
 def parse_pairs(text: str) -> dict[str, str]:
