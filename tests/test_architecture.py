@@ -171,6 +171,7 @@ _COMMANDS = (
         "lab",
         "critique",
         "report",
+        "serve",
         "warmstart",
     ),
 )

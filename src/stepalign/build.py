@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepalign.config import Config, ModelSection, changed
+from stepalign.config import Config, ModelSection, SamplingSection, changed
 from stepalign.critics import Critic
 from stepalign.domains.domain import Truth
 from stepalign.domains.math.grading import Grader, canonical_answer
@@ -94,6 +94,7 @@ class Session:
 
     def close(self) -> None:
         self.grader.close()
+        getattr(self.sampler, "close", lambda: None)()  # what a sampler has written for its servers
 
 
 def open_session(config: Config, listener: Listener = silent) -> Session:
@@ -103,7 +104,6 @@ def open_session(config: Config, listener: Listener = silent) -> Session:
         ConfigError: anything that the recipe got wrong.
     """
     from stepalign.models.load import dtype_of, limit_threads
-    from stepalign.models.sampling.local import LocalSampler
 
     model, solver = config.model, recipe_solver(config)
     listener(line(f"solver {model.path} on {solver.device} in {dtype_of(solver)}"))
@@ -112,8 +112,27 @@ def open_session(config: Config, listener: Listener = silent) -> Session:
         solver = with_lora(solver, config)
     if model.gradient_checkpointing:
         solver.model.activation_checkpointing_enable()
-    sampler = LocalSampler(solver, max_batch_tokens=config.sampling.max_batch_tokens)
-    return Session(config, solver, sampler, make_prompts(config, solver), make_grader(config.data))
+    return Session(
+        config, solver, make_sampler(config.sampling, solver), make_prompts(config, solver), make_grader(config.data)
+    )
+
+
+def make_sampler(section: SamplingSection, solver: Solver) -> Sampler:
+    """The sampler that a recipe names. Raises ConfigError for an address that is none."""
+    if section.engine == "local":
+        from stepalign.models.sampling.local import LocalSampler
+
+        return LocalSampler(solver, max_batch_tokens=section.max_batch_tokens)
+    from stepalign.models.sampling.vllm import VllmSampler
+
+    return VllmSampler(
+        section.base_urls,
+        solver.model,
+        solver.end_ids,
+        way=section.sync,
+        folder=section.sync_folder,
+        timeout=section.timeout,
+    )
 
 
 def find_truth(config: Config, solver: Solver) -> Truth | None:
@@ -172,6 +191,7 @@ def make_run(
     from stepalign.training.health import Guards
     from stepalign.training.learner import Learner
     from stepalign.training.loop import Run
+    from stepalign.training.mismatch import SamplerCheck
     from stepalign.training.teacher import Teacher
     from stepalign.training.trackers import open_trackers
 
@@ -211,6 +231,9 @@ def make_run(
         folder=folder,
         solver=solver,
         sampler=session.sampler,
+        sampler_check=None
+        if sampling.engine == "local"
+        else SamplerCheck(solver, session.sampler, sampling.temperature, sampling.check_steps, listener),
         stream=stream,
         learner=Learner(
             solver,

@@ -335,6 +335,24 @@ def report(
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="A model as in model.path: a folder, a Hub name, embedded:arithmetic.")],
+    only_print: Annotated[bool, typer.Option("--print", help="Print the server's command, and do not run it.")] = False,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    python: Annotated[str, typer.Option("--python", help="Interpreter of the environment that has vLLM.")] = "python3",
+    length: Annotated[int, typer.Option("--max-model-len", help="Tokens of prompt and completion.", min=1)] = 4096,
+    lora_rank: Annotated[int, typer.Option("--lora-rank", help="Of the largest adapter.", min=1)] = 64,
+) -> None:
+    """Run a vLLM server that sampling.engine = "vllm" draws rollouts from."""
+    from stepalign.verbs.serve import run, server_command
+
+    command = server_command(model, port=port, python=python, max_model_len=length, lora_rank=lora_rank)
+    if only_print:
+        return print(command)
+    raise typer.Exit(run(command))
+
+
+@app.command()
 def warmstart(
     out: OutFolder,
     seed: Annotated[int, typer.Option("--seed", help="Another solver: other first weights, other weak facts.")] = 1,

@@ -43,11 +43,13 @@ MAY_CHANGE = frozenset(
     [
         *(f"critic.{key}" for key in (*_REACHING, *_SPENDING)),
         *(f"selection.{key}" for key in _GATES),
+        *(f"sampling.{key}" for key in ("base_urls", "sync_folder", "timeout", "check_steps")),
         *("compare.launcher", "compare.processes"),
     ]
 )
 """What may change when the work goes on: how the critic is reached and what it may cost, not what it says; where the
-gates of a selection stand, not what is measured for them; how the runs of a comparison are started."""
+gates of a selection stand, not what is measured for them; where rollout servers are; how the runs of a comparison are
+started."""
 
 
 def as_before(config: Config, folder: Path) -> Config:

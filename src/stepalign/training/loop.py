@@ -34,6 +34,7 @@ from stepalign.storage.run_folder import RunFolder
 from stepalign.training import checkpoint as checkpoints
 from stepalign.training.health import Guards
 from stepalign.training.learner import Learner
+from stepalign.training.mismatch import SamplerCheck
 from stepalign.training.teacher import Teacher
 from stepalign.training.trackers import Trackers
 from stepalign.waiting import wait_for
@@ -109,6 +110,8 @@ class Run:
     folder: RunFolder
     solver: Solver
     sampler: Sampler
+    sampler_check: SamplerCheck | None
+    """For samplers that hold weights of their own."""
     stream: Stream
     learner: Learner
     teacher: Teacher
@@ -152,7 +155,8 @@ class Run:
             self._book_feedback(batch.feedback_seconds)
             self.stop_if_asked()
             with self.timed("learning"):
-                numbers = self.learner.update(batch.samples, self.teacher, self.progress.step)
+                checked = self.sampler_check(batch, self.progress.step) if self.sampler_check else {}
+                numbers = checked | self.learner.update(batch.samples, self.teacher, self.progress.step)
             self.progress.step += 1
             self.publish_weights()
             self.record(batch, numbers)

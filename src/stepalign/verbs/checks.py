@@ -138,6 +138,17 @@ def grader(inputs: Inputs) -> None:
         make_grader(inputs.config.data).close()
 
 
+def rollout_servers(inputs: Inputs) -> None:
+    """Servers are named where they draw, and only there."""
+    section = inputs.config.sampling
+    if (section.engine == "vllm") != bool(section.base_urls):
+        raise ConfigError(
+            "rollouts from servers need their addresses, and addresses need the engine that asks them",
+            where="sampling.engine, sampling.base_urls",
+            hint='--set sampling.engine=vllm --set sampling.base_urls=["http://127.0.0.1:8000/v1"]',
+        )
+
+
 def number_format(inputs: Inputs) -> None:
     """No float16, where small gradients vanish; a warning where bfloat16 would swallow the updates."""
     model, training = inputs.config.model, inputs.config.training
@@ -236,6 +247,7 @@ CHECKS = (
     Check("the model is there", False, model_is_there),
     Check("the checkpoint rule has a choice", False, checkpoint_rule),
     Check("problems have what the condition shows", False, material),
+    Check("rollout servers are named", False, rollout_servers),
     Check("the grader starts", False, grader),
     Check("the number format can be trained", True, number_format),
     Check("questions fit the model's context", True, question_lengths),

@@ -1,0 +1,120 @@
+"""One vLLM server over HTTP: what is known of it, one request, and the calls by which it takes new weights."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+
+from stepalign.errors import EndpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Fault(Exception):  # noqa: N818 - not an error yet: another server, or the same one later, may answer
+    """A request that did not succeed, worth another try."""
+
+
+@dataclass(slots=True)
+class Server:
+    """One vLLM server, as far as it is known."""
+
+    url: str
+    """Without ``/v1``."""
+    label: str
+    """The same without a password."""
+    in_flight: int = 0
+    """Completions that it is drawing for us."""
+    model: str = ""
+    """Name of its base model; "" before it was asked."""
+    context_length: int | None = None
+    holds: set[str] = field(default_factory=set)
+    """Names of our versions that it has."""
+    syncing: bool = False
+    link: Any = None
+    """What a way keeps for it."""
+    rests_until: float = 0.0
+    failures: int = 0
+    """In a row."""
+
+    def forget(self) -> None:
+        """It may be another process by now."""
+        self.model, self.link = "", None
+        self.holds.clear()
+
+
+@dataclass(slots=True)
+class Policy:
+    """One version of the weights, as servers get to know it."""
+
+    name: str
+    """Unique to this process: a server never takes another run's weights for ours."""
+    version: int
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    folder: Path | None = None
+    """Where they are written, for ways that hand over files."""
+    users: int = 0
+    """Calls that draw from it."""
+
+
+async def ask(client: httpx2.AsyncClient, method: str, server: Server, path: str, **fields: Any) -> httpx2.Response:
+    """One request, whatever its status. Raises Fault without an answer, or with one that says the server is ill."""
+    try:
+        reply = await client.request(method, server.url + path, **fields)
+    except httpx2.TransportError as error:
+        raise Fault(f"{server.label} does not answer ({type(error).__name__})") from None
+    if reply.status_code >= 500 or reply.status_code == 429:
+        raise Fault(f"{server.label}{path} answers HTTP {reply.status_code}: {one_line(reply.text)}")
+    return reply
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+async def weight_version(client: httpx2.AsyncClient, server: Server) -> str | None:
+    """The label of the weights that a server holds; None where it has no such route."""
+    reply = await ask(client, "GET", server, "/weight_info")
+    return str(reply.json().get("weight_version")) if reply.status_code == 200 else None
+
+
+async def offers(client: httpx2.AsyncClient, server: Server, path: str) -> bool:
+    """Whether a server has a route that takes POST: it refuses GET there, and knows no route elsewhere."""
+    return (await ask(client, "GET", server, path)).status_code == 405
+
+
+def cannot(server: Server, what: str) -> EndpointError:
+    hint = "stepalign serve MODEL --print shows how it is started"
+    return EndpointError(f"the rollout server cannot {what}", where=server.label, hint=hint)
+
+
+Action = Callable[[], Awaitable[None]]
+
+
+async def transfer(client: httpx2.AsyncClient, server: Server, policy: Policy, connect: Action, update: Action) -> None:
+    """Put new weights in the place of a server's own. Its requests have ended, and what they had cached is dropped.
+
+    The calls belong together; after a failure between them all of them are made again.
+    """
+    if not await offers(client, server, "/update_weights"):
+        raise cannot(server, "take new weights while it runs")
+    await ask(client, "POST", server, "/pause", params={"mode": "keep"}, json={})
+    try:
+        await connect()
+        await post(client, server, "/start_weight_update", is_checkpoint_format=True)
+        await update()
+        await post(client, server, "/finish_weight_update", weight_version=policy.name)
+        await ask(client, "POST", server, "/reset_prefix_cache", json={})
+    finally:
+        await ask(client, "POST", server, "/resume", json={})
+
+
+async def post(client: httpx2.AsyncClient, server: Server, path: str, **body: Any) -> None:
+    """One call of a transfer. Raises Fault, and EndpointError where it is refused."""
+    reply = await ask(client, "POST", server, path, json=body)
+    if reply.status_code != 200:
+        raise cannot(server, f"take new weights: {path} answers {one_line(reply.text)}")
