@@ -17,7 +17,7 @@ from stepalign.domains.domain import Truth
 from stepalign.domains.math.grading import Grader, canonical_answer
 from stepalign.domains.table import find_domain, make_grader, make_programmatic_critic
 from stepalign.errors import ConfigError
-from stepalign.evaluation.evaluate import EvaluatedProblem, metric_rows, metrics_of, sample_and_grade
+from stepalign.evaluation.evaluate import EvaluatedProblem, OnGraded, metric_rows, metrics_of, sample_and_grade
 from stepalign.events import Listener, line, silent
 from stepalign.feedback import designs
 from stepalign.feedback.prompts import Template, load_template
@@ -58,7 +58,9 @@ class Session:
             tokenizer=self.solver.tokenizer, sampler=self.sampler, environment=environment, grader=self.grader
         )
 
-    def attempt(self, problems: Sequence[Problem], num_samples: int, seed: int) -> list[list[Rollout]]:
+    def attempt(
+        self, problems: Sequence[Problem], num_samples: int, seed: int, on_graded: OnGraded = lambda *_: None
+    ) -> list[list[Rollout]]:
         """Graded rollouts as the evaluation draws them."""
         return wait_for(
             self.maker.attempt(
@@ -67,6 +69,7 @@ class Session:
                 temperature=self.config.evaluation.temperature,
                 max_tokens=self.config.evaluation_length,
                 seed=seed,
+                on_graded=on_graded,
             )
         )
 

@@ -315,7 +315,7 @@ def test_completions_with_any_line_separator_are_read_again(tmp_path: Path) -> N
     problems = [Problem(problem_id=str(i), question="q", answer="1") for i in range(len(texts))]
     calls: list[int] = []
 
-    def attempt(chunk, num_samples, seed):
+    def attempt(chunk, num_samples, seed, on_graded):
         calls.append(len(chunk))
         return [[wrong_rollout(problem, texts[int(problem.problem_id)])] * num_samples for problem in chunk]
 
@@ -334,7 +334,7 @@ def test_an_evaluation_that_was_killed_while_writing_goes_on_with_whole_chunks(t
     problems = [Problem(problem_id=str(i), question="q", answer="1") for i in range(300)]
     seeds: list[int] = []
 
-    def attempt(chunk, num_samples, seed):
+    def attempt(chunk, num_samples, seed, on_graded):
         seeds.append(seed)
         return [[wrong_rollout(problem, f"text {problem.problem_id}")] * num_samples for problem in chunk]
 

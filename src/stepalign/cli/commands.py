@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from stepalign.cli.options import DryRun, OutFile, OutFolder, Recipe, Resume, Set, say, working
+from stepalign.cli.options import DryRun, OutFile, OutFolder, Recipe, Resume, SamplesFile, Set, say, working
 from stepalign.errors import ConfigError
 from stepalign.events import line, progress
 
@@ -96,6 +96,7 @@ def evaluate(
     out: OutFile,
     n: Annotated[int, typer.Option("--n", help="Completions per problem.", min=1)] = 12,
     recipe: Annotated[str, typer.Option("--recipe", help="Prompts and sampling come from this recipe.")] = "",
+    samples: SamplesFile = None,
     settings: Set = None,
 ) -> None:
     """Pass@k, Maj@k and Avg@k with intervals, completion length and truncation; completions lie beside the numbers."""
@@ -110,9 +111,10 @@ def evaluate(
         f"temperature {config.evaluation.temperature:g} (from {source}; --recipe or --set change it)"
     )
     with working(resume="") as display:
-        result = evaluate_model(config, problems, out, listener=display)
+        result = evaluate_model(config, problems, out, display, samples)
     say(headline(result["metrics"]))
-    say(f"{result['num_problems']} problems x {result['num_samples']} completions; numbers: {out}")
+    say(f"{result['num_problems']} problems x {result['num_samples']} completions: {result['samples']}")
+    say(f"numbers: {out}")
 
 
 @app.command()

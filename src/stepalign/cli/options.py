@@ -39,6 +39,10 @@ def _file(path: Path | None) -> Path | None:
 Recipe = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe (arithmetic, gsm8k, ...).")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for everything that is written.", callback=_folder)]
 OutFile = Annotated[Path, typer.Option("--out", help="File for what is written.", callback=_file)]
+SamplesFile = Annotated[
+    Path | None,
+    typer.Option("--samples", help="JSON lines for the completions; beside the numbers by default.", callback=_file),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key; null unsets it.")
 ]

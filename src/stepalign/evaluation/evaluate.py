@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from stepalign.evaluation.statistics import bootstrap_mean
 from stepalign.events import Listener, progress, silent
 from stepalign.records import FinishReason, Problem, Rollout, Verdict
 from stepalign.storage import jsonl
+from stepalign.storage.files import write_atomically
 
 CHUNK = 256
-"""Problems sampled in one call; a finished chunk survives an interruption."""
+"""Problems sampled in one call, from a seed of its own."""
 
-
-AttemptFunction = Callable[[Sequence[Problem], int, int], list[list[Rollout]]]
-"""(problems, num_samples, seed) -> graded rollouts per problem."""
+OnGraded = Callable[[int, list[Rollout]], None]
+"""Called with (problem index, its rollouts) as soon as all its completions are graded."""
+AttemptFunction = Callable[[Sequence[Problem], int, int, OnGraded], list[list[Rollout]]]
+"""(problems, num_samples, seed, on_graded) -> graded rollouts per problem."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +37,9 @@ class EvaluatedProblem:
     """Tokens that the solver sampled."""
     finish_reasons: tuple[FinishReason, ...]
     texts: tuple[str, ...]
+    question: str = ""
+    answer: str = ""
+    """The expected answer. Both for the reader of the file; folders of earlier versions have neither."""
 
     def graded(self) -> list[GradedCompletion]:
         """As the metrics take them."""
@@ -55,30 +60,44 @@ def sample_and_grade(
     file: Path | None = None,
     listener: Listener = silent,
 ) -> list[EvaluatedProblem]:
-    """Sample and grade every problem; with a file, finished problems are kept there and not done again.
+    """Sample and grade every problem. A finished problem is kept in the file at once, and stays as it is.
 
     Args:
         canonical: answer -> the string that it shares with all answers equal to it.
-        file: JSON lines, one problem a line. Lines of the same problems in the same order are taken over.
+        file: JSON lines, one problem a line; in the order of the problems when all are there.
         listener: receives the progress of the phase "evaluation", in problems.
     """
-    done = read_samples(file)[: len(problems)] if file else []
-    known = [p.problem_id for p in done]
-    if known != [p.problem_id for p in problems[: len(done)]]:
+    wanted = {problem.problem_id: problem for problem in problems}
+    done = {problem.problem_id: problem for problem in (read_samples(file) if file else [])}
+    if not (done.keys() <= wanted.keys() or wanted.keys() <= done.keys()):
         raise LockedError(
             "the stored completions are of other problems", where=str(file), hint="remove that file, or write elsewhere"
         )
-    done = done[: len(done) // CHUNK * CHUNK] if len(done) < len(problems) else done
-    if file is not None and len(done) < len(problems):
-        jsonl.cut(file, sum(map(len, islice(jsonl.whole_lines(file), len(done)))))
-    for start in range(len(done), len(problems), CHUNK):
-        chunk = problems[start : start + CHUNK]
-        new = [_evaluated(rollouts, canonical) for rollouts in attempt(chunk, num_samples, seed + start)]
+    right = Counter(verdict for problem in done.values() for verdict in problem.verdicts)
+
+    def keep(rollouts: Sequence[Rollout]) -> None:
+        problem = _evaluated(rollouts, canonical)
+        if problem.problem_id in done:
+            return
+        done[problem.problem_id] = problem
         if file is not None:
-            jsonl.append(file, map(asdict, new))
-        done += new
-        listener(progress("evaluation", len(done), len(problems)))
-    return done
+            jsonl.append(file, [asdict(problem)])
+        right.update(problem.verdicts)
+        note = f"{right['correct']} of {right.total()} completions right"
+        listener(progress("evaluation", len(done), len(wanted), note))
+
+    for start in range(0, len(problems), CHUNK):
+        chunk = problems[start : start + CHUNK]
+        if all(problem.problem_id in done for problem in chunk):
+            continue
+        # Short completions end first, so those that are missing are drawn with the others, from the chunk's own seed:
+        # drawn by themselves they would get a second chance to be short.
+        for rollouts in attempt(chunk, num_samples, seed + start, lambda _, rollouts: keep(rollouts)):
+            keep(rollouts)
+    in_order = [done[problem_id] for problem_id in wanted]
+    if file is not None and done.keys() == wanted.keys() and list(done) != list(wanted):
+        write_atomically(file, "".join(jsonl.to_json_line(asdict(problem)) + "\n" for problem in in_order))
+    return in_order
 
 
 def _evaluated(rollouts: Sequence[Rollout], canonical: Callable[[str], str]) -> EvaluatedProblem:
@@ -89,13 +108,15 @@ def _evaluated(rollouts: Sequence[Rollout], canonical: Callable[[str], str]) -> 
         lengths=tuple(sum(rollout.completion.sampled_mask) for rollout in rollouts),
         finish_reasons=tuple(rollout.completion.finish_reason for rollout in rollouts),
         texts=tuple(rollout.text for rollout in rollouts),
+        question=rollouts[0].problem.question,
+        answer=rollouts[0].problem.answer,
     )
 
 
 def read_samples(file: Path) -> list[EvaluatedProblem]:
     """What ``sample_and_grade`` kept."""
     return [
-        EvaluatedProblem(problem_id=row.pop("problem_id"), **{name: tuple(values) for name, values in row.items()})
+        EvaluatedProblem(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
         for row in jsonl.read_json_lines(file)
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -108,21 +108,46 @@ class RolloutMaker:
         return "\n".join(turns)
 
     async def attempt(
-        self, problems: Sequence[Problem], *, num_samples: int, temperature: float, max_tokens: int, seed: int
+        self,
+        problems: Sequence[Problem],
+        *,
+        num_samples: int,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
+        on_graded: Callable[[int, list[Rollout]], None] = lambda *_: None,
     ) -> list[list[Rollout]]:
-        """``num_samples`` graded rollouts of each problem; comparisons of answers run side by side."""
+        """``num_samples`` graded rollouts of each problem; comparisons of answers run side by side.
+
+        Args:
+            on_graded: called with (problem index, its rollouts) as soon as all completions of a problem have ended.
+        """
         prompts = [tuple(self.environment.start(problem)) for problem in problems]
-        drawn = await self.complete(
-            problems, prompts, num_samples=num_samples, temperature=temperature, max_tokens=max_tokens, seed=seed
-        )
-        found = []
-        for problem, prompt, completions in zip(problems, prompts, drawn, strict=True):
+        ended: list[dict[int, Completion]] = [{} for _ in problems]
+        found: dict[int, list[Rollout]] = {}
+
+        def finished(row: int, index: int, completion: Completion) -> None:
+            ended[row][index] = completion
+            if len(ended[row]) < num_samples:
+                return
+            problem, completions = problems[row], [ended[row][index] for index in range(num_samples)]
             texts = [self.text(completion) for completion in completions]
-            written = [self.written(prompt, completion) for completion in completions]
+            written = [self.written(prompts[row], completion) for completion in completions]
             grades = self.grader.grade_many(written, [problem.answer] * num_samples)
-            rows = enumerate(zip(completions, texts, grades, strict=True))
-            found.append([_rollout(f"{problem.problem_id}-{index}", problem, *row, index=index) for index, row in rows])
-        return found
+            graded = enumerate(zip(completions, texts, grades, strict=True))
+            found[row] = [_rollout(f"{problem.problem_id}-{at}", problem, *parts, index=at) for at, parts in graded]
+            on_graded(row, found[row])
+
+        await self.complete(
+            problems,
+            prompts,
+            num_samples=num_samples,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            on_finished=finished,
+        )
+        return [found[row] for row in range(len(problems))]
 
 
 def _joined(completion: Completion, reply: Sequence[int], more: Completion) -> Completion:

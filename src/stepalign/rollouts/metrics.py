@@ -28,6 +28,8 @@ def rollout_numbers(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         "reward_std": _mean_spread(rewards_PG),
         "frac_reward_zero_std": float(same),
         "undecided": float(len(rollouts) - len(decided)),
+        "completions/correct_ratio": sum(rollout.verdict == "correct" for rollout in rollouts) / len(rollouts),
+        "completions/answered_ratio": sum(rollout.answer is not None for rollout in rollouts) / len(rollouts),
         "completions/mean_length": sum(lengths) / len(lengths),
         "completions/max_length": float(max(lengths)),
         "completions/clipped_ratio": sum(rollout.attempt.truncated for rollout in rollouts) / len(rollouts),

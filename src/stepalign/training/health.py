@@ -252,6 +252,35 @@ class Guards:
         return list(new.values())
 
 
+MUCH_CUT = 0.3
+"""Share of the first step's completions that are cut, above which a run is told so at once."""
+
+
+def first_step(numbers: Mapping[str, float]) -> str:
+    """A sentence about a first step from which little or nothing is learned, with what may help; else "".
+
+    Args:
+        numbers: as in metrics.jsonl.
+    """
+    total = int(numbers["num_rollouts"])
+    names = ("correct_ratio", "answered_ratio", "clipped_ratio")
+    right, answered, cut = (round(total * numbers[f"completions/{name}"]) for name in names)
+    still, much_cut = numbers["grad_norm"] == 0, cut > MUCH_CUT * total
+    unfit = not right and 2 * answered < total
+    if not (still or much_cut or unfit):
+        return ""
+    seen = f"{right} of {total} rollouts are right, {answered} mark an answer, {cut} are cut at the length limit"
+    if much_cut:
+        advice = "a completion that is cut has no answer: raise sampling.max_completion_length, or ask for less"
+    elif unfit:
+        advice = "prompt and model do not fit: look at rollouts.jsonl, and change prompts.student or model.path"
+    elif right in (0, total):
+        advice = f"the problems are too {'easy' if right else 'hard'}: stepalign select keeps those in between"
+    else:
+        advice = "no group has both right and wrong rollouts: a larger sampling.num_generations may"
+    return f"{'there is no gradient: ' if still else ''}{seen}: {advice}"
+
+
 def _mean(values: Sequence[float]) -> float:
     """Mean of what is defined; NaN when nothing is."""
     defined = [value for value in values if not math.isnan(value)]

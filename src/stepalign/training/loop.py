@@ -32,7 +32,7 @@ from stepalign.storage.files import move_into_place, seal
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.run_folder import RunFolder
 from stepalign.training import checkpoint as checkpoints
-from stepalign.training.health import Guards
+from stepalign.training.health import Guards, first_step
 from stepalign.training.learner import Learner
 from stepalign.training.mismatch import SamplerCheck
 from stepalign.training.teacher import Teacher
@@ -181,7 +181,9 @@ class Run:
         self.folder.append("rollouts", ({"record_step": done, **to_json(r)} for r in batch.rollouts))
         self.folder.append("critiques", ({"record_step": done, **to_json(c)} for c in batch.critiques))
         self.folder.append("contexts", ({"record_step": done, **to_json(c)} for c in batch.contexts))
-        warnings = [f"step {done}: {sentence}" for sentence in self.guards.look(row, progress.masked)]
+        sentences = self.guards.look(row, progress.masked)
+        sentences += [first] if done == 1 and (first := first_step(row)) else []
+        warnings = [f"step {done}: {sentence}" for sentence in sentences]
         progress.warnings += warnings
         for sentence in warnings:
             self.listener(warning(sentence))

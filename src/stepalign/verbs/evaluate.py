@@ -24,6 +24,7 @@ def evaluate(
     out: str | Path,
     recipe: str = "",
     overrides: Settings | None = None,
+    samples: str | Path | None = None,
     listener: Listener = silent,
 ) -> dict[str, Any]:
     """Evaluate a model, as ``stepalign evaluate`` does; returns what OUT holds.
@@ -34,23 +35,27 @@ def evaluate(
         out: JSON file for the numbers.
         recipe: where prompts and sampling come from; the model's own run or the defaults when empty.
         overrides: dotted keys and their values, such as {"evaluation.num_samples": 4}.
+        samples: JSON lines for the completions; beside OUT when None.
 
     Raises:
         ConfigError, LockedError: as ``evaluate_model``.
     """
     config, _ = config_for_model(str(model), recipe, None, {})
     config = changed(config, parse_settings(overrides or {}), "overrides")
-    return evaluate_model(config, str(problems), Path(out), listener)
+    return evaluate_model(config, str(problems), Path(out), listener, None if samples is None else Path(samples))
 
 
-def evaluate_model(config: Config, problems: str, out: Path, listener: Listener) -> dict[str, Any]:
-    """Sample, grade and measure; the completions go to OUT with the suffix .samples.jsonl and are not drawn twice.
+def evaluate_model(
+    config: Config, problems: str, out: Path, listener: Listener, samples: Path | None = None
+) -> dict[str, Any]:
+    """Sample, grade and measure. The completions of a finished problem are kept at once: the same call goes on there.
 
     Args:
         config: which model, with which prompts and settings.
         problems: a JSONL file, or ``embedded:arithmetic`` for its test set.
         out: JSON file for the numbers.
         listener: receives progress and skipped rows.
+        samples: JSON lines, one problem a line; OUT with the suffix .samples.jsonl when None.
 
     Raises:
         ConfigError: no problems, or anything wrong with model or file.
@@ -62,10 +67,11 @@ def evaluate_model(config: Config, problems: str, out: Path, listener: Listener)
         raise ConfigError("there are no problems to evaluate", where=problems)
     for reason, count in found.skipped.items():
         listener(line(f"{count} rows skipped: {reason}"))
-    samples = out.with_suffix(".samples.jsonl")
+    samples = samples or out.with_suffix(".samples.jsonl")
+    key_file = samples.with_suffix(".json" if samples.with_suffix(".json") != out else ".key.json")
     find_model(config.model.path)
     prompt_templates(config)
-    _claim(out.with_suffix(".samples.json"), _key(config, problems), samples)
+    _claim(key_file, _key(config, problems), samples)
     refuse_long_questions(Inputs(config), "test", found.problems)
     session = open_session(config, listener)
     try:
@@ -81,6 +87,7 @@ def evaluate_model(config: Config, problems: str, out: Path, listener: Listener)
         "num_samples": section.num_samples,
         "temperature": section.temperature,
         "max_completion_length": config.evaluation_length,
+        "samples": str(samples),
         "confidence": section.confidence,
         "tie_rule": "maj@k: ties share the win equally; unparsed answers neither vote nor win",
         "metrics": rows,

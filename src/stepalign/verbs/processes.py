@@ -7,6 +7,7 @@ its exit code and its log. Nothing is shared with it, so a child that is killed 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -17,13 +18,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stepalign.errors import BudgetSpentError, ConfigError, EndpointError, LockedError, UserError
-from stepalign.events import Event, Listener, evaluation, step, warning
+from stepalign.events import Event, Listener, evaluation, progress, step, warning
 from stepalign.stopping import LIFELINE, StopRequest
 from stepalign.storage.files import open_log
 from stepalign.storage.jsonl import read_json_lines, whole_lines
 
 POLL_SECONDS = 0.1
 _BY_CODE = {kind.exit_code: kind for kind in (ConfigError, EndpointError, LockedError, BudgetSpentError)}
+_PHASE = re.compile(r"(?:[^:]+: )?(?P<name>(?!step )\w[\w ]*): (?P<done>\d+) of (?P<total>\d+)\b")
+"""How ``progress.Display`` writes the progress of a phase to a child's log."""
 _STOPPED = (130, -signal.SIGTERM, 128 + signal.SIGTERM)
 """Exit codes of a child that was asked to stop: it saved itself, or had nothing to save yet."""
 
@@ -137,6 +140,8 @@ class _Child:
             text = content.decode(errors="replace").rstrip()
             if text.startswith("warning: "):
                 found.append(warning(text.removeprefix("warning: ")))
+            elif phase := _PHASE.match(text):
+                found.append(progress(phase["name"], int(phase["done"]), int(phase["total"])))
         return found
 
     def _has_grown(self, name: str) -> bool:

@@ -40,7 +40,8 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
 class Display:
     """A Listener with one bar per run, or per phase where there is no run.
 
-    Without a terminal, steps and phases become a line every half minute, so that a log does not fill with them.
+    Without a terminal, steps and phases become lines: the first of each at once, then one every half minute, so that a
+    log shows that the work goes on and does not fill.
 
     Args:
         title: the run of events that name none; "" gives every phase a bar of its own.
@@ -59,7 +60,8 @@ class Display:
             transient=transient,
         )
         self._rows: dict[str, TaskID] = {}
-        self._last_line = time.monotonic()
+        self._said: dict[str, float] = {}
+        """Runs and phases -> when a line about them was last written."""
 
     def __enter__(self) -> Self:
         if self._live:
@@ -78,16 +80,18 @@ class Display:
                 console.print(f"{prefix}{event.text}")
             case "warning":
                 console.print(f"warning: {event.run}{': ' if event.run else ''}{event.text}", style="yellow")
-            case "progress" if run:
-                self._update(run, note=f"{event.name} {event.done}/{event.total}" if event.total else event.name)
             case "progress":
-                self._update(event.name, completed=event.done, total=event.total, note=event.text)
-                self._say_seldom(f"{event.name}: {event.done} of {event.total}", event)
+                if run:
+                    self._update(run, note=f"{event.name} {event.done}/{event.total}" if event.total else event.name)
+                else:
+                    self._update(event.name, completed=event.done, total=event.total, note=event.text)
+                if event.total:
+                    note = f"  {event.text}" if event.text else ""
+                    self._say_seldom(f"{prefix}{event.name}: {event.done} of {event.total}{note}", event)
             case "step":
                 note = _step_note(event.numbers)
                 self._update(run, completed=event.done, total=event.total, note=note)
-                if not event.run:
-                    self._say_seldom(f"{prefix}step {event.done} of {event.total}  {note}", event)
+                self._say_seldom(f"{prefix}step {event.done} of {event.total}  {note}", event)
             case "evaluation":
                 self._update(run, note=headline(event.rows))
                 if not event.run or event.name == "test":  # the validation curves of many runs would hide the rest
@@ -106,7 +110,11 @@ class Display:
             self._bars.update(self._rows[row], **fields)
 
     def _say_seldom(self, text: str, event: Event) -> None:
-        now = time.monotonic()
-        if not self._live and (event.done == event.total or now - self._last_line > _SECONDS_BETWEEN_LINES):
-            self._last_line = now
+        """Without a terminal: the first line of a run or phase, its last one, and one every half minute."""
+        now, run = time.monotonic(), event.run or self._title
+        phase = f"{run} {event.name or event.kind}"
+        seldom = now - self._said.get(run or phase, 0.0) > _SECONDS_BETWEEN_LINES
+        is_last = event.done == event.total and (event.kind == "step" or not run)
+        if event.done and not self._live and (phase not in self._said or seldom or is_last):
+            self._said[phase] = self._said[run or phase] = now
             console.print(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,12 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
         done = {seed: folder for seed, folder in folders.items() if (folder / "summary.json").exists()}
         runs_of[arm.name] = done
         runs = [
-            {"path": str(folder.relative_to(out)), **read_json(folder / "summary.json")} for folder in done.values()
+            {
+                "path": str(folder.relative_to(out)),
+                **read_json(folder / "summary.json"),
+                "steps_without_gradient": steps_without_gradient(folder),
+            }
+            for folder in done.values()
         ]
         condition = differences[arm.name].get("condition", config.condition)
         arms.append(
@@ -74,6 +79,7 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
                 "label": arm.label or arm.name,
                 "condition": condition,
                 "config_diff": differences[arm.name],
+                "trained": has_trained(done.values()),
                 "runs": runs,
             }
         )
@@ -100,11 +106,28 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
     }
 
 
+def steps_without_gradient(folder: Path) -> int:
+    """In how many steps of a run no weight had a gradient."""
+    return sum(row.get("grad_norm") == 0 for row in read_json_lines(folder / "metrics.jsonl"))
+
+
+def has_trained(runs: Iterable[Path]) -> bool | None:
+    """Whether a step of an arm's runs had a gradient; an arm without one is no result. None before the first step."""
+    moved = [row.get("grad_norm") != 0 for run in runs for row in read_json_lines(run / "metrics.jsonl")]
+    return any(moved) if moved else None
+
+
 def summary_lines(results: Mapping[str, Any]) -> list[str]:
     """What a comparison has cost, for the terminal."""
     clock, whole = results["timings"], ("workers", "report", "total")
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in clock.items() if name not in whole)
     return [
+        *(
+            f"warning: {arm['label']} did not train: no step of its runs had a gradient, so its numbers are those of the "
+            "untrained solver and no result of the method"
+            for arm in results["arms"]
+            if arm["trained"] is False
+        ),
         f"time: {clock['total']:.0f} s on the clock; summed over the runs: {spent}",
         f"memory: at most {results['peak_memory_bytes'] / 2**20:.0f} MiB a process",
     ]
@@ -209,6 +232,7 @@ def _arm(name: str, runs: Mapping[int, Path], configs: Mapping[Path, Config]) ->
         "label": name,
         "condition": own.condition,
         "config_diff": {key: new for key, (_, new) in difference(shared, own).items()},
+        "trained": has_trained(runs.values()),
         "runs": [
             {"seed": seed, "path": str(folder), **_totals(folder, configs[folder])} for seed, folder in runs.items()
         ],
@@ -227,6 +251,7 @@ def _totals(folder: Path, config: Config) -> dict[str, Any]:
         "rollouts": last.get("total_rollouts", 0),
         "completion_tokens": last.get("total_tokens", 0),
         "seconds": last.get("seconds"),
+        "steps_without_gradient": steps_without_gradient(folder),
         **{key: saved[key] for key in RUN_KEYS if key in saved},
         "critic": critic,
     }
