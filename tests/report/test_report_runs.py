@@ -75,3 +75,26 @@ def test_other_test_problems_are_not_paired(trained: dict[str, Path]) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a run"):
         run_results([tmp_path])
+
+
+def test_an_arm_that_did_not_train_is_no_result(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Verdicts alone, and every completion of a random model is wrong: the weights never move."""
+    from stepalign.events import Event
+    from stepalign.stopping import StopRequest
+    from stepalign.verbs.report import summary_lines
+    from stepalign.verbs.train import train_config
+
+    heard: list[Event] = []
+    config = load_config(str(write_recipe(condition="grpo", sampling__num_generations=2, training__max_steps=2)))
+    for name, condition in (("grpo", "grpo"), ("refsol", "refsol")):
+        own = changed(config, {"condition": condition})
+        train_config(own, tmp_path / name, resume=False, listener=heard.append, stop=StopRequest())
+    results = run_results([tmp_path / "grpo", tmp_path / "refsol"])
+    found = {arm["name"]: (arm["trained"], arm["runs"][0]["steps_without_gradient"]) for arm in results["arms"]}
+    assert found == {"grpo": (False, 2), "refsol": (True, 0)}
+    (said,) = (
+        event.text for event in heard if event.kind == "warning" and "step 1: there is no gradient" in event.text
+    )
+    assert "0 of 4 rollouts are right" in said
+    told = summary_lines({**results, "timings": {"total": 1.0}, "peak_memory_bytes": 0})
+    assert [line for line in told if "did not train" in line] == [line for line in told if "grpo" in line]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepalign.config import GuardsSection
-from stepalign.training.health import BREAK_Z, GUARDS, WATCHED, Guards, History, pass_rate_broke
+from stepalign.training.health import BREAK_Z, GUARDS, WATCHED, Guards, History, first_step, pass_rate_broke
 
 NAN = math.nan
 HEALTHY = {
@@ -327,3 +327,29 @@ def test_the_reward_guard_is_its_definition(reward: list[float], window: int) ->
         if expected is None and means[-1] < max(means) - min(0.15, max(means) / 2):
             expected = end
     assert list(run("reward", reward, window=window)) == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(
+    ("right", "answered", "cut", "gradient", "words"),
+    [
+        (0, 22, 52, 0.0, ("there is no gradient: 0 of 96 rollouts are right, 22 mark an answer, 52 are cut", "raise")),
+        (0, 22, 3, 0.0, ("there is no gradient", "22 mark an answer", "prompt and model do not fit")),
+        (0, 90, 0, 0.0, ("there is no gradient", "too hard: stepalign select")),
+        (96, 96, 0, 0.0, ("96 of 96 rollouts are right", "too easy")),
+        (48, 96, 0, 0.0, ("there is no gradient", "sampling.num_generations")),
+        (40, 56, 40, 0.3, ("40 of 96 rollouts are right, 56 mark an answer, 40 are cut", "max_completion_length")),
+        (0, 10, 0, 0.3, ("0 of 96 rollouts are right, 10 mark an answer", "prompts.student")),
+    ],
+)
+def test_a_first_step_that_teaches_little_is_told_at_once(right, answered, cut, gradient, words) -> None:
+    shares = {"correct_ratio": right, "answered_ratio": answered, "clipped_ratio": cut}
+    row = {"num_rollouts": 96.0, "grad_norm": gradient, **{f"completions/{k}": n / 96 for k, n in shares.items()}}
+    sentence = first_step(row)
+    assert all(part in sentence for part in words), sentence
+
+
+@pytest.mark.parametrize(("right", "answered", "cut"), [(0, 96, 0), (20, 90, 20), (96, 96, 0), (1, 20, 28)])
+def test_a_first_step_that_may_teach_something_is_not_commented(right, answered, cut) -> None:
+    shares = {"correct_ratio": right, "answered_ratio": answered, "clipped_ratio": cut}
+    row = {"num_rollouts": 96.0, "grad_norm": 0.5, **{f"completions/{k}": n / 96 for k, n in shares.items()}}
+    assert first_step(row) == ""

@@ -123,8 +123,8 @@ def summary_lines(results: Mapping[str, Any]) -> list[str]:
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in clock.items() if name not in whole)
     return [
         *(
-            f"warning: {arm['label']} did not train: no step of its runs had a gradient, so its numbers are those of the "
-            "untrained solver and no result of the method"
+            f"warning: {arm['label']} did not train: no step of its runs had a gradient, so its numbers are "
+            "those of the untrained solver and no result of the method"
             for arm in results["arms"]
             if arm["trained"] is False
         ),
