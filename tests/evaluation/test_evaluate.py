@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,9 @@ def test_any_interruption_keeps_what_has_ended_and_changes_no_number(tmp_path_fa
     file = tmp_path_factory.mktemp("evaluation") / "samples.jsonl"
     kept: set[str] = set()
     for index, stop in enumerate(stops):
-        with pytest.raises(Stopped):
+        with suppress(Stopped):
             evaluated(file, Drawing(order + index, stop), [])
+            assert len(kept) == len(PROBLEMS)  # nothing was left to draw
         now = {problem.problem_id for problem in read_samples(file)}
         assert kept <= now
         assert len(now) >= stop

@@ -12,7 +12,18 @@ from typing import Annotated
 
 import typer
 
-from stepalign.cli.options import DryRun, OutFile, OutFolder, Recipe, Resume, SamplesFile, Set, say, working
+from stepalign.cli.options import (
+    DryRun,
+    OutFile,
+    OutFolder,
+    Recipe,
+    Resume,
+    SamplesFile,
+    Set,
+    note_new_run,
+    say,
+    working,
+)
 from stepalign.errors import ConfigError
 from stepalign.events import line, progress
 
@@ -47,6 +58,7 @@ def compare(
     if dry_run:
         print(describe_arms(config, out))
         return _dry_run(config)
+    note_new_run(out, resume)
     with working() as display:
         results = compare_config(config, recipe, out, resume=resume, listener=display)
     from stepalign.report.table import results_table
@@ -72,6 +84,7 @@ def train(
     from stepalign.verbs.train import train_config
 
     notice = "stopping: the run saves itself after this step; Ctrl-C once more stops at once"
+    note_new_run(out, resume)
     with working(config.condition) as display, StopRequest(notice).listening() as stop:
         done = train_config(config, out, resume=resume, listener=display, stop=stop)
     say(f"{done.step} steps, {done.num_rollouts} rollouts, {done.num_tokens} tokens")
@@ -159,6 +172,7 @@ def select(
 
     named = [f"data.train={json.dumps(problems)}"] if problems else []
     config = load_config(recipe, [*(settings or ()), *named])
+    note_new_run(out, resume)
     with working() as display:
         manifest = run(config, out, resume=resume, listener=display)
     write_funnel(manifest, out / "funnel.html")
@@ -313,6 +327,7 @@ def critique(
 
     attempts = read_attempts(rollouts, parse_pairs(columns))
     config = config_with_critic(attempts.config, critic, model, settings, cache_only=cache_only)
+    note_new_run(out, resume)
     with working(transient=True) as display:
         summary = critique_rollouts(config, attempts, out, resume=resume, listener=display)
     say(*critique_lines(summary))

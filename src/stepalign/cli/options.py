@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import typer
 
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
 from stepalign.outside import redacted
+from stepalign.stopping import LIFELINE, Interrupted
 
 if TYPE_CHECKING:
     from stepalign.verbs.progress import Display
@@ -52,6 +54,12 @@ DryRun = Annotated[
 ]
 
 
+def note_new_run(out: Path, resume: bool) -> None:
+    """Say that ``--resume`` has nothing to continue; a comparison gives it to every run."""
+    if resume and not (out / "config.toml").exists() and LIFELINE not in os.environ:
+        print(f"warning: nothing to continue in {out}: a new run begins", file=sys.stderr)
+
+
 class Stopped(UserError):  # noqa: N818 - not a mistake: finished work is kept
     exit_code = 130
 
@@ -59,7 +67,6 @@ class Stopped(UserError):  # noqa: N818 - not a mistake: finished work is kept
 @contextmanager
 def working(title: str = "", *, transient: bool = False, resume: str = " --resume") -> Iterator[Display]:
     """A display for a long command. One that is stopped or out of budget says with which words it goes on."""
-    from stepalign.stopping import Interrupted
     from stepalign.verbs.progress import Display
 
     again = shlex.join(["stepalign", *(redacted(word) for word in sys.argv[1:] if word != "--resume")]) + resume

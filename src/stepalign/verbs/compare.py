@@ -247,8 +247,7 @@ def _job(task: Task, out: Path, launcher: tuple[str, ...]) -> Job:
     if task.name == SIGNAL:
         command = (sys.executable, "-m", "stepalign", "signal-of-base", str(recipe), "--out", str(out))
     else:
-        words = ("train", str(recipe), "--out", str(task.folder))
-        words += ("--resume",) if (task.folder / "config.toml").exists() else ()
+        words = ("train", str(recipe), "--out", str(task.folder), "--resume")
         command = (*launcher, sys.executable, "-m", "stepalign", *words)
     read_back = load_config(str(recipe))  # without the passwords that addresses may have: those stay in memory
     private = {} if read_back == config else {CRITIC_URLS: json.dumps(config.critic.base_urls)}
