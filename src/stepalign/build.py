@@ -342,7 +342,7 @@ def make_critic(
     if not forms:
         return None
     form, section = forms[0], config.critic
-    if section.kind == "programmatic":
+    if section.kind != "endpoint":
         return make_programmatic_critic(config.data, section, form, config.training.seed)
     from stepalign.critics.served import open_endpoint_critic
 

@@ -43,6 +43,7 @@ from stepalign.config.sections import (
     GuardsSection,
     PoliciesSection,
     Policy,
+    PrepareSection,
     QualitySection,
     UnusablePolicy,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "ObjectiveSection",
     "PoliciesSection",
     "Policy",
+    "PrepareSection",
     "PromptsSection",
     "QualitySection",
     "SamplingSection",

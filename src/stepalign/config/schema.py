@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from stepalign.config.sections import CriticSection, GuardsSection, Section
+from stepalign.config.sections import CriticSection, GuardsSection, PrepareSection, Section
 from stepalign.objectives.divergences import DIVERGENCES, Remainder, Support, find_divergence
 from stepalign.objectives.policy_gradient import AdvantageScale, LossType
 
@@ -71,7 +71,10 @@ class DataSection(Section):
     max_test: int | None = Field(default=None, ge=1)
     """Use only so many problems of a set, from its beginning."""
     rho: float = Field(default=0.5, ge=0, le=1)
-    """Embedded task only: share of reference solutions in the order of operands that the solver rarely takes."""
+    """Embedded tasks only: share of reference solutions in the order of operands that the solver rarely takes, or, of
+    word problems, on another route."""
+    reworded: float = Field(default=1.0, ge=0, le=1)
+    """Word problems only: share of reference solutions in other words than the solver's."""
 
     @property
     def grader_function(self) -> str | None:
@@ -360,6 +363,7 @@ class Config(Section):
     objective: ObjectiveSection = ObjectiveSection()
     training: TrainingSection = TrainingSection()
     guards: GuardsSection = GuardsSection()
+    prepare: PrepareSection = PrepareSection()
     evaluation: EvaluationSection = EvaluationSection()
     selection: SelectionSection = SelectionSection()
     signal: SignalSection = SignalSection()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stepalign.outside import names_a_secret
 
@@ -67,10 +67,37 @@ class QualitySection(Section):
     """Written in the words of the reference solutions' author."""
 
 
+class PrepareSection(Section):
+    """``stepalign prepare``: a supervised warm-up on a domain's format, until the pass rate is in a band."""
+
+    examples: int = Field(default=1600, ge=1)
+    """The most examples to learn from; each is seen once."""
+    batch_size: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Of all weights, after ten steps that lead up to it."""
+    pass_rate_above: float = Field(default=0.15, ge=0, lt=1)
+    pass_rate_below: float = Field(default=0.35, gt=0, le=1)
+    """The band: the warm-up ends at the first pass rate in it, of the validation problems."""
+    measure_steps: int = Field(default=10, ge=1)
+    """Optimizer steps between two measurements; fewer where a round has led over the band."""
+    num_problems: int = Field(default=48, ge=1)
+    num_samples: int = Field(default=4, ge=1)
+    """Validation problems of a measurement, and completions per problem."""
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _is_band(self) -> PrepareSection:
+        if self.pass_rate_above >= self.pass_rate_below:
+            raise ValueError("prepare.pass_rate_above must be smaller than prepare.pass_rate_below")
+        return self
+
+
 class CriticSection(Section):
     """Who writes the feedback."""
 
-    kind: Literal["programmatic", "endpoint"] = "programmatic"
+    kind: Literal["programmatic", "endpoint", "calculation"] = "programmatic"
+    """programmatic = the program of the embedded task, endpoint = a served model, calculation = a program that reads
+    the equations of an attempt (word problems, and problems whose reference solution shows its calculations)."""
     quality: QualitySection = QualitySection()
     """Programmatic critic only: {misses = 0.1, invents = 0.0, quotes_wrong = 0.2, wrong_style = 0.0}."""
     base_urls: tuple[str, ...] = ("http://127.0.0.1:8000/v1",)
@@ -122,7 +149,7 @@ class CriticSection(Section):
     @property
     def judged(self) -> bool:
         """Whether critiques are looked at: not those of a program, which knows the error, unless policies are named."""
-        return self.kind != "programmatic" or any(self.policies.model_dump().values())
+        return self.kind == "endpoint" or any(self.policies.model_dump().values())
 
 
 class GuardsSection(Section):

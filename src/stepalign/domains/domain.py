@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,11 @@ class Domain:
     """What a program knows about attempts, in the tokens of a solver."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Packaged prompt -> the template that takes its place for problems of this domain."""
+    examples: Callable[[DataSection], Iterable[tuple[Problem, str]]] | None = None
+    """(problem, solution in the solver's own format) without end, for a warm-up; None: training problems and their
+    reference solutions."""
+    calculates: bool = False
+    """Whether the calculation critic knows attempts at its problems."""
     environment: Callable[..., Any] | None = None
     """Makes the ``rollouts.environment.Environment`` that replies to completions; None: a single turn."""
 

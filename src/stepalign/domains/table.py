@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from stepalign.config import CriticSection, DataSection
 from stepalign.critics import Critic
+from stepalign.critics.calculation import CalculationCritic
 from stepalign.domains.arithmetic.domain import ARITHMETIC
 from stepalign.domains.domain import Domain, open_grader
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.python.grading import PYTHON
+from stepalign.domains.words.domain import WORDS
 from stepalign.errors import ConfigError
 from stepalign.problems.loading import ProblemSet
 from stepalign.problems.sets import SETS, find_overlaps, named, set_aside
@@ -31,10 +33,10 @@ def _open_rewards(data: DataSection) -> Grader:
     return open_grader(data.train, seconds=data.grader_seconds)
 
 
-MATH = Domain(name="math")
+MATH = Domain(name="math", calculates=True)
 VERIFIERS = Domain(name="verifiers", source="verifiers:", load=_load_tasks, grade=_open_rewards, has_answers=False)
 
-DOMAINS = {domain.name: domain for domain in (ARITHMETIC, MATH, PYTHON, VERIFIERS)}
+DOMAINS = {domain.name: domain for domain in (ARITHMETIC, MATH, PYTHON, VERIFIERS, WORDS)}
 
 
 def find_domain(data: DataSection) -> Domain:
@@ -48,7 +50,7 @@ def find_domain(data: DataSection) -> Domain:
 
 def holds_sets(source: str) -> bool:
     """Whether a name alone, such as ``embedded:arithmetic``, names a training, validation and test set."""
-    return any(domain.source == source for domain in DOMAINS.values())
+    return any(domain.source == source.partition("?")[0] for domain in DOMAINS.values())
 
 
 def recipe_of(model: str) -> str:
@@ -106,8 +108,21 @@ def load_sets(data: DataSection) -> dict[str, ProblemSet]:
 
 
 def make_programmatic_critic(data: DataSection, section: CriticSection, form: CritiqueForm, seed: int) -> Critic:
-    """The critic of the recipe's domain, as faulty as the recipe asks. Raises ConfigError where it has none."""
-    critic = find_domain(data).critic
+    """The program that knows the truth: the domain's own, as faulty as the recipe asks, or the calculation critic.
+
+    Raises:
+        ConfigError: it knows no such problems.
+    """
+    domain = find_domain(data)
+    if section.kind == "calculation" and not domain.calculates:
+        raise ConfigError(
+            f"the calculation critic knows no problems of the domain {domain.name}",
+            where="critic.kind",
+            hint="it reads word problems and mathematics with reference solutions; --set critic.kind=endpoint",
+        )
+    if section.kind == "calculation":
+        return CalculationCritic(form)
+    critic = domain.critic
     if critic is None:
         raise ConfigError(
             "the programmatic critic knows the embedded task only",

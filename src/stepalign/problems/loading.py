@@ -203,6 +203,8 @@ def _add(row: Row, columns: ColumnMap, problems: dict[str, Problem]) -> str:
     metadata = {name: row[name] for name in columns.metadata if name in row}
     if set(metadata) == {"metadata"} and isinstance(metadata["metadata"], Mapping):
         metadata = dict(metadata["metadata"])
+    if not columns.verbatim and _CALCULATOR_NOTE.search(reference):
+        metadata["calculator_notes"] = reference
     problem = Problem(
         problem_id=problem_id(question),
         question=question,

@@ -15,7 +15,7 @@ from typing import Any
 
 from stepalign.config import Config
 from stepalign.critics import RUN_FILES, Critic
-from stepalign.domains.table import find_domain, make_grader
+from stepalign.domains.table import find_domain, make_grader, make_programmatic_critic
 from stepalign.errors import BudgetSpentError, ConfigError, LockedError
 from stepalign.events import Event, Listener, progress, silent
 from stepalign.feedback.alignment import Alignment
@@ -104,6 +104,8 @@ def _open_critic(config: Config, attempts: Attempts, out: Path, listener: Listen
         return open_endpoint_critic(
             section, prompt=config.prompts.critic, cache_folder=out, ledger_folder=out, listener=listener
         )
+    if section.kind == "calculation":
+        return make_programmatic_critic(config.data, section, "trace", config.training.seed)
     foreign = [attempt.problem for attempt in attempts.attempts if not domain.knows(attempt.problem)]
     if foreign or domain.critic is None:
         raise ConfigError(

@@ -1,0 +1,368 @@
+"""The calculation critic: a program that reads the equations of an attempt and corrects the first wrong one.
+
+The calculations of a reference solution are the truth. An equation is wrong where its result is not the value of its
+left side, or where changing it - a sign, a number, their order, leaving it out, one more in front - makes the attempt
+end in the reference's expression. Expressions are compared as symbols, with the numbers of the question as unknowns:
+another order of the same calculations is right, and a wrong calculation with a right value by chance is not.
+
+The corrected trace keeps right steps to the letter and follows the solver's own plan and words. An attempt that the
+program does not understand gets no critique, with a reason that a run counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from stepalign.critics.equations import Equation, Line, evaluate, find_equations, number_text, states, symbol
+from stepalign.critics.rewriting import Change, answer_value, rewrite
+from stepalign.critics.truth import Program, Truth, link, symbols_of, values_of
+from stepalign.feedback.steps import ANSWER, split_steps, step_body
+from stepalign.records import Attempt, Critique, CritiqueForm, Step
+
+NO_EQUATION = "the attempt has no equation"
+NO_TRUTH = "the reference solution shows no calculations that lead to the answer"
+NOT_UNDERSTOOD = "the program does not understand where the attempt goes wrong"
+NOTES = "calculator_notes"
+"""Metadata of a problem: its reference solution with the calculator notes that readers do not see."""
+MAX_LINES = 12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """An attempt as the program understands it."""
+
+    error: str
+    """ "" nothing wrong, "arithmetic", "operation", "operand", "order", "extra", "missing", "answer", "several",
+    "unfinished" right as far as it goes."""
+    label: str = ""
+    """Label of the first wrong step, "answer" included."""
+    text: str = ""
+    """The corrected trace."""
+    reason: str = ""
+    """Why there is none."""
+
+
+class CalculationCritic:
+    """Answers at once, without a network. What it does not understand is a failed critique, which masks its sample.
+
+    Args:
+        form: "trace" is the corrected trace, "paraphrase" its calculations in words, "hint" names the first wrong step,
+            "comment" names and corrects it.
+    """
+
+    def __init__(self, form: CritiqueForm = "trace") -> None:
+        self._form: CritiqueForm = form
+        self.name = "calculation"
+
+    async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
+        """See :class:`stepalign.critics.Critic`; a second critique is the first one again."""
+        return self.write(attempt)
+
+    def write(self, attempt: Attempt) -> Critique:
+        """The critique of one attempt."""
+        problem, complete = attempt.problem, "calculations" in attempt.problem.metadata
+        calculations = problem.metadata.get("calculations") or [problem.metadata.get(NOTES) or problem.reference or ""]
+        found = examine(problem.question, attempt.text, calculations, problem.answer, thorough=complete)
+        text = _WRITERS[self._form](found) if found.text else ""
+        case = {"": "A", "unfinished": "C"}.get(found.error, "B" if attempt.verdict == "correct" else "D")
+        return Critique(
+            rollout_id=attempt.rollout_id,
+            critic=f"programmatic:{self.name}" if complete else self.name,
+            status="ok" if text else "failed",
+            text=text,
+            raw=text,
+            reason=found.reason,
+            case=case if text else "",
+            first_error=found.label,
+            truth=True if complete else None,
+            form=self._form,
+        )
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+_WORDS = {
+    "+": "{} plus {} makes {}.",
+    "-": "{} less {} leaves {}.",
+    "*": "{} times {} is {}.",
+    "/": "{} over {} is {}.",
+}
+
+
+def _in_words(found: Finding) -> str:
+    """The corrected calculations in other words, each behind its own tag."""
+    told = []
+    for number, equation in enumerate(find_equations(found.text), 1):
+        left, result = equation.line, number_text(equation.result)
+        plain = " ".join(item if isinstance(item, str) else number_text(Fraction(item)) for item in left)
+        sign = str(left[1]) if len(left) == 3 else ""
+        parts = plain.split(f" {sign} ") if sign in _WORDS else []
+        told.append(f"<step_{number}> {_WORDS[sign].format(*parts, result) if parts else f'{plain} makes {result}.'}")
+    answer = answer_value(split_steps(found.text)[-1].text)
+    return "\n".join([*told, f"<answer> {'' if answer is None else number_text(answer)}".strip()])
+
+
+def _hint(found: Finding) -> str:
+    if not found.error:
+        return "right"
+    label = found.label or ANSWER
+    return f"<step_{label}> wrong" if label.isdigit() else f"<{label}> wrong"
+
+
+def _comment(found: Finding) -> str:
+    if not found.error:
+        return "right"
+    step = next((s for s in split_steps(found.text) if s.label == (found.label or ANSWER)), None)
+    return f"{_hint(found)}, right is: {step_body(found.text, step)}" if step else _hint(found)
+
+
+_WRITERS = {"trace": lambda found: found.text, "paraphrase": _in_words, "hint": _hint, "comment": _comment}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Repairs
+
+
+def _repairs(program: Program, truth: Truth) -> Iterator[tuple[str, int, Program]]:
+    """(kind, name of the equation, changed program) for every single change, the smallest kinds first."""
+    names = list(program)
+    for kind, changes in (("operation", _signs), ("operand", _operands), ("order", _swaps)):
+        for name in names:
+            for line in changes(program, name, truth):
+                yield kind, name, {**program, name: line}
+    for name in reversed(names):
+        for heir in dict.fromkeys(item for item in program[name] if not isinstance(item, str)):
+            yield "extra", name, _without(program, name, heir)
+    for name in reversed(names):
+        yield from (("missing", name, changed) for changed in _with_one_more(program, name, truth))
+
+
+def _signs(program: Program, name: int, truth: Truth) -> Iterator[Line]:
+    line = program[name]
+    for place, item in enumerate(line):
+        if isinstance(item, str) and item in "+-*/":
+            yield from ((*line[:place], sign, *line[place + 1 :]) for sign in "+-*/" if sign != item)
+
+
+def _operands(program: Program, name: int, truth: Truth) -> Iterator[Line]:
+    line, earlier = program[name], [n for n in program if n < name]
+    for place, item in enumerate(line):
+        if not isinstance(item, str):
+            others = (o for o in (*reversed(earlier), *truth.leaves) if (type(o), o) != (type(item), item))
+            yield from ((*line[:place], other, *line[place + 1 :]) for other in others)
+
+
+def _swaps(program: Program, name: int, truth: Truth) -> Iterator[Line]:
+    line = program[name]
+    if len(line) == 3 and line[1] in ("-", "/"):
+        yield line[::-1]
+
+
+def _without(program: Program, name: int, heir: Fraction | int) -> Program:
+    return {
+        other: tuple(heir if type(item) is int and item == name else item for item in line)
+        for other, line in program.items()
+        if other != name
+    }
+
+
+def _with_one_more(program: Program, name: int, truth: Truth) -> Iterator[Program]:
+    """One more equation behind the last, or in front of one that uses its result. It is called -1."""
+    names = list(program)
+    if name == names[-1]:
+        for sign, leaf in ((sign, leaf) for sign in "+-*/" for leaf in (*names[:-1], *truth.leaves)):
+            yield from ({**program, -1: line} for line in ((name, sign, leaf), (leaf, sign, name)))
+    for place, item in enumerate(program[name]):
+        if isinstance(item, str):
+            continue
+        for sign, leaf in ((sign, leaf) for sign in "+-*/" for leaf in truth.leaves):
+            for line in ((item, sign, leaf), (leaf, sign, item)):
+                changed = (*program[name][:place], -1, *program[name][place + 1 :])
+                before = {n: program[n] for n in names if n < name}
+                yield {**before, -1: line, name: changed, **{n: program[n] for n in names if n > name}}
+
+
+def _completed(program: Program, truth: Truth) -> Program | None:
+    """A program whose equations are all right, led to the goal: one or two more from its last one, else the rest of the
+    reference. New equations have names from 1000 on."""
+    symbols = symbols_of(program, truth.symbol)
+    last = list(program)[-1] if program else None
+    if last is not None:
+        for first in _steps_from(last, program, truth):
+            value = symbol(first, symbols, truth.symbol)
+            if value == truth.goal:
+                return {**program, 1000: first}
+        for first in _steps_from(last, program, truth):
+            value = symbol(first, symbols, truth.symbol)
+            if value in truth.parts and value not in symbols.values():
+                longer, known = {**program, 1000: first}, {**symbols, 1000: value}
+                for second in _steps_from(1000, longer, truth):
+                    if symbol(second, known, truth.symbol) == truth.goal:
+                        return {**longer, 1001: second}
+    names: dict[int, int] = {}
+    rest = dict(program)
+    have = {value: name for name, value in symbols.items()}
+    for name, line in truth.program.items():
+        if (value := truth.symbols[name]) is None:
+            return None
+        if value not in have:
+            have[value] = 1000 + name
+            rest[1000 + name] = tuple(names[item] if type(item) is int else item for item in line)
+        names[name] = have[value]
+        if value == truth.goal:
+            return rest
+    return None
+
+
+def _steps_from(name: int, program: Program, truth: Truth) -> Iterator[Line]:
+    others = (*[n for n in program if n != name], *truth.leaves)
+    for sign, other in ((sign, other) for sign in "+-*/" for other in others):
+        yield (name, sign, other)
+        if sign in "-/":
+            yield (other, sign, name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading an attempt
+
+
+def examine(question: str, text: str, calculations: Sequence[str], answer: str, *, thorough: bool = False) -> Finding:
+    """Find the first wrong equation of an attempt and correct it.
+
+    Args:
+        calculations: equations of a right solution, in their order.
+        answer: the expected answer.
+        thorough: correct also what no single change mends, by what the truth allows: where the calculations are
+            complete, and no other way to the answer is to be expected.
+    """
+    expected = answer_value(answer)
+    truth = None if expected is None else Truth(calculations, question, expected)
+    if truth is None or truth.goal is None:
+        return Finding(error="", reason=NO_TRUTH)
+    steps = split_steps(text)
+    closing = next((s for s in steps if s.label == ANSWER), None)
+    body = text if closing is None else text[: closing.start]
+    equations = find_equations(body)
+    stated = None if closing is None else answer_value(text[closing.start :])
+    if not equations:
+        return Finding(error="", reason=NO_EQUATION)
+    if len(equations) > MAX_LINES:
+        return Finding(error="", reason=NOT_UNDERSTOOD)
+    attempt = _Attempt(text, steps, closing, equations, stated, truth)
+    return attempt.examine(thorough)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    text: str
+    steps: list[Step]
+    closing: Step | None
+    equations: list[Equation]
+    stated: Fraction | None
+    truth: Truth
+
+    def examine(self, thorough: bool) -> Finding:
+        truth, program = self.truth, link(self.equations, self.truth.numbers)
+        values = values_of(program)
+        slip = next((n for n, line in program.items() if not self._is_stated(n, line)), None)
+        last = list(program)[-1]
+        right_answer = self.stated == truth.answer
+        if slip is None and right_answer:
+            return Finding(error="", text=self.text)
+        if slip is None and self.stated is not None:  # the answer is the result that it repeats
+            last = next((n for n in reversed(program) if self.equations[n].result == self.stated), last)
+        symbols = symbols_of(program, truth.symbol)
+        if truth.goal in (symbols[last], symbols[list(program)[-1]]) or (
+            slip is not None and values[last] == truth.answer
+        ):
+            if slip is not None:
+                return self._found("arithmetic", slip, program)
+            if self.stated is None:
+                return self._found("unfinished", None, program)
+            return self._found("answer", None, program)
+        if last == list(program)[-1]:
+            for kind, name, changed in _repairs(program, truth):
+                if self._leads_to_goal(changed, name):
+                    at_end = kind == "missing" and list(changed)[-1] == -1
+                    if slip is not None and (at_end or slip < name):
+                        return self._found("arithmetic", slip, changed)
+                    if at_end and self.closing is None:
+                        return self._found("unfinished", None, changed)
+                    return self._found(kind, None if at_end else name, changed)
+        return self._found_several(program, slip) if thorough else Finding(error="", reason=NOT_UNDERSTOOD)
+
+    def _is_stated(self, name: int, line: Line) -> bool:
+        """Whether an equation states the value of its left side as it is written."""
+        value = evaluate(self.equations[name].line, {})
+        return value is not None and all(states(result, value) for result in self.equations[name].results)
+
+    def _leads_to_goal(self, changed: Program, name: int) -> bool:
+        """Whether a changed attempt ends in the right expression, and calculates nothing twice where it was changed."""
+        symbols = symbols_of(changed, self.truth.symbol)
+        last = list(changed)[-1] if changed else None
+        if last is None or symbols[last] != self.truth.goal or not self._is_whole(changed):
+            return False
+        return name not in changed or list(symbols.values()).count(symbols[name]) == 1
+
+    def _is_whole(self, program: Program) -> bool:
+        """No value that a story cannot have, where the truth has none."""
+        negative = any(value is None or value < 0 for value in values_of(self.truth.program).values())
+        return negative or all(value is not None and value >= 0 for value in values_of(program).values())
+
+    def _found_several(self, program: Program, slip: int | None) -> Finding:
+        """Keep what is a part of the truth, mend the first equation that is not, and lead on from there."""
+        truth, kept = self.truth, Program()
+        symbols = symbols_of(program, truth.symbol)
+        wrong = next((n for n in program if symbols[n] not in truth.parts), None)
+        for name, line in program.items():
+            if name == wrong:
+                break
+            kept[name] = line
+        if wrong is not None:
+            earlier = symbols_of(kept, truth.symbol)
+            seen = {name: line for name, line in program.items() if name <= wrong}
+            for changes in (_signs, _operands, _swaps):
+                for line in changes(seen, wrong, truth):
+                    value = symbol(line, earlier, truth.symbol)
+                    if value in truth.parts and value not in earlier.values():
+                        whole = _completed({**kept, wrong: line}, truth)
+                        if whole is not None and self._is_whole(whole):
+                            return self._found("several", _first(slip, wrong), whole)
+        whole = _completed(kept, truth)
+        if whole is None:
+            return Finding(error="", reason=NOT_UNDERSTOOD)
+        if wrong is None and slip is None and self.closing is None:
+            return self._found("unfinished", None, whole)
+        return self._found("several", _first(slip, wrong), whole)
+
+    def _found(self, error: str, name: int | None, program: Program) -> Finding:
+        """The finding with its corrected trace."""
+        values = values_of(program)
+        change = Change(
+            equations=self.equations,
+            lines={n: _written(line, values) for n, line in program.items()},
+            results={n: number_text(value) for n, value in values.items() if value is not None},
+            answer=number_text(self.truth.answer),
+        )
+        label = ANSWER if name is None else self._label(name)
+        trace = rewrite(self.text, self.steps, change)
+        return Finding(error=error, label="" if error == "unfinished" else label, text=trace)
+
+    def _label(self, name: int) -> str:
+        start = self.equations[name].start
+        return next(step.label for step in reversed(self.steps) if step.start <= start)
+
+
+def _first(slip: int | None, wrong: int | None) -> int | None:
+    return min((n for n in (slip, wrong) if n is not None), default=None)
+
+
+def _written(line: Line, values: Mapping[int, Fraction | None]) -> tuple[str, ...]:
+    """A line with its numbers as they are written."""
+    return tuple(
+        item if isinstance(item, str) else number_text(values[item] or Fraction(0) if type(item) is int else item)
+        for item in line
+    )

@@ -1,0 +1,173 @@
+"""Write a corrected attempt in the solver's own words: only what changes is touched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from stepalign.critics.equations import Equation, Token, tokens_of
+from stepalign.domains.math.extraction import extract_answer
+from stepalign.feedback.steps import ANSWER
+from stepalign.records import Step
+
+_NUMBERED = re.compile(r"(\s*(?:<step[ _-]?|(?:\*\*)?step\s|\(?))(\d{1,3})(?=[>.:)])", re.I)
+
+
+_MINUS = re.compile(r"(?<![\w)])[-−]\s{0,2}\$?$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """The equations of an attempt and those that it should have, by name; a name from the attempt is an index."""
+
+    equations: Sequence[Equation]
+    lines: Mapping[int, Sequence[str]]
+    """In their order; names that the attempt does not have are new."""
+    results: Mapping[int, str]
+    answer: str
+
+
+def answer_value(text: str) -> Fraction | None:
+    """The number that an answer states."""
+    found = extract_answer(text) or text
+    numbers = _numbers(found)
+    return numbers[0].value if len(numbers) == 1 else None
+
+
+def _numbers(text: str) -> list[Token]:
+    """The numbers of a text, a minus in front of one included."""
+    found = []
+    for token in tokens_of(text):
+        minus = _MINUS.search(text[: token.start]) if token.kind == "number" else None
+        if token.kind == "number":
+            start = minus.start() if minus else token.start
+            found.append(Token("number", f"{'-' * bool(minus)}{token.text}", start, token.end))
+    return found
+
+
+def rewrite(text: str, steps: Sequence[Step], change: Change) -> str:
+    """The attempt with its equations changed: steps without a change keep every character."""
+    pieces: list[str] = []
+    pending = list(change.lines)  # names in the order in which they are to be written
+    body = [step for step in steps if step.label != ANSWER]
+    template = _template(body, change)
+    for step in body:
+        own = [n for n, e in enumerate(change.equations) if step.start <= e.start < step.end]
+        if not own:
+            if step is not body[-1] or len(steps) > len(body):  # the end of an attempt that was cut leads nowhere
+                pieces.append(step.text)
+            continue
+        kept = [name for name in own if name in pending]
+        for name in kept:
+            while pending[0] != name:
+                pieces.append(_new_step(pending.pop(0), change, template))
+            pending.pop(0)
+        if kept:
+            pieces.append(_edited(step, own, kept, change))
+    pieces += [_new_step(name, change, template) for name in pending]
+    answer = next((step for step in steps if step.label == ANSWER), None)
+    pieces.append(_answer(answer, change.answer, pieces))
+    return "".join(_renumbered(pieces))
+
+
+def _edited(step: Step, own: Sequence[int], kept: Sequence[int], change: Change) -> str:
+    edits: dict[tuple[int, int], str] = {}
+    renamed: dict[Fraction, str] = {}
+    for name in own:
+        equation = change.equations[name]
+        if name not in kept:
+            edits[equation.start, equation.end] = ""
+            continue
+        for left in equation.lefts:
+            for token, new in zip(left, change.lines[name], strict=False):
+                _edit(edits, token, new, renamed)
+            if len(change.lines[name]) != len(left):
+                edits[left[0].start, left[-1].end] = " ".join(change.lines[name])
+        for token in equation.results:
+            _edit(edits, token, change.results[name], renamed)
+    written = [t for n in own for side in (*change.equations[n].lefts, change.equations[n].results) for t in side]
+    spans = [(token.start, token.end) for token in written]
+    for token in tokens_of(step.text):
+        start, end = token.start + step.start, token.end + step.start
+        outside = not any(a <= start < b for a, b in spans)
+        if (
+            token.kind == "number"
+            and outside
+            and token.value in renamed
+            and not step.text[: token.start].endswith(("_", "#"))
+        ):
+            edits[start, end] = renamed[token.value]
+    out, position = [], step.start
+    for (start, end), new in sorted(edits.items()):
+        if start < position:
+            continue
+        out += [step.text[position - step.start : start - step.start], new]
+        position = end
+    return "".join([*out, step.text[position - step.start :]])
+
+
+def _edit(edits: dict[tuple[int, int], str], token: Token, new: str, renamed: dict[Fraction, str]) -> None:
+    old = str(token.value) if token.kind == "number" else token.sign
+    if token.kind == "number" and token.value.denominator != 1:
+        old = token.text
+    if old != new and not (token.kind == "number" and _same(token, new)):
+        edits[token.start, token.end] = new
+        if token.kind == "number":
+            renamed[token.value] = new
+
+
+def _same(token: Token, new: str) -> bool:
+    """Whether a number is written well enough: 1.0 for 1, 3.3 for 3.33."""
+    decimals = len(token.text.partition(".")[2])
+    return abs(token.value - Fraction(new)) <= (Fraction(1, 2 * 10**decimals) if decimals else 0) or (
+        not decimals and "." in new and abs(token.value - Fraction(new)) < 1
+    )
+
+
+def _template(body: Sequence[Step], change: Change) -> tuple[str, str, str]:
+    """How the solver writes a step: (mark in front, a blank or nothing around signs, line end)."""
+    step = next(step for step in body if step.start <= change.equations[-1].start < step.end)
+    first = next(e for e in change.equations if step.start <= e.start < step.end)
+    mark = _NUMBERED.match(step.text)
+    closing = step.text[: first.start - step.start] if mark and first.start - step.start <= mark.end() + 3 else ""
+    blank = " " if " " in step.text[first.lefts[0][0].start - step.start : first.lefts[0][-1].end - step.start] else ""
+    end = step.text[len(step.text.rstrip()) :] or (
+        "\n" if "\n" in "".join(s.text for s in body) or not body[1:] else " "
+    )
+    return closing or (mark.group() + "> " if mark and "<" in mark.group() else ""), blank, end
+
+
+def _new_step(name: int, change: Change, template: tuple[str, str, str]) -> str:
+    mark, blank, end = template
+    return f"{mark}{blank.join(change.lines[name])}{blank}={blank}{change.results[name]}{end}"
+
+
+def _answer(step: Step | None, answer: str, before: list[str]) -> str:
+    if step is None:
+        tagged = any("<step" in piece for piece in before)
+        gap = "" if not before or before[-1].endswith(("\n", " ")) else "\n"
+        return f"{gap}<answer> {answer}" if tagged else f"{gap}#### {answer}"
+    numbers = _numbers(step.text)
+    if not numbers:
+        return f"{step.text.rstrip()} {answer}"
+    edits = [t for t in numbers if t.value == numbers[-1].value]
+    text = step.text
+    for token in reversed(edits):
+        if not _same(token, answer):
+            text = text[: token.start] + answer + text[token.end :]
+    return text
+
+
+def _renumbered(pieces: Sequence[str]) -> list[str]:
+    """Steps with their numbers, one after another; only where the attempt numbers its steps."""
+    count, out = 0, []
+    for piece in pieces:
+        match = _NUMBERED.match(piece)
+        if match is None:
+            out.append(piece)
+            continue
+        count += 1
+        out.append(piece if int(match[2]) == count else f"{match[1]}{count}{piece[match.end() :]}")
+    return out
