@@ -163,6 +163,7 @@ _COMMANDS = (
         "",
         "demo",
         "train",
+        "prepare",
         "compare",
         "evaluate",
         "grade",

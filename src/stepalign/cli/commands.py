@@ -92,6 +92,23 @@ def train(
     return None
 
 
+@app.command()
+def prepare(recipe: Recipe, out: OutFolder, settings: Set = None, resume: Resume = False) -> None:
+    """Warm a model up on a domain's format until its pass rate is in a band; the weights land in solver/."""
+    from stepalign.config import load_config
+    from stepalign.stopping import StopRequest
+
+    config = load_config(recipe, settings or ())
+    from stepalign.verbs.prepare import prepare_solver
+
+    notice = "stopping: the warm-up goes on from its last measurement; Ctrl-C once more stops at once"
+    with working("prepare") as display, StopRequest(notice).listening() as stop:
+        done = prepare_solver(config, out, resume=resume, listener=display, stop=stop)
+    rate = f"{done['pass_rate']:.1%} [{done['low']:.1%}, {done['high']:.1%}]"
+    say(f"{done['examples']} examples; {rate} of {done['problems']} validation problems x {done['num_samples']}")
+    say(f"weights: {out / 'solver'}")
+
+
 def _dry_run(config: object) -> None:
     from stepalign.verbs.dry_run import describe
 
@@ -305,7 +322,8 @@ def critique(
     rollouts: Annotated[Path, typer.Argument(help="A run folder, its rollouts.jsonl, or JSON lines of attempts.")],
     out: OutFolder,
     critic: Annotated[
-        str, typer.Option("--critic", help="A recipe, URLs (http://host/v1, separated by commas), or: programmatic.")
+        str,
+        typer.Option("--critic", help="A recipe, URLs (http://host/v1, ...), or a program: programmatic, calculation."),
     ] = "",
     model: Annotated[
         str, typer.Option("--model", help="Name of the critic on its server; not needed where that has only one.")

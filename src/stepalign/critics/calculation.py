@@ -11,11 +11,12 @@ program does not understand gets no critique, with a reason that a run counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from stepalign.critics.equations import Equation, Line, evaluate, find_equations, number_text, states, symbol
+from stepalign.critics.repairs import completed, operands, repairs, signs, swaps
 from stepalign.critics.rewriting import Change, answer_value, rewrite
 from stepalign.critics.truth import Program, Truth, link, symbols_of, values_of
 from stepalign.feedback.steps import ANSWER, split_steps, step_body
@@ -123,109 +124,6 @@ _WRITERS = {"trace": lambda found: found.text, "paraphrase": _in_words, "hint": 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Repairs
-
-
-def _repairs(program: Program, truth: Truth) -> Iterator[tuple[str, int, Program]]:
-    """(kind, name of the equation, changed program) for every single change, the smallest kinds first."""
-    names = list(program)
-    for kind, changes in (("operation", _signs), ("operand", _operands), ("order", _swaps)):
-        for name in names:
-            for line in changes(program, name, truth):
-                yield kind, name, {**program, name: line}
-    for name in reversed(names):
-        for heir in dict.fromkeys(item for item in program[name] if not isinstance(item, str)):
-            yield "extra", name, _without(program, name, heir)
-    for name in reversed(names):
-        yield from (("missing", name, changed) for changed in _with_one_more(program, name, truth))
-
-
-def _signs(program: Program, name: int, truth: Truth) -> Iterator[Line]:
-    line = program[name]
-    for place, item in enumerate(line):
-        if isinstance(item, str) and item in "+-*/":
-            yield from ((*line[:place], sign, *line[place + 1 :]) for sign in "+-*/" if sign != item)
-
-
-def _operands(program: Program, name: int, truth: Truth) -> Iterator[Line]:
-    line, earlier = program[name], [n for n in program if n < name]
-    for place, item in enumerate(line):
-        if not isinstance(item, str):
-            others = (o for o in (*reversed(earlier), *truth.leaves) if (type(o), o) != (type(item), item))
-            yield from ((*line[:place], other, *line[place + 1 :]) for other in others)
-
-
-def _swaps(program: Program, name: int, truth: Truth) -> Iterator[Line]:
-    line = program[name]
-    if len(line) == 3 and line[1] in ("-", "/"):
-        yield line[::-1]
-
-
-def _without(program: Program, name: int, heir: Fraction | int) -> Program:
-    return {
-        other: tuple(heir if type(item) is int and item == name else item for item in line)
-        for other, line in program.items()
-        if other != name
-    }
-
-
-def _with_one_more(program: Program, name: int, truth: Truth) -> Iterator[Program]:
-    """One more equation behind the last, or in front of one that uses its result. It is called -1."""
-    names = list(program)
-    if name == names[-1]:
-        for sign, leaf in ((sign, leaf) for sign in "+-*/" for leaf in (*names[:-1], *truth.leaves)):
-            yield from ({**program, -1: line} for line in ((name, sign, leaf), (leaf, sign, name)))
-    for place, item in enumerate(program[name]):
-        if isinstance(item, str):
-            continue
-        for sign, leaf in ((sign, leaf) for sign in "+-*/" for leaf in truth.leaves):
-            for line in ((item, sign, leaf), (leaf, sign, item)):
-                changed = (*program[name][:place], -1, *program[name][place + 1 :])
-                before = {n: program[n] for n in names if n < name}
-                yield {**before, -1: line, name: changed, **{n: program[n] for n in names if n > name}}
-
-
-def _completed(program: Program, truth: Truth) -> Program | None:
-    """A program whose equations are all right, led to the goal: one or two more from its last one, else the rest of the
-    reference. New equations have names from 1000 on."""
-    symbols = symbols_of(program, truth.symbol)
-    last = list(program)[-1] if program else None
-    if last is not None:
-        for first in _steps_from(last, program, truth):
-            value = symbol(first, symbols, truth.symbol)
-            if value == truth.goal:
-                return {**program, 1000: first}
-        for first in _steps_from(last, program, truth):
-            value = symbol(first, symbols, truth.symbol)
-            if value in truth.parts and value not in symbols.values():
-                longer, known = {**program, 1000: first}, {**symbols, 1000: value}
-                for second in _steps_from(1000, longer, truth):
-                    if symbol(second, known, truth.symbol) == truth.goal:
-                        return {**longer, 1001: second}
-    names: dict[int, int] = {}
-    rest = dict(program)
-    have = {value: name for name, value in symbols.items()}
-    for name, line in truth.program.items():
-        if (value := truth.symbols[name]) is None:
-            return None
-        if value not in have:
-            have[value] = 1000 + name
-            rest[1000 + name] = tuple(names[item] if type(item) is int else item for item in line)
-        names[name] = have[value]
-        if value == truth.goal:
-            return rest
-    return None
-
-
-def _steps_from(name: int, program: Program, truth: Truth) -> Iterator[Line]:
-    others = (*[n for n in program if n != name], *truth.leaves)
-    for sign, other in ((sign, other) for sign in "+-*/" for other in others):
-        yield (name, sign, other)
-        if sign in "-/":
-            yield (other, sign, name)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Reading an attempt
 
 
@@ -283,15 +181,15 @@ class _Attempt:
             if self.stated is None:
                 return self._found("unfinished", None, program)
             return self._found("answer", None, program)
-        if last == list(program)[-1]:
-            for kind, name, changed in _repairs(program, truth):
-                if self._leads_to_goal(changed, name):
-                    at_end = kind == "missing" and list(changed)[-1] == -1
-                    if slip is not None and (at_end or slip < name):
-                        return self._found("arithmetic", slip, changed)
-                    if at_end and self.closing is None:
-                        return self._found("unfinished", None, changed)
-                    return self._found(kind, None if at_end else name, changed)
+        repair = self._repair(program) if last == list(program)[-1] else None
+        if repair is not None:
+            kind, name, changed = repair
+            at_end = kind == "missing" and list(changed)[-1] == -1
+            if slip is not None and (at_end or slip < name):
+                return self._found("arithmetic", slip, changed)
+            if at_end and self.closing is None:
+                return self._found("unfinished", None, changed)
+            return self._found(kind, None if at_end else name, changed)
         return self._found_several(program, slip) if thorough else Finding(error="", reason=NOT_UNDERSTOOD)
 
     def _is_stated(self, name: int, line: Line) -> bool:
@@ -299,18 +197,41 @@ class _Attempt:
         value = evaluate(self.equations[name].line, {})
         return value is not None and all(states(result, value) for result in self.equations[name].results)
 
-    def _leads_to_goal(self, changed: Program, name: int) -> bool:
-        """Whether a changed attempt ends in the right expression, and calculates nothing twice where it was changed."""
+    def _repair(self, program: Program) -> tuple[str, int, Program] | None:
+        """The first change that leads to the goal, through parts of the truth if there is one."""
+        another = None
+        for kind, name, changed in repairs(program, self.truth):
+            if self._leads_to_goal(program, changed, name):
+                symbols = symbols_of(changed, self.truth.symbol)
+                if all(symbols[n] in self.truth.parts for n in (name, -1) if n in changed):
+                    return kind, name, changed
+                another = another or (kind, name, changed)
+        return another
+
+    def _leads_to_goal(self, program: Program, changed: Program, name: int) -> bool:
+        """Whether a changed attempt ends in the right expression, calculates nothing twice where it was changed, and
+        leaves no equation without a use that it had and that is no part of the truth."""
         symbols = symbols_of(changed, self.truth.symbol)
         last = list(changed)[-1] if changed else None
         if last is None or symbols[last] != self.truth.goal or not self._is_whole(changed):
             return False
-        return name not in changed or list(symbols.values()).count(symbols[name]) == 1
+        if name in changed and list(symbols.values()).count(symbols[name]) > 1:
+            return False
+        used, before = ({item for line in p.values() for item in line if type(item) is int} for p in (changed, program))
+        return all(symbols[other] in self.truth.parts for other in before - used if other in changed)
 
     def _is_whole(self, program: Program) -> bool:
-        """No value that a story cannot have, where the truth has none."""
-        negative = any(value is None or value < 0 for value in values_of(self.truth.program).values())
-        return negative or all(value is not None and value >= 0 for value in values_of(program).values())
+        """No negative and no broken value, where the truth has none."""
+        true, found = list(values_of(self.truth.program).values()), list(values_of(program).values())
+        if None in found:
+            return False
+        as_signed = any(value is None or value < 0 for value in true) or all(
+            value >= 0 for value in found if value is not None
+        )
+        return as_signed and (
+            any(value is None or value.denominator > 1 for value in true)
+            or all(value.denominator == 1 for value in found if value is not None)
+        )
 
     def _found_several(self, program: Program, slip: int | None) -> Finding:
         """Keep what is a part of the truth, mend the first equation that is not, and lead on from there."""
@@ -324,14 +245,14 @@ class _Attempt:
         if wrong is not None:
             earlier = symbols_of(kept, truth.symbol)
             seen = {name: line for name, line in program.items() if name <= wrong}
-            for changes in (_signs, _operands, _swaps):
+            for changes in (signs, operands, swaps):
                 for line in changes(seen, wrong, truth):
                     value = symbol(line, earlier, truth.symbol)
                     if value in truth.parts and value not in earlier.values():
-                        whole = _completed({**kept, wrong: line}, truth)
+                        whole = completed({**kept, wrong: line}, truth)
                         if whole is not None and self._is_whole(whole):
                             return self._found("several", _first(slip, wrong), whole)
-        whole = _completed(kept, truth)
+        whole = completed(kept, truth)
         if whole is None:
             return Finding(error="", reason=NOT_UNDERSTOOD)
         if wrong is None and slip is None and self.closing is None:
@@ -363,6 +284,8 @@ def _first(slip: int | None, wrong: int | None) -> int | None:
 def _written(line: Line, values: Mapping[int, Fraction | None]) -> tuple[str, ...]:
     """A line with its numbers as they are written."""
     return tuple(
-        item if isinstance(item, str) else number_text(values[item] or Fraction(0) if type(item) is int else item)
+        item
+        if isinstance(item, str)
+        else number_text((values[item] or Fraction(0)) if type(item) is int else Fraction(item))
         for item in line
     )

@@ -12,7 +12,7 @@ from stepalign.domains.math.extraction import extract_answer
 from stepalign.feedback.steps import ANSWER
 from stepalign.records import Step
 
-_NUMBERED = re.compile(r"(\s*(?:<step[ _-]?|(?:\*\*)?step\s|\(?))(\d{1,3})(?=[>.:)])", re.I)
+_NUMBERED = re.compile(r"(\s*(?:<step[ _-]?|(?:\*\*)?step\s|\(?))(\d{1,3})(?=[>:)]|\.\s)", re.I)
 
 
 _MINUS = re.compile(r"(?<![\w)])[-−]\s{0,2}\$?$")
@@ -52,12 +52,12 @@ def rewrite(text: str, steps: Sequence[Step], change: Change) -> str:
     pieces: list[str] = []
     pending = list(change.lines)  # names in the order in which they are to be written
     body = [step for step in steps if step.label != ANSWER]
-    template = _template(body, change)
+    template, results = _template(body, change), _renamed_results(change)
     for step in body:
         own = [n for n, e in enumerate(change.equations) if step.start <= e.start < step.end]
         if not own:
             if step is not body[-1] or len(steps) > len(body):  # the end of an attempt that was cut leads nowhere
-                pieces.append(step.text)
+                pieces.append(_with_numbers(step.text, results))
             continue
         kept = [name for name in own if name in pending]
         for name in kept:
@@ -69,7 +69,7 @@ def rewrite(text: str, steps: Sequence[Step], change: Change) -> str:
     pieces += [_new_step(name, change, template) for name in pending]
     answer = next((step for step in steps if step.label == ANSWER), None)
     pieces.append(_answer(answer, change.answer, pieces))
-    return "".join(_renumbered(pieces))
+    return "".join(_renumbered(pieces) if _NUMBERED.match(body[0].text) else pieces)
 
 
 def _edited(step: Step, own: Sequence[int], kept: Sequence[int], change: Change) -> str:
@@ -106,6 +106,20 @@ def _edited(step: Step, own: Sequence[int], kept: Sequence[int], change: Change)
         out += [step.text[position - step.start : start - step.start], new]
         position = end
     return "".join([*out, step.text[position - step.start :]])
+
+
+def _renamed_results(change: Change) -> dict[Fraction, str]:
+    """Results of the attempt that have become others."""
+    pairs = [(e.results[0], change.results[n]) for n, e in enumerate(change.equations) if n in change.results]
+    return {token.value: new for token, new in pairs if not _same(token, new)}
+
+
+def _with_numbers(text: str, renamed: Mapping[Fraction, str]) -> str:
+    """A step without equations, in which results are repeated."""
+    for token in reversed(tokens_of(text)):
+        if token.kind == "number" and token.value in renamed and not text[: token.start].endswith(("_", "#")):
+            text = text[: token.start] + renamed[token.value] + text[token.end :]
+    return text
 
 
 def _edit(edits: dict[tuple[int, int], str], token: Token, new: str, renamed: dict[Fraction, str]) -> None:
@@ -161,7 +175,7 @@ def _answer(step: Step | None, answer: str, before: list[str]) -> str:
 
 
 def _renumbered(pieces: Sequence[str]) -> list[str]:
-    """Steps with their numbers, one after another; only where the attempt numbers its steps."""
+    """Steps with their numbers, one after another."""
     count, out = 0, []
     for piece in pieces:
         match = _NUMBERED.match(piece)

@@ -107,6 +107,13 @@ def load_sets(data: DataSection) -> dict[str, ProblemSet]:
     return sets
 
 
+def has_program(data: DataSection, section: CriticSection) -> bool:
+    """Whether the recipe's critic is a program that knows its problems."""
+    domain = find_domain(data)
+    programs = {"programmatic": domain.critic is not None, "calculation": domain.calculates}
+    return programs.get(section.kind, False)
+
+
 def make_programmatic_critic(data: DataSection, section: CriticSection, form: CritiqueForm, seed: int) -> Critic:
     """The program that knows the truth: the domain's own, as faulty as the recipe asks, or the calculation critic.
 
@@ -114,7 +121,7 @@ def make_programmatic_critic(data: DataSection, section: CriticSection, form: Cr
         ConfigError: it knows no such problems.
     """
     domain = find_domain(data)
-    if section.kind == "calculation" and not domain.calculates:
+    if section.kind == "calculation" and not has_program(data, section):
         raise ConfigError(
             f"the calculation critic knows no problems of the domain {domain.name}",
             where="critic.kind",

@@ -76,7 +76,7 @@ def config_with_critic(
     """The run's own recipe, or the defaults, with the critic that is named.
 
     Args:
-        critic: a recipe, addresses separated by commas, or "programmatic".
+        critic: a recipe, addresses separated by commas, "programmatic" or "calculation".
         model: its name on the server; "" asks the server, which may have only one.
 
     Raises:
@@ -90,8 +90,8 @@ def config_with_critic(
             "critic.kind": "endpoint",
             "critic.base_urls": [_api_address(url) for url in re.split(r",\s*(?=https?://)", critic)],
         }
-    elif critic == "programmatic":
-        keys["critic.kind"] = "programmatic"
+    elif critic in ("programmatic", "calculation"):
+        keys["critic.kind"] = critic
     elif re.fullmatch(r"[\w.-]+:\d{1,5}(/.*)?", critic):
         raise ConfigError("an address needs its protocol", where=f"--critic {critic}", hint=f"--critic http://{critic}")
     elif critic:
@@ -101,7 +101,7 @@ def config_with_critic(
         raise ConfigError(
             "who is the critic?",
             where="--critic",
-            hint="--critic RECIPE, --critic http://HOST:PORT/v1 --model NAME, or --critic programmatic",
+            hint="--critic RECIPE, --critic http://HOST:PORT/v1 --model NAME, or a program: --critic calculation",
         )
     keys |= {"critic.cache_only": True} if cache_only else {}
     config = changed(base, {**keys, **given}, "--critic, --set")

@@ -70,8 +70,8 @@ def _example_context(design: str, problem: Problem) -> str:
 
 
 def _critic_prompt(config: Config, problem: Problem, form: CritiqueForm) -> str:
-    if config.critic.kind == "programmatic":
-        return "(none: the programmatic critic reads the attempt itself)"
+    if config.critic.kind != "endpoint":
+        return "(none: the program reads the attempt itself)"
     sees = config.critic.sees
     seen = {"answer": problem.answer} if sees != "nothing" else {}
     if sees == "solution" and problem.reference:

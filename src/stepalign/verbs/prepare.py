@@ -18,8 +18,8 @@ from stepalign.build import Session, open_session
 from stepalign.config import Config, changed
 from stepalign.domains.table import find_domain, load_set
 from stepalign.errors import ConfigError
-from stepalign.events import Listener, line, progress
 from stepalign.evaluation.statistics import bootstrap_mean
+from stepalign.events import Listener, line, progress
 from stepalign.models.load import Solver, dtype_of, save_solver
 from stepalign.records import Problem
 from stepalign.rollouts.order import derive_seed
@@ -31,7 +31,7 @@ from stepalign.training import checkpoint as checkpoints
 WARMUP_STEPS = 10
 
 
-def prepare(config: Config, out: Path, *, resume: bool, listener: Listener, stop: StopRequest) -> dict[str, Any]:
+def prepare_solver(config: Config, out: Path, *, resume: bool, listener: Listener, stop: StopRequest) -> dict[str, Any]:
     """Warm a solver up; OUT/solver holds its weights, OUT/prepare.json what was seen and measured.
 
     Returns:
@@ -171,7 +171,7 @@ class _WarmUp:
     def _encode(self, examples: Sequence[tuple[Problem, str]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and labels [B, S], padded on the right; labels are -1 outside of the solution."""
         tokenizer = self.session.solver.tokenizer
-        end = tokenizer.eos_token_id
+        end = self.session.solver.end_ids[0]
         rows = [
             (self.session.prompts.student(problem), [*tokenizer.encode(text, add_special_tokens=False), end])
             for problem, text in examples

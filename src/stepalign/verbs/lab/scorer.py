@@ -15,7 +15,7 @@ import torch
 from stepalign.build import make_critic, open_session
 from stepalign.config import Config
 from stepalign.critics import Critic
-from stepalign.domains.table import find_domain, load_set
+from stepalign.domains.table import has_program, load_set
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent
 from stepalign.feedback import designs
@@ -48,7 +48,7 @@ class Scorer:
 
     def __init__(self, config: Config, *, from_recipe: bool, listener: Listener = silent) -> None:
         self.config = config
-        self._has_truth = from_recipe and find_domain(config.data).critic is not None
+        self._has_truth = from_recipe and has_program(config.data, config.critic)
         self._from_recipe = from_recipe
         self._session = open_session(config, listener)
         self._critic: Critic | None = None
@@ -70,7 +70,7 @@ class Scorer:
 
     def _has_critic(self) -> bool:
         section = self.config.critic
-        return self._has_truth if section.kind == "programmatic" else self._from_recipe and bool(section.model)
+        return self._has_truth if section.kind != "endpoint" else self._from_recipe and bool(section.model)
 
     def score(self, request: LabRequest, cancelled: threading.Event) -> dict[str, Any]:
         """One attempt under every context, as docs/formats.md describes signal.json.

@@ -11,7 +11,7 @@ from pathlib import Path
 from stepalign.build import find_truth, open_session
 from stepalign.config import Config, changed, load_config
 from stepalign.critics import RUN_FILES
-from stepalign.domains.table import find_domain, load_set, make_grader
+from stepalign.domains.table import find_domain, has_program, load_set, make_grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent
 from stepalign.feedback import designs
@@ -69,8 +69,8 @@ def analyse_run(
 
     if any("tests" in designs.find_design(name).needs for name in names):
         rollouts = _with_details(config, rollouts)
-    has_program = config.critic.kind == "programmatic" and find_domain(config.data).critic is not None
-    more = more_critiques(config, None, rollouts, names) if has_program else []
+    knows = has_program(config.data, config.critic)
+    more = more_critiques(config, None, rollouts, names) if knows else []
     attempts, left_out = attempts_under(rollouts, names, more)
     for name, reasons in left_out.items():
         say_left_out(listener, name, reasons, len(rollouts))
