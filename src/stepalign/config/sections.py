@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stepalign.outside import names_a_secret
 
@@ -84,12 +84,6 @@ class PrepareSection(Section):
     num_samples: int = Field(default=4, ge=1)
     """Validation problems of a measurement, and completions per problem."""
     seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _is_band(self) -> PrepareSection:
-        if self.pass_rate_above >= self.pass_rate_below:
-            raise ValueError("prepare.pass_rate_above must be smaller than prepare.pass_rate_below")
-        return self
 
 
 class CriticSection(Section):

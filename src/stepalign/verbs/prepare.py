@@ -43,6 +43,10 @@ def prepare_solver(config: Config, out: Path, *, resume: bool, listener: Listene
     """
     config = changed(as_before(config, out), {"model.lora": None, "objective.beta": 0.0}, "prepare")
     section = config.prepare
+    if section.pass_rate_above >= section.pass_rate_below:
+        raise ConfigError(
+            "the band is empty: its lower end is not below the upper one", where="prepare.pass_rate_above"
+        )
     held_out = load_set(config.data, "validation").problems[: section.num_problems]
     if not held_out:
         raise ConfigError(
