@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -388,6 +389,42 @@ def test_everything_has_a_name(visit: Callable[..., Visit], report: Path) -> Non
         "[...document.querySelectorAll('[role=listitem]')].filter((node) => !node.closest('[role=list]')).length"
     )
     assert orphans == 0
+
+
+CODE = {
+    "model": "m", "temperature": 1.0, "unit": "nats",
+    "contexts": [{"name": name} for name in ("hint", "step_aligned", "other", "reference")],
+    "rollouts": [{
+        "rollout_id": "r", "question": "Write it.", "verdict": "incorrect", "case": "one_wrong_step",
+        "text": "def fizz(i):\n    if i = 3:\n        return internationalization",
+        "tokens": [{"text": text, "start": start, "end": start + len(text), "id": 1} for start, text in (
+            (0, "def"), (3, " fizz"), (8, "(i):"), (12, "\n   "), (16, " if"), (19, " i = 3"), (25, ":"),
+            (26, "\n       "), (34, " return"), (41, " intern"), (48, "ation"), (53, "alization"))],
+        "steps": [{"label": "1", "start": 0, "end": 13, "status": "right"},
+                  {"label": "2", "start": 13, "end": 27, "status": "wrong"},
+                  {"label": "3", "start": 27, "end": 62, "status": "after_error"}],
+        "contexts": [{"name": name, "text": "x", "log_ratio": [0.5] * 12}
+                     for name in ("hint", "step_aligned", "other", "reference")],
+    }],
+}  # fmt: skip
+
+
+def test_tokens_are_in_the_first_screen_and_their_letters_join(tmp_path: Path, chromium: Any) -> None:
+    seen = Visit(chromium, write_token_page(CODE, tmp_path / "index.html"))
+    first = seen.page.locator(".t").first.bounding_box()
+    assert first["y"] + first["height"] < seen.page.locator(".dock").bounding_box()["y"] <= 900
+    assert seen.all(".panel-head h3") == ["step_aligned", "reference"]
+    panel = seen.page.locator('.cell[data-step="2"]').first
+    boxes = [panel.locator(".t").nth(at).bounding_box() for at in (1, 2, 3)]  # one word in three tokens
+    for left, right in pairwise(boxes):
+        assert right["x"] == pytest.approx(left["x"] + left["width"], abs=0.01)
+    # the indentation is shown where its line begins, although it is written by the token before
+    assert panel.locator(".run").evaluate("run => run.textContent").startswith("        return intern")
+    document = seen.page.evaluate("[...document.querySelectorAll('section')].map(section => section.id)")
+    assert document.index("tokens") == 0
+    out = StringIO()
+    print_rollout(CODE, 0, contexts=["hint"], console=Console(file=out, width=100, no_color=True))
+    assert "\n        return" in out.getvalue().replace("(+0.5)", "")
 
 
 def test_a_long_page_draws_what_is_asked_for_first_and_the_rest_later(

@@ -16,6 +16,7 @@ from stepalign.config import CheckpointRule
 from stepalign.errors import ConfigError
 from stepalign.report import page, template
 from stepalign.report.curves import equal_budgets
+from stepalign.report.localisation import localisation_rows
 from stepalign.report.page import report_html, token_html, write_report, write_token_page
 from stepalign.report.results_schema import CHECKPOINT_RULES, read_results
 
@@ -406,3 +407,15 @@ def test_the_footer_says_where_the_numbers_come_from(signal: dict[str, Any]) -> 
     assert [node.text for node in footer.all("pre")] == ["<|user|> 1 + 1", "<|user|> 1 + 1 <b>"]
     bare = read_html(token_html(signal)).by_id("provenance").words
     assert "Weights" not in bare
+
+
+def test_rows_that_hold_by_construction_are_left_out(signal: dict[str, Any]) -> None:
+    """The only step of an attempt has all of the signal, whatever the signal is."""
+    only, rest = signal["localisation"][0]["numbers"][0], signal["localisation"][0]["numbers"][1:]
+    sure = {**only, "name": "share_of_kl_in_wrong_step", "value": 1.0, "baseline": 1.0, "low": None, "high": None}
+    chance = {**only, "name": "sign_agreement", "value": 0.5, "baseline": 0.5}
+    entries = [{**entry, "numbers": [only, sure, chance, *rest]} for entry in signal["localisation"]]
+    shown = [row.label for row in localisation_rows({**signal, "localisation": entries})[1]]
+    assert "Share of KL in the first wrong step" not in shown
+    assert "Sign agreement" in shown
+    assert len(shown) == len(signal["localisation"][0]["numbers"]) + 1

@@ -146,7 +146,7 @@ def test_the_shipped_examples_run(name: str, model: str, tmp_path: Path) -> None
         assert first["text"][wrong["start"] : wrong["end"]] == line + "\n"
     elif name == "one-wrong-step":
         assert statuses == {"1": "right", "2": "right", "3": "wrong", "4": "after_error", "answer": "after_error"}
-    elif name == "correct":
+    elif name in ("correct", "integral"):
         assert set(statuses.values()) == {"right"}
     elif name == "wrong-approach":
         assert set(statuses.values()) == {"unknown"}  # no step of it can be kept

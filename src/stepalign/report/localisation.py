@@ -32,6 +32,8 @@ def localisation_rows(signal: Json) -> tuple[list[str], list[LocalisationRow]]:
         items = [next((item for item in entry["numbers"] if item["name"] == name), None) for entry in entries]
         known = [item for item in items if item is not None]
         baselines = [item["baseline"] for item in known if number(item.get("baseline")) is not None]
+        if baselines and all(item.get("baseline") == item["value"] in (0, 1) for item in known):
+            continue  # no signal could make it another number, such as the share of the only step
         rows.append(
             LocalisationRow(
                 label=LABELS.get(name) or _sentence(name),

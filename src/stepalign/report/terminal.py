@@ -7,6 +7,7 @@ made visible first: no escape sequence, direction mark or control character of t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -110,9 +111,14 @@ def shown_tokens(rollout: ScoredCompletion, first: int, last: int) -> Iterator[t
     Further pieces of a character have no text of their own.
     """
     gaps, joined, special = rollout.gaps(), rollout.joined(), set(rollout.special)
+    # A line break and the indentation behind it are often one token: the blanks are shown where the next step begins.
+    indent = re.search(r"\n([ \t]+)\Z", rollout.tokens[first - 1]) if first else None
     for token in range(first, last):
-        piece = "" if token in joined else visible(rollout.tokens[token]) or "∅"
-        yield visible(gaps.get(token, "")), token, f"⟨{piece}⟩" if token in special else piece
+        text = rollout.tokens[token]
+        text = re.sub(r"\n[ \t]+\Z", "\n", text) if token == last - 1 else text
+        piece = "" if token in joined else visible(text) or "∅"
+        gap = (indent[1] if indent and token == first else "") + visible(gaps.get(token, ""))
+        yield gap, token, f"⟨{piece}⟩" if token in special else piece
 
 
 def _style(at: int, colour: bool) -> Style:

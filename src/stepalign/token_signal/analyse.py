@@ -209,7 +209,7 @@ def _lay_out(
         expected_answer=attempt.problem.answer or None,
         reference=attempt.problem.reference,
         verdict=attempt.verdict,
-        case=subject.case or CASES.get(critique.case if critique else "", "unknown"),
+        case=subject.case or _case(critique, attempt.verdict),
         text=text,
         token_ids=ids,
         tokens=tokens,
@@ -219,6 +219,13 @@ def _lay_out(
         tables=tables,
         **marks._asdict(),
     )
+
+
+def _case(critique: Critique | None, verdict: str) -> str:
+    """The kind of attempt, as the critic says; a model that corrects a right answer is not believed."""
+    case = CASES.get(critique.case, "unknown") if critique else "unknown"
+    believed = verdict != "correct" or case == "correct" or (critique is not None and critique.truth is True)
+    return case if believed else "unknown"
 
 
 def _comes_from_critic(context: str) -> bool:

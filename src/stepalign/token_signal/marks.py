@@ -16,6 +16,7 @@ import numpy as np
 from stepalign.domains.domain import Truth
 from stepalign.errors import ConfigError
 from stepalign.feedback.alignment import align
+from stepalign.feedback.statements import numbers
 from stepalign.feedback.steps import split_steps
 from stepalign.models.prompts import tokens_to_steps
 from stepalign.records import Attempt, Critique, Step
@@ -103,16 +104,24 @@ def _first_wrong(
     if critique is None or critique.status != "ok" or critique.truth is False:
         return None
     first_error = critique.first_error
-    # A wrong answer whose error was not located leaves the steps open, unless a program knows the truth.
-    located = attempt.verdict == "correct" or critique.case == "C" or critique.truth is True
-    if not first_error and not located:
-        alignment = align(attempt, critique, expected_answer=attempt.problem.answer or None)
-        first_error = "" if alignment.full_solution else alignment.first_error_label
-        if not first_error:  # a wrong attempt kept word for word, or a solution that follows none of its steps
+    if critique.truth is not True:
+        alignment = align(attempt, critique)
+        first_error = first_error or ("" if alignment.full_solution else alignment.first_error_label)
+        # A wrong attempt kept word for word, or a solution that follows none of its steps, locates nothing.
+        missed = not first_error and attempt.verdict != "correct" and critique.case != "C"
+        # A critic that finds an error in a right attempt, or corrects a wrong one into a wrong answer, is wrong itself.
+        mistaken = bool(first_error) and attempt.verdict == "correct"
+        if missed or mistaken or _is_other_number(alignment.critique_answer, attempt.problem.answer):
             return None
     if first_error:
         return names.index(first_error) if first_error in names else None
     return len(steps)
+
+
+def _is_other_number(answer: str | None, expected: str) -> bool:
+    """Whether two answers are different numbers; an answer that is more than one number is not compared."""
+    found, wanted = numbers(answer or ""), numbers(expected)
+    return len(found) == len(wanted) == 1 and float(found[0]) != float(wanted[0])
 
 
 def _marked(step: Step, index: int, wrong: int | None) -> MarkedStep:

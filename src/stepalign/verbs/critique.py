@@ -245,6 +245,7 @@ def _examples(
             "policy": line["policy"],
             "decided_by": line["decided_by"],
             "detail": line["details"].get(name, ""),
+            "located": line["verdict"] != "correct" and (line["alignment"] or {}).get("answer_right") is not False,
             "question": _cut(attempt.problem.question),
             "expected_answer": attempt.problem.answer,
             "attempt": _cut(attempt.text) if line["alignment"] is None else "",

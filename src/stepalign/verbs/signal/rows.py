@@ -125,6 +125,8 @@ def _fault(row: Row) -> tuple[str, str] | None:
         return "the row has no question", ""
     if row.get("verdict") and row["verdict"] not in VERDICTS:
         return f"unknown verdict {row['verdict']!r}", f"one of {', '.join(VERDICTS)}"
+    if row.get("case") == "correct" and (row.get("wrong_step") or row.get("wrong_text")):
+        return "a correct attempt has no wrong step", "drop wrong_step and wrong_text, or give another case"
     ids, contexts = row.get("completion_ids"), row.get("contexts")
     if ids is not None and not (isinstance(ids, list) and ids and all(type(i) is int and i >= 0 for i in ids)):
         return "completion_ids must be a list of token ids", ""

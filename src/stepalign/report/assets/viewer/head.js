@@ -79,8 +79,8 @@ function drawLegend() {
     h("div", { class: "scale" }, ramp,
       h("div", { class: "ticks" }, ...ticks.map((text) => h("span", { text }))),
       h("div", { class: "poles" }, h("span", { class: "less", text: "less likely with the feedback" }), h("span", { class: "more", text: "more likely" }))),
-    h("div", { class: "histograms" }, ...views().map((view) => histogram(rollout, view, top))),
-    h("p", { class: "definition" },
+    h("div", { class: "histograms" }, ...views().map((view) => histogram(rollout, view, top))));
+  part.definition.replaceChildren(
       data.definition ? h("span", { class: "formula", text: visible(data.definition) }) : null,
       h("b", { text: state.diff ? "Difference of A" : "A" }), h("span", { text: ", " + visible(data.unit) + ". " }),
       h("span", { text: "Limit \u00b1" + plain(top, 2) + ": " + LIMITS[state.limit][1] + ", one scale for every panel" + (state.log ? ", logarithmic. " : ". ") }),
@@ -88,7 +88,7 @@ function drawLegend() {
       h("span", { class: "key-down", text: "Line below" }), h("span", { text: ": suppressed. " }),
       h("span", { class: "key-clip", text: "Double line" }), h("span", { text: ": beyond the limit. " }),
       h("span", { text: known(data.temperature) ? "Both sides at temperature " + data.temperature + ". " : "" }),
-      h("span", { text: unscored.some(Boolean) ? "Not scored, hatched: " + Math.max(...unscored) + " of " + plural(rollout.pieces.length, "token") + "." : "" })));
+      h("span", { text: unscored.some(Boolean) ? "Not scored, hatched: " + Math.max(...unscored) + " of " + plural(rollout.pieces.length, "token") + "." : "" }));
 }
 
 function histogram(rollout, view, top) {

@@ -1,15 +1,18 @@
 // The frame of the viewer, and its start.
 
+const FIRST = ["step_aligned", "reference"];
+
 function build() {
   part.head = h("header", { class: "attempt-head" });
   part.tools = h("div", { class: "tools", role: "toolbar", "aria-label": "View" });
   part.legend = h("div", { class: "legend" });
+  part.definition = h("p", { class: "definition" });
   part.panels = h("div", { class: "panels" });
   part.strips = h("div", { class: "strips" });
   part.numbers = h("div", { class: "numbers" });
   part.dock = h("aside", { class: "dock", "aria-label": "Token under the cursor" });
   part.peek = h("div", { class: "peek", hidden: true, "aria-hidden": "true" });
-  part.figure = h("div", { class: "figure" }, part.legend, part.panels, part.strips);
+  part.figure = h("div", { class: "figure" }, part.legend, part.panels, part.definition, part.strips);
   part.main = h("div", { class: "view" }, part.head, part.tools, part.figure, part.numbers, part.dock);
   root.replaceChildren(buildList(), part.main, part.peek, buildHelp());
   part.panels.addEventListener("mousemove", hover);
@@ -49,9 +52,11 @@ function complain(error) {
   throw error;
 }
 
-// The contexts that the rollouts have, the first two of them.
+// Two of the contexts that the rollouts have: the step-aligned critique and the reference before any others.
 function firstShown() {
-  return [...new Set(data.rollouts.flatMap((rollout) => rollout.contexts))].sort((a, b) => a - b).slice(0, 2);
+  const rank = (at) => (FIRST.indexOf(data.contexts[at].name) + 1 || FIRST.length + 1);
+  const there = [...new Set(data.rollouts.flatMap((rollout) => rollout.contexts))];
+  return there.sort((a, b) => rank(a) - rank(b) || a - b).slice(0, 2).sort((a, b) => a - b);
 }
 
 async function start() {
@@ -59,6 +64,7 @@ async function start() {
   const nothing = data.rollouts.every((rollout) => !rollout.contexts.length);
   if (nothing) { root.replaceChildren(h("p", { class: "empty", text: "No rollouts are stored in this signal." })); return; }
   state.shown = firstShown();
+  root.classList.toggle("single", data.rollouts.length === 1);
   build();
   const linked = await readHash();
   if (!linked) {

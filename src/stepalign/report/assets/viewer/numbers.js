@@ -16,7 +16,8 @@ function drawNumbers() {
       const all = total(sizes);
       return (all ? ((100 * total(sizes.slice(wrong[2], wrong[3]))) / all).toFixed(1) + " %" : MISSING) + " (its share of tokens: " + tokens.toFixed(1) + " %)";
     };
-    rows.push(["Mean A on the first wrong step", inside([wrong])], ["Share of |A| in the first wrong step", share]);
+    rows.push(["Mean A on the first wrong step", inside([wrong])]);
+    if (tokens < 100) rows.push(["Share of |A| in the first wrong step", share]); // all of it otherwise
   }
   if (after.length) rows.push(["Mean A after the error", inside(after)]);
   if (right.length) {

@@ -18,7 +18,6 @@ function drawPanels() {
   cells = shown.map(() => []);
   waiting = [];
   shown.forEach((view, panel) => grid.append(panelHead(rollout, view, values[panel])));
-  shown.forEach((view) => grid.append(feedback(rollout, view)));
   rollout.steps.forEach((step, at) => {
     const closed = state.collapsed.has(at);
     grid.append(stepHead(step, at, closed));
@@ -37,6 +36,7 @@ function drawPanels() {
       grid.append(cell);
     });
   });
+  shown.forEach((view) => grid.append(feedback(rollout, view)));
   part.panels.className = "panels of-" + shown.length + (state.beside ? " with-feedback" : "");
   part.panels.replaceChildren(grid);
   drawWaiting(FIRST_TOKENS);
@@ -56,12 +56,17 @@ function drawWaiting(tokens = Infinity) {
   if (waiting.length) part.panels.setAttribute("aria-busy", "true");
 }
 
+// A line break and the indentation behind it are often one token: the blanks are shown where the next step begins.
+const indentBehind = (piece) => (/\n([ \t]+)$/.exec(piece) || ["", ""])[1];
+
 function drawStretch({ rollout, run, step, panel, values, top, special, joined, from, to }) {
   const out = document.createDocumentFragment();
   for (let token = from; token < to; token += 1) {
+    if (token === step[2] && token) out.append(indentBehind(rollout.pieces[token - 1]));
     const gap = rollout.gaps[token];
     if (gap) out.append(h("span", { class: "gap", role: "listitem", "aria-label": "not a token: " + visible(gap), text: shape(gap) }));
-    const cell = tokenCell(rollout, token, values[token], top, special.has(token), joined.has(token));
+    const piece = token === step[3] - 1 ? rollout.pieces[token].replace(/\n[ \t]+$/, "\n") : rollout.pieces[token];
+    const cell = tokenCell(rollout, token, piece, values[token], top, special.has(token), joined.has(token));
     cells[panel][token] = cell;
     cell.dataset.panel = panel;
     out.append(cell);
@@ -73,7 +78,7 @@ function drawStretch({ rollout, run, step, panel, values, top, special, joined, 
   run.append(out);
 }
 
-function tokenCell(rollout, token, value, top, special, joined) {
+function tokenCell(rollout, token, piece, value, top, special, joined) {
   const cell = document.createElement("span");
   const at = level(value, top);
   let look = "t " + levelClass(at);
@@ -87,7 +92,7 @@ function tokenCell(rollout, token, value, top, special, joined) {
   cell.dataset.t = token;
   cell.tabIndex = -1;
   cell.setAttribute("role", "listitem");
-  const text = joined ? "\u205e" : shape(rollout.pieces[token]) || "\u2205";
+  const text = joined ? "\u205e" : shape(piece) || "\u2205";
   cell.textContent = text;
   cell.setAttribute("aria-label", "token " + token + ", " + (joined ? "further piece of the character before" : text) + ", A " + signed(value, 3));
   return cell;
@@ -98,7 +103,7 @@ function panelHead(rollout, view, values) {
   if (!view.pair) {
     const entry = contextOf(rollout, view.context);
     if (entry.case) facts.push("critique case " + visible(entry.case));
-    if (entry.first_error) facts.push("first error: step " + visible(entry.first_error));
+    if (entry.first_error) facts.push("the critic\u2019s first error: step " + visible(entry.first_error));
     if (entry.dropped) facts.push(plural(entry.dropped, "token") + " at its end did not fit and were not shown");
     if (entry.alignment) facts.push(alignmentFacts(entry.alignment));
   }
