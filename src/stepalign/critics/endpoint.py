@@ -26,6 +26,8 @@ from stepalign.errors import ConfigError, EndpointError
 from stepalign.feedback.critique import (
     CRITIQUE_SCHEMA,
     CUT,
+    EMPTY,
+    STRUCTURED_NOTE,
     ParsedCritique,
     parse_comment,
     parse_critique,
@@ -161,7 +163,10 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
             shown["answer"] = answer
         if sees == "solution" and solution is not None:
             shown["solution"] = solution
-        return self.template.messages(sees=sees, structured=self._structured, **shown)
+        messages = self.template.messages(sees=sees, structured=self._structured, **shown)
+        if self._structured:
+            messages[-1]["content"] += f"\n\n{STRUCTURED_NOTE}"
+        return messages
 
     async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
         """See :class:`stepalign.critics.Critic`. Raises ConfigError where the template cannot be rendered."""
@@ -292,7 +297,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
                 prompt_tokens += result.prompt_tokens
                 completion_tokens += result.completion_tokens
                 parsed = self._parse(result)
-                if result.content or result.finish_reason == "length" or empty >= _MAX_EMPTY_REPLIES:
+                if parsed.reason != EMPTY or empty >= _MAX_EMPTY_REPLIES:
                     reply, cut = result, parsed.reason == CUT
                     # The same request at temperature 0 would buy the same reply.
                     can_change = cut or self._section.temperature > 0

@@ -6,7 +6,6 @@ reasons below, which a run counts; it masks its sample and is never taken for a 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 from stepalign.domains.math.thinking import without_thinking
+from stepalign.feedback.json_reply import CONTROL, find_object, restored
 from stepalign.feedback.steps import ANSWER, CLOSING_TAG, PREAMBLE, split_steps, step_body
 from stepalign.records import CritiqueStatus, Step
 
@@ -26,6 +26,7 @@ WRONG_START = "the trace does not start at its first step"
 EMPTY_STEP = "a step is empty"
 NO_ANSWER = "the trace has no answer"
 NOT_JSON = "not the JSON that was asked for"
+GARBLED = "control characters in the text"
 
 CASES = frozenset("ABCDF")
 
@@ -40,10 +41,21 @@ CRITIQUE_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 """The JSON schema of the structured reply, for servers with guided decoding."""
+STRUCTURED_NOTE = 'Inside JSON every backslash is doubled: "\\\\frac{1}{2}", never "\\frac{1}{2}".'
+"""What the prompt of a structured reply ends with."""
 
 _CASE = re.compile(
     r"<case>[ \t\n]{0,4}([A-F])[ \t\n]{0,4}</case>|^[#*_ ]{0,6}case[*_: ]{1,6}([A-F])(?![A-Za-z0-9])", re.I | re.M
 )
+_CUT_END = re.compile(
+    r"(?:model_|max_)?length|max_(?:new_|output_|completion_)?tokens|token_limit\w*|(?:model_)?context_(?:window|length)\w*"
+)
+_STOPPED_END = re.compile(
+    r"abort(?:ed)?|block\w*|cancell?ed|content_filter(?:ed)?|error\w*|failed|(?:malformed_|unexpected_)?(?:function|tool)_\w+"
+    r"|guardrail\w*|\w*safety|\w*prohibited\w*|insufficient\w*|interrupted|language|other|pause_turn|recitation|refusal"
+    r"|repetition|spii|time_?out"
+)
+"""Finish reasons, in small letters, of a reply that is not whole. Servers have many words for a normal end."""
 _PLACEHOLDERS = frozenset({"", "...", "…", "[...]", "[…]", "(...)"})
 
 
@@ -92,16 +104,18 @@ def parse_critique(
 def parse_structured_critique(reply: str | None, finish_reason: str | None = "stop") -> ParsedCritique:
     """The same for a reply that follows :data:`CRITIQUE_SCHEMA`: its steps are written out as a step-tagged trace."""
     visible, reason = _visible(reply, finish_reason)
-    if reason and reason != ONLY_THINKING:
+    if reason:
         return _malformed(reason)
-    try:
-        data = json.loads(_without_fence(visible))
-        steps, answer, case = data["steps"], data["answer"], data.get("case", "")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    data = find_object(visible, {"steps", "answer"})
+    if data is None:
         return _malformed(NOT_JSON)
+    steps, answer, case = data["steps"], data["answer"], data.get("case", "")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
     if not isinstance(steps, list) or not all(isinstance(text, str) for text in [*steps, answer, case]):
         return _malformed(NOT_JSON)
-    lines = [f"<step_{number}> {_bare(text)}" for number, text in enumerate(steps, 1)] + [f"<answer> {_bare(answer)}"]
+    texts = [_bare(restored(text)) for text in [*steps, answer]]
+    lines = [f"<step_{number}> {text}" for number, text in enumerate(texts[:-1], 1)] + [f"<answer> {texts[-1]}"]
     return replace(parse_critique("\n".join(lines)), case=case if case in CASES else "")
 
 
@@ -117,11 +131,14 @@ def _malformed(reason: str, case: str = "") -> ParsedCritique:
 
 def _visible(reply: str | None, finish_reason: str | None) -> tuple[str, str]:
     """A reply without thinking, and the reason why it cannot be used ("" for none)."""
-    if finish_reason not in (None, "", "stop", "eos", "end_turn"):
-        return "", CUT if finish_reason in ("length", "max_tokens") else FILTERED
+    end = (finish_reason or "").lower().rpartition(".")[2].removeprefix("finish_reason_")
+    if _CUT_END.fullmatch(end) or _STOPPED_END.fullmatch(end):
+        return "", CUT if _CUT_END.fullmatch(end) else FILTERED
     if reply is None or not reply.strip():
         return "", EMPTY
-    visible = strip_thinking(reply)
+    visible = restored(strip_thinking(reply))
+    if CONTROL.search(visible):
+        return "", GARBLED
     return visible, "" if visible.strip() else ONLY_THINKING
 
 
@@ -178,12 +195,6 @@ def _case(text: str) -> str:
     match = _CASE.search(text)
     letter = (match.group(1) or match.group(2)).upper() if match else ""
     return letter if letter in CASES else ""
-
-
-def _without_fence(text: str) -> str:
-    """The JSON object in a reply, which some models wrap in a code block."""
-    start, end = text.find("{"), text.rfind("}")
-    return text[start : end + 1] if 0 <= start < end else text
 
 
 def _bare(text: str) -> str:
