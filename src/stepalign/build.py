@@ -27,6 +27,7 @@ from stepalign.rollouts.order import derive_seed
 from stepalign.rollouts.review import make_rules
 from stepalign.stopping import StopRequest
 from stepalign.storage.run_folder import RunFolder
+from stepalign.training.distributed import ONE_PROCESS, Ranks, Team, join, num_ranks, shard
 from stepalign.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
     from stepalign.models.prompts import PromptBuilder
     from stepalign.models.sampling import Sampler
     from stepalign.rollouts.collect import RolloutMaker
+    from stepalign.training.learner import Learner
     from stepalign.training.loop import Run
+    from stepalign.training.teacher import Teacher
 
 
 @dataclass(slots=True)
@@ -106,15 +109,10 @@ def open_session(config: Config, listener: Listener = silent) -> Session:
     Raises:
         ConfigError: anything that the recipe got wrong.
     """
-    from stepalign.models.load import dtype_of, limit_threads
+    from stepalign.models.load import dtype_of
 
-    model, solver = config.model, recipe_solver(config)
-    listener(line(f"solver {model.path} on {solver.device} in {dtype_of(solver)}"))
-    limit_threads(solver)
-    if model.lora is not None:
-        solver = with_lora(solver, config)
-    if model.gradient_checkpointing:
-        solver.model.activation_checkpointing_enable()
+    solver = _trained_solver(config)
+    listener(line(f"solver {config.model.path} on {solver.device} in {dtype_of(solver)}"))
     return Session(
         config, solver, make_sampler(config.sampling, solver), make_prompts(config, solver), make_grader(config.data)
     )
@@ -136,6 +134,19 @@ def make_sampler(section: SamplingSection, solver: Solver) -> Sampler:
         folder=section.sync_folder,
         timeout=section.timeout,
     )
+
+
+def _trained_solver(config: Config) -> Solver:
+    """The recipe's solver as it trains: with adapters, with gradient checkpointing."""
+    from stepalign.models.load import limit_threads
+
+    solver = recipe_solver(config)
+    limit_threads(solver)
+    if config.model.lora is not None:
+        solver = with_lora(solver, config)
+    if config.model.gradient_checkpointing:
+        solver.model.activation_checkpointing_enable()
+    return solver
 
 
 def find_truth(config: Config, solver: Solver) -> Truth | None:
@@ -192,14 +203,13 @@ def make_run(
     from stepalign.rollouts.samples import SampleMaker
     from stepalign.rollouts.stream import Stream
     from stepalign.training.health import Guards
-    from stepalign.training.learner import Learner
     from stepalign.training.loop import Run
     from stepalign.training.mismatch import SamplerCheck
-    from stepalign.training.teacher import Teacher
     from stepalign.training.trackers import open_trackers
 
     config, solver = session.config, session.solver
     sampling, training, objective = config.sampling, config.training, config.objective
+    learner, teacher = _make_team(config, solver) if num_ranks() > 1 else _make_learner(config, solver, ONE_PROCESS)
     stream = Stream(
         collector=RolloutCollector(
             maker=session.maker,
@@ -238,14 +248,8 @@ def make_run(
         if sampling.engine == "local"
         else SamplerCheck(solver, session.sampler, sampling.temperature, sampling.check_steps, listener),
         stream=stream,
-        learner=Learner(
-            solver,
-            objective,
-            training,
-            temperature=sampling.temperature,
-            max_completion_length=sampling.max_completion_length,
-        ),
-        teacher=Teacher(solver.model, objective.teacher, keeps_reference=objective.beta > 0),
+        learner=learner,
+        teacher=teacher,
         guards=Guards(config.guards, objective.teacher.weights),
         held_out=[name for name in ("validation", "test") if problems[name]],
         measure=measure,
@@ -255,6 +259,35 @@ def make_run(
         listener=listener,
         stop=stop,
     )
+
+
+def _make_learner(config: Config, solver: Solver, ranks: Ranks) -> tuple[Learner, Teacher]:
+    from stepalign.training.learner import Learner
+    from stepalign.training.teacher import Teacher
+
+    learner = Learner(
+        solver,
+        config.objective,
+        config.training,
+        temperature=config.sampling.temperature,
+        max_completion_length=config.sampling.max_completion_length,
+        ranks=ranks,
+    )
+    return learner, Teacher(solver.model, config.objective.teacher, keeps_reference=config.objective.beta > 0)
+
+
+def _make_team(config: Config, whole: Solver | None) -> tuple[Team, Teacher]:
+    """The learner of this rank. Rank 0 brings the recipe and its own whole solver; the others load theirs."""
+    ranks = join(config.training.rank_timeout)
+    config = Config.model_validate(ranks.say(config.model_dump(mode="json") if whole else None))
+    solver = shard(whole or _trained_solver(config))
+    learner, teacher = _make_learner(config, solver, ranks)
+    return Team(ranks, solver, learner, teacher, whole), teacher
+
+
+def follow_rank_0(config: Config) -> None:
+    """The work of a rank above 0: its part of the learner, until rank 0 has ended the run."""
+    _make_team(config, None)[0].follow()
 
 
 def with_lora(solver: Solver, config: Config) -> Solver:

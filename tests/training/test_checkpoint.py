@@ -25,6 +25,7 @@ from stepalign.training.checkpoint import (
     restore_optimizer,
     restore_weights,
     save_checkpoint,
+    write_state,
 )
 from stepalign.training.learner import Learner
 from stepalign.training.teacher import Teacher
@@ -58,8 +59,7 @@ class Run:
             root,
             step,
             solver=self.solver,
-            optimizer=self.learner.optimizer,
-            teacher=self.teacher.values,
+            write=lambda folder: write_state(folder, self.learner.optimizer, self.teacher.values),
             state={"step": step, "none": None, "number": 0.1, "undefined": float("nan")},
         )
 

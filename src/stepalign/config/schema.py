@@ -240,6 +240,8 @@ class TrainingSection(Section):
     """Optimizer updates on one batch of rollouts, each over the whole batch."""
     max_micro_batch_tokens: int = Field(default=16384, ge=1)
     """Tokens of one forward pass, of the longer context; a prompt that several completions share counts once."""
+    rank_timeout: float = Field(default=600.0, gt=0)
+    """Seconds that a rank (a process of torchrun) waits for another one's part of a step."""
     save_steps: int = Field(default=0, ge=0)
     """Checkpoint every so many steps; 0 only at the end."""
     report_to: tuple[Literal["none", "trackio", "wandb", "tensorboard"], ...] = ("none",)

@@ -59,6 +59,11 @@ class Solver:
         """Everything below the head: ids in, hidden states out."""
         return self.model.get_decoder()
 
+    def hidden_states(self, **inputs: Any) -> torch.Tensor:
+        """The decoder's last hidden states, by way of the whole model where its weights are sharded."""
+        run = getattr(self.model, "hidden_states", None) or self.decoder
+        return run(use_cache=False, **inputs).last_hidden_state
+
     @property
     def head_VH(self) -> torch.Tensor:
         """The output embedding; logits are hidden states times its transpose (checked when the model is loaded)."""

@@ -40,16 +40,15 @@ def completion_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tens
         return padded_hidden(solver, sequences)
     packed_attention.enable(decoder)
     with solver.computing():
-        output = decoder(
+        hidden_1SH = solver.hidden_states(
             input_ids=on_device([packing.ids], device),
             position_ids=on_device([packing.positions], device),
             # A mask with four dimensions is taken as it is, and ours is ignored: none is built for the whole row.
             attention_mask=torch.zeros(1, 1, 1, 1, device=device),
             packed_attention=packed_attention.build_attention(packing, device=device, dtype=solver.model.dtype),
-            use_cache=False,
         )
     predictors = on_device(packing.predictors, device, torch.long)  # none where completions are empty
-    return output.last_hidden_state[0].index_select(0, predictors)
+    return hidden_1SH[0].index_select(0, predictors)
 
 
 def padded_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tensor:
@@ -62,7 +61,7 @@ def padded_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tensor:
             ids_S[: len(contexts[index])] = torch.tensor(contexts[index])
         # Right padding under causal attention: no real token ever attends to a pad, so no mask is needed.
         with solver.computing():
-            hidden_BSH = solver.decoder(input_ids=on_device(ids_BS, solver.device), use_cache=False).last_hidden_state
+            hidden_BSH = solver.hidden_states(input_ids=on_device(ids_BS, solver.device))
         for index, hidden_SH in zip(batch, hidden_BSH, strict=True):
             prompt, completion = sequences[index]
             hidden[index] = hidden_SH[len(prompt) - 1 : len(prompt) + len(completion) - 1]

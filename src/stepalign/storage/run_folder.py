@@ -44,7 +44,7 @@ MAY_CHANGE = frozenset(
         *(f"critic.{key}" for key in (*_REACHING, *_SPENDING)),
         *(f"selection.{key}" for key in _GATES),
         *(f"sampling.{key}" for key in ("base_urls", "sync_folder", "timeout", "check_steps")),
-        *("compare.launcher", "compare.processes"),
+        *("compare.launcher", "compare.processes", "training.rank_timeout"),
     ]
 )
 """What may change when the work goes on: how the critic is reached and what it may cost, not what it says; where the

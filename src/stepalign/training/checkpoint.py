@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from stepalign.storage.files import damaged_file, move_into_place, seal
 
 TRAINABLE = "trainable.safetensors"
 """Written only where the Hugging Face files do not hold the trainable weights under the model's own names."""
+SHARDS = "shard-*.safetensors"
+"""Optimizer and self-teacher of a run on many ranks, a file a rank, instead of one file for each of the two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +34,34 @@ class Checkpoint:
     folder: Path
     state: dict[str, Any]
     """The loop's own numbers: step, counters, sizes of the record files."""
-    weights: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
-    teacher: dict[str, torch.Tensor]
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return _load_weights(self.folder)
+
+    @property
+    def optimizer(self) -> dict[str, torch.Tensor]:
+        return self._part("optimizer")
+
+    @property
+    def teacher(self) -> dict[str, torch.Tensor]:
+        return self._part("teacher")
+
+    def _part(self, name: str) -> dict[str, torch.Tensor]:
+        if not any(self.folder.glob(SHARDS)):
+            return load_file(self.folder / f"{name}.safetensors")
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        reader = HuggingFaceStorageReader(str(self.folder))
+        shapes: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+        whole = {
+            n: torch.empty(s.size, dtype=s.properties.dtype) for n, s in shapes.items() if n.startswith(f"{name}.")
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this is one process
+            load(whole, storage_reader=reader, no_dist=True)
+        return {name.partition(".")[2]: tensor for name, tensor in whole.items()}
 
 
 def save_checkpoint(
@@ -41,11 +69,10 @@ def save_checkpoint(
     step: int,
     *,
     solver: Solver,
-    optimizer: torch.optim.Optimizer,
-    teacher: Mapping[str, torch.Tensor],
+    write: Callable[[Path], None],
     state: Mapping[str, Any],
 ) -> Path:
-    """Write ROOT/step-NNNNN."""
+    """Write ROOT/step-NNNNN; ``write`` puts optimizer and self-teacher into a folder."""
     root.mkdir(parents=True, exist_ok=True)
     target = root / f"step-{step:05d}"
     temporary = root / f".{target.name}.tmp"
@@ -54,8 +81,7 @@ def save_checkpoint(
     save_solver(solver, temporary)
     if not dict(_trainable(solver)).keys() <= _load_weights(temporary).keys():  # adapters, or a layout that renames
         save_file(trainable_weights(solver), temporary / TRAINABLE)
-    save_file(_flatten_optimizer(optimizer), temporary / "optimizer.safetensors")
-    save_file({name: value.contiguous() for name, value in teacher.items()}, temporary / "teacher.safetensors")
+    write(temporary)
     (temporary / "state.json").write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
     seal(temporary)
     move_into_place(temporary, target)  # also where a resumed run makes the same step again
@@ -78,13 +104,7 @@ def load_latest(root: Path) -> Checkpoint | None:
     for folder in reversed(find_checkpoints(root)):
         fault = damaged_file(folder)
         if fault is None:
-            return Checkpoint(
-                folder=folder,
-                state=json.loads((folder / "state.json").read_text(encoding="utf-8")),
-                weights=_load_weights(folder),
-                optimizer=load_file(folder / "optimizer.safetensors"),
-                teacher=load_file(folder / "teacher.safetensors"),
-            )
+            return Checkpoint(folder, json.loads((folder / "state.json").read_text(encoding="utf-8")))
         damaged.append(f"{folder.name}/{fault}")
     if damaged:
         raise ConfigError(
@@ -119,6 +139,12 @@ def restore_weights(solver: Solver, weights: Mapping[str, torch.Tensor]) -> None
         )
     for name, parameter in parameters.items():
         parameter.copy_(weights[name])
+
+
+def write_state(folder: Path, optimizer: torch.optim.Optimizer, teacher: Mapping[str, torch.Tensor]) -> None:
+    """The files of optimizer and self-teacher."""
+    save_file(_flatten_optimizer(optimizer), folder / "optimizer.safetensors")
+    save_file({name: value.contiguous() for name, value in teacher.items()}, folder / "teacher.safetensors")
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +19,10 @@ from stepalign.models.scoring import completion_hidden
 from stepalign.objectives.divergences import TopK, find_divergence
 from stepalign.objectives.policy_gradient import StepCounts
 from stepalign.records import Sample
+from stepalign.training.checkpoint import Checkpoint, restore_optimizer, write_state
+from stepalign.training.distributed import ONE_PROCESS, Ranks, shared_out
 from stepalign.training.loss import Objective, Side, WatchedSums, batch_loss, is_rewarded, uses_teacher
-from stepalign.training.teacher import Teacher
+from stepalign.training.teacher import Teacher, reshard
 
 WATCHED = (
     *("divergence", "student_entropy", "teacher_entropy", "log_ratio", "abs_log_ratio", "clip_ratio", "kl"),
@@ -26,6 +30,8 @@ WATCHED = (
 )
 
 
+NOTHING = [((0,), (0,))]
+"""What a rank scores where it has no samples of its own and the others have some: every rank gathers every layer."""
 LARGE_VOCABULARY = 2**14
 """Entries from which the walk over the logits weighs enough that a training run wins back the 10 s of compiling."""
 
@@ -41,8 +47,10 @@ class Learner:
         *,
         temperature: float,
         max_completion_length: int = 0,
+        ranks: Ranks = ONE_PROCESS,
     ) -> None:
         """``max_completion_length``, the sampling budget in tokens, is what ``loss_type = "dr_grpo"`` divides by."""
+        self._ranks = ranks
         self._solver = solver
         self._objective = make_objective(objective, temperature, solver.head_VH)
         self._training = training
@@ -80,62 +88,97 @@ class Learner:
             teacher.update(self._solver.model)
         return {**numbers, "learning_rate": rate}
 
+    def gather(self) -> None:
+        """The solver that samples has the weights already."""
+
+    def close(self) -> None:
+        """One process holds nothing."""
+
+    def write(self, folder: Path, teacher: Teacher) -> None:
+        """Write optimizer and self-teacher into a folder."""
+        write_state(folder, self.optimizer, teacher.state())
+
+    def read(self, found: Checkpoint, teacher: Teacher) -> None:
+        """Put back what ``write`` wrote."""
+        restore_optimizer(self.optimizer, found.optimizer)
+        teacher.load(found.teacher)
+
     def _update_once(self, samples: Sequence[Sample], teacher: Teacher) -> dict[str, float]:
         num_tokens = sum(sum(sample.loss_mask) for sample in samples)
-        batches = self._cut(samples)
+        active = self._active(samples)
+        rounds = list(zip_longest(*map(self._cut, shared_out(active, self._ranks.size)), fillvalue=()))
         counts = StepCounts(
             completions=max(1, sum(any(sample.loss_mask) for sample in samples)),
             tokens=max(1, num_tokens),
-            micro_batches=max(1, len(batches)),
+            micro_batches=max(1, len(rounds)),
             max_completion_length=self._max_completion_length,
         )
         _score_without_dropout(self._solver.model)
         self.optimizer.zero_grad(set_to_none=True)
         loss: torch.Tensor | float = 0.0
         watched: WatchedSums = dict.fromkeys(WATCHED, (0.0, 0))
-        for batch in batches:
-            part, sums = self._loss(batch, counts, teacher)
-            if part.requires_grad:  # not where every token is masked
+        learns = False
+        for batches in rounds:  # one micro-batch for each rank
+            is_taught = any(uses_teacher(sample) for batch in batches for sample in batch)
+            part, sums, has_gradient = self._loss(batches[self._ranks.rank], counts, teacher, is_taught)
+            learns |= has_gradient
+            if part.requires_grad:
                 part.backward()
             loss = loss + part.detach().double()
             for name, (total, count) in sums.items():
                 watched[name] = watched[name][0] + total, watched[name][1] + count
+        reshard(self._solver.model)
+        if self._ranks.size > 1 and not any(self._ranks.sum([learns])):
+            self.optimizer.zero_grad(set_to_none=True)
         norm = torch.nn.utils.clip_grad_norm_(self._solver.model.parameters(), self._training.max_grad_norm)
         # Not one by one, and not micro-batch by micro-batch: the CPU waits for the device each time.
         norm, loss, *totals = _read_back([norm, loss, *(total for total, _ in watched.values())], self._solver.device)
+        loss, *sums = self._ranks.sum([loss, *totals, *(count for _, count in watched.values())])
         if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)  # a broken step must not break the weights; it is reported
-        elif batches:
+        elif rounds:
             self.optimizer.step()
         return {
             "loss": loss,
-            "grad_norm": norm if batches else 0.0,
+            "grad_norm": norm if rounds else 0.0,
             **{
                 name: total / count if count else math.nan
-                for (name, (_, count)), total in zip(watched.items(), totals, strict=True)
+                for name, total, count in zip(watched, sums[: len(watched)], sums[len(watched) :], strict=True)
             },
             "trained_tokens": float(num_tokens),
-            "active_samples": float(sum(map(len, batches))),
+            "active_samples": float(len(active)),
         }
 
-    def _cut(self, samples: Sequence[Sample]) -> list[list[Sample]]:
-        """Micro-batches of the samples that need a forward pass; the others' tokens still count in every mean."""
+    def _active(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples that need a forward pass; the others' tokens still count in every mean."""
         every = bool(self._objective.beta) or self._objective.loss_type == "bnpo"  # bnpo: means over what a cut holds
-        active = [s for s in samples if every or s.distillation_weight or is_rewarded(s)]
-        sides = _student_side(active), _teacher_side(active)
+        return [s for s in samples if every or s.distillation_weight or is_rewarded(s)]
+
+    def _cut(self, samples: Sequence[Sample]) -> list[list[Sample]]:
+        """A rank's samples in micro-batches."""
+        sides = _student_side(samples), _teacher_side(samples)
         cut = micro_batches(*sides, max_tokens=self._training.max_micro_batch_tokens)
-        return [[active[i] for i in batch] for batch in cut]
+        return [[samples[i] for i in batch] for batch in cut]
 
     def _loss(
-        self, samples: Sequence[Sample], counts: StepCounts, teacher: Teacher
-    ) -> tuple[torch.Tensor, WatchedSums]:
-        """The forward passes of a micro-batch and what they cost."""
-        sequences = _student_side(samples)
-        student = Side(completion_hidden(self._solver, sequences), self._solver.head_VH)
-        distilled = [sample for sample in samples if uses_teacher(sample)]
-        taught = self._score_teacher(_teacher_side(distilled), teacher) if distilled else None
+        self, samples: Sequence[Sample], counts: StepCounts, teacher: Teacher, is_taught: bool
+    ) -> tuple[torch.Tensor, WatchedSums, bool]:
+        """The forward passes of a micro-batch, what they cost, and whether a token of it trains.
+
+        The student comes last: FSDP2 lets go of what it has gathered for the others. ``is_taught``: whether any rank
+        scores the self-teacher in this round.
+        """
+        sequences = _student_side(samples) or NOTHING
+        distilled = _teacher_side([sample for sample in samples if uses_teacher(sample)])
         reference = self._score_reference(sequences, teacher) if self._objective.beta else None
-        return batch_loss(samples, counts, student, taught, reference, objective=self._objective)
+        taught = self._score_teacher(distilled or NOTHING, teacher) if is_taught else None
+        student = Side(completion_hidden(self._solver, sequences), self._solver.head_VH)
+        if not samples:
+            return _zero(student), {}, False
+        loss, sums = batch_loss(
+            samples, counts, student, taught if distilled else None, reference, objective=self._objective
+        )
+        return (loss if self._ranks.size == 1 else loss + _zero(student)), sums, loss.requires_grad
 
     @torch.no_grad()
     def _score_teacher(self, sequences: Sequence[Scored], teacher: Teacher) -> Side:
@@ -148,6 +191,11 @@ class Learner:
     def _score_reference(self, sequences: Sequence[Scored], teacher: Teacher) -> Side:
         with teacher.reference_in_place(self._solver.model) as keep:
             return Side(completion_hidden(self._solver, sequences), keep(self._solver.head_VH))
+
+
+def _zero(student: Side) -> torch.Tensor:
+    """0 with a gradient of 0 for every weight: each rank has to sum the gradients of the same weights."""
+    return student.hidden_NH[:0].sum() + student.head_VH[:0].sum()
 
 
 def make_objective(section: ObjectiveSection, temperature: float, head_VH: torch.Tensor) -> Objective:

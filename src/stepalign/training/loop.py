@@ -32,6 +32,7 @@ from stepalign.storage.files import move_into_place, seal
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.run_folder import RunFolder
 from stepalign.training import checkpoint as checkpoints
+from stepalign.training.distributed import Team
 from stepalign.training.health import Guards, first_step
 from stepalign.training.learner import Learner
 from stepalign.training.mismatch import SamplerCheck
@@ -113,7 +114,7 @@ class Run:
     sampler_check: SamplerCheck | None
     """For samplers that hold weights of their own."""
     stream: Stream
-    learner: Learner
+    learner: Learner | Team
     teacher: Teacher
     guards: Guards
     held_out: Sequence[str]
@@ -142,6 +143,7 @@ class Run:
             self._train()
         finally:
             self.trackers.close()
+            self.learner.close()
         save_final(self.solver, self.folder.path / "final")
 
     def _train(self) -> None:
@@ -170,6 +172,7 @@ class Run:
 
     def publish_weights(self) -> None:
         """Let the sampler draw from the weights as they are now."""
+        self.learner.gather()
         named = self.solver.model.named_parameters()
         weights = {name: parameter for name, parameter in named if parameter.requires_grad}
         wait_for(self.sampler.publish(weights, self.progress.step))
@@ -225,8 +228,7 @@ class Run:
                 root,
                 progress.step,
                 solver=self.solver,
-                optimizer=self.learner.optimizer,
-                teacher=self.teacher.state(),
+                write=lambda folder: self.learner.write(folder, self.teacher),
                 state=json.loads(json.dumps(state)),
             )
             limit = self.training.save_total_limit
@@ -250,8 +252,7 @@ class Run:
         if found is None:
             return
         checkpoints.restore_weights(self.solver, found.weights)
-        checkpoints.restore_optimizer(self.learner.optimizer, found.optimizer)
-        self.teacher.load(found.teacher)
+        self.learner.read(found, self.teacher)
         self.progress.load(found.state["progress"])
         self.guards.history, self.guards.warned = self.progress.guard_history, self.progress.guards_spoken
         self.listener(line(f"continues from {found.folder.name}"))

@@ -70,7 +70,7 @@ class Teacher:
         """Follow the student after an optimizer step: teacher <- decay * teacher + (1 - decay) * student."""
         if self._section.weights != "ema":
             return
-        _reshard(model)
+        reshard(model)
         for name, parameter in _trainable(model):
             self.values[name].lerp_(_local(parameter).to(self.values[name].dtype), 1 - self._section.ema_decay)
 
@@ -109,7 +109,7 @@ def _in_place(model: torch.nn.Module, values: Weights) -> Iterator[Keep]:
         return
     # Gathered parameters are plain tensors, too; after this all of a sharded model are its shards.
     plain = {name for name, parameter in model.named_parameters() if not _is_sharded(parameter)}
-    _reshard(model)
+    reshard(model)
     sharded = {name for name, parameter in model.named_parameters() if _is_sharded(parameter)}
     parameters = dict(_trainable(model))
     own = {name: _local(p).clone() if name in sharded else p.data for name, p in parameters.items()}
@@ -125,7 +125,7 @@ def _in_place(model: torch.nn.Module, values: Weights) -> Iterator[Keep]:
         put(values)
         yield _kept_copy if sharded else torch.Tensor.detach
     finally:
-        _reshard(model)
+        reshard(model)
         put(own)
         if plain & sharded:  # the student's head is in use between its forward and its backward pass
             next(_shards(model)).unshard()
@@ -141,7 +141,7 @@ def _shards(model: torch.nn.Module) -> Iterator[Any]:
     return (module for module in model.modules() if hasattr(module, "reshard"))
 
 
-def _reshard(model: torch.nn.Module) -> None:
+def reshard(model: torch.nn.Module) -> None:
     """Let go of gathered parameters."""
     for module in _shards(model):
         module.reshard()
@@ -158,7 +158,7 @@ def _local(parameter: Tensor) -> Tensor:
 
 
 def _copies(model: torch.nn.Module) -> Weights:
-    _reshard(model)
+    reshard(model)
     return {name: _local(parameter).clone() for name, parameter in _trainable(model)}
 
 

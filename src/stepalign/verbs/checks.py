@@ -24,6 +24,7 @@ from stepalign.problems.loading import ProblemSet
 from stepalign.problems.sets import named
 from stepalign.records import Problem
 from stepalign.rollouts.order import problems_of_step
+from stepalign.training.distributed import num_ranks
 from stepalign.training.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -130,6 +131,16 @@ def material(inputs: Inputs) -> None:
             inputs.listener(
                 warning(f"{lacking} of {len(problems)} training problems lack {name}; their rollouts are masked")
             )
+
+
+def ranks(inputs: Inputs) -> None:
+    """The loss does not depend on how many ranks share the samples."""
+    if num_ranks() > 1 and inputs.config.objective.loss_type == "bnpo":
+        raise ConfigError(
+            f"bnpo takes a mean per micro-batch, and {num_ranks()} ranks cut the samples in their own way",
+            where="objective.loss_type",
+            hint="choose dapo, grpo or dr_grpo, or train in one process",
+        )
 
 
 def grader(inputs: Inputs) -> None:
@@ -248,6 +259,7 @@ CHECKS = (
     Check("the checkpoint rule has a choice", False, checkpoint_rule),
     Check("problems have what the condition shows", False, material),
     Check("rollout servers are named", False, rollout_servers),
+    Check("the loss is the same on many ranks", False, ranks),
     Check("the grader starts", False, grader),
     Check("the number format can be trained", True, number_format),
     Check("questions fit the model's context", True, question_lengths),

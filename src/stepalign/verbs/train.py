@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepalign.build import check_critic, make_critic, make_run, open_session
+from stepalign.build import check_critic, follow_rank_0, make_critic, make_run, open_session
 from stepalign.config import Config, Settings, changed, load_config, parse_settings
 from stepalign.critics import RUN_FILES
 from stepalign.critics.budget import cost
@@ -16,6 +16,7 @@ from stepalign.feedback.designs import find_condition
 from stepalign.stopping import StopRequest
 from stepalign.storage.files import write_json
 from stepalign.storage.run_folder import RunFolder, as_before
+from stepalign.training.distributed import this_rank
 from stepalign.verbs.checks import Inputs, run_checks
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def train(
 
 
 def train_config(config: Config, out: Path, *, resume: bool, listener: Listener, stop: StopRequest) -> Progress:
-    """Run one condition.
+    """Run one condition. On the ranks above 0 of torchrun: do this rank's part of the learner's work, and exit.
 
     Args:
         config: the resolved run.
@@ -77,6 +78,9 @@ def train_config(config: Config, out: Path, *, resume: bool, listener: Listener,
         ConfigError, EndpointError, LockedError: see the checks and the run folder; nothing is half-written.
         BudgetSpentError, Interrupted: the checkpoint is on disk.
     """
+    if this_rank():
+        follow_rank_0(config)
+        raise SystemExit(0)
     config = as_before(config, out)
     inputs = Inputs(config, listener)
     run_checks(inputs, loads_model=False)

@@ -1,0 +1,351 @@
+"""The learner on many ranks, as torchrun starts them: FSDP2 shards of one model, and equal steps on unequal Samples.
+
+Rank 0 runs the loop of a single process, with folder, critics, samplers and trackers, beside a whole copy of the solver
+that samples and is exported. It announces each part of the learner's work; the other ranks do nothing else. Samples
+cross as JSON. All ranks get all Samples and cut them alike, so that every rank knows the global counts, and which
+passes the others make, without asking.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from stepalign.errors import UserError
+from stepalign.records import Sample
+
+if TYPE_CHECKING:
+    import torch
+
+    from stepalign.models.load import Solver
+    from stepalign.training.checkpoint import Checkpoint
+    from stepalign.training.learner import Learner
+    from stepalign.training.teacher import Teacher
+
+WAITING = timedelta(days=30)
+"""For the next announcement: rank 0 may sample and evaluate for as long as that takes."""
+
+
+class RankLostError(UserError):
+    """The ranks cannot reach each other any more (exit code 1)."""
+
+
+def this_rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def num_ranks() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+if num_ranks() > 1:  # read when torch is loaded: its warnings about its own groups help nobody
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This rank among all; of one process by default."""
+
+    rank: int = 0
+    size: int = 1
+    store: Any = None
+    """Keys and values that all ranks see."""
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """The sums over all ranks."""
+        if self.size == 1:
+            return list(numbers)
+        import torch
+
+        sums = torch.tensor(numbers, dtype=torch.float64)
+        torch.distributed.all_reduce(sums)
+        return sums.tolist()
+
+    def say(self, message: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Rank 0's message, on every rank."""
+        import torch
+
+        text = (
+            torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
+            if message is not None
+            else torch.empty(0)
+        )
+        length = torch.tensor([len(text)])
+        torch.distributed.broadcast(length, 0)
+        text = text if message is not None else torch.empty(int(length), dtype=torch.uint8)
+        torch.distributed.broadcast(text, 0)
+        return json.loads(bytes(text.tolist()))
+
+
+ONE_PROCESS = Ranks()
+
+
+def join(timeout: float) -> Ranks:
+    """Meet the other ranks. ``timeout`` in seconds: how long a rank waits for another one that is at work."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
+    return Ranks(rank, size, PrefixStore("stepalign", store))
+
+
+def shared_out(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    """Samples for each rank, balanced by tokens. Those with one prompt stay together, as rows compute it once, unless
+    they are more than a rank's part."""
+    if size == 1:
+        return [list(samples)]
+    families: dict[tuple[int, ...], list[int]] = {}
+    for index, sample in enumerate(samples):
+        families.setdefault(sample.student_prompt_ids, []).append(index)
+    sizes = [len(s.student_prompt_ids) + len(s.teacher_prompt_ids or ()) + 2 * len(s.completion_ids) for s in samples]
+    part = sum(sizes) / size
+    pieces: list[list[int]] = []
+    for members in families.values():
+        together = sum(sizes[i] for i in members) <= part
+        pieces += [members] if together else [[member] for member in members]
+    shares: list[list[int]] = [[] for _ in range(size)]
+    for piece in sorted(pieces, key=lambda piece: (-sum(sizes[i] for i in piece), piece)):
+        min(shares, key=lambda share: sum(sizes[i] for i in share)).extend(piece)
+    return [[samples[i] for i in sorted(share)] for share in shares]
+
+
+def shard(solver: Solver) -> Solver:
+    """A copy of the solver whose weights are spread over the ranks, layer by layer; this rank holds its part."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    from stepalign.models.load import Solver
+
+    model: Any = copy.deepcopy(solver.model)
+    mesh = init_device_mesh(solver.device.type, (torch.distributed.get_world_size(),))
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    for layer in [module for module in model.modules() if type(module).__name__ in names]:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # Without logits, and not by a call of the decoder alone, which would leave the head in its shards.
+    model.hidden_states = lambda **inputs: model.get_decoder()(**inputs)
+    register_fsdp_forward_method(model, "hidden_states")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # the weights of the tokens hold the global count: gradients add up
+            module.set_force_sum_reduction_for_comms(True)
+            module.set_gradient_divide_factor(1.0)
+    return Solver(model, solver.tokenizer)
+
+
+class Team:
+    """A learner on many ranks. Rank 0 calls the methods of ``Learner`` on it; the other ranks ``follow``."""
+
+    def __init__(self, ranks: Ranks, solver: Solver, learner: Learner, teacher: Teacher, whole: Solver | None) -> None:
+        """``solver`` and ``teacher`` are sharded, ``whole`` is rank 0's own copy of the solver."""
+        self._ranks, self._solver, self._learner, self._teacher, self._whole = ranks, solver, learner, teacher, whole
+        self._announced = 0
+        self._ended = False
+        self._parts: dict[str, Callable[..., Any]] = {
+            "update": self._update,
+            "gather": self._gather,
+            "write": self._write,
+            "read": self._read,
+        }
+        self._watch_the_others()
+
+    # -- rank 0 -------------------------------------------------------------------------------------------------------
+
+    def update(self, samples: Sequence[Sample], teacher: Teacher, step: int) -> dict[str, float]:
+        """``Learner.update``, the same numbers on every rank."""
+        return self._lead("update", samples=[dataclasses.asdict(sample) for sample in samples], step=step)
+
+    def gather(self) -> None:
+        """Bring the trained weights to the whole copy."""
+        self._lead("gather")
+
+    def write(self, folder: Path, teacher: Teacher) -> None:
+        """Write optimizer and self-teacher into a folder, each rank its part."""
+        self._lead("write", folder=str(folder))
+
+    def read(self, found: Checkpoint, teacher: Teacher) -> None:
+        """Put a checkpoint back, by however many ranks it was written."""
+        self._lead("read", folder=str(found.folder))
+
+    def close(self) -> None:
+        """Let the other ranks go."""
+        if self._ended:
+            return
+        self._announce({"do": "stop"})
+        self._leave()
+
+    def _lead(self, part: str, **fields: Any) -> Any:
+        try:
+            return self._parts[part](**self._announce({"do": part, **fields}))
+        except RuntimeError as error:  # of torch: the connection or the time for an answer is lost
+            self._ended = True
+            raise RankLostError(
+                f"the {self._ranks.size} ranks have lost each other: {str(error).splitlines()[0]}",
+                where=part,
+                hint="give the command again with --resume; a rank waits training.rank_timeout seconds for another",
+            ) from error
+
+    def _announce(self, message: dict[str, Any]) -> dict[str, Any]:
+        self._announced += 1
+        self._ranks.store.set(f"part {self._announced}", "")
+        fields = self._ranks.say(message)
+        del fields["do"]
+        return fields
+
+    # -- the other ranks ----------------------------------------------------------------------------------------------
+
+    def follow(self) -> None:
+        """Do what rank 0 announces until it says stop. Requests to stop are rank 0's: it saves the run first."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        while True:
+            self._announced += 1
+            self._ranks.store.wait([f"part {self._announced}"], WAITING)
+            fields = self._ranks.say()
+            part = fields.pop("do")
+            if part == "stop":
+                return self._leave()
+            self._parts[part](**fields)
+
+    # -- every rank ---------------------------------------------------------------------------------------------------
+
+    def _update(self, samples: list[dict[str, Any]], step: int) -> dict[str, float]:
+        def frozen(row: dict[str, Any]) -> dict[str, Any]:
+            return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+
+        return self._learner.update([Sample(**frozen(row)) for row in samples], self._teacher, step)
+
+    def _gather(self) -> None:
+        import torch
+
+        targets = dict(self._whole.model.named_parameters()) if self._whole is not None else {}
+        with torch.no_grad():
+            for name, parameter in self._trained().items():
+                whole = parameter.full_tensor()
+                if targets:
+                    targets[name].copy_(whole)
+
+    def _write(self, folder: str) -> None:
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        writer = HuggingFaceStorageWriter(folder, save_distributed=True)
+        save(self._state(self._learner.optimizer.state_dict()["state"]), storage_writer=writer)
+
+    def _read(self, folder: str) -> None:
+        import torch
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        from stepalign.training.checkpoint import SHARDS, Checkpoint, restore_optimizer
+
+        found, trained = Checkpoint(Path(folder), {}), self._trained()
+        with torch.no_grad():
+            for name, value in found.weights.items():
+                if name in trained:
+                    trained[name].copy_(_spread(value, trained[name]))
+        fresh = {
+            index: {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            for index, p in enumerate(trained.values())
+        }
+        state = self._state(fresh)
+        if any(Path(folder).glob(SHARDS)):
+            reader = HuggingFaceStorageReader(folder)
+            there = reader.read_metadata().state_dict_metadata
+            state = {name: value for name, value in state.items() if name in there}
+            load(state, storage_reader=reader)
+        else:
+            whole = {f"optimizer.{name}": value for name, value in found.optimizer.items()}
+            whole |= {f"teacher.{name}": value for name, value in found.teacher.items()}
+            state = {name: _spread(value, state[name]) for name, value in whole.items()}
+        parts = {name: value for name, value in state.items() if name.startswith("optimizer.")}
+        restore_optimizer(self._learner.optimizer, {name.partition(".")[2]: value for name, value in parts.items()})
+        self._teacher.load(
+            {n.partition(".")[2]: v.to_local() for n, v in state.items() if n.startswith("teacher.")}  # type: ignore[attr-defined]
+        )
+
+    def _trained(self) -> dict[str, Any]:
+        return {name: p for name, p in self._solver.model.named_parameters() if p.requires_grad}
+
+    def _state(self, optimizer: Mapping[int, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Optimizer and self-teacher by name, as tensors that know which part of the whole they are."""
+        from torch.distributed.tensor import DTensor
+
+        from stepalign.training.teacher import REFERENCE
+
+        trained = self._trained()
+        state = {f"optimizer.{i}.{name}": value for i, row in optimizer.items() for name, value in row.items()}
+        for name, value in self._teacher.state().items():
+            like = trained[name.removeprefix(REFERENCE)]
+            state[f"teacher.{name}"] = DTensor.from_local(
+                value, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+            )
+        return state
+
+    def _leave(self) -> None:
+        import torch
+
+        self._ended = True
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+    def _watch_the_others(self) -> None:
+        """End this process within a second of the death of another one of this machine: torchrun only asks it to."""
+        ranks, here = self._ranks, socket.gethostname()
+        ranks.store.set(f"rank {ranks.rank}", f"{os.getpid()} {here}")
+        found = [ranks.store.get(f"rank {rank}").decode().split(" ", 1) for rank in range(ranks.size)]
+        others = {r: int(pid) for r, (pid, host) in enumerate(found) if host == here and r != ranks.rank}
+        others = {rank: pid for rank, pid in others.items() if _is_alive(pid)}
+
+        def watch() -> None:
+            while not self._ended:
+                for rank, pid in others.items():
+                    if not _is_alive(pid) and not self._ended:
+                        _end(rank, pid, ranks, says=ranks.rank == (0 if rank else 1))
+                time.sleep(0.5)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _spread(value: torch.Tensor, like: Any) -> torch.Tensor:
+    """This rank's part of a whole tensor, spread as another one is; a plain number stays as it is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _end(rank: int, pid: int, ranks: Ranks, *, says: bool) -> NoReturn:
+    if says:
+        hint = "the run goes on from its last checkpoint with --resume"
+        os.write(2, f"error: rank {rank} of {ranks.size} (process {pid}) has died\n  hint: {hint}\n".encode())
+    os._exit(1)
