@@ -146,7 +146,7 @@ def write_recipe(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
             },
             "prompts": {"student": "{{ question }}", "self_teacher": "{{ question }} Feedback : {{ feedback }}"},
             "sampling": {"max_completion_length": 6},
-            "training": {"max_steps": 2, "problems_per_step": 2},
+            "training": {"max_steps": 2, "problems_per_step": 2, "learning_rate": 1e-3},
             "evaluation": {"num_samples": 2},
         }
         for key, value in changes.items():

@@ -228,6 +228,48 @@ def test_a_chat_template_that_does_not_work(
     assert_one_message(call("train", write_recipe(), "--out", no_trace), 2, "chat template", str(model_folder))
 
 
+@pytest.mark.parametrize(
+    ("template", "key", "settings"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "prompts.system", ("prompts.system='Be brief.'",)),
+        ("{{ m['content'] / 2 }}", "prompts.system", ("prompts.system='Be brief.'",)),
+        ("{{ nothing.at_all }}", "prompts.system", ("prompts.system='Be brief.'",)),
+    ],
+)
+def test_a_system_message_that_the_template_refuses_is_an_error_at_its_key(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path, model_folder: Path,
+    template: str, key: str, settings: tuple[str, ...],
+) -> None:  # fmt: skip
+    turn = "{% if m['role'] == 'system' %}" + template + "{% else %}{{ m['content'] }}{% endif %}"
+    (model_folder / "chat_template.jinja").write_text(f"{{% for m in messages %}}{turn}{{% endfor %}}", "utf-8")
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert_one_message(call("train", write_recipe(), "--out", no_trace, *words), 2, f"where: {key}", "hint: ")
+    out = no_trace.with_suffix(".json")
+    told = call("evaluate", model_folder, "--problems", model_folder.parent / "held-out.jsonl", "--out", out, *words)
+    assert_one_message(told, 2, f"where: {key}", "hint: ")
+
+
+def test_no_command_samples_or_scores_beyond_a_models_positions(
+    call: Callable[..., Told], write_recipe: Callable[..., Path], no_trace: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    """The tiny model has 512 of them. Each refuses before it loads weights or writes anything."""
+    recipe, (tensors,) = write_recipe(), model_folder.glob("*.safetensors")
+    tensors.write_bytes(b"not weights")
+    held_out, long = tmp_path / "held-out.jsonl", tmp_path / "long.jsonl"
+    row = {"question": "1 + 1", "answer": "2", "completion": "1 + 1 = 2 ; " * 200, "contexts": {"critique": "1"}}
+    long.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    words = ("--set", "sampling.max_completion_length=600")
+    for verb, *more in (
+        ("train", recipe, "--out", no_trace, *words),
+        ("compare", recipe, "--out", no_trace, *words, "--set", 'compare.arms=[{name="a"}]',
+         "--set", "signal.contexts=['reference']"),
+        ("select", recipe, "--out", no_trace, *words, "--set", "selection.critic_solves=false"),
+        ("evaluate", model_folder, "--problems", held_out, "--out", no_trace.with_suffix(".json"), "--recipe", recipe,
+         *words),
+    ):  # fmt: skip
+        assert_one_message(call(verb, *more), 2, "no room for a completion of 600", "the model's 512", "hint: ")
+
+
 def test_an_error_of_the_file_system_has_no_traceback(call: Callable[..., Told], tmp_path: Path) -> None:
     folder = tmp_path / "recipe.toml"
     folder.write_text("", encoding="utf-8")

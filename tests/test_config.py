@@ -374,7 +374,7 @@ def test_an_arm_may_open_a_section_that_is_off() -> None:
     arm = ArmSection(name="adapters", set={"model.lora.r": 4})
     config = arm_config(Config(), arm, 0)
     assert config.model.lora is not None
-    assert (config.model.lora.r, config.model.lora.alpha) == (4, 128)
+    assert (config.model.lora.r, config.model.lora.alpha) == (4, None)
 
 
 def test_arms_need_different_names_that_are_folder_names() -> None:
@@ -389,6 +389,6 @@ def test_defaults_of_derived_values() -> None:
     assert Config().ks == (1, 12)
     assert load_config(None, ["evaluation.num_samples=1"]).ks == (1,)
     assert load_config(None, ["evaluation.ks=[2, 3]"]).ks == (2, 3, 12)
-    assert Config().evaluation_length == 64
+    assert Config().evaluation_length == 1024
     assert load_config(None, ["evaluation.max_completion_length=9"]).evaluation_length == 9
     assert not math.isnan(Config().training.learning_rate)

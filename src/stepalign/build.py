@@ -305,7 +305,7 @@ def with_lora(solver: Solver, config: Config) -> Solver:
     torch.manual_seed(config.training.seed)  # the adapter's first values are part of the run's seed
     adapters = LoraConfig(
         r=section.r,
-        lora_alpha=section.alpha,
+        lora_alpha=section.alpha or 2 * section.r,
         target_modules=list(section.targets),
         lora_dropout=0.0,
         bias="none",
@@ -334,7 +334,6 @@ def make_prompts(config: Config, solver: Solver) -> PromptBuilder:
 
     section = config.prompts
     student, self_teacher = prompt_templates(config)
-    room = (solver.context_length or 10**9) - config.sampling.max_completion_length
     return PromptBuilder(
         solver.tokenizer,
         student=student,
@@ -342,7 +341,9 @@ def make_prompts(config: Config, solver: Solver) -> PromptBuilder:
         system=section.system,
         student_chat_options=section.student_chat_options,
         teacher_chat_options=section.teacher_chat_options,
-        max_teacher_prompt_length=max(1, min(section.max_teacher_prompt_length, room)),
+        max_teacher_prompt_length=section.max_teacher_prompt_length,
+        context_length=solver.context_length,
+        completion_length=config.sampling.max_completion_length,
         allow_different_suffix=section.allow_different_suffix,
     )
 

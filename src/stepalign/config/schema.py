@@ -26,7 +26,8 @@ class LoraSection(Section):
     """Low-rank adapters through peft (extra ``lora``)."""
 
     r: int = Field(default=64, ge=1)
-    alpha: int = Field(default=128, ge=1)
+    alpha: int | None = Field(default=None, ge=1)
+    """None is twice ``r``."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -107,8 +108,8 @@ class SamplingSection(Section):
     num_generations: int = Field(default=1, ge=1)
     """Completions per problem and step (G)."""
     temperature: float = Field(default=1.0, gt=0)
-    max_completion_length: int = Field(default=64, ge=1)
-    """Tokens."""
+    max_completion_length: int = Field(default=1024, ge=1)
+    """Tokens. A completion that reaches them is cut, and has no answer."""
     skip_zero_std_groups: bool = False
     """Leave out problems whose completions all got the same reward: they neither train nor count in the mean. Under
     GRPO they have no gradient, but their tokens make the others' smaller. Needs ``num_generations`` of 2 or more."""
@@ -231,7 +232,8 @@ class TrainingSection(Section):
     """Seconds of sampling, feedback and learning after which the run ends, if max_steps has not ended it before."""
     problems_per_step: int = Field(default=32, ge=1)
     seed: int = Field(default=0, ge=0)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=5e-6, gt=0)
+    """The paper's, for a pretrained model. The embedded solver learns at 1e-3, as its recipe says."""
     warmup_steps: int = Field(default=5, ge=0)
     lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
     weight_decay: float = Field(default=0.0, ge=0)

@@ -57,6 +57,8 @@ class PromptBuilder:
         student_chat_options: Mapping[str, Any] | None = None,
         teacher_chat_options: Mapping[str, Any] | None = None,
         max_teacher_prompt_length: int = 8192,
+        context_length: int | None = None,
+        completion_length: int = 0,
         allow_different_suffix: bool = False,
     ) -> None:
         if not tokenizer.chat_template:
@@ -71,7 +73,9 @@ class PromptBuilder:
         self._system = system
         self._student_options = dict(student_chat_options or {})
         self._teacher_options = dict(teacher_chat_options or {})
-        self.max_teacher_prompt_length = max_teacher_prompt_length
+        self._limits = max_teacher_prompt_length, context_length
+        self.max_teacher_prompt_length = self._room_beside(completion_length)
+        """Tokens, of which none is taken from a completion of the usual length."""
         suffixes = [self._suffix(options) for options in (self._student_options, self._teacher_options)]
         if suffixes[0] != suffixes[1] and not allow_different_suffix:
             raise ConfigError(
@@ -85,27 +89,37 @@ class PromptBuilder:
         """Prompt ids of the student: the question alone."""
         return tuple(self._encode(self._student.render(question=problem.question), self._student_options))
 
-    def self_teacher(self, problem: Problem, context: str, *, introduction: str = "") -> TeacherPrompt:
+    def _room_beside(self, completion_length: int) -> int:
+        longest, context_length = self._limits
+        return longest if context_length is None else max(1, min(longest, context_length - completion_length))
+
+    def self_teacher(
+        self, problem: Problem, context: str, *, introduction: str = "", completion_length: int | None = None
+    ) -> TeacherPrompt:
         """Prompt ids of the self-teacher: the question and the context, which the introduction says what it is.
 
+        Args:
+            completion_length: tokens of the completion that follows, where it is known.
+
         Raises:
-            ConfigError: the question alone does not fit into ``max_teacher_prompt_length``.
+            ConfigError: the question alone leaves no room for a context.
         """
+        limit = self.max_teacher_prompt_length if completion_length is None else self._room_beside(completion_length)
         ids = self._teacher_ids(problem, context, introduction)
-        if len(ids) <= self.max_teacher_prompt_length:
+        if len(ids) <= limit:
             return TeacherPrompt(tuple(ids), 0)
         context_ids = self._encode(context, {"chat_template": _NO_TEMPLATE})
-        room = len(context_ids) - (len(ids) - self.max_teacher_prompt_length)
+        room = len(context_ids) - (len(ids) - limit)
         while room > 0:
             ids = self._teacher_ids(problem, self._beginning(context, context_ids[:room]), introduction)
-            excess = len(ids) - self.max_teacher_prompt_length
+            excess = len(ids) - limit
             if excess <= 0:
                 return TeacherPrompt(tuple(ids), len(context_ids) - room)
             room -= excess
         raise ConfigError(
             f"the question of problem {problem.problem_id} leaves no room for a context in the self-teacher's prompt",
-            where=f"prompts.max_teacher_prompt_length = {self.max_teacher_prompt_length}",
-            hint="raise prompts.max_teacher_prompt_length, or drop the problem",
+            where=f"{limit} tokens: prompts.max_teacher_prompt_length, or what a completion leaves of the positions",
+            hint="drop the problem, take a model with more positions, or raise prompts.max_teacher_prompt_length",
         )
 
     def has_room(self, problem: Problem, introduction: str = "") -> bool:
@@ -125,14 +139,21 @@ class PromptBuilder:
         messages = [{"role": "user", "content": text}]
         if self._system:
             messages.insert(0, {"role": "system", "content": self._system})
-        return self._tokenizer.apply_chat_template(  # type: ignore[return-value]
-            messages,
-            add_generation_prompt=generation,
-            tokenize=True,
-            return_dict=False,
-            sanitize_control_tokens=True,  # a "<|im_end|>" inside a problem stays text
-            **options,
-        )
+        try:
+            return self._tokenizer.apply_chat_template(  # type: ignore[return-value]
+                messages,
+                add_generation_prompt=generation,
+                tokenize=True,
+                return_dict=False,
+                sanitize_control_tokens=True,  # a "<|im_end|>" inside a problem stays text
+                **options,
+            )
+        except Exception as error:  # the template is the model's own program
+            key = "prompts.system" if self._system else "prompts.student_chat_options, prompts.teacher_chat_options"
+            hint = (
+                "leave the system message out (its text may stand in prompts.student)" if self._system else "drop them"
+            )
+            raise ConfigError(f"the model's chat template refuses it: {error}", where=key, hint=hint) from None
 
     def _suffix(self, options: Mapping[str, Any]) -> list[int]:
         """The tokens between the user's turn and the completion."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from stepalign.domains.domain import Truth
+from stepalign.errors import ConfigError
 from stepalign.events import Listener, progress, silent
 from stepalign.feedback import designs
 from stepalign.models.load import Solver
@@ -126,6 +127,22 @@ def attempts_under(
     return [attempt for attempt in attempts if attempt.contexts], left_out
 
 
+def check_positions(
+    solver: Solver, prompts: PromptBuilder, subject: AttemptInContexts, where: str = ""
+) -> tuple[int, ...]:
+    """The student's prompt ids. Raises ConfigError where they leave no room for the attempt: beyond its positions a
+    model's numbers mean nothing."""
+    ids, room = prompts.student(subject.attempt.problem), solver.context_length
+    needed = len(ids) + len(subject.ids)
+    if room is not None and needed > room:
+        raise ConfigError(
+            f"{needed} tokens of prompt and attempt, and the model has {room} positions",
+            where=where or f"attempt {subject.attempt.rollout_id}",
+            hint="shorten the attempt, leave it out, or take a model with more positions",
+        )
+    return ids
+
+
 def analyse_attempts(
     solver: Solver,
     prompts: PromptBuilder,
@@ -146,14 +163,17 @@ def analyse_attempts(
     def jobs() -> Iterator[ScoringJob]:
         for subject in subjects:
             problem, own = subject.attempt.problem, subject.prompts or prompts
+            student_ids = check_positions(solver, own, subject)
             teachers = {
-                name: own.self_teacher(problem, shown.text, introduction=shown.introduction)
+                name: own.self_teacher(
+                    problem, shown.text, introduction=shown.introduction, completion_length=len(subject.ids)
+                )
                 for name, shown in subject.contexts.items()
             }
             waiting.append((subject, teachers))
             yield ScoringJob(
                 completion_ids=tuple(subject.ids),
-                student_prompt_ids=own.student(problem),
+                student_prompt_ids=student_ids,
                 teacher_prompt_ids={name: teacher.ids for name, teacher in teachers.items()},
             )
 

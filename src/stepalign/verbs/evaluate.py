@@ -71,10 +71,17 @@ def evaluate_model(
     key_file = samples.with_suffix(".json" if samples.with_suffix(".json") != out else ".key.json")
     find_model(config.model.path)
     prompt_templates(config)
-    _claim(key_file, _key(config, problems), samples)
+    key = json.dumps(_key(config, problems), indent=1) + "\n"
+    if samples.exists() and (not key_file.exists() or key_file.read_text(encoding="utf-8") != key):
+        raise LockedError(
+            "the completions beside the output belong to another evaluation",
+            where=str(samples),
+            hint="give another --out, or remove that file",
+        )
     refuse_long_questions(Inputs(config), "test", found.problems)
     session = open_session(config, listener)
     try:
+        write_atomically(key_file, key)
         done, rows = session.measure(found.problems, "test", samples, listener)
     finally:
         session.close()
@@ -109,15 +116,3 @@ def _key(config: Config, problems: str) -> dict[str, Any]:
         "grader": [config.data.grader_function, config.data.grader_seconds],
         "rho": config.data.rho,
     }
-
-
-def _claim(file: Path, key: dict[str, Any], samples: Path) -> None:
-    """Remember what the stored completions belong to, so that they are continued only by the same evaluation."""
-    text = json.dumps(key, indent=1) + "\n"
-    if samples.exists() and (not file.exists() or file.read_text(encoding="utf-8") != text):
-        raise LockedError(
-            "the completions beside the output belong to another evaluation",
-            where=str(samples),
-            hint="give another --out, or remove that file",
-        )
-    write_atomically(file, text)

@@ -22,7 +22,7 @@ from stepalign.feedback import designs
 from stepalign.feedback.alignment import align
 from stepalign.models.prompts import opened_by
 from stepalign.records import Attempt, Critique
-from stepalign.token_signal.analyse import AttemptInContexts, analyse_attempts
+from stepalign.token_signal.analyse import AttemptInContexts, analyse_attempts, check_positions
 from stepalign.token_signal.summary import header
 from stepalign.token_signal.table import to_page
 from stepalign.verbs.lab.request import LabRequest
@@ -84,14 +84,12 @@ class Scorer:
             raise ConfigError("there is no feedback yet", hint="write some, or fill it in from a design")
         solver, problem, prompts = self._session.solver, subject.attempt.problem, subject.prompts
         prompts = prompts or self._session.prompts
-        teachers = {name: prompts.self_teacher(problem, shown.text) for name, shown in subject.contexts.items()}
-        longest = max(len(prompts.student(problem)), *(len(teacher.ids) for teacher in teachers.values()))
-        needed, room = longest + len(subject.ids), solver.context_length
-        if room is not None and needed > room:
-            raise ConfigError(
-                f"{needed} tokens of prompt and attempt, and the model has {room} positions",
-                hint="shorten the feedback or the attempt",
-            )
+        check_positions(solver, prompts, subject, "the attempt")
+        length = len(subject.ids)
+        teachers = {
+            name: prompts.self_teacher(problem, shown.text, completion_length=length)
+            for name, shown in subject.contexts.items()
+        }
         temperature = request.temperature or self.config.sampling.temperature
         with _cancellable(cancelled):
             (analysed,) = analyse_attempts(

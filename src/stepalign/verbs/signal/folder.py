@@ -144,7 +144,7 @@ def _prompts_used(
     """What both sides read, with the prompts of the first attempt as they went in."""
     own, problem = first.prompts or prompts, first.attempt.problem
     name, shown = next(iter(first.contexts.items()))
-    teacher = own.self_teacher(problem, shown.text, introduction=shown.introduction)
+    teacher = own.self_teacher(problem, shown.text, introduction=shown.introduction, completion_length=len(first.ids))
     keys = ("student", "self_teacher", "system", "student_chat_options", "teacher_chat_options")
     return {
         "from": prompts_from,

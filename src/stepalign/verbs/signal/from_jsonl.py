@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +24,6 @@ from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.verbs.signal.rows import PlainFile, Row, check_file, own_keys, read_rows, row_id, say_left_out
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from stepalign.models.load import Solver
     from stepalign.token_signal.analyse import AttemptInContexts
 
@@ -67,7 +66,11 @@ def analyse_file(
     from stepalign.verbs.signal.folder import write_signal_folder  # loads torch
 
     with closing(open_session(config, listener)) as session:
-        if unknown := mostly_unknown(file, session.solver.tokenizer, num):
+        attempts = partial(read_attempts, file, config, session.solver, session.prompts, num)
+        lacking = unknown_id(session.solver.tokenizer)
+        # All rows are read before the first is scored: one that has no room ends the work at once.
+        unknown = sum(lacking is not None and 2 * one.ids.count(lacking) > len(one.ids) for one in attempts())
+        if unknown:
             listener(
                 warning(
                     f"{unknown} of {file.total} rows ({unknown / file.total:.0%}) are mostly unknown to this "
@@ -79,7 +82,7 @@ def analyse_file(
             config,
             session.solver,
             session.prompts,
-            read_attempts(file, config, session.solver, num),
+            attempts(),
             source={"name": path.name, "sha256": file.sha256, "contexts": names, "num": num},
             labels={name: name for name in names},
             prompts_from=prompts_from,
@@ -88,15 +91,21 @@ def analyse_file(
         )
 
 
-def read_attempts(file: PlainFile, config: Config, solver: Solver, num: int | None) -> Iterator[AttemptInContexts]:
+def read_attempts(
+    file: PlainFile, config: Config, solver: Solver, prompts: PromptBuilder, num: int | None
+) -> Iterator[AttemptInContexts]:
     """The rows as attempts, one at a time. Raises ConfigError with file and line."""
+    from stepalign.token_signal.analyse import check_positions
+
     builders: dict[str, PromptBuilder | None] = {}
     for number, row in islice(read_rows(file.path), num):
         if any(row["contexts"].get(name) for name in file.contexts):
             where, key = f"{file.path}:{number}", json.dumps(own_keys(row), sort_keys=True)
             if key not in builders:
                 builders[key] = own_prompts(row, config, solver, where)
-            yield to_subject(row, row_id(row, number), file.contexts, solver, where, builders[key])
+            subject = to_subject(row, row_id(row, number), file.contexts, solver, where, builders[key])
+            check_positions(solver, builders[key] or prompts, subject, where)
+            yield subject
 
 
 def to_subject(
@@ -156,13 +165,3 @@ def own_prompts(row: Row, config: Config, solver: Solver, where: str) -> PromptB
         return make_prompts(changed(config, keys, where), solver) if keys else None
     except ConfigError as error:
         raise ConfigError(error.what, where=f"{where}: {error.where}", hint=error.hint) from error
-
-
-def mostly_unknown(file: PlainFile, tokenizer: PreTrainedTokenizerBase, num: int | None) -> int:
-    """Rows whose completion has more tokens that the vocabulary lacks than tokens that it knows."""
-    unknown = unknown_id(tokenizer)
-    if unknown is None:
-        return 0
-    rows = (row for _, row in islice(read_rows(file.path), num))
-    encoded = (row.get("completion_ids") or encode_with_spans(tokenizer, row["completion"])[0] for row in rows)
-    return sum(2 * ids.count(unknown) > len(ids) for ids in encoded)
