@@ -95,6 +95,7 @@ SHOWN = {
     "paraphrase": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
     "hint": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
     "free_critique": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
+    "null": ["Feedback :"] * 4,
     "no_repeat": ["<step_1> right <answer> right", "<step_1> wrong", "<step_1> right <step_2> wrong", None],
     "contrast": [
         None,

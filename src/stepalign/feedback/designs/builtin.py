@@ -19,6 +19,11 @@ def verdict(group: Group, index: int) -> str:
     return verdict_word(group.attempts[index])
 
 
+def null(group: Group, index: int) -> str:
+    """A control: words without content."""
+    return "Feedback :"
+
+
 def full_repeat(group: Group, index: int) -> str:
     """The whole attempt, its errors included, and only then the verdict."""
     return joined(group.attempts[index].text, verdict_word(group.attempts[index]))

@@ -20,6 +20,7 @@ _CRITIC = ("critic",)
 DESIGNS: dict[str, Design] = {
     "none": Design(builtin.nothing, "no context", ""),
     "verdict": Design(builtin.verdict, "verdict only", f"{_ATTEMPTED} Here is whether that attempt was right."),
+    "null": Design(builtin.null, "words without content", _ATTEMPTED),
     "answer": Design(builtin.answer, "final answer only", "Here is the final answer of this problem."),
     "reference": Design(
         builtin.reference, "RefSol", "Here is a reference solution of this problem.", needs=("reference",)
