@@ -6,6 +6,7 @@ Each scan is linear in the length of a model's text, and one of more than ``MAX_
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -30,6 +31,8 @@ class Answer:
     """The exact value where the answer is a plain number, read without its per cent sign."""
     label: str = ""
     """"B" of "(B) 12", a choice with its value; the rest of the answer is then "12"."""
+    listed: str = ""
+    """The answer as written where a comma in it was read as one that groups digits: "105,210" may be a list."""
 
 
 def _pairs(table: str) -> dict[str, str]:
@@ -38,50 +41,77 @@ def _pairs(table: str) -> dict[str, str]:
     return {row[0]: "".join(row[1:]).replace("_", " ") for row in rows}
 
 
+_GREEK = (
+    r"α alpha , β beta , γ gamma , δ delta , ε epsilon , ζ zeta , η eta , θ theta , κ kappa , λ lambda , μ mu , ν nu , "
+    r"ξ xi , π pi , ρ rho , σ sigma , τ tau , φ phi , χ chi , ψ psi , ω omega , Γ Gamma , Δ Delta , Θ Theta , "
+    r"Λ Lambda , Ξ Xi , Π Pi , Σ Sigma , Φ Phi , Ψ Psi , Ω Omega"
+)
 _CHARACTERS = str.maketrans(
     {
-        **dict.fromkeys("−–—﹣－", "-"),
+        **dict.fromkeys("−–—‐‑﹣－", "-"),
         **dict.fromkeys("×·⋅∙", "\\times "),
-        **dict.fromkeys("\u00a0\u2002\u2003\u2009\u200a\u202f\u3000\t\n\r", " "),
-        **dict(zip("０１２３４５６７８９÷⁄∕，（）％’＝≈", "0123456789///,()%'==", strict=True)),
-        **_pairs(r"π \pi_ , ∞ \infty_ , √ \sqrt_ , ≤ \le_ , ≥ \ge_ , ≠ \ne_ , ± \pm_ , … \ldots_ , ∪ \cup_ , ∩ \cap_"),
-        **_pairs(r"∈ \in_ , ∅ \emptyset_ , θ \theta_ , α \alpha_ , ° \degree_ , ² ^{2} , ³ ^{3}"),
-        **_pairs(r"½ \frac{1}{2} , ¼ \frac{1}{4} , ¾ \frac{3}{4}"),
+        **dict(zip("÷⁄∕’′≈", "///''=", strict=True)),
+        **_pairs(r"∞ \infty_ , √ sqrt , ≤ \le_ , ≥ \ge_ , ≠ \ne_ , ± \pm_ , ∓ \mp_ , … \ldots_ , ∪ \cup_ , ∩ \cap_"),
+        **_pairs(r"∈ \in_ , ∅ \emptyset_ , ° \degree_ , º \degree_ , ℃ \degree_C , ℉ \degree_F , ℝ \mathbb{R}"),
+        **_pairs(r"ℤ \mathbb{Z} , ℕ \mathbb{N} , ℚ \mathbb{Q} , ℂ \mathbb{C} , ∠ \angle_ , △ \triangle_ , ∛ \sqrt[3]"),
+        **{letter: f"\\{name} " for letter, name in _pairs(_GREEK).items()},
     }
 )
+_RAISED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+|[₀-₉]+|[¼½¾⅐-⅞]")
 _COMMANDS = {
     **dict.fromkeys(words("dfrac tfrac cfrac"), "\\frac"),
-    **dict.fromkeys(words("left right displaystyle textstyle limits mathopen mathclose"), ""),
-    **dict.fromkeys(words("bigl bigr Bigl Bigr big Big bigg Bigg"), ""),
+    **dict.fromkeys(words("dbinom tbinom"), "\\binom"),
+    **dict.fromkeys(words("left right displaystyle textstyle limits mathopen mathclose middle mathstrut strut"), ""),
+    **dict.fromkeys(words("bigl bigr Bigl Bigr big Big bigg Bigg large Large LARGE huge Huge small rm bf it"), ""),
     **dict.fromkeys(words("dots cdots dotsc dotsb"), "\\ldots"),
     **dict.fromkeys(words("quad qquad enspace thinspace"), " "),
     **_pairs(r"leq \le , geq \ge , leqslant \le , geqslant \ge , lt < , gt > , neq \ne , approx = , simeq = , div /"),
-    **_pairs(r"cdot \times , ast \times , lbrace \{ , rbrace \} , langle ( , rangle ) , lbrack [ , rbrack ]"),
-    **_pairs(r"varnothing \emptyset , circ \degree , euro € , pounds £ , percent %"),
+    **_pairs(r"cdot \times , ast \times , lbrace \{ , rbrace \} , langle ( , rangle ) , lbrack [ , rbrack ] , colon :"),
+    **_pairs(r"varnothing \emptyset , circ \degree , euro € , pounds £ , percent % , textdollar $ , infin \infty"),
 }
 _TEXT_COMMANDS = (
     "text|textbf|textit|textrm|textnormal|textsf|texttt|emph|underline|mbox|mathrm|mathbf|mathit|mathsf|boldsymbol|bm"
 )
+_GROUPING = re.compile(r"(?<=\d)(?:,\\[!,]|\\[!,],|\{,\}(?:\\!)?)\s*(?=\d{3}(?!\d))")
 _COMMAND = re.compile(r"(\\\\)|\\([A-Za-z]+)|(\\!)|(\\[ ,;:>]|~)")
 _COLOUR = re.compile(r"\\(?:text)?color ?\{[A-Za-z]{1,20}\}")
 _PRIME = re.compile(r"\^ ?(?:\\prime(?![A-Za-z])|\{ ?\\prime ?\})")
 _TEXT = re.compile(rf"\\(?:{_TEXT_COMMANDS})\*?\s?\{{([^{{}}]*)\}}")
+_WRAPPER = re.compile(rf"(\\(?:{_TEXT_COMMANDS})\*?\s?)?\{{")
 _OPERATOR = re.compile(r"\\operatorname\*? ?\{ ?([A-Za-z]+) ?\}")
+EMPHASIS = re.compile(r"(?<![\w*])(\*\*|__|\*|_)(?=[^\s*_])([^*_]+)(?<=\S)\1(?![\w*])")
+_BRACED_MARK = re.compile(r"\{ ?([,.:]) ?\}")
 _DEGREE = re.compile(r"(?:\^ ?\{ ?\\degree ?\}|\^? ?\\degree(?![A-Za-z]))(?: ?\"? ?(?P<scale>[CF]) ?\"?$)?")
 _DEGREE_UNITS = {"": "degree", "C": "degree/celsius", "F": "degree/fahrenheit"}
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _WORD_NAME = re.compile(r'(?:"[A-Za-z ]{2,40}"|[A-Za-z ]{4,40}) ?= ?([^=]+)')
-_CURRENCY_OR_DELIMITER = re.compile(r"\\?\$|\\[()\[\]]|[€£¥₹]")
+_CURRENCY = re.compile(r"^ ?(?:USD|US(?= ?\\?\$)|EUR|GBP|Rs\.?) ?(?=[\d\\$])")
+_CURRENCY_OR_DELIMITER = re.compile(r"\\?\$|\\[()\[\]]|[€£¥₹¢]")
+_UNIT_FRACTION = re.compile(r'\\frac ?\{ ?"([^"]*)" ?\} ?\{ ?"([^"]*)" ?\}')
+_CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}")
+_OVER = re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}")
+_WORD_COMMANDS = {
+    **{name: f"\\{name} " for name in words("pi theta alpha beta gamma delta lambda sigma omega phi")},
+    **{name: f"\\{name} " for name in words("sin cos tan cot sec csc ln log exp arcsin arccos arctan sinh cosh tanh")},
+    **{"Pi": "\\pi ", "oo": "\\infty ", "inf": "\\infty ", "infinity": "\\infty "},
+}
+_WORD_COMMAND = re.compile(rf"(?<![A-Za-z\\])({'|'.join(_WORD_COMMANDS)})(?![A-Za-z])")
 _FRACTION = re.compile(r"\\frac ?(\d|[A-Za-z]|\{[^{}]*\}) ?(\d|[A-Za-z]|\{[^{}]*\})")
-_ROOT = re.compile(r"\\sqrt ?(\d|[A-Za-z](?![A-Za-z]))")
+_ROOT = re.compile(r"\\?sqrt ?(\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z]))")
 _ROOT_CALL = re.compile(r"(?<![A-Za-z\\])\\?sqrt ?\(([^()]*)\)|\\sqrt ?\(([^()]*)\)")
+_ROOT_WORD = re.compile(r"(?<![A-Za-z\\])sqrt(?=[\d({ ])")
+_INDEXED_ROOT = re.compile(r"(\\sqrt ?\[\d\]) ?(\d+|[A-Za-z](?![A-Za-z]))")
 _EXPONENT = re.compile(r"(?:\^|\*\*) ?(-?\d+)")
+_EXPONENT_CALL = re.compile(r"\^ ?\(([^(){}]*)\)")
 _SCRIPT = re.compile(r"([_^])\{([0-9A-Za-z])\}(?! ?\d)")
 _SPACED_SCRIPT = re.compile(r"([_^])(\d) (?=\d)")
 _SPACES = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])|(?<=\d) (?=\d)|( )")
 _MIXED = re.compile(r"([-+]?\d+) (\d+) ?/ ?(\d+)")
 _SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?|[-+]?\d*\.\d{3}(?: \d{3})*(?: \d{1,3})")
-_COMMA_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_THOUSANDS = re.compile(
+    r"(?<![\w.,'])(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d?(?:,\d{2})+,\d{3}|\d{1,3}(?:'\d{3})+)(?!\d|[,']\d)"
+)
+_NUMBERS_ONLY = re.compile(r"[-+\d,.']*%?")
 _AFTER_TERM = r"(?:(?<=[\d})\]])|(?<=[\d})\]] )|(?<=[\d})\]], )|(?<=\b[A-Za-z] )|(?<=\b[A-Za-z], ))"
 _CONNECTOR = re.compile(rf'(?: ?,)? ?(?:" ?(?:or|and) ?"|{_AFTER_TERM}(?:or|and)\b)')
 _CHOICE = re.compile(r"\(?([A-Za-z])[).:]")
@@ -95,6 +125,13 @@ _LEADING_PLUS = re.compile(r"(?:^|(?<=[=({,]))\+")
 _ARTICLE = re.compile(r"(?:an?|the) (?=.{3})")
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{([A-Za-z]{1,16})\}")
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+_BASE_NAME = f"\\d+|{'|'.join(_BASES)}"
+_BASE = re.compile(
+    rf'(?<=[0-9A-F])(?:_ ?\{{ ?"? ?(?:base )?({_BASE_NAME}) ?"? ?\}}| ?"? ?\(?base[- ]({_BASE_NAME})\)? ?"?$)'
+)
+_RATIO = re.compile(r"(\d+) +to +(\d+)")
+_ACCENT = re.compile(r"\\(vec|hat|bar|overline|tilde) ([A-Za-z])(?![A-Za-z])")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 """Characters that no one can see: a text with one is never taken for an answer."""
 
@@ -110,7 +147,6 @@ _SHORT_WORDS = words(
 
 
 _SYNONYMS = {
-    "infinity": "\\infty",
     **dict.fromkeys(("all real numbers", "all reals", "real numbers"), "\\mathbb{R}"),
     **dict.fromkeys(("no solution", "no solutions", "empty set"), "\\emptyset"),
     "does not exist": "dne",
@@ -139,20 +175,30 @@ def _canonical(answer: Answer) -> str:
     return sequence.opening + ",".join(items) + sequence.closing if sequence.ordered else ",".join(sorted(items))
 
 
-def normal_form(answer: str) -> Answer:
-    """Strip what does not change the meaning of an answer, and read it as a number where it is a plain one."""
+def normal_form(answer: str, *, grouped: bool = True) -> Answer:
+    """Strip what does not change the meaning of an answer, and read it as a number where it is a plain one.
+
+    Args:
+        grouped: whether "105,210" is one number; else every comma separates.
+    """
     text = answer.strip()
     if len(text) > MAX_LENGTH or depth(text) > MAX_DEPTH:
         return Answer(text)
-    text = text.translate(_CHARACTERS).strip("`* ")
+    text = unicodedata.normalize("NFKC", _RAISED.sub(_lowered, text.translate(_CHARACTERS)))
+    text = _GROUPING.sub("," if grouped else ", ", EMPHASIS.sub(r"\2", text).strip("`* \t\n"))
     text = _PRIME.sub("'", _COLOUR.sub("", text).replace("...", "\\ldots "))
     text = _OPERATOR.sub(r"\\\1 ", _COMMAND.sub(_plain_command, text))
+    text = _OVER.sub(r"\\frac{\1}{\2}", _CHOOSE.sub(r"\\binom{\1}{\2}", text))
+    text = _unwrapped(text if text.endswith("\\\\") else text.removesuffix("\\"))
     unit = currency_of(text)
-    text = _CURRENCY_OR_DELIMITER.sub("", text).replace("\\%", "%").replace("{,}", ",")
-    text = _SCRIPT.sub(r"\1\2", text)
+    text = _CURRENCY_OR_DELIMITER.sub("", _CURRENCY.sub("", text)).replace("\\%", "%")
+    text = _SCRIPT.sub(r"\1\2", _BRACED_MARK.sub(r"\1", text))
     for _ in range(2):  # \text{\textbf{...}}
         text = _TEXT.sub(_quoted, text)
-    text = " ".join(_CONNECTOR.sub(",", text).split()).rstrip(".,;: ")
+    text = _BASE.sub(lambda m: f"_{_BASES.get(m[1] or m[2], m[1] or m[2])}", _UNIT_FRACTION.sub(r'"\1/\2"', text))
+    text = " ".join(_CONNECTOR.sub(", ", " ".join(text.split())).split()).rstrip(".,;: ")
+    if "\\begin" not in text:
+        text = text.replace("\\&", "&").replace("&", ", ").replace("\\\\", ", ").replace(";", ", ")
     if labelled := _LABELLED.fullmatch(text):
         content = normal_form(labelled[4])
         return replace(content, label=labelled[1] or labelled[2] or labelled[3]) if content.text else content
@@ -160,13 +206,15 @@ def normal_form(answer: str) -> Answer:
         text = text.strip('" ').rstrip(".,;: ")
     if name := _WORD_NAME.fullmatch(text):
         text = name.group(1)
+    listed, text = text, _without_grouping(text) if grouped else text
     if _TRIGONOMETRIC.search(text):
         text = _DEGREE.sub(r"\\pi/180", text)
     elif degree := _DEGREE.search(text):
         text, unit = _DEGREE.sub("", text), _DEGREE_UNITS[degree["scale"] or ""]
+    listed = answer if listed != text and "," in listed else ""
     text, named_unit = split_unit(text, lambda head: parse_number(_tidy(head)))
     text = _tidy(text)
-    return Answer(text, named_unit or unit, parse_number(text))
+    return Answer(text, named_unit or unit, parse_number(text), listed=listed)
 
 
 def is_prose(text: str) -> bool:
@@ -175,6 +223,14 @@ def is_prose(text: str) -> bool:
         return True
     found = _WORD.findall(_ENVIRONMENT.sub("", text))
     return any(word in _SHORT_WORDS or (len(word) > 3 and word not in _FUNCTIONS) for word in found)
+
+
+def _lowered(match: re.Match[str]) -> str:
+    """Raised, lowered and vulgar digits as LaTeX."""
+    plain = unicodedata.normalize("NFKC", match[0]).replace("−", "-")
+    if "⁄" in plain:
+        return "\\frac{{{}}}{{{}}}".format(*plain.split("⁄"))
+    return f"{'_' if match[0][0] in '₀₁₂₃₄₅₆₇₈₉' else '^'}{{{plain}}}"
 
 
 def _plain_command(match: re.Match[str]) -> str:
@@ -187,8 +243,30 @@ def _plain_command(match: re.Match[str]) -> str:
     return "" if negative_space else " "
 
 
+def _unwrapped(text: str) -> str:
+    """Without braces around the whole, and without a text command around formulas."""
+    while (wrapper := _WRAPPER.match(text)) and closing_bracket(text) == len(text) - 1:
+        if wrapper[1] and "{" not in text[wrapper.end() :]:
+            break
+        text = text[wrapper.end() : -1].strip()
+    return text
+
+
 def _quoted(match: re.Match[str]) -> str:
     return ' "' + match.group(1).replace('"', "") + '" '
+
+
+def _without_grouping(text: str) -> str:
+    """Without the commas that group digits: in a number alone, beside an operator or a letter, or where other commas
+    are followed by a space; in brackets every comma separates."""
+    if _NUMBERS_ONLY.fullmatch(text) and not _THOUSANDS.fullmatch(text.lstrip("+-").rstrip("%").partition(".")[0]):
+        return text
+    return _THOUSANDS.sub(lambda m: m[0] if _is_bracketed(text, m.start()) else re.sub("[,']", "", m[0]), text)
+
+
+def _is_bracketed(text: str, place: int) -> bool:
+    before = text[:place]
+    return any(before.count(one) > before.count(other) for one, other in ("()", "[]", ("\\{", "\\}")))
 
 
 def _tidy(text: str) -> str:
@@ -200,12 +278,13 @@ def _tidy(text: str) -> str:
         text = f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}"
     if _SPACED_THOUSANDS.fullmatch(text):
         text = text.replace(" ", "")
-    if _COMMA_THOUSANDS.fullmatch(text):
-        text = text.replace(",", "")
+    text = _RATIO.sub(r"\1:\2", text) if _RATIO.fullmatch(text) else text
+    text = _ACCENT.sub(r"\\\1{\2}", text)
     text = _FRACTION.sub(lambda m: f"\\frac{{{m[1].strip('{}')}}}{{{m[2].strip('{}')}}}", text)
     text = _ROOT_CALL.sub(lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
-    text = _ROOT.sub(r"\\sqrt{\1}", text)
-    text = _EXPONENT.sub(r"^{\1}", text)
+    text = _INDEXED_ROOT.sub(r"\1{\2}", _ROOT_WORD.sub(r"\\sqrt", _ROOT.sub(r"\\sqrt{\1}", text)))
+    text = _WORD_COMMAND.sub(lambda m: _WORD_COMMANDS[m[1]], text)
+    text = _EXPONENT.sub(r"^{\1}", _EXPONENT_CALL.sub(r"^{\1}", text))
     text = _SPACED_SCRIPT.sub(r"\1{\2}", _SCRIPT.sub(r"\1\2", text))
     text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("==", "=")
     text = _SPACES.sub(lambda m: "" if m[1] else m[0], " ".join(text.split()))

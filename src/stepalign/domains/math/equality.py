@@ -12,6 +12,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from stepalign.domains.math.answers import Answer, canonical_answer, is_prose, normal_form
+from stepalign.domains.math.exact import read_polynomial as _polynomial
 from stepalign.domains.math.grade import Grade, correct, incorrect
 from stepalign.domains.math.notation import Sequence, as_interval, is_balanced, split_sequence, split_top
 from stepalign.domains.math.units import contradict, conversion
@@ -25,6 +26,15 @@ _NAMED = re.compile(
 )
 _FLIPPED = re.compile(r"([^=]+)=([A-Za-z])")
 _INITIALS = re.compile(r"[A-Z]{3}")
+_LETTERS = re.compile(r"[A-Za-z]{3}")
+_ROMAN = re.compile(r"[IVX]{2,3}")
+_VARIABLES = ("abcd", "xyz", "pqrs", "klmn", "uvw", "rst", "abr", "abh", "abx", "abxy", "kxy", "mnp")
+_DECIMAL = re.compile(r"[-+]?\d*\.?\d+", re.ASCII)
+_CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?", re.ASCII)
+_FIGURE = re.compile(
+    r"(?:\\(overline|overrightarrow|overleftarrow|overleftrightarrow|vec|angle|triangle|widehat) ?)?\{?([A-Z]{2,4})\}?"
+)
+_KINDS = {"vec": "overrightarrow", "overleftarrow": "overrightarrow"}
 _BASED = re.compile(r"([0-9][0-9A-Fa-f]*|[A-F]+[0-9]+[0-9A-F]*)_\{?(\d+)\}?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"([-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)),(\d{1,2}|\d{4,})", re.ASCII)
 _UNSEEN_MARKS = ("'", "\\ldots")
@@ -35,7 +45,18 @@ _MAX_UNORDERED = 12
 
 
 def equal_answers(gold: Answer, answer: Answer, leaf: Leaf) -> Grade:
-    """Whether two normal forms are equal, and why."""
+    """Whether two normal forms are equal, and why. "105,210" is also the list that a list asks for."""
+    grade = _equal_as_read(gold, answer, leaf)
+    if grade.verdict == "correct" or not (gold.listed or answer.listed):
+        return grade
+    if answer.listed and split_sequence(gold.text):
+        again = _equal_as_read(gold, normal_form(answer.listed, grouped=False), leaf)
+        return again if again.verdict == "correct" else grade
+    same = gold.listed and normal_form(gold.listed, grouped=False).text == answer.text
+    return correct("equal text") if same else grade
+
+
+def _equal_as_read(gold: Answer, answer: Answer, leaf: Leaf) -> Grade:
     if not answer.text:
         return incorrect("empty answer")
     if labels := _equal_labels(gold, answer):
@@ -50,12 +71,16 @@ def equal_answers(gold: Answer, answer: Answer, leaf: Leaf) -> Grade:
         return incorrect("unreadable answer")
     if is_prose(gold.text) or is_prose(answer.text):
         return _equal_prose(gold.text, answer.text)
-    if _INITIALS.fullmatch(gold.text) and _INITIALS.fullmatch(answer.text):
+    if (_is_name(gold.text) and _is_name(answer.text)) or any(map(_ROMAN.fullmatch, (gold.text, answer.text))):
         return incorrect("different text")
+    if gold.text.lower() == answer.text.lower() and "\\" in gold.text:  # math-verify takes \\Delta for \\delta
+        return incorrect("different expression")
     if based := _equal_in_bases(gold.text, answer.text):
         return based
     if gold.number is not None and _as_decimal_comma(answer.text) == gold.number:
         return correct("equal number")
+    if related := _equal_times(gold.text, answer.text) or _equal_figures(gold.text, answer.text):
+        return related
     gold_items, items = split_sequence(gold.text), split_sequence(answer.text)
     gold_interval, interval = as_interval(gold.text), as_interval(answer.text)
     if gold_interval and not interval and (items is None or items.ordered):
@@ -76,7 +101,53 @@ def equal_answers(gold: Answer, answer: Answer, leaf: Leaf) -> Grade:
         return incorrect("different expression")
     if "degree" in (gold.unit, answer.unit) and gold.unit != answer.unit:
         return leaf(_in_radians(gold, answer), _in_radians(answer, gold))
-    return leaf(gold.text, answer.text)
+    return leaf(_expression(gold), _expression(answer))
+
+
+def _expression(answer: Answer) -> str:
+    """The text for a reader of LaTeX, to whom 2e3 is 2 times e times 3: numbers but plain decimals are written out."""
+    if answer.number is None or _DECIMAL.fullmatch(answer.text):
+        return answer.text
+    numerator, denominator = answer.number.as_integer_ratio()
+    return f"\\frac{{{numerator}}}{{{denominator}}}" if denominator > 1 else str(numerator)
+
+
+def _is_name(text: str) -> bool:
+    """Three letters that are no product of usual variables, or a Roman number; else AB is BA and xy is yx."""
+    product = any(set(text.lower()) <= set(letters) for letters in _VARIABLES)
+    return bool(_INITIALS.fullmatch(text) or (_LETTERS.fullmatch(text) and not product) or _ROMAN.fullmatch(text))
+
+
+def _equal_times(gold: str, answer: str) -> Grade | None:
+    """Times of day, which are no ratios, and ratios part by part; None where neither is one."""
+    clocks = [_CLOCK.fullmatch(text) for text in (gold, answer)]
+    if any(clocks):
+        times = {tuple(int(part or 0) for part in clock.groups()) if clock else () for clock in clocks}
+        return correct("equal time") if len(times) == 1 else incorrect("different time")
+    parts, given = split_top(gold, ":"), split_top(answer, ":")
+    if max(len(parts), len(given)) == 1 or any(_polynomial(part) is None for part in (*parts, *given)):
+        return None
+    if len(parts) != len(given):
+        return None if max(len(parts), len(given)) == 2 else incorrect("different number of parts")
+    products = [(f"({parts[0]})({mine})", f"({given[0]})({other})") for other, mine in zip(parts, given, strict=True)]
+    same = all(_polynomial(one) == _polynomial(other) for one, other in products)
+    return correct("equal ratio") if same else incorrect("different ratio")
+
+
+def _equal_figures(gold: str, answer: str) -> Grade | None:
+    """Segments, angles, rays and the like by the names of their points; None where these are none."""
+    figures = [_FIGURE.fullmatch(text) for text in (gold, answer)]
+    if not all(figures) or not any(figure and figure[1] for figure in figures):
+        return None
+    kinds, names = set[str](), set[str]()
+    for figure in figures:
+        assert figure
+        kind, name = _KINDS.get(figure[1], figure[1]) or "", figure[2]
+        name = name[::-1] if figure[1] == "overleftarrow" else name
+        kinds.add(kind)
+        names.add(name if kind == "overrightarrow" else min(name, name[::-1]))
+    same = len(names) == 1 and (len(kinds) == 1 or kinds <= {"", "overline"} or kinds <= {"", "triangle"})
+    return correct("equal figure") if same else incorrect("different figure")
 
 
 def _equal_labels(gold: Answer, answer: Answer) -> Grade | None:
@@ -126,7 +197,7 @@ def _equal_in_bases(gold: str, answer: str) -> Grade | None:
     A base may be left out, as a unit may.
     """
     numbers = [match for match in (_BASED.fullmatch(gold), _BASED.fullmatch(answer)) if match]
-    if not numbers:
+    if not numbers or "=" in gold + answer:
         return None
     try:
         values = {int(number[1], int(number[2]) or 1) for number in numbers}

@@ -13,7 +13,7 @@ from fractions import Fraction
 from math import isqrt
 
 _TOKEN = re.compile(
-    r" ?(?:(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<command>\\(?:frac|sqrt|times|pi)(?![A-Za-z]))"
+    r" ?(?:(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<command>\\(?:frac|binom|sqrt|times|pi)(?![A-Za-z]))"
     r"|(?P<name>[A-Za-z](?:_(?:\w|\{\w{1,8}\}))?)|(?P<sign>[-+*/^(){}]))",
     re.ASCII,
 )
@@ -120,7 +120,7 @@ class _Reader:
         kind, text = self._tokens[self._at]
         if kind == "number" and self._tokens[self._at - 1][0] == "number":
             raise _UnknownError
-        return kind in ("number", "name") or text in ("(", "{", "\\frac", "\\sqrt", "\\pi")
+        return kind in ("number", "name") or text in ("(", "{", "\\frac", "\\binom", "\\sqrt", "\\pi")
 
     def _power(self) -> Polynomial:
         base = self._atom()
@@ -155,6 +155,8 @@ class _Reader:
             return {(("pi", 1),): Fraction(1)}
         if text == "\\frac":
             return _times(self._group("{", "}"), _inverse(self._group("{", "}")))
+        if text == "\\binom":
+            return _binomial(self._group("{", "}"), _as_integer(self._group("{", "}")))
         if text == "\\sqrt":
             return _square_root(self._group("{", "}"))
         raise _UnknownError
@@ -212,6 +214,16 @@ def _inverse(value: Polynomial) -> Polynomial:
     ((monomial, factor),) = value.items()
     inverted, coefficient = _times_monomials(tuple((name, -exponent) for name, exponent in monomial), ())
     return {inverted: coefficient / factor}
+
+
+def _binomial(top: Polynomial, bottom: int) -> Polynomial:
+    if not 0 <= bottom <= _MAX_EXPONENT:
+        raise _UnknownError
+    value: Polynomial = {(): Fraction(1)}
+    for index in range(bottom):
+        factor = _plus(top, {(): Fraction(-index)} if index else {})
+        value = _times(value, {monomial: part / (index + 1) for monomial, part in factor.items()})
+    return value
 
 
 def _square_root(value: Polynomial) -> Polynomial:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from stepalign.domains.math.answers import MAX_LENGTH, canonical_answer, normal_form
+from stepalign.domains.math.answers import EMPHASIS, MAX_LENGTH, canonical_answer, is_prose, normal_form
 from stepalign.domains.math.thinking import after_thinking
 
 MAX_MARKS = 256
@@ -21,12 +21,15 @@ class Extraction:
     """None where the text marks no answer; "" where it marks an empty one."""
     rivals: tuple[str, ...] = ()
     """All final answers in order, where they differ from each other: a spray of guesses, or the parts of a set."""
+    ran_on: bool = False
+    """Whether the text goes on to another question, which is not read."""
 
 
 def extract_answer(text: str) -> str | None:
     """The final answer that a text marks, or None.
 
-    Only what follows a think block counts. The last of these wins: a top-level ``\\boxed{...}`` (by matching braces) or
+    Only what follows a thought counts, up to the first question that follows an answer: a base model may go on to a
+    question of its own. The last of these wins: a top-level ``\\boxed{...}`` (by matching braces) or
     an ``<answer>`` tag (up to ``</answer>``, or to the end of the text, as in step-tagged traces). Without one, the
     rest of the line after the last ``####``; without that, after the last "The answer is", "Answer:" or "A:" at the
     start of a line, unless that asks a question. A number in plain prose is not an answer.
@@ -40,6 +43,25 @@ def find_answer(text: str) -> Extraction:
     Boxes and tags before the last ``<step_N>`` tag are intermediate results and may differ.
     """
     text = after_thinking(text)
+    start = 0
+    for _ in range(_MAX_QUESTIONS):
+        mark = _MARK.search(text, start)
+        question = mark and find_question(text, mark.end())
+        if not question:
+            break
+        found = _find(text[: question.start()])
+        if found.answer and not is_prose(normal_form(found.answer).text):
+            return replace(found, ran_on=True)
+        start = question.end()
+    return _find(text)
+
+
+def find_question(text: str, start: int) -> re.Match[str] | None:
+    """The next heading of a question, or a mark that ends the turn, from a place on."""
+    return _QUESTION.search(text, start)
+
+
+def _find(text: str) -> Extraction:
     found = _boxed_or_tagged(text) or _hashed(text)
     if found is None:
         announced = (_sentence(text, mark.end()) for mark in reversed(list(_ANNOUNCEMENT.finditer(text))))
@@ -56,6 +78,23 @@ _ANNOUNCEMENT = re.compile(
     r"\banswer[ \t]{0,8}(?:\*\*)?[ \t]{0,8}(?:is\b:?|:|=)(?:\*\*)?|^[ \t]{0,8}A:", re.IGNORECASE | re.MULTILINE
 )
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|\*\*|$)")
+_REASON = re.compile(r"[,;:(–—-]{0,2} [(]?(?:because|since|as|which|given|due to|so)\b(?! to\b)", re.IGNORECASE)
+_MARK = re.compile(
+    rf"\\(?:boxed|fbox)\b|<answer>|(?<!#)####(?!#)|{_ANNOUNCEMENT.pattern}", re.IGNORECASE | re.MULTILINE
+)
+_QUESTION = re.compile(
+    r"^[#*>_\s]{0,8}(?:(?:next|new|another)[ \t])?"
+    r"(?:(?:question|problem|exercise|puzzle|example|instruction|q)"
+    r"[ \t]{0,2}(?:(?:no\.?|\#)?[ \t]?\d{1,4})?[ \t]{0,2}[*_]{0,2}[:.)]"
+    r"|(?:human|user|input|问题|题目)[*_]{0,2}[:：]|\#{2,4}[ \t](?:question|problem|instruction|exercise|input)\b)"
+    r"|<\|(?:im_start|im_end|user|endoftext|eot_id|end|return|start_header_id|end_of_text)\|>|</s>|\[/?INST\]"
+    r"|<(?:start|end)_of_turn>",
+    re.IGNORECASE | re.MULTILINE,
+)
+_MAX_QUESTIONS = 8
+_PLACEHOLDERS = frozenset(
+    ("", "?", "\\ldots", "answer", "the answer", "your answer", "final answer", "your final answer", "your answer here")
+)
 
 
 def _boxed_or_tagged(text: str) -> Extraction | None:
@@ -65,12 +104,18 @@ def _boxed_or_tagged(text: str) -> Extraction | None:
     if not found:
         return None
     found.sort(key=lambda item: item[0])
+    found = [item for item in found if not _is_placeholder(item[1].answer or "")] or found
     step_ends = [match.end() for match in _STEP_TAG.finditer(text)]
     if step_ends:
         first = next((start for start, _ in tags if start >= step_ends[-1]), step_ends[-1])
         found = [item for item in found if item[0] >= first] or found[-1:]
     answers = [answer for _, extraction in found for answer in extraction.rivals or (extraction.answer or "",)]
     return Extraction(found[-1][1].answer, _if_different(answers))
+
+
+def _is_placeholder(answer: str) -> bool:
+    """Whether a box or tag only quotes the form that was asked for: "put it in \\boxed{}"."""
+    return len(answer) < 40 and normal_form(answer).text in _PLACEHOLDERS
 
 
 def _in_tag(content: str) -> Extraction:
@@ -83,11 +128,13 @@ def _in_tag(content: str) -> Extraction:
 
 
 def _tag_spans(text: str) -> list[tuple[int, int]]:
-    """Start and end of the content of every answer tag, closed or not."""
+    """Start and end of the content of every answer tag, closed or not; none for one that is opened in a sentence
+    ("in <answer> tags") before another is closed."""
     spans: list[tuple[int, int]] = []
     opened = -1
+    last_closing = text.lower().rfind("</answer>")
     for tag in _TAG.finditer(text):
-        if opened >= 0:
+        if opened >= 0 and (tag.group(1) or tag.start() > last_closing):
             spans.append((opened, tag.start()))
         opened = -1 if tag.group(1) else tag.end()
     if opened >= 0:
@@ -151,12 +198,14 @@ def _sentence(text: str, start: int) -> str | None:
 
     None for a question.
     """
-    while start < len(text) and text[start] in " \t\n:*":
+    while start < len(text) and text[start] in " \t\n:":
         start += 1
     end = _SENTENCE_END.search(text, start)
-    if end is None:
-        return _cut(text[start:])
-    return None if end.group() == "?" else _cut(text[start : end.start()])
+    if end is not None and end.group() == "?":
+        return None
+    sentence = EMPHASIS.sub(r"\2", _cut(text[start : end.start() if end else len(text)])).strip("* ")
+    reason = _REASON.search(sentence)
+    return sentence[: reason.start()].rstrip() if reason and reason.start() else sentence
 
 
 def _cut(answer: str) -> str:

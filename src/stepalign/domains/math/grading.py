@@ -16,7 +16,7 @@ from stepalign.domains.math.answers import CONTROL, MAX_DEPTH, MAX_LENGTH, canon
 from stepalign.domains.math.bounded import ChildPool, GraderConfig
 from stepalign.domains.math.equality import Leaf, equal_answers
 from stepalign.domains.math.exact import equal_expressions
-from stepalign.domains.math.extraction import extract_answer, find_answer
+from stepalign.domains.math.extraction import Extraction, extract_answer, find_answer
 from stepalign.domains.math.grade import Grade, correct, incorrect, undecided
 from stepalign.domains.math.notation import depth, split_sequence
 
@@ -104,6 +104,10 @@ class Grader:
 
     def _grade(self, text: str, expected: str, leaf: Leaf) -> Grade:
         found = find_answer(text)
+        grade = self._grade_found(found, expected, leaf)
+        return replace(grade, reason=f"{grade.reason}, then another question") if found.ran_on else grade
+
+    def _grade_found(self, found: Extraction, expected: str, leaf: Leaf) -> Grade:
         if len(found.rivals) > 1:
             gold = _expected_answer(expected)
             sequence = split_sequence(normal_form(gold).text)

@@ -13,7 +13,7 @@ _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _DECIMAL = re.compile(rf"[-+]?{_NUMBER}(?:[eE][-+]?\d{{1,3}})?", re.ASCII)
 _RATIO = re.compile(rf"([-+]?{_NUMBER})/([-+]?{_NUMBER})", re.ASCII)
 _LATEX_FRACTION = re.compile(rf"([-+]?)(\d*)\\frac\{{([-+]?{_NUMBER})\}}\{{([-+]?{_NUMBER})\}}", re.ASCII)
-_SCIENTIFIC = re.compile(rf"([-+]?{_NUMBER})(?:\\times|\*|x)10\^\{{?([-+]?\d{{1,3}})\}}?", re.ASCII)
+_SCIENTIFIC = re.compile(rf"(?:([-+]?{_NUMBER})(?:\\times ?|\*|x)|([-+]?))10\^\{{?([-+]?\d{{1,3}})\}}?", re.ASCII)
 _REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}", re.ASCII)
 
 
@@ -33,7 +33,7 @@ def parse_number(text: str) -> Fraction | None:
             part = Fraction(match[3]) / Fraction(match[4])
             return (-1 if match[1] == "-" else 1) * (int(match[2] or 0) + part)
         if match := _SCIENTIFIC.fullmatch(text):
-            return Fraction(match[1]) * Fraction(10) ** int(match[2])
+            return Fraction(match[1] or f"{match[2]}1") * Fraction(10) ** int(match[3])
         if match := _REPEATING.fullmatch(text):
             fixed = Fraction(f"{match[2] or 0}.{match[3] or 0}")
             period = Fraction(int(match[4]), 10 ** len(match[4]) - 1)

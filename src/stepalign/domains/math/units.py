@@ -28,7 +28,7 @@ _LETTERS = words("m s h g l")
 """Units of one letter without a text command, after a plain number; any other letter is a variable."""
 _FILLERS = words("per of a an the each unit units")
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
-_CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
+_CURRENCIES = {"$": "dollar", "¢": "cent", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _NOT_UNITS = words(
     "or and not no nor but if is was are be then than to from plus minus times over point half halves third thirds "

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from stepalign.config import DataSection
 from stepalign.domains.domain import Domain, open_grader
+from stepalign.domains.math.extraction import find_question
 from stepalign.domains.math.grade import Grade
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.math.thinking import after_thinking
@@ -26,13 +27,13 @@ _FENCE = re.compile(r"^[ \t]{0,3}```[ \t]{0,3}([A-Za-z0-9_+-]{0,20})[^\n`]{0,100
 def extract_code(completion: str) -> str | None:
     """The code of a completion: its last complete Python block that defines something, else its last Python block.
 
-    None without one. Blocks inside a thinking part do not count.
+    None without one. Blocks inside a thinking part do not count, nor those behind another question that follows one.
     """
-    blocks = [
-        text
-        for name, text in _FENCE.findall(after_thinking(completion))
-        if name.lower() in ("", "python", "python3", "py")
-    ]
+    answer = after_thinking(completion)
+    first = _FENCE.search(answer)
+    question = first and find_question(answer, first.end())
+    blocks = _FENCE.findall(answer[: question.start()] if question else answer)
+    blocks = [text for name, text in blocks if name.lower() in ("", "python", "python3", "py")]
     defining = [text for text in blocks if re.search(r"^(?:async )?(?:def|class)\s", text, re.M)]
     return (defining or blocks or [None])[-1]
 
