@@ -354,15 +354,22 @@ def critique(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="A comparison folder, or one or more folders of train.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="A comparison folder, folders of train, or a file of completions from evaluate."),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Where the page of several runs goes; else into the folder itself.")
     ] = None,
 ) -> None:
-    """The page and the tables of a comparison, of a run, or of several runs side by side; finished or not."""
+    """The page and the tables of a comparison, of a run, or of several runs side by side, finished or not; or of
+    completions."""
+    from stepalign.verbs.progress import Display
     from stepalign.verbs.report import write_reports
 
-    say(f"page: {write_reports(folders, out)}")
+    with Display(transient=True) as display:
+        page = write_reports(folders, out, display)
+    say(f"page: {page}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Every number names its metric, k, n, set, step and checkpoint rule.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 
 from stepalign.config import CheckpointRule, EvaluationSection
+from stepalign.errors import ConfigError
 from stepalign.evaluation.evaluate import metrics_of, read_samples
 from stepalign.evaluation.metrics import NO_SHARES, Metric
 from stepalign.evaluation.statistics import hierarchical_bootstrap, minimum_detectable_difference, paired_difference
@@ -30,14 +32,44 @@ Arms = Mapping[str, Mapping[int, Path]]
 
 
 class Evaluations:
-    """The metrics of one run, by (step, set); files are read once."""
+    """The metrics of one run, by (step, set); files are read once.
+
+    A run with a damaged file has no test metrics: another step's would stand in their place.
+    """
 
     def __init__(self, folder: Path, ks: Sequence[int]) -> None:
         self.metrics: dict[tuple[int, str], dict[str, Metric]] = {}
-        for file in sorted((folder / "samples").glob("step-*-*.jsonl")):
-            _, step, name = file.stem.split("-", 2)
-            self.metrics[int(step), name] = metrics_of(read_samples(file), ks)
-        self.points = list(read_json_lines(folder / "evaluations.jsonl"))
+        self.damage: list[str] = []
+        self.points, self.steps_trained = (
+            self._records(folder / name) for name in ("evaluations.jsonl", "metrics.jsonl")
+        )
+        sizes = {(p["step"], p["set"]): [row.get("problems") for row in p["metrics"]] for p in self.points}
+        files = {
+            (int(name[1]), name[2]): file
+            for file in (folder / "samples").glob("step-*.jsonl")
+            if (name := re.fullmatch(r"step-(\d+)-(\w+)", file.stem))
+        }
+        for step, name in sorted(sizes.keys() | files.keys()):
+            file = files.get((step, name)) or folder / "samples" / f"step-{step:05d}-{name}.jsonl"
+            try:
+                samples = read_samples(file)
+            except ConfigError as error:
+                self.damage.append(f"{error.where}: {error.what}")
+                continue
+            for size in sizes.get((step, name), [])[:1]:
+                if size is not None and size != len(samples):
+                    state = f"holds {len(samples)} of {size} problems" if file.exists() else "is missing"
+                    self.damage.append(f"{file} {state}")
+            self.metrics[step, name] = metrics_of(samples, ks)
+        if self.damage:
+            self.metrics.clear()
+
+    def _records(self, file: Path) -> list[dict[str, Any]]:
+        try:
+            return list(read_json_lines(file))
+        except ConfigError as error:
+            self.damage.append(f"{error.where}: {error.what}")
+            return []
 
     def steps(self, name: str) -> list[int]:
         return sorted(step for step, found in self.metrics if found == name)
@@ -61,7 +93,7 @@ class Evaluations:
 
 def comparison_numbers(arms: Arms, section: EvaluationSection, ks: Sequence[int]) -> dict[str, Any]:
     """The parts of results.json (docs/formats.md) that follow from the runs: settings of the evaluation, "metrics",
-    "paired", "curves" and "training"."""
+    "paired", "curves", "training" and "damage"."""
     found = {arm: {seed: Evaluations(folder, ks) for seed, folder in runs.items()} for arm, runs in arms.items()}
     n, level, resamples = section.num_samples, section.confidence, section.bootstrap_samples
     return {
@@ -72,7 +104,13 @@ def comparison_numbers(arms: Arms, section: EvaluationSection, ks: Sequence[int]
         "metrics": list(_metric_rows(found, n, level, resamples)),
         "paired": list(_paired_rows(found, n, level, resamples)),
         "curves": list(_curves(found, n)),
-        "training": [_training(arm, seed, folder) for arm, runs in arms.items() for seed, folder in runs.items()],
+        "training": [_training(arm, seed, run) for arm, runs in found.items() for seed, run in runs.items()],
+        "damage": [
+            {"arm": arm, "seed": seed, "reason": reason}
+            for arm, runs in found.items()
+            for seed, run in runs.items()
+            for reason in run.damage
+        ],
     }
 
 
@@ -89,7 +127,7 @@ def _metric_rows(found: Found, n: int, level: float, resamples: int) -> Iterable
             rows: dict[int | None, list[tuple[int, Metric]]] = {}
             if arm != "base":
                 rows |= {seed: [picked] for seed, picked in chosen.items()}
-            if chosen:
+            if chosen and len({metric.num_problems for _, metric in chosen.values()}) == 1:
                 rows[None] = list(chosen.values())
             for seed, picked in rows.items():
                 metrics = [metric for _, metric in picked]
@@ -127,7 +165,7 @@ def _paired_rows(found: Found, n: int, level: float, resamples: int) -> Iterable
         shared = sorted(found[a].keys() & found[b].keys()) if b != "base" else sorted(found[a])
         both = {s: (_picked(found[a], s, rule, metric, n), _picked(found[b], s, rule, metric, n)) for s in shared}
         known = {s: (x, y) for s, (x, y) in both.items() if x is not None and y is not None}
-        if not known:
+        if len({metric.num_problems for pair in known.values() for metric in pair}) != 1:
             continue
         first = np.stack([x.per_problem for x, _ in known.values()])
         second = np.stack([y.per_problem for _, y in known.values()])
@@ -194,12 +232,11 @@ _TRAINING = {
 """Names in results.json -> names in metrics.jsonl."""
 
 
-def _training(arm: str, seed: int, folder: Path) -> dict[str, Any]:
-    rows = list(read_json_lines(folder / "metrics.jsonl"))
+def _training(arm: str, seed: int, run: Evaluations) -> dict[str, Any]:
     return {
         "arm": arm,
         "seed": seed,
-        "points": [{ours: row.get(theirs) for ours, theirs in _TRAINING.items()} for row in rows],
+        "points": [{ours: row.get(theirs) for ours, theirs in _TRAINING.items()} for row in run.steps_trained],
     }
 
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from stepalign.errors import LockedError
+from stepalign.errors import ConfigError, LockedError
 from stepalign.evaluation.metrics import NO_SHARES, GradedCompletion, Metric, compute_metrics
 from stepalign.evaluation.statistics import bootstrap_mean
 from stepalign.events import Listener, progress, silent
@@ -18,6 +18,9 @@ from stepalign.storage.files import write_atomically
 
 CHUNK = 256
 """Problems sampled in one call, from a seed of its own."""
+
+VERDICTS = set(get_args(Verdict))
+_COLUMNS = ("answers", "verdicts", "lengths", "finish_reasons", "texts")
 
 OnGraded = Callable[[int, list[Rollout]], None]
 """Called with (problem index, its rollouts) as soon as all its completions are graded."""
@@ -114,11 +117,28 @@ def _evaluated(rollouts: Sequence[Rollout], canonical: Callable[[str], str]) -> 
 
 
 def read_samples(file: Path) -> list[EvaluatedProblem]:
-    """What ``sample_and_grade`` kept."""
-    return [
-        EvaluatedProblem(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
-        for row in jsonl.read_json_lines(file)
-    ]
+    """What ``sample_and_grade`` kept.
+
+    Raises:
+        ConfigError: a line that no evaluation has written; its place is named.
+    """
+    found = []
+    for number, row in enumerate(jsonl.read_json_lines(file), 1):
+        try:
+            columns: dict[str, Any] = {name: tuple(row[name]) for name in _COLUMNS}
+            if len({len(values) for values in columns.values()}) != 1 or not set(columns["verdicts"]) <= VERDICTS:
+                raise ValueError
+            if not all(type(length) is int for length in columns["lengths"]):
+                raise ValueError
+            columns |= {name: str(row.get(name) or "") for name in ("question", "answer")}
+            found.append(EvaluatedProblem(problem_id=str(row["problem_id"]), **columns))
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError(
+                "this line holds no completions of a problem",
+                where=f"{file}:{number}",
+                hint="evaluate again, or take the line out",
+            ) from None
+    return found
 
 
 def metrics_of(problems: Sequence[EvaluatedProblem], ks: Sequence[int]) -> dict[str, Metric]:

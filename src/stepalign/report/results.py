@@ -113,6 +113,8 @@ def _row(
     arm: Arm, label: str, rows: Sequence[MetricRow], runs: Sequence[Run], names: Sequence[str], results: Results
 ) -> Row:
     cells = {name: metric_cell(next((row for row in rows if row.metric == name), None), results) for name in names}
+    if arm.trained is False:
+        cells = dict.fromkeys(names, Cell(text=MISSING, detail="no result: it did not train", missing=True))
     cells |= {name: _cost_cell(runs, name) for name in COSTS}
     return Row(arm=arm, label=label, cells=cells)
 
@@ -189,7 +191,7 @@ def result_intervals(table: ResultsTable, results: Results) -> list[tuple[str, l
     out = []
     for name in list(table.columns)[:3]:
         intervals = []
-        for arm in results.arms:
+        for arm in (arm for arm in results.arms if arm.trained is not False):
             rows = _pooled([row for row in table.metrics if row.arm == arm.name and row.metric == name])
             for row in rows or [None]:
                 label = arm.label + (f", seed {row.seed}" if row and len(rows) > 1 else "")
@@ -226,7 +228,10 @@ def differences(results: Results) -> dict[tuple[str, str, str], list[Difference]
     """Paired comparisons by (metric, set, checkpoint rule)."""
     groups: dict[tuple[str, str, str], list[Difference]] = {}
     for row in results.paired:
-        found = _difference(row, results.arm(row.a), results.arm(row.b))
+        a, b = results.arm(row.a), results.arm(row.b)
+        if a.trained is False or b.trained is False:
+            continue
+        found = _difference(row, a, b)
         groups.setdefault((metric_label(row.metric), row.set, row.checkpoint_rule), []).append(found)
     return groups
 

@@ -57,6 +57,8 @@ class Arm:
     colour: int
     """Index into the palette, the same wherever the arm appears; -1 is the untrained solver."""
     about: str = ""
+    trained: bool | None = None
+    """False where no step of its runs had a gradient: its numbers are those of the untrained solver."""
     runs: tuple[Run, ...] = ()
     config_diff: Json = field(default_factory=dict)
 
@@ -133,6 +135,8 @@ class Results:
     timings: Mapping[str, Number] = field(default_factory=dict)
     peak_memory_bytes: Number = None
     failures: Mapping[str, str] = field(default_factory=dict)
+    damage: Sequence[Json] = ()
+    """Files that cannot be read, as ``arm``, ``seed`` and ``reason``."""
 
     @property
     def trained(self) -> list[Arm]:
@@ -176,7 +180,8 @@ def _arms(listed: Sequence[Json], metrics: Sequence[MetricRow]) -> list[Arm]:
     arms = [
         Arm(
             name=row["name"],
-            label=row.get("label") or row["name"],
+            label=(row.get("label") or row["name"]) + " (did not train)" * (row.get("trained") is False),
+            trained=row.get("trained"),
             colour=-1 if row["name"] == "base" else index,
             about=CONDITIONS.get(row.get("condition", ""), ""),
             runs=tuple(map(_run, row.get("runs") or ())),

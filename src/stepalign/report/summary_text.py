@@ -50,7 +50,9 @@ def changes(results: Results) -> list[tuple[Arm, str]]:
     out = []
     for arm in results.trained:
         rows = [row for row in table.rows if row.arm.name == arm.name]
-        if len(rows) > 1:
+        if arm.trained is False:
+            text = f"No result: {_idle(arm)}"
+        elif len(rows) > 1:
             text = "Measured for each seed, not yet pooled"
         elif not rows or rows[0].cells[average].missing:
             text = "No result yet"
@@ -60,6 +62,12 @@ def changes(results: Results) -> list[tuple[Arm, str]]:
             text = f"{table.columns[average][0]} {before}{cell.text} %{interval}" + _spent(rows[0])
         out.append((arm, text))
     return out
+
+
+def _idle(arm: Arm) -> str:
+    """How many of an arm's steps had no gradient."""
+    idle, steps = (sum(run.totals.get(name) or 0 for run in arm.runs) for name in ("steps_without_gradient", "steps"))
+    return f"no gradient in {count(idle)} of {count(steps)} steps"
 
 
 def _spent(row: Row) -> str:
@@ -78,6 +86,12 @@ def notes(results: Results) -> list[str]:
     if missing := incomplete(results):
         subject = "Not complete" if results.are_runs else "This comparison is not complete"
         out.append(f"{subject}: {'; '.join(missing)}.")
+    out += [
+        f"{arm.label.removesuffix(' (did not train)')} did not train: {_idle(arm)}. Its numbers in results.json are"
+        " those of the untrained solver and no result of its method."
+        for arm in arms
+        if arm.trained is False
+    ]
     if len(arms) != 1:
         out.append(
             "No arm is called the best here: the order of arms depends on the axis. An optimizer step of one arm can"
@@ -143,6 +157,9 @@ def incomplete(results: Results) -> list[str]:
             out.append(f"{arm.label} has no run for {seeds_text(absent)}")
         if arm.name not in measured:
             out.append(f"{arm.label} has no test result yet")
+    out += [
+        f"{results.arm(row['arm']).label}, seed {row['seed']}, is damaged: {row['reason']}" for row in results.damage
+    ]
     return out + [f"{name} failed: {reason}" for name, reason in results.failures.items()]
 
 
@@ -152,6 +169,8 @@ def warnings_of(results: Results) -> list[tuple[Arm, str, str]]:
     for arm in results.arms:
         for run in arm.runs:
             texts = list(run.warnings)
+            if idle := run.totals.get("steps_without_gradient"):
+                texts.append(f"no gradient in {count(idle)} of {count(run.totals.get('steps'))} steps")
             if run.masked:
                 each = ", ".join(f"{reason}: {count(amount)}" for reason, amount in run.masked.items())
                 texts.append(f"samples masked from training ({each})")

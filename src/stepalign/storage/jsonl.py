@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from stepalign.errors import ConfigError
 from stepalign.outside import encodable, parse_json
 from stepalign.storage.files import finite, write_atomically
 
@@ -41,8 +42,19 @@ def whole_lines(path: Path, start: int = 0) -> Iterator[bytes]:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file, one at a time."""
-    return map(parse_json, whole_lines(path))
+    """The records of a file, one at a time.
+
+    Raises:
+        ConfigError: a line is no JSON object.
+    """
+    for number, line in enumerate(whole_lines(path), 1):
+        try:
+            record = parse_json(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise ConfigError("this line is no JSON object: the file is damaged", where=f"{path}:{number}")
+        yield record
 
 
 class JsonLines:

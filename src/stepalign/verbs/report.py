@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from stepalign.config import Config, arm_config, changed, difference, load_confi
 from stepalign.errors import ConfigError
 from stepalign.evaluation.comparison import comparison_numbers
 from stepalign.evaluation.evaluate import read_samples
+from stepalign.events import Listener, silent, warning
 from stepalign.storage.files import read_json
 from stepalign.storage.jsonl import read_json_lines
 
@@ -19,23 +20,33 @@ SIGNAL = "signal"
 RUN_KEYS = ("critic", "masked", "warnings", "seconds_by_phase")
 
 
-def write_reports(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write page and tables of a comparison folder, of a run, or of several runs side by side, finished or not.
+def write_reports(folders: Sequence[Path], out: Path | None = None, listener: Listener = silent) -> Path:
+    """Write page and tables of a comparison folder, of a run, or of several runs side by side, finished or not; of a
+    file of completions, as ``evaluate`` leaves it, the page beside it.
 
     Args:
         out: folder of the page of several runs; by default the one folder itself.
+        listener: hears of damaged files.
 
     Raises:
         ConfigError: several runs without ``out``; as :func:`run_results`.
     """
+    if len(folders) == 1 and folders[0].suffix == ".jsonl":
+        from stepalign.report.completions import write_completions_page
+
+        (file,) = folders
+        if not file.is_file():
+            raise ConfigError("there is no such file", where=str(file), hint="give what evaluate has written")
+        return write_completions_page(read_samples(file), file.name, (out or file.parent) / f"{file.stem}.html")
     if len(folders) == 1 and (folders[0] / "arms").is_dir():
-        return rewrite_results(folders[0])
+        return rewrite_results(folders[0], listener)
     if len(folders) > 1 and out is None:
         raise ConfigError("several runs need a place for their page", hint="--out FOLDER")
     from stepalign.report.page import write_run_report
     from stepalign.report.table import write_tables
 
     results = run_results(folders)
+    _say_damage(results, listener)
     page = write_run_report(results, out or folders[0], examples=folders[0])
     write_tables(results, out or folders[0])
     return page
@@ -68,7 +79,6 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
             {
                 "path": str(folder.relative_to(out)),
                 **read_json(folder / "summary.json"),
-                "steps_without_gradient": steps_without_gradient(folder),
             }
             for folder in done.values()
         ]
@@ -79,12 +89,13 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
                 "label": arm.label or arm.name,
                 "condition": condition,
                 "config_diff": differences[arm.name],
-                "trained": has_trained(done.values()),
                 "runs": runs,
             }
         )
     base = {0: out / "arms" / BASE} if (out / "arms" / BASE / "summary.json").exists() else {}
     groups = {name: folders for name, folders in {BASE: base, **runs_of}.items() if folders}
+    numbers = comparison_numbers(groups, config.evaluation, config.ks)
+    mark_gradients(arms, numbers["training"])
     summaries = [run for arm in arms for run in arm["runs"]]
     phases = {
         name: sum(run["seconds_by_phase"].get(name, 0.0) for run in summaries)
@@ -100,21 +111,21 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
         "budget": {"rule": config.compare.budget, "size": config.compare.budget_size},
         "problems": read_json(out / "arms" / BASE / "sets.json") if base else {},
         "arms": arms,
-        **comparison_numbers(groups, config.evaluation, config.ks),
+        **numbers,
         "timings": phases,
         "peak_memory_bytes": max([run.get("peak_memory_bytes", 0) for run in summaries], default=0),
     }
 
 
-def steps_without_gradient(folder: Path) -> int:
-    """In how many steps of a run no weight had a gradient."""
-    return sum(row.get("grad_norm") == 0 for row in read_json_lines(folder / "metrics.jsonl"))
-
-
-def has_trained(runs: Iterable[Path]) -> bool | None:
-    """Whether a step of an arm's runs had a gradient; an arm without one is no result. None before the first step."""
-    moved = [row.get("grad_norm") != 0 for run in runs for row in read_json_lines(run / "metrics.jsonl")]
-    return any(moved) if moved else None
+def mark_gradients(arms: Sequence[dict[str, Any]], training: Sequence[Mapping[str, Any]]) -> None:
+    """Set ``steps_without_gradient`` of every run, and whether any step of an arm had a gradient in ``trained``: None
+    before the first step. An arm without one is no result."""
+    norms = {(row["arm"], row["seed"]): [point["grad_norm"] for point in row["points"]] for row in training}
+    for arm in arms:
+        own = [norms.get((arm["name"], run["seed"]), []) for run in arm["runs"]]
+        for run, found in zip(arm["runs"], own, strict=True):
+            run["steps_without_gradient"] = sum(norm == 0 for norm in found)
+        arm["trained"] = any(norm != 0 for found in own for norm in found) if any(own) else None
 
 
 def summary_lines(results: Mapping[str, Any]) -> list[str]:
@@ -133,7 +144,12 @@ def summary_lines(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def rewrite_results(folder: Path) -> Path:
+def _say_damage(results: Mapping[str, Any], listener: Listener) -> None:
+    for row in results["damage"]:
+        listener(warning(f"{row['arm']}, seed {row['seed']} is shown without test results: {row['reason']}"))
+
+
+def rewrite_results(folder: Path, listener: Listener = silent) -> Path:
     """results.json and report.html of a comparison folder again, from whatever runs are finished.
 
     Raises:
@@ -148,6 +164,7 @@ def rewrite_results(folder: Path) -> Path:
     done = {str(file.parent.relative_to(folder / "arms")) for file in (folder / "arms").rglob("summary.json")}
     done |= {SIGNAL} if (folder / "signal.json").exists() else set()
     results["failures"] = {name: why for name, why in old.get("failures", {}).items() if name not in done}
+    _say_damage(results, listener)
     results["timings"] |= {k: v for k, v in old.get("timings", {}).items() if k not in results["timings"]}
     return publish(results, folder)
 
@@ -184,18 +201,20 @@ def run_results(folders: Sequence[Path]) -> dict[str, Any]:
         )
     arms = _arms(configs)
     numbers = comparison_numbers(arms, first.evaluation, first.ks)
-    if len({_test_problems(folder) for folder in folders}) > 1:
+    if len({problems for folder in folders if (problems := _test_problems(folder))}) > 1:
         numbers["paired"] = []
-    versions = json.loads((folders[0] / "versions.json").read_text(encoding="utf-8"))
+    versions = read_json(folders[0] / "versions.json")
+    listed = [_arm(name, runs, configs) for name, runs in arms.items()]
+    mark_gradients(listed, numbers["training"])
     return {
         "format": 1,
         "kind": "runs",
-        "version": versions["stepalign"],
-        "revision": versions["revision"],
+        "version": versions.get("stepalign"),
+        "revision": versions.get("revision"),
         "recipe": ", ".join(str(folder / "config.toml") for folder in folders),
         "model": first.model.path if len({config.model.path for config in configs.values()}) == 1 else None,
         "seeds": sorted({seed for runs in arms.values() for seed in runs}),
-        "arms": [_arm(name, runs, configs) for name, runs in arms.items()],
+        "arms": listed,
         **numbers,
     }
 
@@ -232,7 +251,6 @@ def _arm(name: str, runs: Mapping[int, Path], configs: Mapping[Path, Config]) ->
         "label": name,
         "condition": own.condition,
         "config_diff": {key: new for key, (_, new) in difference(shared, own).items()},
-        "trained": has_trained(runs.values()),
         "runs": [
             {"seed": seed, "path": str(folder), **_totals(folder, configs[folder])} for seed, folder in runs.items()
         ],
@@ -241,17 +259,18 @@ def _arm(name: str, runs: Mapping[int, Path], configs: Mapping[Path, Config]) ->
 
 def _totals(folder: Path, config: Config) -> dict[str, Any]:
     """The cost of a run so far: from its last step, or, where only a checkpoint has it, from the newest one."""
-    steps = list(read_json_lines(folder / "metrics.jsonl"))
-    last = steps[-1] if steps else {}
+    last: dict[str, Any] = {}
+    with suppress(ConfigError):  # the damage is reported with the numbers
+        for row in read_json_lines(folder / "metrics.jsonl"):
+            last = row
     states = sorted((folder / "checkpoints").glob("step-*/state.json"))
-    saved = json.loads(states[-1].read_text(encoding="utf-8"))["progress"] if states else {}
+    saved = read_json(states[-1]).get("progress", {}) if states else {}
     critic = {**saved.get("critic", {}), "findings": saved.get("findings", {}) if config.critic.judged else None}
     return {
         "steps": last.get("step", 0),
         "rollouts": last.get("total_rollouts", 0),
         "completion_tokens": last.get("total_tokens", 0),
         "seconds": last.get("seconds"),
-        "steps_without_gradient": steps_without_gradient(folder),
         **{key: saved[key] for key in RUN_KEYS if key in saved},
         "critic": critic,
     }
@@ -259,4 +278,6 @@ def _totals(folder: Path, config: Config) -> dict[str, Any]:
 
 def _test_problems(folder: Path) -> tuple[str, ...]:
     files = sorted((folder / "samples").glob("step-*-test.jsonl"))
-    return tuple(problem.problem_id for problem in read_samples(files[-1])) if files else ()
+    with suppress(ConfigError):
+        return tuple(problem.problem_id for problem in read_samples(files[-1])) if files else ()
+    return ()
