@@ -228,6 +228,8 @@ def make_run(
         problems=problems["train"],
         problems_per_step=training.problems_per_step,
         seed=training.seed,
+        ahead=config.rollouts.ahead,
+        overlaps=sampling.engine != "local",
     )
 
     def paid() -> dict[str, int]:

@@ -30,7 +30,6 @@ from stepalign.config.schema import (
     ModelSection,
     ObjectiveSection,
     PromptsSection,
-    SamplingSection,
     SelectionSection,
     SignalSection,
     TeacherSection,
@@ -45,6 +44,8 @@ from stepalign.config.sections import (
     Policy,
     PrepareSection,
     QualitySection,
+    RolloutsSection,
+    SamplingSection,
     UnusablePolicy,
 )
 
@@ -68,6 +69,7 @@ __all__ = [
     "PrepareSection",
     "PromptsSection",
     "QualitySection",
+    "RolloutsSection",
     "SamplingSection",
     "SelectionSection",
     "Settings",

@@ -1,10 +1,10 @@
-"""The keys of critic and guards: who writes the feedback, what is done with its faults, what stops a run."""
+"""The keys of sampling, critic and guards: who draws, who writes feedback, what its faults cost, what stops a run."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stepalign.outside import names_a_secret
 
@@ -13,6 +13,57 @@ class Section(BaseModel):
     """A table of a recipe: frozen, and closed to keys that nothing reads."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class SamplingSection(Section):
+    """How the solver attempts a problem while training."""
+
+    num_generations: int = Field(default=1, ge=1)
+    """Completions per problem and step (G)."""
+    temperature: float = Field(default=1.0, gt=0)
+    max_completion_length: int = Field(default=1024, ge=1)
+    """Tokens. A completion that reaches them is cut, and has no answer."""
+    skip_zero_std_groups: bool = False
+    """Leave out problems whose completions all got the same reward: they neither train nor count in the mean. Under
+    GRPO they have no gradient, but their tokens make the others' smaller. Needs ``num_generations`` of 2 or more."""
+    max_batch_tokens: int = Field(default=65536, ge=1)
+    """Prompt and completion tokens held by the local sampler at once."""
+    engine: Literal["local", "vllm"] = "local"
+    """local = in the process that learns; vllm = the servers of ``base_urls`` (``stepalign serve``, docs/scale.md)."""
+    base_urls: tuple[str, ...] = ()
+    """vLLM servers of the same model, ``http://host:port/v1``; the least loaded one gets the next prompt."""
+    sync: Literal["auto", "lora", "file", "nccl"] = "auto"
+    """How weights reach the servers: adapters are loaded while they run (lora), all weights are handed over in a file
+    or by NCCL (untried: no GPU was at hand). auto = lora or file, by what trains."""
+    sync_folder: str = ""
+    """Where weights are written for the servers to read; "" is a temporary folder, for servers on this machine."""
+    timeout: float = Field(default=300.0, gt=0)
+    """Seconds without news from a server until its completions are asked for elsewhere; without news from any of them
+    the run stops."""
+    check_steps: int = Field(default=10, ge=1)
+    """Where completions of older weights train (``rollouts.ahead``): optimizer steps between two comparisons of the
+    servers' log-probabilities with the learner's. Without them every step is compared."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_distribution(cls, table: Any) -> Any:
+        names = {"top_p", "top_k", "min_p", "min_tokens", "typical_p", "logit_bias"}
+        given = [key for key in table if key in names or key.endswith("penalty")] if isinstance(table, dict) else []
+        if given:
+            raise ValueError(
+                f"{given[0]} cannot be used in training: the loss compares log-probabilities of the whole distribution "
+                "at the sampling temperature, and it draws from another one"
+            )
+        return table
+
+
+class RolloutsSection(Section):
+    """When the completions of a step are drawn."""
+
+    ahead: int = Field(default=0, ge=0)
+    """Optimizer steps that they are drawn early: 0 is strictly on-policy. With k their weights are k steps old, every
+    completion names its version, and servers work while the learner does (docs/scale.md). Each side's log-probabilities
+    are computed anew; forward KL bears old completions, reverse KL does not."""
 
 
 Policy = Literal["use", "mask", "fall_back", "retry"]

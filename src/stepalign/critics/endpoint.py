@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from stepalign.config import CriticSection
 from stepalign.critics.budget import Ledger
@@ -36,9 +35,9 @@ from stepalign.feedback.critique import (
 from stepalign.feedback.prompts import load_template
 from stepalign.outside import redact_url, shown
 from stepalign.records import Attempt, Critique, CritiqueForm
+from stepalign.waiting import BackgroundLoop
 
 logger = logging.getLogger("stepalign.critic")
-T = TypeVar("T")
 
 CRITIC_VARIABLES = ("question", "attempt", "answer", "solution", "sees", "structured", "truncated")
 """The variables of a critic's prompt; which of them are defined depends on what it may see."""
@@ -47,7 +46,6 @@ _CLAIM_POLL_SECONDS = 0.1
 _MAX_CLAIM_POLL_SECONDS = 1.0
 _MAX_EMPTY_REPLIES = 3
 """Empty messages that one call accepts: some servers send them when they are overloaded, some models always do."""
-_CLOSE_SECONDS = 10.0
 _MALFORMED_RETRIES = 1
 """How often a reply without a usable trace is asked again; one cut at the token limit with twice the tokens."""
 
@@ -132,7 +130,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
             ledger=self.ledger,
         )
         self._in_flight: dict[str, asyncio.Task[_Outcome]] = {}
-        self._background = _BackgroundLoop()
+        self._background = BackgroundLoop("critic")
 
     def __repr__(self) -> str:
         urls = ", ".join(redact_url(url) for url in self._section.base_urls)
@@ -385,44 +383,3 @@ def _check(section: CriticSection, cache_path: Path | None) -> None:
         raise ConfigError("prices of the critic need the keys 'prompt' and 'completion' (per million tokens)")
     if section.cost_budget is not None and not section.prices:
         raise ConfigError("a cost budget of the critic needs prices", hint="give critic.prices, or a token_budget")
-
-
-class _BackgroundLoop:
-    """An event loop in a thread of its own, so that calls go on while the caller samples."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="critic", daemon=True)
-        self._closed = False
-
-    def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a piece of work. Raises RuntimeError once closed."""
-        with self._lock:
-            if self._closed:
-                work.close()
-                raise RuntimeError("the critic is closed")
-            if not self._thread.is_alive():
-                self._thread.start()
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def close(self, last: Callable[[], Awaitable[None]]) -> bool:
-        """Cancel the work under way, await ``last`` and end the thread. False when that was done before."""
-        with self._lock:
-            if self._closed:
-                return False
-            self._closed = True
-        if self._thread.is_alive():
-            with suppress(Exception):
-                asyncio.run_coroutine_threadsafe(self._shut_down(last), self._loop).result(_CLOSE_SECONDS)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_CLOSE_SECONDS)
-        return True
-
-    async def _shut_down(self, last: Callable[[], Awaitable[None]]) -> None:
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._loop.shutdown_default_executor()
-        await last()

@@ -16,7 +16,8 @@ from stepalign.domains.math.grading import Grader
 from stepalign.events import Listener, progress, silent
 from stepalign.models.prompts import decode, opened_by
 from stepalign.models.sampling import OnFinished, Sampler
-from stepalign.records import Attempt, Completion, Critique, Grade, Problem, Rollout
+from stepalign.records import Attempt, Completion, Grade, Problem, Rollout
+from stepalign.rollouts.early import Collected, JudgedGroup
 from stepalign.rollouts.environment import Environment
 from stepalign.rollouts.order import derive_seed
 from stepalign.rollouts.review import Review, Rules, ask
@@ -170,18 +171,6 @@ def _rollout(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgedGroup:
-    """The graded rollouts of one problem, each with its critique."""
-
-    problem: Problem
-    prompt_ids: tuple[int, ...]
-    """The student's prompt."""
-    rollouts: list[Rollout]
-    critiques: list[Critique | None]
-    """One per rollout; None where no critic was asked."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutCollector:
     """Collects the judged groups of a step."""
 
@@ -193,8 +182,8 @@ class RolloutCollector:
 
     async def collect(
         self, problems: Sequence[Problem], step: int, seed: int, listener: Listener = silent
-    ) -> tuple[list[JudgedGroup], float]:
-        """One group per problem, and the seconds spent waiting for critiques after the last completion.
+    ) -> Collected:
+        """One group per problem.
 
         Critiques are asked for as each completion finishes, not after the batch.
         """
@@ -212,6 +201,7 @@ class RolloutCollector:
                 reviews.append(asyncio.create_task(ask(self.critic, rollout.attempt, self.rules)))
             listener(progress("sampling", len(rollouts), len(problems) * num_generations))
 
+        begin = time.time()
         prompts = [tuple(self.maker.environment.start(problem)) for problem in problems]
         await self.maker.complete(
             problems,
@@ -222,11 +212,11 @@ class RolloutCollector:
             seed=derive_seed(seed, "rollouts", step),
             on_finished=finished,
         )
-        sampled = time.perf_counter()
+        sampled = time.time()
         critiques = {review.attempt.rollout_id: review.critique for review in await asyncio.gather(*reviews)}
         groups = []
         for row, (problem, prompt_ids) in enumerate(zip(problems, prompts, strict=True)):
             members = [rollouts[row, index] for index in range(num_generations)]
             reviewed = [critiques.get(rollout.rollout_id) for rollout in members]
             groups.append(JudgedGroup(problem=problem, prompt_ids=prompt_ids, rollouts=members, critiques=reviewed))
-        return groups, time.perf_counter() - sampled
+        return Collected(groups=groups, times=(begin, sampled, time.time()))

@@ -15,8 +15,8 @@ from stepalign.feedback import designs
 from stepalign.models.prompts import PromptBuilder
 from stepalign.objectives.policy_gradient import group_advantages
 from stepalign.records import Context, Critique, Problem, Rollout, Sample
-from stepalign.rollouts.collect import JudgedGroup
 from stepalign.rollouts.credit import HYBRIDS, Facts, LossWeights, first_wrong_token
+from stepalign.rollouts.early import JudgedGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

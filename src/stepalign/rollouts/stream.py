@@ -1,18 +1,26 @@
-"""The stream of Batches that the trainer eats."""
+"""The stream of Batches that the trainer eats.
+
+With ``ahead`` = k a step is collected k optimizer steps before it trains, so the weights that drew it are k steps old.
+A sampler with weights of its own then works while the trainer does: a step takes max(longest stage, chain / (k + 1))
+instead of the chain of rollouts, critiques and update.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 from stepalign.events import Listener, silent
 from stepalign.records import Context, Critique, Problem, Rollout, Sample
 from stepalign.rollouts.collect import RolloutCollector
+from stepalign.rollouts.early import Collected, from_line, to_line
 from stepalign.rollouts.metrics import critique_numbers, rollout_numbers
 from stepalign.rollouts.order import problems_of_step
 from stepalign.rollouts.samples import SampleMaker
-from stepalign.waiting import wait_for
+from stepalign.waiting import BackgroundLoop, wait_for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +36,13 @@ class Batch:
     """Rollouts without a context, by reason."""
     feedback_seconds: float
     """Spent waiting for critiques after the last completion."""
+    times: tuple[float, float, float]
+    """When sampling began, its last completion ended, the last critique came: seconds since the epoch."""
+
+    def staleness(self, step: int) -> dict[str, float]:
+        """Optimizer steps between the weights that drew the completions and those of ``step``: mean and maximum."""
+        ages = [step - rollout.completion.policy_version for rollout in self.rollouts]
+        return {"staleness": sum(ages) / len(ages), "max_staleness": float(max(ages))}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,30 +55,66 @@ class Stream:
     problems_per_step: int
     seed: int
     ahead: int = 0
-    """Steps that a batch is collected early. 0 is strictly on-policy; with k the weights that drew a batch are up to k
+    """Steps that a batch is collected early. 0 is strictly on-policy; with k the weights that drew a batch are k
     optimizer steps behind those that learn from it."""
+    overlaps: bool = False
+    """Whether the sampler has weights of its own, so that steps are collected in a thread while others train."""
+    _early: deque[tuple[int, Future[Collected]]] = field(default_factory=deque)
+    """Steps that are collected, or on their way, before they train."""
 
-    def batches(self, start: int, end: int, listener: Listener = silent) -> Iterator[Batch]:
+    def batches(self, start: int, end: int, listener: Listener = silent, early: Sequence[str] = ()) -> Generator[Batch]:
         """The batches of steps ``start`` to ``end`` - 1. Each is collected when it is asked for, or ``ahead`` earlier.
+
+        Args:
+            early: what ``collected_early`` gave when the run was saved at ``start``.
 
         Raises:
             BudgetSpentError: see ``review.ask``.
         """
-        collected: deque[Batch] = deque()
-        for step in range(start, end):
-            chosen = problems_of_step(self.problems, step, self.problems_per_step, self.seed)
-            collected.append(self.batch(chosen, step, listener))
-            if len(collected) > self.ahead:
-                yield collected.popleft()
-        yield from collected
+        self._early.clear()
+        for step, saved in enumerate(early, start):
+            self._early.append((step, _done(from_line(saved, self._problems_of(step)))))
+        upcoming = start + len(early)
+        in_a_thread = self.ahead and self.overlaps
+        with BackgroundLoop("rollouts") if in_a_thread else nullcontext() as loop:
+            for step in range(start, end):
+                for one in range(upcoming, min(step + self.ahead + 1, end)):
+                    # In a thread nothing is shown: the display belongs to the step that trains.
+                    work = self.collector.collect(
+                        self._problems_of(one), one, self.seed, silent if in_a_thread else listener
+                    )
+                    self._early.append((one, loop.run(work) if loop is not None else _done(wait_for(work))))
+                    upcoming = one + 1
+                yield self._batch(self._early[0][1].result(), step)
+                self._early.popleft()
+
+    def collected_early(self, start: int) -> list[str]:
+        """The steps from ``start`` on that are collected already, one text each; those under way are waited for.
+
+        A step that fails, and those behind it, are left out: they are collected again.
+        """
+        lines: list[str] = []
+        for step, future in self._early if self.ahead else ():
+            if future.exception() is not None:
+                break
+            if step >= start:
+                lines.append(to_line(future.result()))
+        return lines
 
     def batch(self, problems: Sequence[Problem], step: int, listener: Listener = silent) -> Batch:
         """Collect and prepare one step."""
-        groups, feedback_seconds = wait_for(self.collector.collect(problems, step, self.seed, listener))
+        return self._batch(wait_for(self.collector.collect(problems, step, self.seed, listener)), step)
+
+    def _problems_of(self, step: int) -> list[Problem]:
+        return problems_of_step(self.problems, step, self.problems_per_step, self.seed)
+
+    def _batch(self, collected: Collected, step: int) -> Batch:
+        groups = collected.groups
         prepared = self.samples.make(groups, step)
         critiques = [critique for group in groups for critique in group.critiques if critique is not None]
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
         return Batch(
-            rollouts=[rollout for group in groups for rollout in group.rollouts],
+            rollouts=rollouts,
             critiques=critiques,
             contexts=prepared.contexts,
             samples=prepared.samples,
@@ -73,5 +124,12 @@ class Stream:
                 **prepared.numbers,
             },
             masked=prepared.masked,
-            feedback_seconds=feedback_seconds,
+            feedback_seconds=collected.times[2] - collected.times[1],
+            times=collected.times,
         )
+
+
+def _done(collected: Collected) -> Future[Collected]:
+    done: Future[Collected] = Future()
+    done.set_result(collected)
+    return done

@@ -10,12 +10,12 @@ loss is one sum divided by one global count unless ``objective.loss_type`` weigh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ from stepalign.training.health import Guards, first_step
 from stepalign.training.learner import Learner
 from stepalign.training.mismatch import SamplerCheck
 from stepalign.training.teacher import Teacher
+from stepalign.training.timeline import Timeline
 from stepalign.training.trackers import Trackers
 from stepalign.waiting import wait_for
 
@@ -137,6 +138,8 @@ class Run:
             ConfigError: the problems have changed since the checkpoint, or a guard stops the run.
             BudgetSpentError: the critic's budget is spent; a checkpoint is on disk.
         """
+        self._early: Sequence[str] = ()
+        self.timeline = Timeline(self.folder.path / "timeline.json", self.stream.ahead + 1)
         self._resume()
         self.trackers = self.open_trackers(self.progress.step)
         try:
@@ -150,15 +153,24 @@ class Run:
         self.publish_weights()
         if self.evaluation.at_start if self.progress.step == 0 else self.due(self.evaluation.eval_steps):
             self.evaluate()  # before the first step, or where an evaluation was interrupted
-        batches = self.stream.batches(self.progress.step, self.training.max_steps, self.listener)
+        batches = self.stream.batches(self.progress.step, self.training.max_steps, self.listener, self._early)
+        with contextlib.closing(batches):
+            self._steps(batches)
+
+    def _steps(self, batches: Iterator[Batch]) -> None:
+        """Until the end of the budget."""
         while not self.ended:
+            before = self.progress.seconds_by_phase["sampling"]
             with self.timed("sampling"), self._saved_if_the_budget_ends():
                 batch = next(batches)
-            self._book_feedback(batch.feedback_seconds)
+            self._book_feedback(min(batch.feedback_seconds, self.progress.seconds_by_phase["sampling"] - before))
+            self.timeline.collected(self.progress.step + 1, batch.times)
             self.stop_if_asked()
             with self.timed("learning"):
                 checked = self.sampler_check(batch, self.progress.step) if self.sampler_check else {}
                 numbers = checked | self.learner.update(batch.samples, self.teacher, self.progress.step)
+            if self.stream.ahead:
+                numbers |= batch.staleness(self.progress.step)
             self.progress.step += 1
             self.publish_weights()
             self.record(batch, numbers)
@@ -222,7 +234,12 @@ class Run:
         with self.timed("saving"):
             progress = self.progress
             progress.guard_history, progress.guards_spoken = self.guards.history, self.guards.warned
-            state = {"progress": progress.as_json(), "sizes": self.folder.sizes(), "problems": self.fingerprints}
+            state = {
+                "progress": progress.as_json(),
+                "sizes": self.folder.sizes(),
+                "problems": self.fingerprints,
+                "collected_early": self.stream.collected_early(progress.step),
+            }
             root = self.folder.path / "checkpoints"
             checkpoints.save_checkpoint(
                 root,
@@ -234,6 +251,7 @@ class Run:
             limit = self.training.save_total_limit
             for old in checkpoints.find_checkpoints(root)[:-limit] if limit else []:
                 shutil.rmtree(old)
+        self.timeline.write()
 
     # -- resuming, stopping, timing -----------------------------------------------------------------------------------
 
@@ -254,6 +272,7 @@ class Run:
         checkpoints.restore_weights(self.solver, found.weights)
         self.learner.read(found, self.teacher)
         self.progress.load(found.state["progress"])
+        self._early = found.state.get("collected_early", ())
         self.guards.history, self.guards.warned = self.progress.guard_history, self.progress.guards_spoken
         self.listener(line(f"continues from {found.folder.name}"))
 
@@ -276,7 +295,7 @@ class Run:
                 self.save()
             raise Interrupted
 
-    @contextmanager
+    @contextlib.contextmanager
     def _saved_if_the_budget_ends(self) -> Iterator[None]:
         """The step begins anew when the run goes on: same rollouts, and the critiques paid for are in the cache."""
         try:
@@ -291,13 +310,14 @@ class Run:
         if event.done < event.total:  # what is evaluated is kept: a long evaluation goes on where it stopped
             self.stop_if_asked()
 
-    @contextmanager
+    @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, begun = time.perf_counter(), time.time()
         try:
             yield
         finally:
             spent = time.perf_counter() - start
+            self.timeline.add(phase, begun, begun + spent, step=self.progress.step)
             self.progress.seconds_by_phase[phase] += spent
             if phase in ("sampling", "learning"):
                 self.progress.seconds += spent

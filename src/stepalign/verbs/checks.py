@@ -160,6 +160,18 @@ def rollout_servers(inputs: Inputs) -> None:
         )
 
 
+def old_completions(inputs: Inputs) -> None:
+    """A warning where completions of older weights meet an objective that expects those of the weights that learn."""
+    objective, ahead = inputs.config.objective, inputs.config.rollouts.ahead
+    sampled = objective.divergence.partition("(")[0] in ("reverse_kl", "sampled_token")
+    if ahead and sampled and objective.importance_clip is None and find_terms(inputs.config).distillation_weight:
+        text = (
+            f"rollouts.ahead = {ahead} with {objective.divergence}, an expectation over the student's own completions: "
+            "those of older weights bias it; forward_kl bears them, objective.importance_clip = 2.0 corrects for them"
+        )
+        inputs.listener(warning(text))
+
+
 def number_format(inputs: Inputs) -> None:
     """No float16, where small gradients vanish; a warning where bfloat16 would swallow the updates."""
     model, training = inputs.config.model, inputs.config.training
@@ -260,6 +272,7 @@ CHECKS = (
     Check("problems have what the condition shows", False, material),
     Check("rollout servers are named", False, rollout_servers),
     Check("the loss is the same on many ranks", False, ranks),
+    Check("the objective bears old completions", False, old_completions),
     Check("the grader starts", False, grader),
     Check("the number format can be trained", True, number_format),
     Check("questions fit the model's context", True, question_lengths),

@@ -37,7 +37,7 @@ def collect_for_signal(
     )
     chosen = problems[: -(-config.signal.num_rollouts // num_generations)]
     try:
-        groups, _ = wait_for(collector.collect(chosen, 0, seed))
+        groups = wait_for(collector.collect(chosen, 0, seed)).groups
     finally:
         if critic is not None:
             critic.close()
