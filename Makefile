@@ -31,7 +31,20 @@ $(VLLM)/.done:
 	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-.PHONY: demo test test-real test-vllm quick check format docs clean
+# The finding on that model: warmed up on word problems, compared, shown token by token.
+WORDS ?= runs/words-demo
+ARMS  := [{name = "stepalign", label = "StepAlignFB", set = {condition = "stepalign"}}, \
+          {name = "refsol", label = "RefSol", set = {condition = "refsol"}}]
+
+demo-words: $(VENV)/.core $(REAL)
+	@$(PIP) --editable ".[lora,gguf]"
+	@test -f $(WORDS)/solver/prepare.json || $(BIN)/stepalign prepare words --out $(WORDS)/solver \
+	  --set model.path=$(REAL)/SmolLM2-135M-Instruct.Q4_1.gguf $$(test ! -d $(WORDS)/solver || echo --resume)
+	@$(BIN)/stepalign compare words --out $(WORDS)/compared --set model.path=$(WORDS)/solver/solver \
+	  --set 'compare.arms=$(ARMS)' --set compare.processes=2 --set data.max_test=100 --set evaluation.num_samples=4 \
+	  --set signal.num_rollouts=32 $$(test ! -d $(WORDS)/compared || echo --resume)
+
+.PHONY: demo demo-words test test-real test-vllm quick check format docs clean
 
 demo: $(VENV)/.core
 	@$(BIN)/stepalign demo --out $(DEMO)

@@ -15,6 +15,7 @@ from typing import Any
 
 from stepalign.config import Config
 from stepalign.critics import RUN_FILES, Critic
+from stepalign.critics.calculation import CalculationCritic
 from stepalign.domains.table import find_domain, make_grader, make_programmatic_critic
 from stepalign.errors import BudgetSpentError, ConfigError, LockedError
 from stepalign.events import Event, Listener, progress, silent
@@ -104,6 +105,8 @@ def _open_critic(config: Config, attempts: Attempts, out: Path, listener: Listen
         return open_endpoint_critic(
             section, prompt=config.prompts.critic, cache_folder=out, ledger_folder=out, listener=listener
         )
+    if section.kind == "calculation" and attempts.config is None:  # a plain file: any problems with calculations
+        return CalculationCritic()
     if section.kind == "calculation":
         return make_programmatic_critic(config.data, section, "trace", config.training.seed)
     foreign = [attempt.problem for attempt in attempts.attempts if not domain.knows(attempt.problem)]

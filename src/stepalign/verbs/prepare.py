@@ -219,7 +219,11 @@ class _WarmUp:
     def _save(self) -> None:
         state = {"step": self.step, "stride": self.stride, "rounds": self.rounds}
         checkpoints.save_checkpoint(
-            self.root, self.step, solver=self.learner, optimizer=self.optimizer, teacher={}, state=state
+            self.root,
+            self.step,
+            solver=self.learner,
+            state=state,
+            write=lambda to: checkpoints.write_state(to, self.optimizer, {}),
         )
         for old in checkpoints.find_checkpoints(self.root)[:-2]:
             shutil.rmtree(old)
