@@ -476,3 +476,40 @@ def test_an_answer_that_is_no_text_is_a_skipped_row(tmp_path: Path, answer: obje
         "the answer is a list or an object, not a text": 1,
         "the question is a list or an object, not a text": 1,
     }
+
+
+USER, ANSWER = {"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "So \\boxed{4}."}
+PARTS = {"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "2 + 2?"}]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [USER], "answer": "4"},
+        {"prompt": [{"role": "system", "content": "Be brief."}, USER], "answer": "4"},
+        {"prompt": [PARTS], "solution": "4"},
+        {"prompt": [USER], "ground_truth": 4},
+        {"prompt": "What is 2 + 2?", "final_answer": "4"},
+        {"prompt": [USER], "completion": [ANSWER]},
+        {"prompt": [USER], "completion": [ANSWER], "answer": "4", "extra": 1},
+        {"prompt": "What is 2 + 2?", "completion": "So \\boxed{4}."},
+        {"prompt": [USER], "solution": [ANSWER]},
+    ],
+)
+def test_prompts_of_trl_text_or_chat(tmp_path: Path, row: dict[str, Any]) -> None:
+    (problem,) = load_problems(write(tmp_path / "p.jsonl", [row]), "trl").problems
+    assert (problem.question, problem.answer) == ("What is 2 + 2?", "4")
+    assert problem.reference == ("So \\boxed{4}." if "boxed" in json.dumps(row) else None)
+    question, answer = "prompt", next(name for name in row if name not in ("prompt", "extra"))
+    mapped = load_problems(write(tmp_path / "p.jsonl", [row]), {"question": question, "answer": answer}).problems[0]
+    assert (mapped.question, mapped.answer) == ("What is 2 + 2?", "4")
+    with pytest.raises(ConfigError) as raised:
+        load_problems(write(tmp_path / "p.jsonl", [row]), "stepalign")
+    assert "--set data.columns=trl" in str(raised.value.hint)
+
+
+def test_a_chat_of_several_turns_is_a_skipped_row(tmp_path: Path) -> None:
+    long = {"prompt": [USER, ANSWER, {"role": "user", "content": "And 3 + 3?"}], "answer": "6"}
+    found = load_problems(write(tmp_path / "p.jsonl", [{"prompt": [USER], "answer": "4"}, long]), "trl")
+    assert len(found.problems) == 1
+    assert found.skipped == {"several turns in prompt": 1}

@@ -30,24 +30,48 @@ class ColumnMap:
     """Answer and reference are taken verbatim, however long: programs, not answers to be found in a text."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    maps: tuple[ColumnMap, ...]
-    """Layouts in use; the first one whose columns all exist is taken."""
-    prepare: Callable[[Row], Row | str] = lambda row: row
-    """Changes a row before it is mapped, or gives the reason to skip it."""
+def is_chat(value: Any) -> bool:
+    """Whether a cell is a list of messages, each with a role and a content."""
+    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
 
 
 def _from_messages(row: Row) -> Row | str:
     """A chat: the last user message is the question, the assistant message after it a worked solution."""
     messages = row.get("messages")
-    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+    if not is_chat(messages):
         return "no list of messages"
-    asked = [index for index, message in enumerate(messages) if message.get("role") == "user"]
-    if not asked:
+    found = read_chat(messages, "user", several=True)
+    if found is None:
         return "no user message"
-    replies = [message.get("content") for message in messages[asked[-1] + 1 :] if message.get("role") == "assistant"]
-    return {**row, "question": messages[asked[-1]].get("content"), "solution": replies[-1] if replies else None}
+    asked = max(index for index, message in enumerate(messages) if message.get("role") == "user")
+    return {**row, "question": found, "solution": read_chat(messages[asked + 1 :], "assistant", several=True)}
+
+
+def read_chat(messages: Sequence[Mapping[str, Any]], role: str, *, several: bool = False) -> str | None:
+    """The text of a chat's last message of a role; None where it has none, or has several and may not.
+
+    A content may be text or a list of parts, of which the texts count. Messages of the system are left out: a recipe's
+    ``prompts.system`` says what stands above every question.
+    """
+    found = [message.get("content") for message in messages if message.get("role") == role]
+    if not found or (len(found) > 1 and not several):
+        return None
+    content = found[-1]
+    if isinstance(content, list):
+        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+    return content if isinstance(content, str) else None
+
+
+def _of_chat_cells(row: Row) -> Row | str:
+    """Cells that hold a chat become its text: what the user asks, or the assistant's words where no user asks."""
+    read: dict[str, Any] = {}
+    for name, value in row.items():
+        if is_chat(value) and name != "messages":
+            asks = any(message.get("role") == "user" for message in value)
+            read[name] = read_chat(value, "user" if asks else "assistant")
+            if read[name] is None:
+                return f"several turns in {name}"
+    return {**row, **read} if read else row
 
 
 def _from_open_math_reasoning(row: Row) -> Row | str:
@@ -96,6 +120,14 @@ def _from_python(row: Row) -> Row | str:
     return {"question": question, "tests": tests.strip(), "reference": str(reference)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    maps: tuple[ColumnMap, ...]
+    """Layouts in use; the first one whose columns all exist is taken."""
+    prepare: Callable[[Row], Row | str] = _of_chat_cells
+    """Changes a row before it is mapped, or gives the reason to skip it."""
+
+
 _SOLVED = ColumnMap(question="problem", reference="solution")
 _UNSOLVED = ColumnMap(question="problem")
 _MARKED = replace(_SOLVED, answer=None)
@@ -139,6 +171,14 @@ PRESETS: dict[str, Preset] = {
     "messages": Preset(
         maps=(ColumnMap(reference="solution"), ColumnMap(answer=None, reference="solution")), prepare=_from_messages
     ),
+    "trl": Preset(
+        maps=tuple(
+            ColumnMap(question="prompt", answer=answer, reference=reference)
+            for answer in ("answer", "solution", "ground_truth", "final_answer", None)
+            for reference in ("completion", None)
+            if answer or reference
+        )
+    ),
     "python": Preset(maps=(ColumnMap(answer="tests", reference="reference", verbatim=True),), prepare=_from_python),
 }
 
@@ -180,10 +220,12 @@ def choose_map(maps: Sequence[ColumnMap], row: Row, where: str) -> ColumnMap:
 
     best = min(maps, key=lambda columns: len(lacking(columns)))
     for missing in lacking(best):
+        fitting = [name for name, preset in PRESETS.items() if any(not lacking(columns) for columns in preset.maps)]
+        presets = f"the preset {fitting[0]} fits them: --set data.columns={fitting[0]}; or " if fitting else ""
         raise ConfigError(
             f'There is no column "{missing}".',
             where=where,
             hint=did_you_mean(missing, [str(name) for name in row], "the columns are")
-            + '; name them with data.columns, e.g. {question = "...", answer = "..."}',
+            + f'; {presets}name them with data.columns, e.g. {{question = "...", answer = "..."}}',
         )
     return best

@@ -21,6 +21,9 @@ PLAIN_PROMPTS = {
 }
 
 
+DEFAULTS = "the defaults"
+
+
 def config_for_model(model: str, recipe: str, settings: Settings | None, keys: Mapping[str, Any]) -> tuple[Config, str]:
     """The configuration that goes with a model, and its source: its run, the embedded recipe, or the one named.
 
@@ -46,13 +49,13 @@ def config_for_model(model: str, recipe: str, settings: Settings | None, keys: M
     path = str(folder / "final") if run == folder else model
     keys = {**keys, "model.path": path, "model.lora": None, "data.max_test": None}
     config = changed(load_config(recipe or default), {**keys, **parse_settings(settings or ())}, "--set")
-    return config, recipe or default or "the defaults"
+    return config, recipe or default or DEFAULTS
 
 
 def config_for_file(model: str, recipe: str, settings: Settings | None) -> tuple[Config, str]:
     """The same for questions that are asked as they stand, unless the model or a recipe brings prompts."""
     config, source = config_for_model(model, recipe, settings, {})
-    if source == "the defaults":
+    if source == DEFAULTS:
         keys = {key: value for key, value in PLAIN_PROMPTS.items() if key not in parse_settings(settings or ())}
         config = changed(config, keys, "--set")
     return config, source

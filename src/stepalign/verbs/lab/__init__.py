@@ -11,28 +11,29 @@ def open_lab(model: str, *, recipe: str = "", port: int = 0, settings: Iterable[
     """Load a solver and serve the lab on the loopback address until interrupted.
 
     Args:
-        model: as ``model.path`` of a recipe; the recipe's own when empty.
-        recipe: prompts, temperature and critic; for the embedded solver "arithmetic" when empty, else the defaults.
+        model: a run folder, or as ``model.path`` of a recipe.
+        recipe: prompts, temperature and critic. When empty they are those of the model's run or domain; for any other
+            model a question is asked as it stands, as ``stepalign signal FILE`` asks it.
         port: any free one for 0.
         listener: receives the address, with the token that opens the page, and which examples are left out.
 
     Raises:
         ConfigError: starlette or uvicorn is not installed, the port is taken, or model or recipe cannot be used.
     """
-    from stepalign.config import changed, load_config, recipe_folder
-    from stepalign.domains.table import recipe_of
+    from stepalign.config import changed, recipe_folder
+    from stepalign.models.places import find_model
+    from stepalign.verbs.configs import DEFAULTS, config_for_file
     from stepalign.verbs.lab.request import load_examples
     from stepalign.verbs.lab.server import bind, check_installed, serve
 
     check_installed()
+    config, origin = config_for_file(model, recipe, settings)
+    config = changed(config, {"model.plain_prompts": True}, "lab")
+    find_model(config.model.path)
     with bind(port) as found:
         from stepalign.verbs.lab.scorer import Scorer
 
-        recipe = recipe or recipe_of(model)
-        config = load_config(recipe or None, settings)
-        if model:
-            config = changed(config, {"model.path": model, "model.plain_prompts": True}, "lab")
-        scorer = Scorer(config, from_recipe=bool(recipe), listener=listener)
+        scorer = Scorer(config, from_recipe=origin != DEFAULTS, listener=listener)
         try:
             opening = scorer.opening()
             examples, left_out = load_examples(recipe_folder() / "examples")
