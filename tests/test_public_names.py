@@ -74,3 +74,41 @@ def test_a_solver_is_shown_in_one_line() -> None:
     shown = repr(stepalign.load_solver("embedded:arithmetic"))
     assert shown.startswith("Solver(Qwen3ForCausalLM, 3")
     assert "\n" not in shown
+
+
+def test_a_condition_is_no_design_but_the_table_says_which_is_meant() -> None:
+    with pytest.raises(KeyError) as raised:
+        _ = stepalign.DESIGNS["stepalign"]
+    assert isinstance(raised.value, stepalign.UserError)
+    assert "did you mean step_aligned?" in str(raised.value)
+    assert "stepalign" not in stepalign.DESIGNS
+    assert stepalign.DESIGNS.get("stepalign") is None
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        ("continue it with --resume, or give another --out", "continue it with resume=True, or give another out="),
+        ("--set data.test=null", 'overrides={"data.test": None}'),
+        ("--set 'compare.seeds=[0, 1]'", 'overrides={"compare.seeds": [0, 1]}'),
+        ("drop them, or --set a.b=3, or so", 'drop them, or overrides={"a.b": 3}, or so'),
+        ("--model FOLDER or a Hub name", "model=FOLDER or a Hub name"),
+    ],
+)
+def test_hints_name_the_arguments_of_python(hint: str, words: str) -> None:
+    from stepalign.verbs.progress import in_python
+
+    assert in_python(hint) == words
+
+
+def test_a_verb_prints_its_progress_unless_a_listener_hears_it(tmp_path: Path, capsys) -> None:
+    few = {"evaluation.num_samples": 1, "evaluation.max_completion_length": 2}
+    problems = tmp_path / "p.jsonl"
+    problems.write_text('{"question": "1 + 2", "answer": "3"}\n', encoding="utf-8")
+    for number, listener in enumerate((stepalign.silent, None)):
+        out = tmp_path / f"{number}.json"
+        stepalign.evaluate("embedded:arithmetic", problems=problems, out=out, overrides=few, listener=listener)
+        assert ("evaluation: 1 of 1" in capsys.readouterr().out) == (listener is None)
+    with pytest.raises(stepalign.UserError) as raised:
+        stepalign.train("arithmetic", {"condition": "grpo"}, out=tmp_path / "run", listener=stepalign.silent)
+    assert raised.value.hint == 'overrides={"sampling.num_generations": 8}, or drop the policy term'

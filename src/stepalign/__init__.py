@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stepalign.domains.math import grade
     from stepalign.domains.table import DOMAINS
     from stepalign.errors import UserError
+    from stepalign.events import silent
     from stepalign.feedback import align, split_steps
     from stepalign.feedback.designs import DESIGNS, Design, Group, NothingToShow
     from stepalign.models.load import Solver, load_solver
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from stepalign.records import Attempt, Context, Critique, Grade, Problem, Sample
     from stepalign.verbs.compare import compare
     from stepalign.verbs.evaluate import evaluate
-    from stepalign.verbs.signal import Signal, signal
+    from stepalign.verbs.signal.notebook import Signal, signal
     from stepalign.verbs.train import train
 
 __version__ = "0.1.0"
@@ -60,6 +61,7 @@ __all__ = [
     "make_prompts",
     "reverse_kl",
     "signal",
+    "silent",
     "split_steps",
     "train",
 ]
@@ -71,6 +73,7 @@ _HOMES = {
     "domains.math": ("grade",),
     "domains.table": ("DOMAINS",),
     "errors": ("UserError",),
+    "events": ("silent",),
     "feedback": ("align", "split_steps"),
     "feedback.designs": ("DESIGNS", "Design", "Group", "NothingToShow"),
     "models.load": ("Solver", "load_solver"),
@@ -79,7 +82,7 @@ _HOMES = {
     "records": ("Attempt", "Context", "Critique", "Grade", "Problem", "Sample"),
     "verbs.compare": ("compare",),
     "verbs.evaluate": ("evaluate",),
-    "verbs.signal": ("Signal", "signal"),
+    "verbs.signal.notebook": ("Signal", "signal"),
     "verbs.train": ("train",),
 }
 _HOME_OF = {name: (module, name) for module, names in _HOMES.items() for name in names}

@@ -16,7 +16,7 @@ from stepalign.errors import ConfigError
 from stepalign.models.load import Solver, load_solver
 from stepalign.records import Attempt, Problem
 from stepalign.verbs.configs import config_for_file
-from stepalign.verbs.signal import Signal, signal
+from stepalign.verbs.signal.notebook import Signal, signal
 from stepalign.verbs.signal.from_jsonl import analyse_file
 
 QUESTION = "3 + 4 - 2"

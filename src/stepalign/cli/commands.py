@@ -135,13 +135,8 @@ def evaluate(
     from stepalign.verbs.progress import headline
 
     config, source = config_for_model(model, recipe, settings, {"evaluation.num_samples": n})
-    student = config.prompts.student.strip().splitlines()[0]
-    say(
-        f"student prompt {student!r}, at most {config.evaluation_length} tokens, "
-        f"temperature {config.evaluation.temperature:g} (from {source}; --recipe or --set change it)"
-    )
     with working(resume="") as display:
-        result = evaluate_model(config, problems, out, display, samples)
+        result = evaluate_model(config, problems, out, display, samples, origin=source)
     say(headline(result["metrics"]))
     say(f"{result['num_problems']} problems x {result['num_samples']} completions: {result['samples']}")
     say(f"numbers: {out}")
@@ -307,7 +302,9 @@ def figure(
 def lab(
     model: Annotated[str, typer.Argument(help="A model folder, a Hub name, or embedded:arithmetic.")],
     recipe: Annotated[str, typer.Option("--recipe", help="Prompts, temperature and critic; else the defaults.")] = "",
-    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1; any free one by default.", min=0)] = 0,
+    port: Annotated[
+        int, typer.Option("--port", help="Port on 127.0.0.1; any free one by default.", min=0, max=65535)
+    ] = 0,
     settings: Set = None,
 ) -> None:
     """A local page: edit feedback and see at once which tokens it reinforces or suppresses."""

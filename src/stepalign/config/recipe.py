@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -141,9 +142,12 @@ def _as_config_error(error: ValidationError, source: str) -> ConfigError:
         hint = f"did you mean {close[0]}?" if close else "stepalign train RECIPE --dry-run prints every key"
         return ConfigError(f"unknown key {key}{more}", where=source, hint=hint)
     message = first["msg"].removeprefix("Value error, ")
+    choices = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected", "")))
+    close = difflib.get_close_matches(str(first["input"]), choices, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"docs/keys.md says what {key} takes"
     given = "" if isinstance(first["input"], dict | BaseModel) else f", given {first['input']!r}"
     prefix = f"{key}: " if first["loc"] else ""
-    return ConfigError(f"{prefix}{message}{given}{more}", where=source)
+    return ConfigError(f"{prefix}{message}{given}{more}", where=source, hint=hint)
 
 
 def check_checkpoint_rule(config: Config, sizes: Mapping[str, int] | None = None) -> None:

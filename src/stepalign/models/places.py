@@ -11,6 +11,7 @@ from typing import Any
 from stepalign.errors import ConfigError
 
 _SHIPPED = "embedded:"
+_LAYOUT = "give a folder in Hugging Face layout, a run folder, OWNER/NAME on the Hub, or embedded:arithmetic"
 _DOMAINS = Path(__file__).parents[1] / "domains"
 
 
@@ -32,19 +33,19 @@ def find_model(path: str) -> str:
         folder = _DOMAINS / path.removeprefix(_SHIPPED) / "solver"
         if not folder.is_dir():
             known = ", ".join(_SHIPPED + found.parent.name for found in sorted(_DOMAINS.glob("*/solver")))
-            raise ConfigError(f"unknown embedded solver {path}", hint=f"the only one is {known}")
+            raise ConfigError(f"unknown embedded solver {path}", where="model.path", hint=f"the only one is {known}")
     if is_gguf(path):
         _check_gguf(folder)
         return str(folder)
     if folder.is_dir():
         if not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
-            hint = "a run folder holds its last weights in final/" if (folder / "final").is_dir() else None
+            hint = "a run folder holds its last weights in final/" if (folder / "final").is_dir() else _LAYOUT
             if files := sorted(folder.glob("*.gguf")):
                 hint = f"give the file: {files[0]}"
             raise ConfigError(f"no model in {path}: config.json is missing", where=str(folder), hint=hint)
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ConfigError(f"no model at {path}", where=str(folder), hint="give a folder in Hugging Face layout")
+        raise ConfigError(f"no model at {path}", where=str(folder), hint=_LAYOUT)
     return path
 
 

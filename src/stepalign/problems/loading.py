@@ -91,7 +91,9 @@ def problems_of_rows(
             skipped[reason] += 1
             first_skip = first_skip or f"{source}, line {number}: {reason}"
     if not num_rows:
-        raise ConfigError("The file holds no problems: it has no rows.", where=source)
+        raise ConfigError(
+            "The file holds no problems: it has no rows.", where=source, hint="one JSON object a line: docs/problems.md"
+        )
     if not problems:
         counts = ", ".join(f"{count} x {reason}" for reason, count in skipped.most_common())
         raise ConfigError(

@@ -52,7 +52,7 @@ def read_rows(source: str) -> Iterator[tuple[int, Row | Malformed]]:
         return _read_hub(source)
     if source.startswith("embedded:") and source not in SHIPPED:
         raise ConfigError(
-            f"There is no shipped set {source}.", hint=f"shipped: embedded:arithmetic, {', '.join(SHIPPED)}"
+            "There is no such shipped set.", where=source, hint=f"shipped: embedded:arithmetic, {', '.join(SHIPPED)}"
         )
     path = recipe_folder() / SHIPPED[source] if source in SHIPPED else Path(source).expanduser()
     if not path.exists():
@@ -92,7 +92,10 @@ def did_you_mean(word: str, known: Iterable[str], introduction: str) -> str:
 def _where_it_may_be(source: str, path: Path) -> str:
     """What mends a path that leads nowhere: the file meant, those that are there, or how the Hub is written."""
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and path.suffix not in _SUFFIXES and not path.parent.is_dir():
-        return f"A data set on the Hub is written hub:{source}; a file is looked for in {Path.cwd()}"
+        return (
+            f"A file, or a folder that stepalign select has written, is looked for in {Path.cwd()}; "
+            f"a data set on the Hub is written hub:{source}"
+        )
     if not path.parent.is_dir():
         return f"The folder {path.parent.absolute()} does not exist either; relative paths start at {Path.cwd()}"
     siblings = sorted(entry.name for entry in path.parent.iterdir())

@@ -20,6 +20,7 @@ from stepalign.events import Listener, line, silent, warning
 from stepalign.feedback.designs import Need, find_condition, find_design
 from stepalign.feedback.prompts import load_template
 from stepalign.models.places import find_model
+from stepalign.problems.columns import as_preset
 from stepalign.problems.loading import ProblemSet
 from stepalign.problems.sets import named
 from stepalign.records import Problem
@@ -192,6 +193,11 @@ def number_format(inputs: Inputs) -> None:
         inputs.listener(warning(text))
 
 
+def columns(inputs: Inputs) -> None:
+    """``data.columns`` is a preset or a map, whether the problems come from a file or not."""
+    as_preset(inputs.config.data.columns)
+
+
 def model_is_there(inputs: Inputs) -> None:
     """The model's folder is one, or its name can be one of the Hub."""
     find_model(inputs.config.model.path)
@@ -267,6 +273,7 @@ CHECKS = (
     Check("trackers are installed", False, trackers),
     Check("the loss has a signal", False, terms),
     Check("the templates ask for what there is", False, templates),
+    Check("the columns are a preset or a map", False, columns),
     Check("the model is there", False, model_is_there),
     Check("the checkpoint rule has a choice", False, checkpoint_rule),
     Check("problems have what the condition shows", False, material),

@@ -34,13 +34,14 @@ from stepalign.critics import CACHE, RUN_FILES
 from stepalign.domains.table import load_set, load_sets
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
 from stepalign.evaluation.comparison import detectable_difference
-from stepalign.events import Event, Listener, line, silent
+from stepalign.events import Event, Listener, line
 from stepalign.feedback.designs import find_condition, find_design
 from stepalign.stopping import StopRequest
 from stepalign.storage.files import read_json, write_atomically, write_json
 from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.verbs.checks import Inputs, check_recipe, run_checks
 from stepalign.verbs.processes import Job, run_all
+from stepalign.verbs.progress import for_python
 from stepalign.verbs.report import BASE, SIGNAL, arm_differences, collect_results, publish, rewrite_results
 
 SHARED = (
@@ -106,15 +107,26 @@ def plan(config: Config, out: Path) -> list[Task]:
     if not config.compare.arms:
         raise ConfigError("the recipe has no arms to compare", where="compare.arms", hint="add [[compare.arms]] tables")
     if any(arm.name == BASE for arm in config.compare.arms):
-        raise ConfigError(f"an arm cannot be called {BASE}: that is the untrained solver", where="compare.arms")
+        raise ConfigError(
+            f"an arm cannot be called {BASE}: that is the untrained solver", where="compare.arms", hint="rename the arm"
+        )
     if not config.compare.seeds or len(set(config.compare.seeds)) != len(config.compare.seeds):
-        raise ConfigError("seeds must be given, and differ", where=f"compare.seeds = {list(config.compare.seeds)}")
+        raise ConfigError(
+            "seeds must be given, and differ",
+            where=f"compare.seeds = {list(config.compare.seeds)}",
+            hint="--set 'compare.seeds=[0, 1, 2]'",
+        )
     if config.compare.launcher and shutil.which(config.compare.launcher[0]) is None:
         raise ConfigError(
-            f"there is no command {config.compare.launcher[0]} to start the runs with", where="compare.launcher"
+            f"there is no command {config.compare.launcher[0]} to start the runs with",
+            where="compare.launcher",
+            hint="name one that is on the PATH, or leave it out: --set compare.launcher=[]",
         )
     for name in config.signal.contexts:
-        find_design(name)
+        try:
+            find_design(name)
+        except ConfigError as error:
+            raise ConfigError(error.what, where="signal.contexts", hint=error.hint) from None
     shared = changed(config, {"evaluation.at_start": False}, "comparison")  # the base is evaluated once for all
     tasks = [Task(BASE, base_config(config), out / "arms" / BASE)]
     for arm, seed in itertools.product(config.compare.arms, config.compare.seeds):
@@ -170,14 +182,15 @@ def compare(
     *,
     out: str | Path,
     resume: bool = False,
-    listener: Listener = silent,
+    listener: Listener | None = None,
 ) -> dict[str, Any]:
     """Compare the arms of a recipe, as ``stepalign compare`` does; returns results.json (docs/formats.md).
 
     Arguments as for ``train``, errors as for ``compare_config``. The runs are processes of their own.
     """
-    config = changed(load_config(recipe), parse_settings(overrides or {}), "overrides")
-    return compare_config(config, str(recipe), Path(out), resume=resume, listener=listener)
+    with for_python(listener) as heard:
+        config = changed(load_config(recipe), parse_settings(overrides or {}), "overrides")
+        return compare_config(config, str(recipe), Path(out), resume=resume, listener=heard)
 
 
 def compare_config(config: Config, recipe: str, out: Path, *, resume: bool, listener: Listener) -> dict[str, Any]:

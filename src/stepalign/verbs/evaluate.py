@@ -10,11 +10,12 @@ from stepalign.build import open_session, prompt_templates
 from stepalign.config import Config, Settings, changed, parse_settings
 from stepalign.domains.table import holds_sets, load_set
 from stepalign.errors import ConfigError, LockedError
-from stepalign.events import Listener, line, silent
+from stepalign.events import Listener, line
 from stepalign.models.places import find_model, weight_files
 from stepalign.storage.files import write_atomically, write_json
 from stepalign.verbs.checks import Inputs, refuse_long_questions
 from stepalign.verbs.configs import config_for_model
+from stepalign.verbs.progress import for_python
 
 
 def evaluate(
@@ -25,7 +26,7 @@ def evaluate(
     recipe: str = "",
     overrides: Settings | None = None,
     samples: str | Path | None = None,
-    listener: Listener = silent,
+    listener: Listener | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model, as ``stepalign evaluate`` does; returns what OUT holds.
 
@@ -40,13 +41,15 @@ def evaluate(
     Raises:
         ConfigError, LockedError: as ``evaluate_model``.
     """
-    config, _ = config_for_model(str(model), recipe, None, {})
-    config = changed(config, parse_settings(overrides or {}), "overrides")
-    return evaluate_model(config, str(problems), Path(out), listener, None if samples is None else Path(samples))
+    with for_python(listener) as heard:
+        config, origin = config_for_model(str(model), recipe, None, {})
+        config = changed(config, parse_settings(overrides or {}), "overrides")
+        place = None if samples is None else Path(samples)
+        return evaluate_model(config, str(problems), Path(out), heard, place, origin=origin)
 
 
 def evaluate_model(
-    config: Config, problems: str, out: Path, listener: Listener, samples: Path | None = None
+    config: Config, problems: str, out: Path, listener: Listener, samples: Path | None = None, *, origin: str = ""
 ) -> dict[str, Any]:
     """Sample, grade and measure. The completions of a finished problem are kept at once: the same call goes on there.
 
@@ -56,6 +59,7 @@ def evaluate_model(
         out: JSON file for the numbers.
         listener: receives progress and skipped rows.
         samples: JSON lines, one problem a line; OUT with the suffix .samples.jsonl when None.
+        origin: where the settings come from, for the reader.
 
     Raises:
         ConfigError: no problems, or anything wrong with model or file.
@@ -78,6 +82,10 @@ def evaluate_model(
             where=str(samples),
             hint="give another --out, or remove that file",
         )
+    student = config.prompts.student.strip().splitlines()[0]
+    taken = f" (from {origin}; --recipe or --set change it)" if origin else ""
+    what = f"student prompt {student!r}, at most {config.evaluation_length} tokens, temperature"
+    listener(line(f"{what} {config.evaluation.temperature:g}{taken}"))
     refuse_long_questions(Inputs(config), "test", found.problems)
     session = open_session(config, listener)
     try:

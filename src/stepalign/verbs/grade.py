@@ -84,7 +84,7 @@ def grade_file(
 
 def _check_columns(rows: list[tuple[int, Row | Malformed]], columns: Sequence[str], source: str) -> None:
     if not rows:
-        raise ConfigError("The file has no rows.", where=source)
+        raise ConfigError("The file has no rows.", where=source, hint="one JSON object a line, or Parquet")
     first = [row for _, row in rows[:_LOOKED_AT] if not isinstance(row, Malformed)]
     known = list(dict.fromkeys(name for row in first for name in row))
     for column in columns:

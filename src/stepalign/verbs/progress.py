@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from stepalign.events import Event
+from stepalign.config import parse_settings
+from stepalign.errors import UserError
+from stepalign.events import Event, Listener
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 """Plain lines: brackets in a path or a name stay brackets, and a long path stays one line."""
@@ -35,6 +40,33 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     wanted = [f"{name}@{largest}" for name in ("avg", "maj", "pass")]
     found = {row["metric"]: row["value"] for row in rows}
     return "  ".join(f"{name} {_number(100 * found[name], '.1f')} %" for name in wanted if name in found)
+
+
+@contextmanager
+def for_python(listener: Listener | None, title: str = "") -> Iterator[Listener]:
+    """Around a verb that Python calls: its progress is printed where no listener hears it, and hints name arguments."""
+    try:
+        if listener is not None:
+            yield listener
+        else:
+            with Display(title) as display:
+                yield display
+    except UserError as error:
+        error.hint = error.hint and in_python(error.hint)
+        raise
+
+
+def in_python(hint: str) -> str:
+    """A hint with the options of the command line as arguments: ``--set a.b=1`` is ``overrides={"a.b": 1}``."""
+
+    def override(found: re.Match[str]) -> str:
+        setting = "".join(shlex.split(found["setting"]))
+        ((key, value),) = parse_settings([setting]).items()
+        return f"overrides={{{key!r}: {value!r}}}".replace("'", '"')
+
+    hint = re.sub(r"--set (?P<setting>'[^']*'|[\w.]+=(?:'[^']*'|[^\s,;)]*))", override, hint)
+    hint = hint.replace("--resume", "resume=True")
+    return re.sub(r"--([a-z]+)\b(?:[ =](?=[A-Z./]))?", r"\1=", hint)
 
 
 class Display:

@@ -157,7 +157,11 @@ def rewrite_results(folder: Path, listener: Listener = silent) -> Path:
     """
     file = folder / "config.toml"
     if not file.exists() or not (folder / "arms").is_dir():
-        raise ConfigError("not a comparison folder: config.toml or arms/ is missing", where=str(folder))
+        raise ConfigError(
+            "not a comparison folder: config.toml or arms/ is missing",
+            where=str(folder),
+            hint="give the --out of stepalign compare",
+        )
     old = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
     config = load_config(str(file))
     results = collect_results(config, old.get("recipe", str(file)), folder)
@@ -222,7 +226,11 @@ def run_results(folders: Sequence[Path]) -> dict[str, Any]:
 def _config(folder: Path) -> Config:
     file = folder / "config.toml"
     if not file.exists():
-        raise ConfigError("not a comparison folder and not a run: config.toml is missing", where=str(folder))
+        raise ConfigError(
+            "not a comparison folder and not a run: config.toml is missing",
+            where=str(folder),
+            hint="give the --out of stepalign train or compare",
+        )
     return load_config(str(file))
 
 

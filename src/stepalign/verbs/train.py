@@ -11,13 +11,14 @@ from stepalign.build import check_critic, follow_rank_0, make_critic, make_run, 
 from stepalign.config import Config, Settings, changed, load_config, parse_settings
 from stepalign.critics import RUN_FILES
 from stepalign.critics.budget import cost
-from stepalign.events import Listener, silent
+from stepalign.events import Listener
 from stepalign.feedback.designs import find_condition
 from stepalign.stopping import StopRequest
 from stepalign.storage.files import write_json
 from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.training.distributed import this_rank
 from stepalign.verbs.checks import Inputs, run_checks
+from stepalign.verbs.progress import for_python
 
 if TYPE_CHECKING:
     from stepalign.models.load import Solver
@@ -47,7 +48,7 @@ def train(
     *,
     out: str | Path,
     resume: bool = False,
-    listener: Listener = silent,
+    listener: Listener | None = None,
 ) -> TrainedRun:
     """Train a recipe, as ``stepalign train`` does.
 
@@ -56,12 +57,14 @@ def train(
         overrides: dotted keys and their values, such as {"training.max_steps": 10}, or ``key.path=value`` words.
         out: the run folder; docs/formats.md says what it holds afterwards.
         resume: continue from the newest checkpoint in it.
+        listener: receives the progress; without one it is printed. ``sa.silent`` shows nothing.
 
     Raises:
         ConfigError, EndpointError, LockedError: as ``train_config``.
     """
-    config = changed(load_config(recipe), parse_settings(overrides or {}), "overrides")
-    done = train_config(config, Path(out), resume=resume, listener=listener, stop=StopRequest())
+    with for_python(listener) as heard:
+        config = changed(load_config(recipe), parse_settings(overrides or {}), "overrides")
+        done = train_config(config, Path(out), resume=resume, listener=heard, stop=StopRequest())
     return TrainedRun(Path(out), done.step, done.num_rollouts, done.num_tokens, tuple(done.warnings))
 
 

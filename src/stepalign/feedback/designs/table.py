@@ -17,75 +17,85 @@ _ATTEMPTED = "You have attempted this problem before."
 _TRACE = f"{FEEDBACK.removesuffix('.')}: a trace of the solution"
 _CRITIC = ("critic",)
 
-DESIGNS: dict[str, Design] = {
-    "none": Design(builtin.nothing, "no context", ""),
-    "verdict": Design(builtin.verdict, "verdict only", f"{_ATTEMPTED} Here is whether that attempt was right."),
-    "null": Design(builtin.null, "words without content", _ATTEMPTED),
-    "answer": Design(builtin.answer, "final answer only", "Here is the final answer of this problem."),
-    "reference": Design(
-        builtin.reference, "RefSol", "Here is a reference solution of this problem.", needs=("reference",)
-    ),
-    "step_aligned": Design(builtin.as_written, "StepAlignFB", f"{_TRACE} in your own steps.", _CRITIC),
-    "paraphrase": Design(builtin.as_written, "critique in other words", f"{_TRACE}.", _CRITIC, "paraphrase"),
-    "full_repeat": Design(
-        builtin.full_repeat,
-        "full copy, then verdict",
-        f"{_ATTEMPTED} Here is that attempt, with the verdict behind it.",
-    ),
-    "marked_correction": Design(
-        builtin.marked_correction,
-        "wrong step quoted and corrected",
-        f"{FEEDBACK.removesuffix('.')}: your steps, a wrong one marked and then corrected.",
-        _CRITIC,
-    ),
-    "no_repeat": Design(
-        builtin.no_repeat,
-        "verdict per step, no text",
-        f"{_ATTEMPTED} Here is a verdict on each of its steps up to the first wrong one.",
-        _CRITIC,
-    ),
-    "hint": Design(
-        builtin.as_written,
-        "first error named, not corrected",
-        f"{_ATTEMPTED} Here is a hint about that attempt.",
-        _CRITIC,
-        "hint",
-    ),
-    "free_critique": Design(
-        builtin.as_written,
-        "critic's own words",
-        f"{_ATTEMPTED} Here is what a reader says about that attempt.",
-        _CRITIC,
-        "comment",
-    ),
-    "execution_trace": Design(
-        builtin.execution_trace,
-        "what the code did",
-        f"{_ATTEMPTED} Here is what came out when the code of that attempt was run against the tests.",
-        ("tests",),
-    ),
-    "shuffled": Design(
-        builtin.shuffled,
-        "another rollout's critique",
-        f"{_TRACE} in your own steps.",
-        ("critic", "other problems"),
-    ),
-    "peer_demonstration": Design(
-        builtin.peer_demonstration, "correct sibling", "Here is a right solution of this problem.", ("siblings",)
-    ),
-    "contrast": Design(
-        builtin.contrast,
-        "wrong and correct sibling",
-        "Here are two attempts at this problem, each with its verdict behind it.",
-        ("siblings",),
-    ),
-    "worked_example": Design(
-        builtin.worked_example,
-        "another problem, solved",
-        "Here is another problem, followed by its solution.",
-        ("other problems",),
-    ),
-}
+
+class _Designs(dict[str, Design]):
+    """The table; a name that is not in it is an error that says which are."""
+
+    def __missing__(self, name: str) -> Design:
+        raise _unknown(name, "context design", DESIGNS)
+
+
+DESIGNS: dict[str, Design] = _Designs(
+    {
+        "none": Design(builtin.nothing, "no context", ""),
+        "verdict": Design(builtin.verdict, "verdict only", f"{_ATTEMPTED} Here is whether that attempt was right."),
+        "null": Design(builtin.null, "words without content", _ATTEMPTED),
+        "answer": Design(builtin.answer, "final answer only", "Here is the final answer of this problem."),
+        "reference": Design(
+            builtin.reference, "RefSol", "Here is a reference solution of this problem.", needs=("reference",)
+        ),
+        "step_aligned": Design(builtin.as_written, "StepAlignFB", f"{_TRACE} in your own steps.", _CRITIC),
+        "paraphrase": Design(builtin.as_written, "critique in other words", f"{_TRACE}.", _CRITIC, "paraphrase"),
+        "full_repeat": Design(
+            builtin.full_repeat,
+            "full copy, then verdict",
+            f"{_ATTEMPTED} Here is that attempt, with the verdict behind it.",
+        ),
+        "marked_correction": Design(
+            builtin.marked_correction,
+            "wrong step quoted and corrected",
+            f"{FEEDBACK.removesuffix('.')}: your steps, a wrong one marked and then corrected.",
+            _CRITIC,
+        ),
+        "no_repeat": Design(
+            builtin.no_repeat,
+            "verdict per step, no text",
+            f"{_ATTEMPTED} Here is a verdict on each of its steps up to the first wrong one.",
+            _CRITIC,
+        ),
+        "hint": Design(
+            builtin.as_written,
+            "first error named, not corrected",
+            f"{_ATTEMPTED} Here is a hint about that attempt.",
+            _CRITIC,
+            "hint",
+        ),
+        "free_critique": Design(
+            builtin.as_written,
+            "critic's own words",
+            f"{_ATTEMPTED} Here is what a reader says about that attempt.",
+            _CRITIC,
+            "comment",
+        ),
+        "execution_trace": Design(
+            builtin.execution_trace,
+            "what the code did",
+            f"{_ATTEMPTED} Here is what came out when the code of that attempt was run against the tests.",
+            ("tests",),
+        ),
+        "shuffled": Design(
+            builtin.shuffled,
+            "another rollout's critique",
+            f"{_TRACE} in your own steps.",
+            ("critic", "other problems"),
+        ),
+        "peer_demonstration": Design(
+            builtin.peer_demonstration, "correct sibling", "Here is a right solution of this problem.", ("siblings",)
+        ),
+        "contrast": Design(
+            builtin.contrast,
+            "wrong and correct sibling",
+            "Here are two attempts at this problem, each with its verdict behind it.",
+            ("siblings",),
+        ),
+        "worked_example": Design(
+            builtin.worked_example,
+            "another problem, solved",
+            "Here is another problem, followed by its solution.",
+            ("other problems",),
+        ),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +137,22 @@ _Entry = TypeVar("_Entry")
 
 
 def _find(table: dict[str, _Entry], name: str, kind: str) -> _Entry:
-    if name in table:
-        return table[name]
+    if name not in table:
+        raise _unknown(name, kind, table)
+    return table[name]
+
+
+class UnknownDesignError(ConfigError, KeyError):
+    """Also a KeyError, for the table is a dictionary."""
+
+
+def _unknown(name: str, kind: str, table: dict[str, _Entry]) -> UnknownDesignError:
     close = difflib.get_close_matches(name, table, n=1)
-    suggestion = f"did you mean {close[0]}? " if close else ""
+    named = CONDITIONS.get(name)
+    meant = named.design if named and kind != "condition" else close[0] if close else ""
+    suggestion = f"did you mean {meant}? " if meant else ""
     hint = f"{suggestion}known: {', '.join(table)}, or a design of your own: module:function, file.py:function, X.jinja"
-    raise ConfigError(f"unknown {kind} {name}", where="condition", hint=hint)
+    return UnknownDesignError(f"unknown {kind} {name}", where="condition", hint=hint)
 
 
 def check_condition(name: str, num_generations: int, problems_per_step: int = 2) -> Condition:

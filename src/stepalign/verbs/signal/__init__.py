@@ -1,5 +1,1 @@
-"""``stepalign signal``, and the same for a notebook."""
-
-from stepalign.verbs.signal.notebook import Signal, TopToken, signal
-
-__all__ = ["Signal", "TopToken", "signal"]
+"""``stepalign signal``, and the same for a notebook. Nothing is imported here: the first checks load no torch."""
