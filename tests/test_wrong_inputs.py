@@ -70,7 +70,11 @@ CASES: list[tuple[str, int, tuple[str, ...]]] = [
     (f"{COMPARE} --set evaluation.checkpoint_rule=best_on_validation --set data.validation=null", 2, ("hint",)),
     # Problems
     (f"{TRAIN} --set data.train=nowhere.jsonl", 2, ("no such file", "nowhere.jsonl", 'Did you mean "none.jsonl"?')),
-    (f"{TRAIN} --set data.train=embedded:algebra", 2, ("embedded:algebra", "shipped: embedded:arithmetic")),
+    (
+        f"{TRAIN} --set data.train=embedded:algebra",
+        2,
+        ("no shipped set embedded:algebra", "shipped: embedded:arithmetic"),
+    ),
     (f"{TRAIN} --set data.train=hub:nope", 2, ("hub:nope", "hub:OWNER/NAME")),
     (f"{TRAIN} --set data.columns=gms8k", 2, ("gms8k", 'Did you mean "gsm8k"?')),
     (f"{TRAIN} {GSM8K}=bad.jsonl", 2, ("bad.jsonl, line 1",)),

@@ -16,8 +16,8 @@ from stepalign.errors import ConfigError
 from stepalign.models.load import Solver, load_solver
 from stepalign.records import Attempt, Problem
 from stepalign.verbs.configs import config_for_file
-from stepalign.verbs.signal.notebook import Signal, signal
 from stepalign.verbs.signal.from_jsonl import analyse_file
+from stepalign.verbs.signal.notebook import Signal, signal
 
 QUESTION = "3 + 4 - 2"
 COMPLETION = "<step_1> 3 + 4 = 8 ; <step_2> 8 - 2 = 6 ; <answer> 6"

@@ -122,7 +122,7 @@ def read_samples(file: Path) -> list[EvaluatedProblem]:
     Raises:
         ConfigError: a line that no evaluation has written; its place is named.
     """
-    found = []
+    found: list[EvaluatedProblem] = []
     for number, row in enumerate(jsonl.read_json_lines(file), 1):
         try:
             columns: dict[str, Any] = {name: tuple(row[name]) for name in _COLUMNS}

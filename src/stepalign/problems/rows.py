@@ -52,7 +52,9 @@ def read_rows(source: str) -> Iterator[tuple[int, Row | Malformed]]:
         return _read_hub(source)
     if source.startswith("embedded:") and source not in SHIPPED:
         raise ConfigError(
-            "There is no such shipped set.", where=source, hint=f"shipped: embedded:arithmetic, {', '.join(SHIPPED)}"
+            f"There is no shipped set {source}.",
+            where=source,
+            hint=f"shipped: embedded:arithmetic, {', '.join(SHIPPED)}",
         )
     path = recipe_folder() / SHIPPED[source] if source in SHIPPED else Path(source).expanduser()
     if not path.exists():
