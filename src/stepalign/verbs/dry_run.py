@@ -19,7 +19,10 @@ def describe(config: Config) -> str:
     Raises:
         ConfigError: anything the recipe got wrong.
     """
+    from stepalign.build import model_choice
+    from stepalign.training.distributed import num_ranks
     from stepalign.verbs.checks import Inputs, run_checks
+    from stepalign.verbs.footprint import describe_memory, describe_tokens, memory_parts
 
     inputs = Inputs(config)
     run_checks(inputs)
@@ -33,9 +36,11 @@ def describe(config: Config) -> str:
         (f"student prompt ({len(student_ids)} tokens)", solver.tokenizer.decode(list(student_ids))),
     ]
     design = designs.find_design(condition.design)
+    teacher_tokens = 0
     if condition.distillation_weight:
         context = _example_context(condition.design, problem)
         teacher = prompts.self_teacher(problem, context, introduction=design.introduction)
+        teacher_tokens = len(teacher.ids)
         note = "" if not design.needs_critic else "; the reference stands in for the critique that a run would ask for"
         parts.append(
             (f"self-teacher prompt ({len(teacher.ids)} tokens{note})", solver.tokenizer.decode(list(teacher.ids)))
@@ -43,6 +48,10 @@ def describe(config: Config) -> str:
     if design.needs_critic:
         parts.append(("critic prompt", _critic_prompt(config, problem, design.form)))
     parts.append(("token budgets", _budgets(config, len(student_ids))))
+    tokens = {"student_tokens": len(student_ids), "teacher_tokens": teacher_tokens}
+    device, dtype = model_choice(config.model)
+    sizes = memory_parts(config, solver, **tokens, device=device, dtype=dtype, ranks=num_ranks())
+    parts.append(("cost", f"{describe_memory(sizes)}\n{describe_tokens(config, **tokens)}"))
     # Problems and templates are foreign text: what a terminal would obey is made visible.
     return "\n\n".join(f"== {title} ==\n{visible(text.rstrip())}" for title, text in parts)
 

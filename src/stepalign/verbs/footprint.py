@@ -1,0 +1,120 @@
+"""How much memory and how many tokens a run takes, from the shapes of its model: known before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from stepalign.config import Config
+from stepalign.feedback.designs import find_condition, find_design
+
+if TYPE_CHECKING:
+    from stepalign.models.load import Solver
+
+BASE_BYTES = {"cpu": 640e6, "cuda": 800e6}
+"""Interpreter, torch and transformers, measured; on a GPU what its driver keeps there."""
+CHUNK_TOKENS, CHUNK_ROWS = 512, 4
+"""Of the fused objective: tokens whose logits exist at once, in so many buffers of the vocabulary's width."""
+SAVED_HIDDEN, SAVED_ATTENTION, SAVED_MLP = 8, 8, 4
+"""Values that the backward pass needs of a token and layer, in widths: hidden, all heads, feed-forward."""
+
+
+def memory_parts(
+    config: Config, solver: Solver, *, student_tokens: int, teacher_tokens: int, device: str, dtype: str, ranks: int = 1
+) -> dict[str, float]:
+    """Bytes of each part on one rank.
+
+    Args:
+        solver: of the recipe, shapes only.
+        student_tokens, teacher_tokens: of a prompt.
+    """
+    shape, model, training = _Shape(solver.model.config.get_text_config()), config.model, config.training
+    width = 4 if dtype == "float32" else 2
+    total = sum(parameter.numel() for parameter in solver.model.parameters())
+    adapters = _adapter_size(solver.model, model.lora.r, model.lora.targets) if model.lora else 0
+    trained, trained_width = (adapters, 4) if model.lora else (total, width)
+    condition = find_condition(config.condition)
+    teacher = config.objective.teacher.weights if condition.distillation_weight else "live"
+    copies = {"live": 0, "initial": 1, "trust_region": 1, "ema": 2}[teacher] or int(config.objective.beta > 0)
+    completion = config.sampling.max_completion_length
+    completions = config.sampling.num_generations * training.problems_per_step
+    longer = max(student_tokens, teacher_tokens)
+    step = config.sampling.num_generations * completion + longer  # a shared prompt is computed once
+    row = min(training.max_micro_batch_tokens, training.problems_per_step * step)
+    saved = shape.layers * (SAVED_HIDDEN * shape.hidden + SAVED_ATTENTION * shape.heads + SAVED_MLP * shape.mlp)
+    if model.gradient_checkpointing:
+        saved = saved / shape.layers + shape.layers * shape.hidden
+    drawn = min(config.sampling.max_batch_tokens, completions * (student_tokens + completion))
+    local = config.sampling.engine == "local" or ranks > 1
+    base = BASE_BYTES["cuda" if device.startswith("cuda") else "cpu"]
+    parts = {
+        "base": base,
+        "weights": total * width / ranks
+        + adapters * 4
+        + (total * width if ranks > 1 else 0),  # rank 0 holds a whole copy
+        "gradients": trained * trained_width / ranks,
+        "optimizer": 2 * trained * trained_width / ranks,
+        "teacher": copies * trained * trained_width / ranks,
+        "activations": row * saved * width,
+        "logits": min(CHUNK_TOKENS, row) * shape.vocabulary * CHUNK_ROWS * 4,
+        "sampler cache": drawn * shape.layers * 2 * shape.key_values * width if local else 0.0,
+    }
+    return {name: float(size) for name, size in parts.items()}
+
+
+class _Shape:
+    """Widths of a decoder, from its configuration."""
+
+    def __init__(self, config: Any) -> None:
+        self.layers, self.hidden, self.vocabulary = config.num_hidden_layers, config.hidden_size, config.vocab_size
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.heads = head * config.num_attention_heads
+        self.key_values = head * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+        self.mlp = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+
+
+def _adapter_size(model: Any, rank: int, targets: tuple[str, ...]) -> int:
+    """Values of low-rank adapters on the linear layers that end in these names."""
+    chosen = (m for name, m in model.named_modules() if name.rpartition(".")[2] in targets and hasattr(m, "weight"))
+    return sum(rank * sum(module.weight.shape) for module in chosen)
+
+
+def peak_bytes(parts: Mapping[str, float]) -> float:
+    """What a process holds at its fullest: sampling and learning do not come together."""
+    learning = parts["activations"] + parts["logits"] + parts["gradients"]
+    fixed = sum(parts[name] for name in ("base", "weights", "optimizer", "teacher"))
+    return fixed + max(learning, parts["sampler cache"])
+
+
+def describe_memory(parts: Mapping[str, float]) -> str:
+    """One line that begins with "memory"."""
+    named = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+    return f"memory per rank: {_size(peak_bytes(parts))} at most: {named}"
+
+
+def describe_tokens(config: Config, *, student_tokens: int, teacher_tokens: int) -> str:
+    """One line that begins with "tokens"."""
+    sampling, training = config.sampling, config.training
+    completions = sampling.num_generations * training.problems_per_step
+    drawn = completions * sampling.max_completion_length
+    text = f"tokens at most: {drawn:,} sampled a step, {drawn * training.max_steps:,} in all"
+    condition = find_condition(config.condition)
+    if condition.distillation_weight:
+        scored = completions * (teacher_tokens + sampling.max_completion_length)
+        text += f"; {scored:,} scored by the self-teacher a step"
+    if config.critic.kind == "endpoint" and find_design(condition.design).needs_critic:
+        asked = completions * (student_tokens + sampling.max_completion_length + config.critic.max_tokens)
+        text += f"; {asked:,} by the critic a step, {asked * training.max_steps:,} in all"
+        if config.critic.prices:
+            text += f" ({_money(config, completions * training.max_steps, student_tokens):,.2f} in its currency)"
+    return text
+
+
+def _money(config: Config, calls: int, student_tokens: int) -> float:
+    prices = config.critic.prices
+    prompt = (student_tokens + config.sampling.max_completion_length) * prices.get("prompt", 0.0)
+    return calls * (prompt + config.critic.max_tokens * prices.get("completion", 0.0)) / 1e6
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
