@@ -250,6 +250,7 @@ def make_run(
         if sampling.engine == "local"
         else SamplerCheck(solver, session.sampler, sampling.temperature, sampling.check_steps, listener),
         stream=stream,
+        accumulate=config.rollouts.accumulate,
         learner=learner,
         teacher=teacher,
         guards=Guards(config.guards, objective.teacher.weights),

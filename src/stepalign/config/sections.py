@@ -64,6 +64,9 @@ class RolloutsSection(Section):
     """Optimizer steps that they are drawn early: 0 is strictly on-policy. With k their weights are k steps old, every
     completion names its version, and servers work while the learner does (docs/scale.md). Each side's log-probabilities
     are computed anew; forward KL bears old completions, reverse KL does not."""
+    accumulate: bool = False
+    """Learn from each group while others are still drawn or judged, and step when all are there: on-policy, for
+    servers. The order of arrival decides the rounding, so that a run cannot be repeated to the bit."""
 
 
 Policy = Literal["use", "mask", "fall_back", "retry"]

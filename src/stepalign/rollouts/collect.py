@@ -181,14 +181,21 @@ class RolloutCollector:
     """How critiques are reviewed; without rules they are taken as they come."""
 
     async def collect(
-        self, problems: Sequence[Problem], step: int, seed: int, listener: Listener = silent
+        self,
+        problems: Sequence[Problem],
+        step: int,
+        seed: int,
+        listener: Listener = silent,
+        on_group: Callable[[JudgedGroup], None] | None = None,
     ) -> Collected:
         """One group per problem.
 
-        Critiques are asked for as each completion finishes, not after the batch.
+        Critiques are asked for as each completion finishes, not after the batch; ``on_group`` is called with each group
+        when its last critique is there.
         """
         rollouts: dict[tuple[int, int], Rollout] = {}
-        reviews: list[asyncio.Task[Review]] = []
+        reviews: dict[tuple[int, int], asyncio.Task[Review]] = {}
+        whole: dict[int, asyncio.Task[JudgedGroup]] = {}
         num_generations = self.sampling.num_generations
 
         def finished(row: int, index: int, completion: Completion) -> None:
@@ -198,8 +205,19 @@ class RolloutCollector:
             rollout = _rollout(name, problem, completion, text, grade, step=step, index=index)
             rollouts[row, index] = rollout
             if self.critic is not None:
-                reviews.append(asyncio.create_task(ask(self.critic, rollout.attempt, self.rules)))
+                reviews[row, index] = asyncio.create_task(ask(self.critic, rollout.attempt, self.rules))
+            if all((row, one) in rollouts for one in range(num_generations)):
+                whole[row] = asyncio.create_task(judged(row))
             listener(progress("sampling", len(rollouts), len(problems) * num_generations))
+
+        async def judged(row: int) -> JudgedGroup:
+            places = [(row, index) for index in range(num_generations)]
+            found = [(await reviews[place]).critique if place in reviews else None for place in places]
+            members = [rollouts[place] for place in places]
+            group = JudgedGroup(problem=problems[row], prompt_ids=prompts[row], rollouts=members, critiques=found)
+            if on_group is not None:
+                on_group(group)
+            return group
 
         begin = time.time()
         prompts = [tuple(self.maker.environment.start(problem)) for problem in problems]
@@ -213,10 +231,5 @@ class RolloutCollector:
             on_finished=finished,
         )
         sampled = time.time()
-        critiques = {review.attempt.rollout_id: review.critique for review in await asyncio.gather(*reviews)}
-        groups = []
-        for row, (problem, prompt_ids) in enumerate(zip(problems, prompts, strict=True)):
-            members = [rollouts[row, index] for index in range(num_generations)]
-            reviewed = [critiques.get(rollout.rollout_id) for rollout in members]
-            groups.append(JudgedGroup(problem=problem, prompt_ids=prompt_ids, rollouts=members, critiques=reviewed))
+        groups = await asyncio.gather(*(whole[row] for row in range(len(problems))))
         return Collected(groups=groups, times=(begin, sampled, time.time()))

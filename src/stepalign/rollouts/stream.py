@@ -2,11 +2,13 @@
 
 With ``ahead`` = k a step is collected k optimizer steps before it trains, so the weights that drew it are k steps old.
 A sampler with weights of its own then works while the trainer does: a step takes max(longest stage, chain / (k + 1))
-instead of the chain of rollouts, critiques and update.
+instead of the chain of rollouts, critiques and update. ``arriving`` stays on-policy and shortens the chain: groups
+learn while others are still out.
 """
 
 from __future__ import annotations
 
+import queue
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 from stepalign.events import Listener, silent
 from stepalign.records import Context, Critique, Problem, Rollout, Sample
 from stepalign.rollouts.collect import RolloutCollector
-from stepalign.rollouts.early import Collected, from_line, to_line
+from stepalign.rollouts.early import Collected, JudgedGroup, from_line, to_line
 from stepalign.rollouts.metrics import critique_numbers, rollout_numbers
 from stepalign.rollouts.order import problems_of_step
 from stepalign.rollouts.samples import SampleMaker
@@ -104,6 +106,21 @@ class Stream:
     def batch(self, problems: Sequence[Problem], step: int, listener: Listener = silent) -> Batch:
         """Collect and prepare one step."""
         return self._batch(wait_for(self.collector.collect(problems, step, self.seed, listener)), step)
+
+    def arriving(self, step: int) -> Generator[list[Sample], None, Batch]:
+        """The samples of a step, group by group, each as soon as it is judged; the whole batch at the end.
+
+        Raises:
+            BudgetSpentError: see ``review.ask``.
+        """
+        groups: queue.SimpleQueue[JudgedGroup | None] = queue.SimpleQueue()
+        problems = self._problems_of(step)
+        with BackgroundLoop("rollouts") as loop:
+            future = loop.run(self.collector.collect(problems, step, self.seed, on_group=groups.put))
+            future.add_done_callback(lambda _: groups.put(None))
+            while (group := groups.get()) is not None:
+                yield self.samples.make([group], step).samples
+            return self._batch(future.result(), step)
 
     def _problems_of(self, step: int) -> list[Problem]:
         return problems_of_step(self.problems, step, self.problems_per_step, self.seed)

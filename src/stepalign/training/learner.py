@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,18 @@ NOTHING = [((0,), (0,))]
 """What a rank scores where it has no samples of its own and the others have some: every rank gathers every layer."""
 LARGE_VOCABULARY = 2**14
 """Entries from which the walk over the logits weighs enough that a training run wins back the 10 s of compiling."""
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What a step has accumulated so far, besides its gradients."""
+
+    loss: torch.Tensor | float = 0.0
+    watched: WatchedSums = field(default_factory=lambda: dict.fromkeys(WATCHED, (0.0, 0)))
+    learns: bool = False
+    rounds: int = 0
+    active: int = 0
+    tokens: int = 0
 
 
 class Learner:
@@ -79,14 +92,39 @@ class Learner:
         Returns:
             The step's numbers: nats per token for divergence, entropies and log-ratios; NaN where nothing was scored.
         """
+        rate = self._set_rate(step)
+        numbers: dict[str, float] = {}
+        for _ in range(self._training.updates_per_batch):
+            sums = self._begin()
+            self._add(samples, sums, teacher, self._counts(samples))
+            numbers = self._step(sums)
+            teacher.update(self._solver.model)
+        return {**numbers, "learning_rate": rate}
+
+    def update_as_they_come(self, parts: Iterable[Sequence[Sample]], teacher: Teacher, step: int) -> dict[str, float]:
+        """``update`` on samples that arrive in parts: the gradients of a plain sum, divided once before they are
+        clipped. What a part costs is up to rounding what it costs among the others; the order of arrival decides the
+        rounding. One process, one update; not for ``bnpo``, whose means depend on the cut."""
+        rate = self._set_rate(step)
+        sums, samples = self._begin(), list[Sample]()
+        for part in parts:
+            self._add(part, sums, teacher, self._counts(()))
+            samples += part
+        counts = self._counts(samples)
+        scale = 1.0 / (counts.tokens if self._objective.loss_type == "dapo" else counts.completions)
+        for parameter in self._solver.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        sums.loss = sums.loss * scale
+        numbers = self._step(sums)
+        teacher.update(self._solver.model)
+        return {**numbers, "learning_rate": rate}
+
+    def _set_rate(self, step: int) -> float:
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        numbers: dict[str, float] = {}
-        for _ in range(self._training.updates_per_batch):
-            numbers = self._update_once(samples, teacher)
-            teacher.update(self._solver.model)
-        return {**numbers, "learning_rate": rate}
+        return rate
 
     def gather(self) -> None:
         """The solver that samples has the weights already."""
@@ -103,50 +141,61 @@ class Learner:
         restore_optimizer(self.optimizer, found.optimizer)
         teacher.load(found.teacher)
 
-    def _update_once(self, samples: Sequence[Sample], teacher: Teacher) -> dict[str, float]:
-        num_tokens = sum(sum(sample.loss_mask) for sample in samples)
-        active = self._active(samples)
-        rounds = list(zip_longest(*map(self._cut, shared_out(active, self._ranks.size)), fillvalue=()))
-        counts = StepCounts(
+    def _counts(self, samples: Sequence[Sample]) -> StepCounts:
+        """What the step holds besides micro-batches; of no samples the counts of a plain sum."""
+        return StepCounts(
             completions=max(1, sum(any(sample.loss_mask) for sample in samples)),
-            tokens=max(1, num_tokens),
-            micro_batches=max(1, len(rounds)),
+            tokens=max(1, sum(sum(sample.loss_mask) for sample in samples)),
             max_completion_length=self._max_completion_length,
         )
+
+    def _begin(self) -> _Sums:
         _score_without_dropout(self._solver.model)
         self.optimizer.zero_grad(set_to_none=True)
-        loss: torch.Tensor | float = 0.0
-        watched: WatchedSums = dict.fromkeys(WATCHED, (0.0, 0))
-        learns = False
+        return _Sums()
+
+    def _add(self, samples: Sequence[Sample], sums: _Sums, teacher: Teacher, counts: StepCounts) -> None:
+        """Accumulate the gradients of samples."""
+        active = self._active(samples)
+        rounds = list(zip_longest(*map(self._cut, shared_out(active, self._ranks.size)), fillvalue=()))
+        counts = replace(counts, micro_batches=max(1, len(rounds)))
         for batches in rounds:  # one micro-batch for each rank
             is_taught = any(uses_teacher(sample) for batch in batches for sample in batch)
-            part, sums, has_gradient = self._loss(batches[self._ranks.rank], counts, teacher, is_taught)
-            learns |= has_gradient
+            part, watched, has_gradient = self._loss(batches[self._ranks.rank], counts, teacher, is_taught)
+            sums.learns |= has_gradient
             if part.requires_grad:
                 part.backward()
-            loss = loss + part.detach().double()
-            for name, (total, count) in sums.items():
-                watched[name] = watched[name][0] + total, watched[name][1] + count
+            sums.loss = sums.loss + part.detach().double()
+            for name, (total, count) in watched.items():
+                sums.watched[name] = sums.watched[name][0] + total, sums.watched[name][1] + count
+        sums.rounds += len(rounds)
+        sums.active += len(active)
+        sums.tokens += sum(sum(sample.loss_mask) for sample in samples)
+
+    def _step(self, sums: _Sums) -> dict[str, float]:
+        """Clip, step, and the numbers of it."""
+        watched = sums.watched
         reshard(self._solver.model)
-        if self._ranks.size > 1 and not any(self._ranks.sum([learns])):
+        if self._ranks.size > 1 and not any(self._ranks.sum([sums.learns])):
             self.optimizer.zero_grad(set_to_none=True)
         norm = torch.nn.utils.clip_grad_norm_(self._solver.model.parameters(), self._training.max_grad_norm)
         # Not one by one, and not micro-batch by micro-batch: the CPU waits for the device each time.
-        norm, loss, *totals = _read_back([norm, loss, *(total for total, _ in watched.values())], self._solver.device)
-        loss, *sums = self._ranks.sum([loss, *totals, *(count for _, count in watched.values())])
+        read = [norm, sums.loss, *(total for total, _ in watched.values())]
+        norm, loss, *totals = _read_back(read, self._solver.device)
+        loss, *whole = self._ranks.sum([loss, *totals, *(count for _, count in watched.values())])
         if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)  # a broken step must not break the weights; it is reported
-        elif rounds:
+        elif sums.rounds:
             self.optimizer.step()
         return {
             "loss": loss,
-            "grad_norm": norm if rounds else 0.0,
+            "grad_norm": norm if sums.rounds else 0.0,
             **{
                 name: total / count if count else math.nan
-                for name, total, count in zip(watched, sums[: len(watched)], sums[len(watched) :], strict=True)
+                for name, total, count in zip(watched, whole[: len(watched)], whole[len(watched) :], strict=True)
             },
-            "trained_tokens": float(num_tokens),
-            "active_samples": float(len(active)),
+            "trained_tokens": float(sums.tokens),
+            "active_samples": float(sums.active),
         }
 
     def _active(self, samples: Sequence[Sample]) -> list[Sample]:

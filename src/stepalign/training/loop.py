@@ -25,7 +25,7 @@ from stepalign.errors import BudgetSpentError, ConfigError
 from stepalign.events import Event, Listener, evaluation, line, step, warning
 from stepalign.models.load import Solver, save_solver
 from stepalign.models.sampling import Sampler
-from stepalign.records import to_json
+from stepalign.records import Sample, to_json
 from stepalign.rollouts.stream import Batch, Stream
 from stepalign.stopping import Interrupted, StopRequest
 from stepalign.storage.files import move_into_place, seal
@@ -115,6 +115,8 @@ class Run:
     sampler_check: SamplerCheck | None
     """For samplers that hold weights of their own."""
     stream: Stream
+    accumulate: bool
+    """Whether groups learn while others are still out."""
     learner: Learner | Team
     teacher: Teacher
     guards: Guards
@@ -160,15 +162,8 @@ class Run:
     def _steps(self, batches: Iterator[Batch]) -> None:
         """Until the end of the budget."""
         while not self.ended:
-            before = self.progress.seconds_by_phase["sampling"]
-            with self.timed("sampling"), self._saved_if_the_budget_ends():
-                batch = next(batches)
-            self._book_feedback(min(batch.feedback_seconds, self.progress.seconds_by_phase["sampling"] - before))
-            self.timeline.collected(self.progress.step + 1, batch.times)
-            self.stop_if_asked()
-            with self.timed("learning"):
-                checked = self.sampler_check(batch, self.progress.step) if self.sampler_check else {}
-                numbers = checked | self.learner.update(batch.samples, self.teacher, self.progress.step)
+            with self._saved_if_the_budget_ends():
+                batch, numbers = self._learn_as_they_come() if self.accumulate else self._learn(batches)
             if self.stream.ahead:
                 numbers |= batch.staleness(self.progress.step)
             self.progress.step += 1
@@ -179,6 +174,47 @@ class Run:
             if self.due(self.training.save_steps):
                 self.save()
             self.stop_if_asked()
+
+    def _learn(self, batches: Iterator[Batch]) -> tuple[Batch, dict[str, float]]:
+        """Collect a step, then learn from it."""
+        before = self.progress.seconds_by_phase["sampling"]
+        with self.timed("sampling"):
+            batch = next(batches)
+        self._book_feedback(min(batch.feedback_seconds, self.progress.seconds_by_phase["sampling"] - before))
+        self.timeline.collected(self.progress.step + 1, batch.times)
+        self.stop_if_asked()
+        with self.timed("learning"):
+            numbers = self._check_sampler(batch)
+            return batch, numbers | self.learner.update(batch.samples, self.teacher, self.progress.step)
+
+    def _learn_as_they_come(self) -> tuple[Batch, dict[str, float]]:
+        """Learn from the groups of a step while others are out; waiting for them is booked as sampling."""
+        step, found = self.progress.step, list[Batch]()
+
+        def parts() -> Iterator[list[Sample]]:
+            arriving = self.stream.arriving(step)
+            while True:
+                try:
+                    with self.timed("sampling"):
+                        samples = next(arriving)
+                except StopIteration as end:
+                    found.append(end.value)
+                    break
+                with self.timed("learning"):
+                    yield samples
+            self.stop_if_asked()
+            checked.update(self._check_sampler(found[0]))
+            last.enter_context(self.timed("learning"))  # to the end of the optimizer step
+
+        checked: dict[str, float] = {}
+        assert isinstance(self.learner, Learner)  # one process: the recipe was checked
+        with contextlib.ExitStack() as last:
+            numbers = self.learner.update_as_they_come(parts(), self.teacher, step)
+        self.timeline.collected(step + 1, found[0].times)
+        return found[0], checked | numbers
+
+    def _check_sampler(self, batch: Batch) -> dict[str, float]:
+        return self.sampler_check(batch, self.progress.step) if self.sampler_check else {}
 
     # -- the parts of a step ------------------------------------------------------------------------------------------
 

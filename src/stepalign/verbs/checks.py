@@ -173,6 +173,29 @@ def old_completions(inputs: Inputs) -> None:
         inputs.listener(warning(text))
 
 
+def groups_learn_alone(inputs: Inputs) -> None:
+    """Under ``rollouts.accumulate`` a group needs nothing of the others."""
+    config = inputs.config
+    if not config.rollouts.accumulate:
+        return
+    objective, design = config.objective, find_design(find_condition(config.condition).design)
+    reasons = {
+        "sampling.engine = local, which draws where the learner works": config.sampling.engine == "local",
+        "rollouts.ahead, which overlaps more": config.rollouts.ahead > 0,
+        "objective.loss_type = bnpo, whose means depend on the cut": objective.loss_type == "bnpo",
+        "objective.scale_rewards = batch": objective.scale_rewards == "batch",
+        "training.updates_per_batch above 1": config.training.updates_per_batch > 1,
+        "several ranks": num_ranks() > 1,
+        f"the design {config.condition}, which shows other problems": "other problems" in design.needs,
+    }
+    for reason in (reason for reason, holds in reasons.items() if holds):
+        raise ConfigError(
+            f"groups cannot learn before the step is whole with {reason}",
+            where="rollouts.accumulate",
+            hint="--set rollouts.accumulate=false",
+        )
+
+
 def number_format(inputs: Inputs) -> None:
     """No float16, where small gradients vanish; a warning where bfloat16 would swallow the updates."""
     model, training = inputs.config.model, inputs.config.training
@@ -280,6 +303,7 @@ CHECKS = (
     Check("rollout servers are named", False, rollout_servers),
     Check("the loss is the same on many ranks", False, ranks),
     Check("the objective bears old completions", False, old_completions),
+    Check("groups can learn alone", False, groups_learn_alone),
     Check("the grader starts", False, grader),
     Check("the number format can be trained", True, number_format),
     Check("questions fit the model's context", True, question_lengths),
