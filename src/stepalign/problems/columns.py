@@ -37,7 +37,7 @@ def is_chat(value: Any) -> bool:
 
 def _from_messages(row: Row) -> Row | str:
     """A chat: the last user message is the question, the assistant message after it a worked solution."""
-    messages = row.get("messages")
+    messages: Any = row.get("messages")
     if not is_chat(messages):
         return "no list of messages"
     found = read_chat(messages, "user", several=True)
