@@ -33,7 +33,7 @@ from stepalign.events import Event, progress
 from stepalign.models.load import Solver
 from stepalign.records import Attempt, Problem
 from stepalign.token_signal.analyse import AttemptInContexts, Shown
-from stepalign.token_signal.score import ScoringJob, _hidden_states, _num_tokens, score, windows
+from stepalign.token_signal.score import ScoringJob, _hidden_states, _num_tokens, _pairs, score, windows
 from stepalign.verbs.signal.folder import write_signal_folder
 
 BUDGET = 16384
@@ -77,7 +77,8 @@ def bare(solver: Solver, jobs: list[ScoringJob]) -> None:
     """The passes nobody can spare: hidden states of every side, and the logits of its completion tokens."""
     with torch.no_grad():
         for window in windows(jobs, _num_tokens, BUDGET):
-            for hidden_TH in _hidden_states(solver, window, BUDGET).values():
+            pairs = [pair for job in window for pair in _pairs(job, 1.0, 0).values()]
+            for hidden_TH in _hidden_states(solver, pairs, BUDGET).values():
                 for part_CH in hidden_TH.split(128):
                     solver.logits(part_CH)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stepalign.build import find_truth, open_session
 from stepalign.config import load_config
 from stepalign.domains.arithmetic import task as arithmetic
 from stepalign.domains.table import load_sets
+from stepalign.token_signal import score as score_module
 from stepalign.token_signal.analyse import analyse, analyse_attempts, attempts_under
 from stepalign.token_signal.localisation import truth_of
+from stepalign.token_signal.score import ScoringJob, score
 from stepalign.verbs.signal.collect import collect_for_signal
 
 
@@ -76,3 +79,37 @@ def test_the_step_aligned_signal_is_on_the_wrong_result(collected) -> None:
     for rollout in found["rollouts"]:
         for one, other in itertools.pairwise(rollout["steps"]):
             assert one["end"] == other["start"]
+
+
+def test_an_edit_of_one_context_scores_that_one_again(collected, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept numbers equal those that are scored anew; unchanged contexts take no forward pass."""
+    session, rollouts = collected
+    (subject,) = attempts_under(rollouts[:1], ["step_aligned", "reference", "none"])[0]
+    prompts, problem, ids = session.prompts, subject.attempt.problem, tuple(subject.ids)
+    texts = {name: shown.text for name, shown in subject.contexts.items()}
+    passes: list[int] = []
+    forward = score_module.completion_hidden
+    monkeypatch.setattr(
+        score_module, "completion_hidden", lambda solver, batch: (passes.append(len(batch)), forward(solver, batch))[1]
+    )
+
+    def scored(kept, **changed: str):
+        teachers = {name: prompts.self_teacher(problem, text).ids for name, text in (texts | changed).items()}
+        job = ScoringJob(completion_ids=ids, student_prompt_ids=prompts.student(problem), teacher_prompt_ids=teachers)
+        (found,) = score(session.solver, [job], temperature=1.0, top_k=3, kept=kept)
+        return found
+
+    kept: dict = {}
+    scored(kept)
+    passes.clear()
+    again = scored(kept, reference="<step_1> 1 + 1 = 2 ; <answer> 2")
+    assert sum(passes) == 2  # the student and the edited context
+    fresh = scored(None, reference="<step_1> 1 + 1 = 2 ; <answer> 2")
+    assert again.contexts.keys() == fresh.contexts.keys()
+    for name, found in fresh.contexts.items():
+        assert np.allclose(again.contexts[name].log_ratio, found.log_ratio, atol=1e-5)
+        assert np.allclose(again.contexts[name].forward_kl, found.forward_kl, atol=1e-5)
+    passes.clear()
+    scored(kept, reference="<step_1> 1 + 1 = 2 ; <answer> 2")
+    assert passes == []
+    assert len(kept) == len(set(kept)) <= 3

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stepalign.report.charts import Series
 from stepalign.report.drawing import defined
-from stepalign.report.results_schema import Arm, Curve, Number, Results, mean_of, metric_family
+from stepalign.report.results_schema import Arm, Number, Record, Results, mean_of, metric_family
 from stepalign.report.text import MISSING, count, percent
 
 HEALTH = {
@@ -57,7 +57,7 @@ def health_series(results: Results) -> tuple[dict[str, list[Series]], list[str]]
     return panels, silent
 
 
-def _seed_lines(arm: Arm, curves: Sequence[Curve], x_key: str, y_key: str, *, bands: bool) -> list[Series]:
+def _seed_lines(arm: Arm, curves: Sequence[Record], x_key: str, y_key: str, *, bands: bool) -> list[Series]:
     """The line of an arm's one curve; for several seeds their mean, with each seed faint behind it."""
     own = [curve for curve in curves if curve.arm == arm.name]
     own = [curve for curve in own if curve.seed is None] or own
@@ -72,7 +72,7 @@ def _seed_lines(arm: Arm, curves: Sequence[Curve], x_key: str, y_key: str, *, ba
     return [*faint, _mean_line(arm, lines, marks=bands)]
 
 
-def _line(arm: Arm, curve: Curve, x_key: str, y_key: str, bands: bool) -> Series:
+def _line(arm: Arm, curve: Record, x_key: str, y_key: str, bands: bool) -> Series:
     points = [(x, point) for point in curve.points if (x := point.get(x_key)) is not None]
     points.sort(key=lambda pair: pair[0])
     banded = bands and any(point.get("low") is not None for _, point in points)
@@ -96,22 +96,9 @@ def _mean_line(arm: Arm, lines: Sequence[Series], *, marks: bool) -> Series:
     return Series(label=arm.label, colour=arm.colour, x=tuple(xs), y=tuple(ys), marks=marks)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AtEqualBudget:
-    """An arm's held-out metric read at an equal budget."""
-
-    arm: Arm
-    at_steps: str
-    at_rollouts: str
-
-
-def equal_budgets(results: Results, set_name: str, metric: str) -> tuple[str, str, list[AtEqualBudget]]:
-    """Each arm's curve read at the largest step and the largest rollout count that every arm reached.
-
-    Returns:
-        The two budgets and the readings. A reading between two evaluations is interpolated and names both; before the
-        first one there is none.
-    """
+def equal_budgets(results: Results, set_name: str, metric: str) -> tuple[str, str, list[Record]]:
+    """The largest step and the largest rollout count that every arm reached, and per ``arm`` its curve read there,
+    ``at_steps`` and ``at_rollouts``. A reading between two evaluations is interpolated and names both."""
     budgets, texts = [], []
     for axis, words in (("step", "steps"), ("rollouts", "rollouts")):
         series = curve_series(results, set_name, metric, axis)
@@ -119,11 +106,8 @@ def equal_budgets(results: Results, set_name: str, metric: str) -> tuple[str, st
         budget = min((max(defined(line.x)) for line in means.values()), default=None)
         budgets.append(count(budget))
         texts.append([_read(means.get(arm.label), budget, words) for arm in results.trained])
-    readings = [
-        AtEqualBudget(arm=arm, at_steps=at_steps, at_rollouts=at_rollouts)
-        for arm, at_steps, at_rollouts in zip(results.trained, *texts, strict=True)
-    ]
-    return budgets[0], budgets[1], readings
+    rows = zip(results.trained, *texts, strict=True)
+    return budgets[0], budgets[1], [Record(arm=arm, at_steps=x, at_rollouts=y) for arm, x, y in rows]
 
 
 def _read(line: Series | None, budget: Number, axis: str) -> str:

@@ -141,7 +141,7 @@ def _differences(results: Results) -> list[dict[str, Any]]:
             "rows": rows,
             "chart": drawn(
                 charts.interval_chart,
-                [row.chart for row in rows],
+                [row["chart"] for row in rows],
                 title=f"Paired differences in {metric} with intervals",
                 as_percent=False,
                 zero=True,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stepalign.report.charts import IntervalRow
 from stepalign.report.results_schema import (
     METRIC_FAMILIES,
     Arm,
-    MetricRow,
     Number,
-    PairedRow,
+    Record,
     Results,
-    Run,
     is_share,
     metric_family,
     metric_label,
@@ -51,7 +50,7 @@ class ResultsTable:
     """Name of a metric or cost -> heading and explanation."""
     rows: tuple[Row, ...]
     per_seed: tuple[Row, ...]
-    metrics: tuple[MetricRow, ...]
+    metrics: tuple[Record, ...]
     """The rows of results.json that the table shows."""
 
 
@@ -104,13 +103,13 @@ def _results_table(results: Results, set_name: str, rule: str) -> ResultsTable:
     )
 
 
-def _pooled(rows: Sequence[MetricRow]) -> Sequence[MetricRow]:
+def _pooled(rows: Sequence[Record]) -> Sequence[Record]:
     """The rows of all seeds together, or those of single seeds where none is pooled."""
     return [row for row in rows if row.seed is None] or rows
 
 
 def _row(
-    arm: Arm, label: str, rows: Sequence[MetricRow], runs: Sequence[Run], names: Sequence[str], results: Results
+    arm: Arm, label: str, rows: Sequence[Record], runs: Sequence[Record], names: Sequence[str], results: Results
 ) -> Row:
     cells = {name: metric_cell(next((row for row in rows if row.metric == name), None), results) for name in names}
     if arm.trained is False:
@@ -119,7 +118,7 @@ def _row(
     return Row(arm=arm, label=label, cells=cells)
 
 
-def headline_metrics(rows: Sequence[MetricRow], results: Results) -> list[str]:
+def headline_metrics(rows: Sequence[Record], results: Results) -> list[str]:
     """Of each family the metric with the largest k; named after n where nothing is measured yet."""
     n = "n" if results.num_samples is None else results.num_samples
     out = []
@@ -130,7 +129,7 @@ def headline_metrics(rows: Sequence[MetricRow], results: Results) -> list[str]:
     return out
 
 
-def metric_cell(row: MetricRow | None, results: Results) -> Cell:
+def metric_cell(row: Record | None, results: Results) -> Cell:
     if row is None or row.value is None:
         return Cell(text=MISSING, detail="not measured yet" if row is None else "undefined for this run", missing=True)
     share = is_share(row.metric)
@@ -143,7 +142,7 @@ def metric_cell(row: MetricRow | None, results: Results) -> Cell:
     return Cell(text=show(row.value), unit="%" if share else "", interval=interval, detail=detail)
 
 
-def metric_detail(row: MetricRow, results: Results) -> str:
+def metric_detail(row: Record, results: Results) -> str:
     """Numerator and denominator, k and n, problems, seeds, checkpoint, as one line."""
     parts = []
     if row.numerator is not None and row.denominator is not None:
@@ -165,14 +164,14 @@ def metric_detail(row: MetricRow, results: Results) -> str:
     return "; ".join(parts)
 
 
-def _pooled_text(row: MetricRow, seeds: Sequence[int]) -> str:
+def _pooled_text(row: Record, seeds: Sequence[int]) -> str:
     """The seeds of a pooled value: not all of them while a comparison is unfinished."""
     if row.seeds is not None and row.seeds != len(seeds):
         return f"{row.seeds} of {len(seeds)} seeds pooled" if seeds else f"{row.seeds} seeds pooled"
     return seeds_text(seeds) + (" pooled" if len(seeds) > 1 else "")
 
 
-def _cost_cell(runs: Sequence[Run], name: str) -> Cell:
+def _cost_cell(runs: Sequence[Record], name: str) -> Cell:
     """The mean of a total over runs, with the value of each in the detail."""
     defined = [(run.seed, amount) for run in runs if (amount := run.totals.get(name)) is not None]
     if not defined:
@@ -201,9 +200,7 @@ def result_intervals(table: ResultsTable, results: Results) -> list[tuple[str, l
                     IntervalRow(
                         label=label,
                         colour=arm.colour,
-                        value=row and row.value,
-                        low=row and row.low,
-                        high=row and row.high,
+                        **{key: row[key] if row else None for key in ("value", "low", "high")},
                         text=f"{cell.text} %" if not cell.missing else "",
                         title=f"{label}: {cell.text} %{interval}; {cell.detail}",
                     )
@@ -212,31 +209,19 @@ def result_intervals(table: ResultsTable, results: Results) -> list[tuple[str, l
     return out
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
-    """One paired comparison: the row of the file, its arms, and the difference as text and as a row of a chart."""
-
-    row: PairedRow
-    a: Arm
-    b: Arm
-    text: str
-    interval: str
-    chart: IntervalRow
-
-
-def differences(results: Results) -> dict[tuple[str, str, str], list[Difference]]:
-    """Paired comparisons by (metric, set, checkpoint rule)."""
-    groups: dict[tuple[str, str, str], list[Difference]] = {}
+def differences(results: Results) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """Paired comparisons by (metric, set, checkpoint rule): the row of the file, its arms, and the difference as text,
+    with its interval and its row of a chart."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in results.paired:
         a, b = results.arm(row.a), results.arm(row.b)
-        if a.trained is False or b.trained is False:
-            continue
-        found = _difference(row, a, b)
-        groups.setdefault((metric_label(row.metric), row.set, row.checkpoint_rule), []).append(found)
+        if a.trained is not False and b.trained is not False:
+            found = {"row": row, "a": a, "b": b, **_difference(row, a, b)}
+            groups.setdefault((metric_label(row.metric), row.set, row.checkpoint_rule), []).append(found)
     return groups
 
 
-def _difference(row: PairedRow, a: Arm, b: Arm) -> Difference:
+def _difference(row: Record, a: Arm, b: Arm) -> dict[str, Any]:
     share = is_share(row.metric)
 
     def show(value: Number) -> str:
@@ -257,4 +242,4 @@ def _difference(row: PairedRow, a: Arm, b: Arm) -> Difference:
         text=show(row.difference),
         title=f"{metric_label(row.metric)}: {names} {show(row.difference)} ({interval})",
     )
-    return Difference(row=row, a=a, b=b, text=show(row.difference) + unit, interval=interval, chart=chart)
+    return {"text": show(row.difference) + unit, "interval": interval, "chart": chart}

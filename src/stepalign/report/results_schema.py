@@ -36,18 +36,11 @@ METRIC_FAMILIES = {
 """Metrics of the results table: heading and explanation."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    totals: Mapping[str, Number]
-    """By name: ``steps``, ``rollouts``, ``completion_tokens``, ``seconds``, ``critic.calls``, ``critic.cost``, ..."""
-    findings: Mapping[str, float] | None
-    """Critiques by finding; None where nothing looked for findings."""
-    seed: int | None = None
-    path: str = MISSING
-    seconds_by_phase: Mapping[str, Number] = field(default_factory=dict)
-    masked: Mapping[str, float] = field(default_factory=dict)
-    """Samples left out of training, by reason."""
-    warnings: Sequence[str] = ()
+class Record(dict[str, Any]):
+    """A row of results.json (docs/formats.md): its keys are attributes, None where the file has none."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,56 +52,9 @@ class Arm:
     about: str = ""
     trained: bool | None = None
     """False where no step of its runs had a gradient: its numbers are those of the untrained solver."""
-    runs: tuple[Run, ...] = ()
+    runs: tuple[Record, ...] = ()
+    """With ``totals``: every number of a run by its name, those of its critic as ``critic.calls``, ...."""
     config_diff: Json = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MetricRow:
-    arm: str
-    metric: str
-    """Such as ``avg@12``."""
-    set: str = "test"
-    checkpoint_rule: str = "last"
-    seed: int | None = None
-    """None: all seeds pooled."""
-    step: int | None = None
-    k: int | None = None
-    n: int | None = None
-    value: Number = None
-    low: Number = None
-    high: Number = None
-    numerator: Number = None
-    denominator: Number = None
-    problems: int | None = None
-    seeds: int | None = None
-    """How many seeds a pooled value covers."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairedRow:
-    a: str
-    b: str
-    metric: str
-    set: str = "test"
-    checkpoint_rule: str = "last"
-    difference: Number = None
-    low: Number = None
-    high: Number = None
-    p_value: Number = None
-    seeds: Sequence[int] = ()
-    problems: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Curve:
-    """Points over training: of one held-out metric, or of all training numbers (no metric)."""
-
-    arm: str
-    seed: int | None = None
-    set: str = "validation"
-    metric: str = ""
-    points: Points = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,10 +74,11 @@ class Results:
     budget: Json = field(default_factory=dict)
     arms: tuple[Arm, ...] = ()
     """In the order of the file; the untrained solver first, where it was measured."""
-    metrics: tuple[MetricRow, ...] = ()
-    paired: tuple[PairedRow, ...] = ()
-    curves: tuple[Curve, ...] = ()
-    training: tuple[Curve, ...] = ()
+    metrics: tuple[Record, ...] = ()
+    """A ``seed`` of None is all seeds pooled; so for curves."""
+    paired: tuple[Record, ...] = ()
+    curves: tuple[Record, ...] = ()
+    training: tuple[Record, ...] = ()
     timings: Mapping[str, Number] = field(default_factory=dict)
     peak_memory_bytes: Number = None
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -159,24 +106,17 @@ class Results:
 def read_results(data: Json) -> Results:
     """The records of a results.json. Unknown keys are ignored; null and NaN count as absent."""
     data = finite(dict(data))
-    metrics = tuple(_record(MetricRow, row) for row in data.get("metrics") or ())
-    return _record(
-        Results,
-        data,
-        arms=tuple(_arms(data.get("arms") or (), metrics)),
-        metrics=metrics,
-        paired=tuple(_record(PairedRow, row) for row in data.get("paired") or ()),
-        curves=tuple(_record(Curve, row) for row in data.get("curves") or ()),
-        training=tuple(_record(Curve, row) for row in data.get("training") or ()),
-    )
+    known = {entry.name for entry in fields(Results)}
+    lists = {
+        name: tuple(Record({"set": set_name, "checkpoint_rule": "last", **row}) for row in data.get(name) or ())
+        for name, set_name in (("metrics", "test"), ("paired", "test"), ("curves", "validation"), ("training", ""))
+    }
+    values: dict[str, Any] = {name: value for name, value in data.items() if name in known and value is not None}
+    values |= {**lists, "arms": tuple(_arms(data.get("arms") or (), lists["metrics"]))}
+    return Results(**values)
 
 
-def _record(kind: type[Any], row: Json, **parts: Any) -> Any:
-    names = {entry.name for entry in fields(kind)}
-    return kind(**({name: value for name, value in row.items() if name in names and value is not None} | parts))
-
-
-def _arms(listed: Sequence[Json], metrics: Sequence[MetricRow]) -> list[Arm]:
+def _arms(listed: Sequence[Json], metrics: Sequence[Record]) -> list[Arm]:
     arms = [
         Arm(
             name=row["name"],
@@ -199,11 +139,12 @@ def _arms(listed: Sequence[Json], metrics: Sequence[MetricRow]) -> list[Arm]:
     return arms
 
 
-def _run(row: Json) -> Run:
+def _run(row: Json) -> Record:
     critic = row.get("critic") or {}
     totals = {**row, **{f"critic.{name}": value for name, value in critic.items()}}
     totals = {name: value for name, value in totals.items() if isinstance(value, int | float)}
-    return _record(Run, row, totals=totals, findings=critic.get("findings"))
+    parts = {name: row.get(name) or {} for name in ("seconds_by_phase", "masked", "warnings")}
+    return Record({"path": MISSING, **row, **parts, "totals": totals, "findings": critic.get("findings")})
 
 
 def metric_family(name: str) -> str:

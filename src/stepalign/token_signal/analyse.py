@@ -18,7 +18,7 @@ from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder, TeacherPrompt, decode, decode_with_spans, unknown_id
 from stepalign.records import Attempt, Critique, Rollout
 from stepalign.token_signal.marks import Labels, mark_steps
-from stepalign.token_signal.score import Scores, ScoringJob, SideScores, score
+from stepalign.token_signal.score import Pair, Scores, ScoringJob, SideScores, score
 from stepalign.token_signal.summary import CASES, header, summarise
 from stepalign.token_signal.table import DIGITS, LEAST_ALTERNATIVE, ScoredCompletion, TokenTable
 
@@ -152,6 +152,7 @@ def analyse_attempts(
     top_k: int,
     truth: Truth | None = None,
     max_micro_batch_tokens: int = 16384,
+    kept: dict[Pair, Any] | None = None,
 ) -> Iterator[Analysed]:
     """Score attempts and describe them, in order, with bounded memory.
 
@@ -181,9 +182,8 @@ def analyse_attempts(
     def name_of(token: int) -> str:
         return decode(solver.tokenizer, [token]) or str(solver.tokenizer.convert_ids_to_tokens(token))
 
-    for scores in score(
-        solver, jobs(), temperature=temperature, top_k=top_k, max_micro_batch_tokens=max_micro_batch_tokens
-    ):
+    options = {"temperature": temperature, "top_k": top_k, "max_micro_batch_tokens": max_micro_batch_tokens}
+    for scores in score(solver, jobs(), **options, kept=kept):
         subject, teachers = waiting.pop(0)
         yield Analysed(subject, _lay_out(solver, subject, scores, teachers, name_of, truth), scores)
 

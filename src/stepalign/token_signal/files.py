@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.errors import ConfigError
-from stepalign.outside import parse_json
 from stepalign.storage.files import read_json
-from stepalign.storage.jsonl import whole_lines
+from stepalign.storage.jsonl import read_json_lines
 from stepalign.token_signal.table import ScoredCompletion, from_rows, to_page
 
 Row = dict[str, Any]
 
+AGAIN = "write it again with `stepalign signal`"
 RECORDS = "signal.jsonl"
 PAGE_DATA = "signal.json"
 
@@ -23,20 +23,11 @@ def read_rows(folder: Path) -> Iterator[Row]:
     """The lines of a signal folder, one at a time; a torn last line is left out.
 
     Raises:
-        ConfigError: a line is no JSON object.
+        ConfigError: a line that no analysis has written.
     """
-    path = folder / RECORDS
-    for number, line in enumerate(whole_lines(path), 1):
-        try:
-            row = parse_json(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not {"rollout_id", "context"} <= row.keys():
-            raise ConfigError(
-                "this line is no record of a signal",
-                where=f"{path}:{number}",
-                hint="write the file again with `stepalign signal`",
-            ) from None
+    for number, row in enumerate(read_json_lines(folder / RECORDS), 1):
+        if not {"rollout_id", "context"} <= row.keys():
+            raise ConfigError("this line is no record of a signal", where=f"{folder / RECORDS}:{number}", hint=AGAIN)
         yield row
 
 
@@ -64,7 +55,7 @@ def load_signal(folder: Path, rollout: str | None = None) -> dict[str, Any]:
             where=str(path),
             hint=f"write one with: stepalign signal {folder if is_run else 'FILE --model DIR'} --out NEW-FOLDER",
         )
-    signal = read_json(path, hint="write it again with `stepalign signal`")
+    signal = read_json(path, hint=AGAIN)
     shown = signal.get("rollouts") or []
     if rollout is None or any(rollout == str(r.get("rollout_id")) for r in shown):
         return signal

@@ -6,7 +6,7 @@ once; so a context that changes nothing gives exactly 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +20,8 @@ from stepalign.models.scoring import completion_hidden
 from stepalign.objectives.fused import fused_linear_divergence
 
 Ids = tuple[int, ...]
+Pair = tuple[Ids, Ids, Ids, float, int]
+"""Prompts of student and self-teacher, the completion, temperature, alternatives: all that its numbers depend on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +74,7 @@ def score(
     temperature: float,
     top_k: int = 0,
     max_micro_batch_tokens: int = 16384,
+    kept: dict[Pair, tuple[SideScores, ContextScores]] | None = None,
 ) -> Iterator[Scores]:
     """Score every job, in order. Jobs are taken as they are needed, so memory does not grow with their number.
 
@@ -79,21 +82,33 @@ def score(
         temperature: divides the logits of both sides, the rule of training; use the sampling temperature.
         top_k: alternatives per token and side.
         max_micro_batch_tokens: tokens of one forward pass, and of the hidden states held at a time.
+        kept: the pairs of an earlier call, which are not scored again; afterwards those of this one.
     """
+    top_k = min(top_k, len(solver.head_VH))
     for window in windows(jobs, _num_tokens, max_micro_batch_tokens):
-        hidden = _hidden_states(solver, window, max_micro_batch_tokens)
-        for job in window:
-            yield _compare(solver.head_VH, hidden, job, temperature, min(top_k, len(solver.head_VH)))
+        known = kept or {}
+        pairs = [_pairs(job, temperature, top_k) for job in window]
+        new = dict.fromkeys(pair for of_job in pairs for pair in of_job.values() if pair not in known)
+        hidden = _hidden_states(solver, new, max_micro_batch_tokens)
+        found = {pair: _compare(solver.head_VH, hidden, pair) for pair in new} | known
+        for job, of_job in zip(window, pairs, strict=True):
+            student = next(found[pair][0] for pair in of_job.values())
+            yield Scores(student=student, contexts={name: found[of_job[name]][1] for name in job.teacher_prompt_ids})
+        if kept is not None:
+            kept.clear()
+            kept.update({pair: found[pair] for of_job in pairs for pair in of_job.values()})
 
 
-def _sequences(job: ScoringJob) -> list[tuple[Ids, Ids]]:
-    """(prompt, completion) of every different prompt, the student's first."""
-    prompts = dict.fromkeys((job.student_prompt_ids, *job.teacher_prompt_ids.values()))
-    return [(prompt, job.completion_ids) for prompt in prompts]
+def _pairs(job: ScoringJob, temperature: float, top_k: int) -> dict[str, Pair]:
+    """The pair of every context; of the student with itself where there is none."""
+    prompts = job.teacher_prompt_ids or {"": job.student_prompt_ids}
+    shared = (job.completion_ids, temperature, top_k)
+    return {name: (job.student_prompt_ids, prompt, *shared) for name, prompt in prompts.items()}
 
 
 def _num_tokens(job: ScoringJob) -> int:
-    return sum(len(prompt) + len(completion) for prompt, completion in _sequences(job))
+    prompts = {job.student_prompt_ids, *job.teacher_prompt_ids.values()}
+    return sum(len(prompt) + len(job.completion_ids) for prompt in prompts)
 
 
 Item = TypeVar("Item")
@@ -113,9 +128,9 @@ def windows(items: Iterable[Item], size: Callable[[Item], int], most: int) -> It
         yield window
 
 
-def _hidden_states(solver: Solver, jobs: Sequence[ScoringJob], max_tokens: int) -> dict[tuple[Ids, Ids], Tensor]:
+def _hidden_states(solver: Solver, pairs: Iterable[Pair], max_tokens: int) -> dict[tuple[Ids, Ids], Tensor]:
     """The hidden states [T, H] that predict each completion, by (prompt, completion)."""
-    sequences = list(dict.fromkeys(pair for job in jobs for pair in _sequences(job)))
+    sequences = list(dict.fromkeys((prompt, pair[2]) for pair in pairs for prompt in pair[:2]))
     found = {}
     for batch in micro_batches(sequences, max_tokens=max_tokens):
         chosen = [sequences[i] for i in batch]
@@ -124,33 +139,28 @@ def _hidden_states(solver: Solver, jobs: Sequence[ScoringJob], max_tokens: int) 
     return found
 
 
-def _compare(
-    head_VH: Tensor, hidden: Mapping[tuple[Ids, Ids], Tensor], job: ScoringJob, temperature: float, top_k: int
-) -> Scores:
-    """The student beside the self-teacher under every context, and beside itself where there is none."""
-    student_TH = hidden[job.student_prompt_ids, job.completion_ids]
-    student: SideScores | None = None
-    contexts = {}
-    for name, prompt_ids in (job.teacher_prompt_ids or {"": job.student_prompt_ids}).items():
-        found = fused_linear_divergence(
-            student_TH,
-            head_VH,
-            hidden[prompt_ids, job.completion_ids],
-            head_VH,
-            weights=student_TH.new_zeros(len(student_TH)),
-            temperature=temperature,
-            token_ids=torch.tensor(job.completion_ids, dtype=torch.long, device=head_VH.device),
-            alternatives=top_k,
-        )
-        student = student or _side_scores(found.student_log_probs, found.student_entropy, found.student_top)
-        if name in job.teacher_prompt_ids:
-            contexts[name] = ContextScores(
-                log_ratio=_array(found.log_ratio),
-                forward_kl=_array(found.per_token.clamp(min=0)),  # rounding may leave a negative hair
-                teacher=_side_scores(found.teacher_log_probs, found.teacher_entropy, found.teacher_top),
-            )
-    assert student is not None
-    return Scores(student=student, contexts=contexts)
+def _compare(head_VH: Tensor, hidden: Mapping[tuple[Ids, Ids], Tensor], pair: Pair) -> tuple[SideScores, ContextScores]:
+    """The student, and the self-teacher beside it."""
+    student_prompt, teacher_prompt, completion, temperature, top_k = pair
+    student_TH = hidden[student_prompt, completion]
+    found = fused_linear_divergence(
+        student_TH,
+        head_VH,
+        hidden[teacher_prompt, completion],
+        head_VH,
+        weights=student_TH.new_zeros(len(student_TH)),
+        temperature=temperature,
+        token_ids=torch.tensor(completion, dtype=torch.long, device=head_VH.device),
+        alternatives=top_k,
+    )
+    return (
+        _side_scores(found.student_log_probs, found.student_entropy, found.student_top),
+        ContextScores(
+            log_ratio=_array(found.log_ratio),
+            forward_kl=_array(found.per_token.clamp(min=0)),  # rounding may leave a negative hair
+            teacher=_side_scores(found.teacher_log_probs, found.teacher_entropy, found.teacher_top),
+        ),
+    )
 
 
 def _side_scores(log_probs: Tensor | None, entropy: Tensor | None, top: tuple[Tensor, Tensor] | None) -> SideScores:

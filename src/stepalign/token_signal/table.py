@@ -193,7 +193,7 @@ def from_rows(rows: Sequence[Json]) -> ScoredCompletion:
         }
         for row in rows
     ]
-    return _read(rows[0], contexts, rows[0]["tokens"], rows[0]["spans"], rows[0]["token_ids"], rows[0]["special"])
+    return _read(rows[0], contexts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -234,14 +234,13 @@ def from_page(rollout: Json, position: int = 0) -> ScoredCompletion:
     """
     tokens, text = rollout.get("tokens") or [], str(rollout.get("text", ""))
     spans = [(int(token.get("start") or 0), int(token.get("end") or 0)) for token in tokens]
-    return _read(
-        {"rollout_id": str(position), **rollout},
-        rollout.get("contexts") or [],
-        [text[a:b] if b > a else str(token.get("text", "")) for token, (a, b) in zip(tokens, spans, strict=True)],
-        spans,
-        [token.get("id") for token in tokens],
-        [index for index, token in enumerate(tokens) if token.get("special")],
-    )
+    columns = {
+        "tokens": [text[a:b] if b > a else str(t.get("text", "")) for t, (a, b) in zip(tokens, spans, strict=True)],
+        "spans": spans,
+        "token_ids": [token.get("id") for token in tokens],
+        "special": [index for index, token in enumerate(tokens) if token.get("special")],
+    }
+    return _read({"rollout_id": str(position), **rollout, **columns}, rollout.get("contexts") or [])
 
 
 def read_page(signal: Json) -> list[ScoredCompletion]:
@@ -259,15 +258,8 @@ def context_labels(signal: Json) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _read(
-    shared: Json,
-    contexts: Sequence[Json],
-    tokens: list[str],
-    spans: Sequence[Sequence[int]],
-    ids: Sequence[int | None],
-    special: Sequence[int],
-) -> ScoredCompletion:
-    text = str(shared.get("text", ""))
+def _read(shared: Json, contexts: Sequence[Json]) -> ScoredCompletion:
+    text, tokens = str(shared.get("text", "")), shared["tokens"]
     steps = [
         MarkedStep(
             label=str(row.get("label", "")),
@@ -277,7 +269,7 @@ def _read(
         )
         for row in shared.get("steps") or []
     ]
-    pairs = [(start, end) for start, end in spans]
+    pairs = [(start, end) for start, end in shared["spans"]]
     step = np.array(tokens_to_steps(text, pairs, [step.start for step in steps]), dtype=np.int64)
     where = f"rollout {shared['rollout_id']}"
     return ScoredCompletion(
@@ -288,10 +280,10 @@ def _read(
         verdict=str(shared.get("verdict", "")),
         case=str(shared.get("case", "")),
         text=text,
-        token_ids=ids,
+        token_ids=shared["token_ids"],
         tokens=tokens,
         spans=pairs,
-        special=special,
+        special=shared["special"],
         unknown_tokens=shared.get("unknown_tokens") or 0,
         steps=steps,
         step=step,

@@ -52,6 +52,7 @@ class Scorer:
         self._from_recipe = from_recipe
         self._session = open_session(config, listener)
         self._critic: Critic | None = None
+        self._kept: dict[Any, Any] = {}  # the scores of the last request: an edit leaves most of them as they are
 
     def close(self) -> None:
         if self._critic is not None:
@@ -93,7 +94,7 @@ class Scorer:
         temperature = request.temperature or self.config.sampling.temperature
         with _cancellable(cancelled):
             (analysed,) = analyse_attempts(
-                solver, prompts, [subject], temperature=temperature, top_k=self.config.signal.top_k
+                solver, prompts, [subject], temperature=temperature, top_k=self.config.signal.top_k, kept=self._kept
             )
         page = to_page(analysed.scored)
         for context in page["contexts"]:  # what the self-teacher reads, control tokens included

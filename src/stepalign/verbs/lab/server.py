@@ -72,7 +72,10 @@ def make_app(scorer: LabScorer, beginning: Mapping[str, Any], *, token: str, por
 
     def refusal(request: Request, given: str) -> str:
         if request.headers.get("host") not in hosts:
-            return "this server answers to its own address only"
+            return (
+                f"this server answers to its own address only: forward the port with its own number, as in "
+                f"ssh -L {port}:{HOST}:{port}"
+            )
         origin = request.headers.get("origin")
         if origin is not None and origin.removeprefix("http://") not in hosts:
             return "this request comes from another page"
