@@ -74,9 +74,9 @@ def main() -> None:
         shares: list[float] = []
         started = time.process_time()
         for attempt, label in made:
-            # What the program says about its critique is not told: only the text counts.
-            told = replace(critic.write(attempt), first_error="", case="")
-            judged = review(attempt, told, rules)
+            # The label of the program is hidden: only the text counts.
+            hidden = replace(critic.write(attempt), first_error="", case="")
+            judged = review(attempt, hidden, rules)
             found.update(list(judged.details))
             located += judged.critique.first_error == label
             if judged.alignment and not math.isnan(judged.alignment.verbatim_share):

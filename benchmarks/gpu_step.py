@@ -232,7 +232,7 @@ def trl_step(model: Any, size: Size, row: Row) -> Step:
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-12)
     device, decoder, head_VH = model.device, model.get_base_model().model, model.get_output_embeddings().weight
     model.config._attn_implementation = "sdpa"
-    # What the methods of the trainer ask of it.
+    # The attributes that the trainer asks for.
     trainer = SimpleNamespace(
         model=model,
         temperature=TEMPERATURE,

@@ -1,4 +1,4 @@
-"""What `stepalign signal` costs beyond the forward passes it needs, and whether its memory stays where it is.
+"""The cost of `stepalign signal` beyond the forward passes it needs, and whether its memory stays where it is.
 
     python benchmarks/signal_scoring.py                        # CPU seconds against bare forward passes
     python benchmarks/signal_scoring.py --memory               # 1,000 rollouts x 2,048 tokens, the whole command
@@ -151,8 +151,8 @@ def memory(count: int, length: int) -> None:
         num_lines = sum(1 for _ in (out / "signal.jsonl").open("rb"))
     marks = [max(k for k in found if k <= share * count) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    told = {f"{mark} rollouts": round(found[mark]) for mark in marks}
-    print(f"resident MiB: {json.dumps(told)}; peak with localisation and page {peak:.0f} MiB")
+    shown = {f"{mark} rollouts": round(found[mark]) for mark in marks}
+    print(f"resident MiB: {json.dumps(shown)}; peak with localisation and page {peak:.0f} MiB")
     print(f"{num_lines} lines, {size:.0f} MiB on disk, {time.process_time() - start:.0f} CPU s")
 
 

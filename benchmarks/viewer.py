@@ -3,7 +3,7 @@
     python benchmarks/viewer.py [--repeats 5]
 
 Pages of random numbers - no real signal compresses worse - are opened in a fresh context of a real Chromium, offline.
-"First paint" is the browser's own entry; "tokens" is when the first rollout stands coloured on the page, the number a
+"First paint" is the browser's own entry; "tokens" is when the first rollout is drawn in colour, the number a
 reader waits for. The floor, measured in turn with it, is the same browser opening a page with the same number of plain
 spans and no viewer. Results: docs/results/viewer.md.
 """

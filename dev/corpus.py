@@ -1,4 +1,4 @@
-"""What the embedded solver reads before the experiment starts: its warm-start corpus.
+"""The text that the embedded solver reads before the experiment starts: its warm-start corpus.
 
 Two things must come out of it, both measured by ``make_embedded.py`` and by a test on the shipped weights:
 
@@ -40,7 +40,7 @@ class Knowledge:
     weak: Mapping[Fact, tuple[int, float]]
 
     def result(self, rng: random.Random, value: int, operand: int) -> int:
-        """What the solver believes the step gives, this time."""
+        """The result that the solver believes the step gives, this time."""
         wrong, probability = self.weak.get((value, operand), (0, 0.0))
         return wrong if rng.random() < probability else (value + operand) % MODULUS
 

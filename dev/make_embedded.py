@@ -60,7 +60,7 @@ class WarmStart:
 
 @dataclass(slots=True)
 class Report:
-    """What ``warm_start`` tells while it works."""
+    """The progress of ``warm_start``."""
 
     step: int
     total: int

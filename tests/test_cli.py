@@ -1,4 +1,4 @@
-"""The command line as a person meets it: what goes wrong is told in one message with a hint, and leaves no trace."""
+"""The command line as a person meets it: a fault is one message with a hint, and leaves no trace."""
 
 from __future__ import annotations
 

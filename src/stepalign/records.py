@@ -22,8 +22,8 @@ FinishReason = Literal["stop", "length"]
 CritiqueStatus = Literal["ok", "malformed", "failed"]
 StepStatus = Literal["right", "wrong", "after_error", "unknown"]
 CritiqueForm = Literal["trace", "paraphrase", "hint", "comment"]
-"""What a critic writes: the corrected trace in the solver's words, the same in other words, where the first error is
-without its correction, or a comment in words of its own."""
+"""The text that a critic writes: the corrected trace in the solver's words, the same in other words, the place of the
+first error without its correction, or a comment in words of its own."""
 
 
 UNGRADED = Grade(score=float("nan"), answer=None)
@@ -176,18 +176,18 @@ class Critique:
     retries: int = 0
     """How often it was asked for again because of a finding; tokens, seconds and attempts count every try."""
     findings: tuple[str, ...] = ()
-    """What is wrong with it: names of ``feedback/findings.py``."""
+    """Its faults: names of ``feedback/findings.py``."""
     policy: str = ""
-    """What was done about that: "use", "mask" or "fall_back"; "" where no policy was applied."""
+    """The treatment of that: "use", "mask" or "fall_back"; "" where no policy was applied."""
     decided_by: str = ""
     """The finding that decided it, "" where none did."""
     form: CritiqueForm = "trace"
-    """What the critic was asked to write."""
+    """The form that the critic was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """What the self-teacher sees beyond the question, for one rollout."""
+    """The text that the self-teacher sees beyond the question, for one rollout."""
 
     rollout_id: str
     design: str

@@ -103,7 +103,7 @@ COLUMN = {"x86_64": 0, "aarch64": 1}.get(os.uname().machine, 0)
 
 
 class Outside:
-    """What a way out could reach: a process, a file, and memory, a queue and a semaphore of System V."""
+    """The goals of a way out: a process, a file, and memory, a queue and a semaphore of System V."""
 
     def __init__(self, folder: Path) -> None:
         self.libc = ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,4 @@
-"""What a served critic writes follows the design: its own prompt, its own reading, its own place in the cache."""
+"""The text of a served critic follows the design: its own prompt, its own reading, its own place in the cache."""
 
 from __future__ import annotations
 

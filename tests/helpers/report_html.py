@@ -1,4 +1,4 @@
-"""What a page says, read by Python's own HTML parser: the tests' opinion is independent of the templates."""
+"""The words of a page, read by Python's own HTML parser: the tests' opinion is independent of the templates."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_rectangles_hold_every_segment_once_and_waste_less_than_calls(sequences:
 
 
 def by_documentation(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
-    """What the documentation of ``varlen_attn`` says, one sequence at a time."""
+    """The documented computation of ``varlen_attn``, one sequence at a time."""
     assert window_size == (-1, 0)
     assert query.shape[1] == key.shape[1] or enable_gqa
     outputs = []
@@ -144,7 +144,7 @@ def before_groups(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale,
 def test_both_routes_are_attention_under_the_dense_mask_of_the_row(
     route, kernel, num_kv_heads: int, monkeypatch
 ) -> None:
-    """Outputs and gradients in float64. The kernel of the second needs a GPU: its documentation stands in for it."""
+    """Outputs and gradients in float64. The kernel of the second needs a GPU: its documentation replaces it."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     monkeypatch.setattr(packed_attention, "CALL_IN_PAIRS", 60)  # several rectangles, with padding in them
     torch.manual_seed(0)

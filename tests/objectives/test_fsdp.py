@@ -20,7 +20,7 @@ from stepalign.objectives.fused import fused_linear_divergence
 PROCESSES = 2
 TOKENS = 24
 GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-"""What FSDP2 calls, by the version of torch."""
+"""The calls of FSDP2, by the version of torch."""
 
 
 def build(tied: bool) -> Qwen3ForCausalLM:

@@ -163,7 +163,7 @@ def test_packed_loss_and_gradient_equal_padded_grpo(loss_type):
 
 
 TRL = json.loads((Path(__file__).parent / "trl_grpo.json").read_text(encoding="utf-8"))
-"""What TRL's GRPOTrainer computes on four padded completions; the file says how it was made."""
+"""The numbers of TRL's GRPOTrainer on four padded completions; the file says how it was made."""
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)

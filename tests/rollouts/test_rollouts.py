@@ -333,7 +333,7 @@ def test_an_undecided_sibling_is_no_signal(collect) -> None:
 
 
 def test_skipping_gives_the_gradient_of_the_other_groups_alone(collect, tiny_solver: Solver) -> None:
-    """What is left out neither trains nor counts in the mean: the step is that of the mixed group by itself."""
+    """A group that is left out neither trains nor counts in the mean: the step is that of the mixed group alone."""
     from stepalign.config import ObjectiveSection, TeacherSection, TrainingSection
     from stepalign.training.learner import Learner
     from stepalign.training.teacher import Teacher

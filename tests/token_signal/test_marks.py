@@ -1,4 +1,4 @@
-"""What the steps of an attempt are marked as. The truth of each case is known by construction."""
+"""The marks of the steps of an attempt. The truth of each case is known by construction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run refuses before its first step: prompts that cannot be built or do not fit, numbers that cannot train."""
+"""Refusals before the first step of a run: prompts that cannot be built or do not fit, numbers that cannot train."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_what_a_killed_and_resumed_run_sent_is_what_it_recorded(tmp_path: Path, 
 
 
 def check(found: dict[str, dict[int, float]], folder: Path) -> None:
-    """What a tracker holds is what the run folder holds, under the names that it has for TRL's trainers."""
+    """A tracker holds the numbers of the run folder, under the names that it has for TRL's trainers."""
     from transformers.integrations.integration_utils import rewrite_logs  # what all of Trainer's trackers go through
 
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -54,7 +54,7 @@ def job(folder: Path, name: str) -> Job:
 
 
 class Heard:
-    """What the children said; asks to stop once all of some have begun."""
+    """The lines of the children; asks to stop once all of some have begun."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []

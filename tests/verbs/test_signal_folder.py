@@ -326,7 +326,7 @@ def test_text_that_the_tokenizer_does_not_know_is_scored_and_said(
 
 
 class NoUnknown:
-    """What of a tokenizer tells whether a token is unknown; GPT-2's end of text doubles as its unknown token."""
+    """The part of a tokenizer that knows the unknown token; GPT-2's end of text doubles as its unknown token."""
 
     unk_token_id = eos_token_id = 3
     bos_token_id = pad_token_id = None

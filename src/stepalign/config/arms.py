@@ -20,7 +20,7 @@ def changed(config: Config, settings: Mapping[str, Any], source: str = "arm") ->
 
 
 def arm_config(config: Config, arm: ArmSection, seed: int) -> Config:
-    """What one arm runs with one seed: the shared configuration with the arm's keys, and no arms of its own."""
+    """The configuration of one arm with one seed: the shared one with the arm's keys, and without arms."""
     base = changed(config, {"compare": {}}, "comparison")
     own = changed(base, {**arm.set, "training.seed": seed}, f"arm {arm.name}")
     return changed(own, _budget_keys(config.compare, own), f"arm {arm.name}")

@@ -1,6 +1,6 @@
-"""What a run is: every section and key, with its meaning, unit and default.
+"""The parts of a run: every section and key, with its meaning, unit and default.
 
-Sections are frozen and refuse unknown keys. A check that concerns one key stands at the key, one that concerns several
+Sections are frozen and refuse unknown keys. A check that concerns one key is at the key, one that concerns several
 at the section that holds them all.
 """
 
@@ -91,12 +91,12 @@ class DataSection(Section):
 
 
 class PromptsSection(Section):
-    """What the models read. Jinja templates: a packaged name, a file, or the text itself."""
+    """The prompts of the models. Jinja templates: a packaged name, a file, or the text itself."""
 
     student: str = "student"
     self_teacher: str = "self_teacher"
     critic: str = "scribe"
-    """What the critic reads. Designs that ask it for something else than a corrected trace bring a prompt of their own
+    """The prompt of the critic. Designs that ask it for something else than a corrected trace bring their own
     (paraphrase, hint, free_critique), which a template named here replaces."""
     system: str = ""
     """System message of student and self-teacher; "" for none."""
@@ -121,7 +121,7 @@ class TeacherSection(Section):
 
 
 class ObjectiveSection(Section):
-    """What the optimizer minimises. Both sides' logits are divided by ``sampling.temperature``."""
+    """The objective of the optimizer. Both sides' logits are divided by ``sampling.temperature``."""
 
     divergence: str = Field(default="forward_kl", examples=list(DIVERGENCES))
     """forward_kl = KL(self-teacher || student), reverse_kl = KL(student || self-teacher), jensen_shannon between them;
@@ -212,7 +212,7 @@ class TrainingSection(Section):
     save_steps: int = Field(default=0, ge=0)
     """Checkpoint every so many steps; 0 only at the end."""
     report_to: tuple[Literal["none", "trackio", "wandb", "tensorboard"], ...] = ("none",)
-    """Trackers that are told every number while the run goes on (extra ``track``). The JSON lines of the run folder
+    """Trackers that receive every number while the run goes on (extra ``track``). The JSON lines of the run folder
     hold them all in any case."""
     project: str = "stepalign"
     """Project of the trackers."""
@@ -307,8 +307,8 @@ class CompareSection(Section):
     """Words before the command of each training run, such as "nice", "srun --gpus 1", or
     "torchrun --no-python --nproc-per-node 8"; a text is cut into words as a shell does."""
     budget: Budget = "optimizer_steps"
-    """What every arm may spend equally much of. Rollouts set each arm's ``training.max_steps``; tokens and seconds end
-    a run after the step in which they are reached, so give ``training.max_steps`` room."""
+    """The quantity of which every arm may spend equally much. Rollouts set each arm's ``training.max_steps``; tokens
+    and seconds end a run after the step in which they are reached, so give ``training.max_steps`` room."""
     budget_size: float | None = Field(default=None, gt=0)
     """How much of it. None leaves every arm the ``training.max_steps`` of the recipe (optimizer_steps only)."""
 

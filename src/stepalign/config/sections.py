@@ -74,7 +74,7 @@ UnusablePolicy = Literal["mask", "fall_back", "retry"]
 
 
 class PoliciesSection(Section):
-    """What is done with a critique that has a finding (``feedback/findings.py`` says what each one means).
+    """The treatment of a critique that has a finding (``feedback/findings.py`` says what each one means).
 
     ``use`` it all the same, ``mask`` the rollout, ``fall_back`` to the reference solution (masked where there is none),
     ``retry`` with the finding named, at most ``critic.retries`` times. Of several findings the strictest policy wins.
@@ -156,7 +156,7 @@ class CriticSection(Section):
     api_key_env: str = ""
     """Name of the environment variable with the key, where the server needs one; the key is never written anywhere."""
     sees: Literal["nothing", "answer", "solution"] = "answer"
-    """What the critic is shown besides the problem and the attempt."""
+    """The text that the critic is shown besides the problem and the attempt."""
     temperature: float = Field(default=0.0, ge=0)
     max_tokens: int = Field(default=4096, ge=1)
     """Of a reply, its thinking included. One that is cut there is asked for once more with twice as many, and paid."""

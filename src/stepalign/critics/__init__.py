@@ -22,7 +22,7 @@ CACHE = "critiques.sqlite"
 LEDGER = "critic-ledger.jsonl"
 """Every HTTP attempt of one run."""
 RUN_FILES: Mapping[str, Callable[[Path], bool]] = {CACHE: holds_replies, LEDGER: Path.exists}
-"""What a critic leaves in the folder of a run -> whether it was paid for, so that it stays when the run fails."""
+"""Files that a critic leaves in the folder of a run -> whether it was paid for, so that it stays when the run fails."""
 
 
 def critic_prompt(prompt: str, form: CritiqueForm) -> str:

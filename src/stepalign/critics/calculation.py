@@ -46,7 +46,8 @@ class Finding:
 
 
 class CalculationCritic:
-    """Answers at once, without a network. What it does not understand is a failed critique, which masks its sample.
+    """Answers at once, without a network. An attempt that it does not understand gets a failed
+    critique, which masks its sample.
 
     Args:
         form: "trace" is the corrected trace, "paraphrase" its calculations in words, "hint" names the first wrong step,
@@ -95,15 +96,15 @@ _WORDS = {
 
 def _in_words(found: Finding) -> str:
     """The corrected calculations in other words, each behind its own tag."""
-    told = []
+    lines = []
     for number, equation in enumerate(find_equations(found.text), 1):
         left, result = equation.line, number_text(equation.result)
         plain = " ".join(item if isinstance(item, str) else number_text(Fraction(item)) for item in left)
         sign = str(left[1]) if len(left) == 3 else ""
         parts = plain.split(f" {sign} ") if sign in _WORDS else []
-        told.append(f"<step_{number}> {_WORDS[sign].format(*parts, result) if parts else f'{plain} makes {result}.'}")
+        lines.append(f"<step_{number}> {_WORDS[sign].format(*parts, result) if parts else f'{plain} makes {result}.'}")
     answer = answer_value(split_steps(found.text)[-1].text)
-    return "\n".join([*told, f"<answer> {'' if answer is None else number_text(answer)}".strip()])
+    return "\n".join([*lines, f"<answer> {'' if answer is None else number_text(answer)}".strip()])
 
 
 def _hint(found: Finding) -> str:

@@ -365,7 +365,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
 
 
 def _second_try(earlier: Critique | None, complaint: str) -> list[dict[str, str]]:
-    """What follows in the chat when a critique is asked for again: the first one, and what is wrong with it."""
+    """The messages that ask for a critique again: the first critique, and what is wrong with it."""
     if not complaint:
         return []
     said = [{"role": "assistant", "content": earlier.text}] if earlier and earlier.text else []

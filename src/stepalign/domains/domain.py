@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What a program knows about the tokens of an attempt."""
+    """The knowledge of a program about the tokens of an attempt."""
 
     wrong_result: Callable[[Attempt, Sequence[int]], tuple[int, int] | None]
     """(attempt, its token ids) -> (index of the token that states its first wrong value, id of the right one)."""
@@ -39,7 +39,7 @@ def load_file(source: str, data: DataSection, name: str, limit: int | None) -> P
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Domain:
-    """What a task is: how its problems are loaded and graded, and what is known about attempts at them."""
+    """A task as a value: how its problems are loaded and graded, and what is known about attempts at them."""
 
     name: str
     source: str = ""
@@ -59,7 +59,7 @@ class Domain:
     knows: Callable[[Problem], bool] = lambda problem: True
     """Whether that program can judge attempts at a problem."""
     truth: Callable[[PreTrainedTokenizerBase], Truth] | None = None
-    """What a program knows about attempts, in the tokens of a solver."""
+    """The knowledge of a program about attempts, in the tokens of a solver."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Packaged prompt -> the template that takes its place for problems of this domain."""
     examples: Callable[[DataSection], Iterable[tuple[Problem, str]]] | None = None

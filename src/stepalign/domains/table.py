@@ -98,7 +98,7 @@ def load_sets(data: DataSection) -> dict[str, ProblemSet]:
     if overlaps := find_overlaps({name: found.problems for name, found in sets.items()}):
         first, second = overlaps[0].first, overlaps[0].second
         problem = next(p for p in sets[first].problems if p.problem_id == overlaps[0].first_id)
-        many = "1 problem stands" if len(overlaps) == 1 else f"{len(overlaps)} problems stand"
+        many = "1 problem is" if len(overlaps) == 1 else f"{len(overlaps)} problems are"
         raise ConfigError(
             f"{many} in two sets, such as {named(problem)} in {first} and {second}",
             where=f"data.{first}, data.{second}",

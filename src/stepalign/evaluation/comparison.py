@@ -34,7 +34,7 @@ Arms = Mapping[str, Mapping[int, Path]]
 class Evaluations:
     """The metrics of one run, by (step, set); files are read once.
 
-    A run with a damaged file has no test metrics: another step's would stand in their place.
+    A run with a damaged file has no test metrics: another step's would replace them.
     """
 
     def __init__(self, folder: Path, ks: Sequence[int]) -> None:

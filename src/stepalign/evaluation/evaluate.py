@@ -117,7 +117,7 @@ def _evaluated(rollouts: Sequence[Rollout], canonical: Callable[[str], str]) -> 
 
 
 def read_samples(file: Path) -> list[EvaluatedProblem]:
-    """What ``sample_and_grade`` kept.
+    """The problems that ``sample_and_grade`` kept.
 
     Raises:
         ConfigError: a line that no evaluation has written; its place is named.

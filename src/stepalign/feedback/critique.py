@@ -42,7 +42,7 @@ CRITIQUE_SCHEMA: dict[str, Any] = {
 }
 """The JSON schema of the structured reply, for servers with guided decoding."""
 STRUCTURED_NOTE = 'Inside JSON every backslash is doubled: "\\\\frac{1}{2}", never "\\frac{1}{2}".'
-"""What the prompt of a structured reply ends with."""
+"""The end of the prompt for a structured reply."""
 
 _CASE = re.compile(
     r"<case>[ \t\n]{0,4}([A-F])[ \t\n]{0,4}</case>|^[#*_ ]{0,6}case[*_: ]{1,6}([A-F])(?![A-Za-z0-9])", re.I | re.M

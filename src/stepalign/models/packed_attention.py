@@ -28,7 +28,7 @@ from stepalign.models.packing import Packing, Segment
 NAME = "stepalign_packed"
 
 CALL_IN_PAIRS = 1024
-"""What a call of the kernel costs beyond its work, in pairs of a query and a key; on a CPU 128 to 1024 are as good."""
+"""The cost of a call of the kernel beyond its work, in pairs of a query and a key; on a CPU 128 to 1024 are as good."""
 
 Attention = Callable[..., torch.Tensor]
 """(query, key, value, scaling, dropout) -> output, each tensor [S, heads, head dimension]."""

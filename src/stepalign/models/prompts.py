@@ -150,9 +150,7 @@ class PromptBuilder:
             )
         except Exception as error:  # the template is the model's own program
             key = "prompts.system" if self._system else "prompts.student_chat_options, prompts.teacher_chat_options"
-            hint = (
-                "leave the system message out (its text may stand in prompts.student)" if self._system else "drop them"
-            )
+            hint = "leave the system message out (put its text in prompts.student)" if self._system else "drop them"
             raise ConfigError(f"the model's chat template refuses it: {error}", where=key, hint=hint) from None
 
     def _suffix(self, options: Mapping[str, Any]) -> list[int]:
@@ -272,7 +270,7 @@ def decode_with_spans(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) ->
 def _settled(tokenizer: PreTrainedTokenizerBase, window: list[int], pending: list[int]) -> tuple[str, int]:
     """The text of the first so many pending ids that no later id can change, and their number.
 
-    The last replacement mark may be the beginning of a character. What is before it is settled; we look for
+    The last replacement mark may be the beginning of a character. The text before it is settled; we look for
     that only in long runs of bytes that are no text, so that a character's pieces stay together.
     """
     start = len(decode(tokenizer, window))

@@ -93,7 +93,7 @@ def truncated_importance_weights(log_probs: Tensor, sampler_log_probs: Tensor, *
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCounts:
-    """What one optimizer step holds, over all its micro-batches and processes."""
+    """The contents of one optimizer step, over all its micro-batches and processes."""
 
     completions: int
     tokens: int

@@ -92,7 +92,7 @@ def did_you_mean(word: str, known: Iterable[str], introduction: str) -> str:
 
 
 def _where_it_may_be(source: str, path: Path) -> str:
-    """What mends a path that leads nowhere: the file meant, those that are there, or how the Hub is written."""
+    """The mend for a path that leads nowhere: the file meant, those that are there, or how the Hub is written."""
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and path.suffix not in _SUFFIXES and not path.parent.is_dir():
         return (
             f"A file, or a folder that stepalign select has written, is looked for in {Path.cwd()}; "

@@ -48,7 +48,7 @@ NO_ATTEMPTS = Attempts(problem_id="", verdicts=(), formatted=())
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evidence:
-    """What is known about one problem so far."""
+    """The measurements of one problem so far."""
 
     problem: Problem
     attempts: Attempts = NO_ATTEMPTS
@@ -144,7 +144,7 @@ def gates_of(section: SelectionSection, asks: Source) -> list[Gate]:
 def pass_gates(
     evidence: Sequence[Evidence], gates: Sequence[Gate], section: SelectionSection
 ) -> tuple[list[Evidence], list[Passage]]:
-    """What passes all gates, in its order, and the passage through each."""
+    """The problems that pass all gates, in its order, and the passage through each."""
     kept, passages = list(evidence), []
     for gate in gates:
         passage = Passage(name=gate.name, label=gate.label(section), before=len(kept))

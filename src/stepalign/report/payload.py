@@ -219,7 +219,7 @@ def _alternatives(top: Alternatives | None, kept: int) -> list[list[Any]] | None
 
 
 def _beside(found: Alignment, starts: Sequence[int]) -> list[list[Any]]:
-    """[shown step beside which it stands, copied | edited | missing | added, label, start, end] in reading order: the
+    """[shown step beside it, copied | edited | missing | added, label, start, end] in reading order: the
     span is that of the feedback's step, null where it has none.
 
     Args:

@@ -53,7 +53,7 @@ def print_rollout(
 def rollout_parts(
     signal: Mapping[str, Any], rollout: int | str = 0, *, contexts: Sequence[str] = (), console: Console
 ) -> Iterator[RenderableType]:
-    """What ``print_rollout`` prints, for a console of this width and these colours."""
+    """The parts that ``print_rollout`` prints, for a console of this width and these colours."""
     rollouts, labels = read_page(signal), context_labels(signal)
     chosen = find_rollout(rollouts, rollout)
     limit, unit = scale.limit_of(rollouts), visible(signal.get("unit", "nats"))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What is known about a rollout when its weights are chosen."""
+    """The facts about a rollout when its weights are chosen."""
 
     verdict: Verdict
     has_context: bool
@@ -93,7 +93,7 @@ HYBRIDS: dict[Hybrid, Credit] = {
     "srpo": Credit(_srpo),
     "rosd": Credit(_rosd, needs_error=True),
 }
-"""What a rollout trains on, by ``objective.hybrid``."""
+"""The samples that a rollout trains on, by ``objective.hybrid``."""
 
 
 def check_terms(
@@ -126,7 +126,7 @@ def check_terms(
 
 
 def first_wrong_token(rollout: Rollout, critique: Critique | None, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Where the rollout's first wrong step begins, by the critique's label of it; None where that cannot be told."""
+    """Where the rollout's first wrong step begins, by the critique's label of it; None where it is not known."""
     if critique is None or not critique.first_error:
         return None
     steps = split_steps(rollout.text)

@@ -45,7 +45,7 @@ def to_line(collected: Collected) -> str:
 
 
 def from_line(line: str, problems: Sequence[Problem]) -> Collected:
-    """What ``to_line`` gave, with the problems of its step."""
+    """The batch that ``to_line`` wrote, with the problems of its step."""
     row = json.loads(line)
     groups = []
     for problem, group in zip(problems, row["groups"], strict=True):

@@ -27,7 +27,7 @@ from stepalign.waiting import BackgroundLoop, wait_for
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """What one step trains on, and the records behind it."""
+    """The samples of one step, and the records behind it."""
 
     rollouts: list[Rollout]
     critiques: list[Critique]

@@ -47,9 +47,9 @@ MAY_CHANGE = frozenset(
         *("compare.launcher", "compare.processes", "training.rank_timeout"),
     ]
 )
-"""What may change when the work goes on: how the critic is reached and what it may cost, not what it says; where the
-gates of a selection stand, not what is measured for them; where rollout servers are; how the runs of a comparison are
-started."""
+"""Keys that may change when the work goes on: how the critic is reached and what it may cost, not what it says; the
+bounds of a selection's gates, not what is measured for them; where rollout servers are; how the runs of a comparison
+are started."""
 
 
 def as_before(config: Config, folder: Path) -> Config:
@@ -172,7 +172,7 @@ class RunFolder:
         return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
 
     def rewind(self, sizes: Mapping[str, int]) -> None:
-        """Cut the record files back to a checkpoint. What is cut moves to superseded/, it is never deleted."""
+        """Cut the record files back to a checkpoint. The rest moves to superseded/, it is never deleted."""
         for name in RECORDS:
             jsonl.rewind(self.path / f"{name}.jsonl", sizes.get(name, 0))
 
@@ -249,7 +249,7 @@ def _lock(path: Path, folder: Path) -> TextIO:
 
 
 def versions() -> dict[str, Any]:
-    """What ran: package, revision, interpreter, libraries, platform."""
+    """The versions that ran: package, revision, interpreter, libraries, platform."""
     import importlib.metadata
 
     libraries = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "httpx2")

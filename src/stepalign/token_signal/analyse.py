@@ -25,7 +25,7 @@ from stepalign.token_signal.table import DIGITS, LEAST_ALTERNATIVE, ScoredComple
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shown:
-    """What the self-teacher sees under one context."""
+    """The text of one context as the self-teacher sees it."""
 
     text: str
     introduction: str = ""
@@ -43,7 +43,7 @@ class AttemptInContexts:
     critique: Critique | None = None
     labels: Labels = field(default_factory=Labels)
     case: str = ""
-    """What kind of attempt it is; the critic's case where this is empty."""
+    """The kind of attempt; the critic's case where this is empty."""
     spans: Sequence[tuple[int, int]] | None = None
     """Characters of the attempt's text behind each token, where its text is more than its tokens spell."""
     prompts: PromptBuilder | None = None

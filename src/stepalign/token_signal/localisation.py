@@ -27,7 +27,7 @@ from stepalign.token_signal.table import ScoredCompletion, TokenTable
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Truth:
-    """What is known about the tokens of one rollout. Indices are positions in the completion."""
+    """The known places of the tokens of one rollout. Indices are positions in the completion."""
 
     right: frozenset[int] = frozenset()
     wrong_step: frozenset[int] = frozenset()
@@ -43,7 +43,7 @@ class Truth:
 
 
 def truth_of(scored: ScoredCompletion) -> Truth:
-    """What is known about a completion. Special tokens have no place."""
+    """The known places of a completion's tokens. Special tokens have no place."""
     special = set(scored.special)
     inside = [
         (step.status, frozenset(np.flatnonzero(scored.step == index).tolist()) - special)
@@ -62,7 +62,7 @@ def truth_of(scored: ScoredCompletion) -> Truth:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the numbers need
+# The input of the numbers
 
 
 Columns = dict[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""What is known about the steps of an attempt: right, first wrong, after the error, or unknown.
+"""The status of every step of an attempt: right, first wrong, after the error, or unknown.
 
 It comes from the first of these that says anything: labels that were given, a critic that located the first error (a
 program that knows the truth, or a model), or the alignment of a critique with the attempt.
@@ -25,7 +25,7 @@ from stepalign.token_signal.table import MarkedStep
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Labels:
-    """What is given about an attempt; it counts more than anything else."""
+    """Labels that are given with an attempt; they count more than anything else."""
 
     wrong_step: str | None = None
     """Label of the first wrong step as ``split_steps`` names it ("3", "answer"); "" for none: every step is right."""

@@ -35,7 +35,7 @@ class ScoringJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SideScores:
-    """What one side says at every completion token; float32, nats."""
+    """The numbers of one side at every completion token; float32, nats."""
 
     log_probs: np.ndarray
     """[T], log p(y_t)."""

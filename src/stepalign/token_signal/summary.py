@@ -17,7 +17,7 @@ DEFINITION = "A_t = log p(y_t | question, context, y_<t) - log p(y_t | question,
 
 
 def header(model_name: str, temperature: float, **more: Any) -> dict[str, Any]:
-    """What signal.json says about all rollouts together."""
+    """The part of signal.json that is about all rollouts together."""
     return {
         "format": 1,
         "model": model_name,

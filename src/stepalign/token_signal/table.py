@@ -38,7 +38,7 @@ class TokenTable:
     context: str
     """Its name."""
     text: str
-    """What the self-teacher saw of it."""
+    """The part of it that the self-teacher saw."""
     tokens: list[str]
     """The characters behind each token; special tokens by their name."""
     step: np.ndarray
@@ -57,7 +57,7 @@ class TokenTable:
     """Tokens of the context that did not fit into the self-teacher's prompt."""
     critic_case: str = ""
     first_error: str = ""
-    """What the critic said of the attempt, where the context is its critique."""
+    """The critic's verdict on the attempt, where the context is its critique."""
     prompt: str | None = None
     """The self-teacher's whole prompt, where it was kept."""
 
@@ -134,7 +134,7 @@ class ScoredCompletion:
 
 
 def align_feedback(attempt: str, feedback: str, *, expected_answer: str | None = None) -> Alignment | None:
-    """What became of the attempt's steps in feedback that is written in steps; None for any other feedback.
+    """The fate of the attempt's steps in feedback that is written in steps; None for any other feedback.
 
     Steps are tagged, in the attempt's own style, or both texts hold code.
     """

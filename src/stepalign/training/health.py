@@ -29,7 +29,7 @@ SLOWER = "lower training.learning_rate"
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What the guards see: a number per step and name (NaN where undefined), and what was masked so far, by reason."""
+    """The view of the guards: a number per step and name (NaN where undefined), and the masked samples by reason."""
 
     rows: Sequence[Mapping[str, float]]
     section: GuardsSection
@@ -253,7 +253,7 @@ class Guards:
 
 
 MUCH_CUT = 0.3
-"""Share of the first step's completions that are cut, above which a run is told so at once."""
+"""Share of the first step's completions that are cut, above which a run says so at once."""
 
 
 def first_step(numbers: Mapping[str, float]) -> str:

@@ -32,14 +32,14 @@ WATCHED = (
 
 
 NOTHING = [((0,), (0,))]
-"""What a rank scores where it has no samples of its own and the others have some: every rank gathers every layer."""
+"""The sample that a rank scores where it has none of its own: every rank gathers every layer."""
 LARGE_VOCABULARY = 2**14
 """Entries from which the walk over the logits weighs enough that a training run wins back the 10 s of compiling."""
 
 
 @dataclass(slots=True)
 class _Sums:
-    """What a step has accumulated so far, besides its gradients."""
+    """The sums of a step so far, besides its gradients."""
 
     loss: torch.Tensor | float = 0.0
     watched: WatchedSums = field(default_factory=lambda: dict.fromkeys(WATCHED, (0.0, 0)))
@@ -142,7 +142,7 @@ class Learner:
         teacher.load(found.teacher)
 
     def _counts(self, samples: Sequence[Sample]) -> StepCounts:
-        """What the step holds besides micro-batches; of no samples the counts of a plain sum."""
+        """The contents of the step besides micro-batches; of no samples the counts of a plain sum."""
         return StepCounts(
             completions=max(1, sum(any(sample.loss_mask) for sample in samples)),
             tokens=max(1, sum(sum(sample.loss_mask) for sample in samples)),

@@ -2,7 +2,7 @@
 
     problems -> rollouts -> critiques -> contexts -> Samples -> optimizer step
 
-What differs from a textbook GRPO loop: the reward may be joined or replaced by a self-teacher that reads a context,
+Differences from a textbook GRPO loop: the reward may be joined or replaced by a self-teacher that reads a context,
 and both sides of that comparison score the very ids that were sampled. There is no reference-policy penalty unless
 ``objective.beta`` asks for one, every update is on-policy unless ``training.updates_per_batch`` says otherwise, and the
 loss is one sum divided by one global count unless ``objective.loss_type`` weighs tokens otherwise.
@@ -46,7 +46,7 @@ PHASES = ("sampling", "feedback", "learning", "evaluation", "saving")
 
 @dataclass(slots=True)
 class Progress:
-    """What a run has done so far; it is part of every checkpoint."""
+    """The progress of a run; it is part of every checkpoint."""
 
     step: int = 0
     """Finished optimizer steps."""

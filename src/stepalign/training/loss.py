@@ -35,7 +35,7 @@ WatchedSums = dict[str, tuple[Tensor | float, int]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """What the optimizer minimises. Clips are in nats, docs/objective.md has formulas and sources."""
+    """The settings of the loss. Clips are in nats, docs/objective.md has formulas and sources."""
 
     temperature: float = 1.0
     """Divides all logits; the sampling temperature."""
@@ -198,7 +198,7 @@ def _distill(
 def _watch_truth(
     samples: Sequence[Sample], student: Side, teacher: Side, temperature: float, watched: WatchedSums
 ) -> None:
-    """How much of each side's probability lies on the right token where the completion has its first wrong one."""
+    """The probability that each side gives the right token where the completion has its first wrong one."""
     rows, tokens, start = [], [], 0
     for sample in samples:
         if sample.probe is not None:
@@ -243,7 +243,7 @@ class _Tokens:
     mask_N: Tensor
     """True for tokens that train."""
     weights_N: Tensor
-    """What a token counts in the loss of the step, float32; 0 outside the mask."""
+    """The weight of a token in the loss of the step, float32; 0 outside the mask."""
     device: torch.device
     """Of the hidden states."""
 

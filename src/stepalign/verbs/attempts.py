@@ -37,7 +37,7 @@ _NEEDED = ("question", "completion")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempts:
-    """What a file holds, and what was left out."""
+    """The attempts of a file, and the rows that were left out."""
 
     attempts: Sequence[Attempt]
     """In the order of the file. Attempts of a plain file are not graded yet: see :func:`graded`."""

@@ -46,11 +46,11 @@ MATERIAL: dict[Need, tuple[str, Callable[[Domain, Problem], bool], str]] = {
         "--set data.columns=python for problems that have tests, or choose a condition that needs none",
     ),
 }
-"""What a design shows of the problem itself: its name, whether a problem has it, and what to do where none has."""
+"""The part of a problem that a design shows: its name, whether a problem has it, and what to do where none has."""
 
 
 class Inputs:
-    """What the checks look at: a recipe, and what it names, loaded when a check first asks for it."""
+    """The input of the checks: a recipe, and what it names, loaded when a check first asks for it."""
 
     def __init__(self, config: Config, listener: Listener = silent) -> None:
         self.config, self.listener = config, listener
@@ -99,7 +99,7 @@ def check_recipe(config: Config) -> None:
 
 
 def trackers(inputs: Inputs) -> None:
-    """What ``training.report_to`` names is installed."""
+    """Every tracker of ``training.report_to`` is installed."""
     check_trackers(inputs.config.training)
 
 

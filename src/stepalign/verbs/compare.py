@@ -51,7 +51,7 @@ SHARED = (
 )
 """Beginnings of keys that no arm may set: all arms start from one untrained solver and answer the same questions."""
 OWN = ("evaluation.eval_steps",)
-"""What an arm may set all the same."""
+"""Keys that an arm may set all the same."""
 
 
 @dataclass(frozen=True, slots=True)

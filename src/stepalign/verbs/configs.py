@@ -117,7 +117,7 @@ def config_with_critic(
 
 
 def _api_address(url: str) -> str:
-    """A bare host stands for its ``/v1``, where OpenAI-compatible servers have their interface."""
+    """A bare host means its ``/v1``, where OpenAI-compatible servers have their interface."""
     try:
         address = split_url(url)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What ``--dry-run`` prints: the resolved configuration, the prompts of one problem, the token budgets."""
+"""The lines of ``--dry-run``: the resolved configuration, the prompts of one problem, the token budgets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def describe(config: Config) -> str:
         context = _example_context(condition.design, problem)
         teacher = prompts.self_teacher(problem, context, introduction=design.introduction)
         teacher_tokens = len(teacher.ids)
-        note = "" if not design.needs_critic else "; the reference stands in for the critique that a run would ask for"
+        note = "" if not design.needs_critic else "; the reference replaces the critique that a run would ask for"
         parts.append(
             (f"self-teacher prompt ({len(teacher.ids)} tokens{note})", solver.tokenizer.decode(list(teacher.ids)))
         )

@@ -80,7 +80,7 @@ def _adapter_size(model: Any, rank: int, targets: tuple[str, ...]) -> int:
 
 
 def peak_bytes(parts: Mapping[str, float]) -> float:
-    """What a process holds at its fullest: sampling and learning do not come together."""
+    """The bytes of a process at its fullest: sampling and learning do not come together."""
     learning = parts["activations"] + parts["logits"] + parts["gradients"]
     fixed = sum(parts[name] for name in ("base", "weights", "optimizer", "teacher"))
     return fixed + max(learning, parts["sampler cache"])

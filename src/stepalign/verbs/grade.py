@@ -126,7 +126,7 @@ def _texts(row: Row | Malformed, columns: Sequence[str], thinking: bool) -> tupl
 
 
 def _cell(row: Row, column: str) -> Any:
-    """What a column holds; "a.b" is the column b of what the column a holds, unless a column is called that."""
+    """The value of a column; "a.b" is the column b of what the column a holds, unless a column is called that."""
     if column in row:
         return row[column]
     first, _, rest = column.partition(".")

@@ -129,7 +129,7 @@ def mark_gradients(arms: Sequence[dict[str, Any]], training: Sequence[Mapping[st
 
 
 def summary_lines(results: Mapping[str, Any]) -> list[str]:
-    """What a comparison has cost, for the terminal."""
+    """The cost of a comparison, for the terminal."""
     clock, whole = results["timings"], ("workers", "report", "total")
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in clock.items() if name not in whole)
     return [

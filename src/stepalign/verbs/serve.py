@@ -15,7 +15,7 @@ from stepalign.errors import ConfigError
 from stepalign.stopping import StopRequest
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for ``--max-lora-rank``."""
+"""The values that vLLM takes for ``--max-lora-rank``."""
 SECONDS_TO_STOP = 10.0
 
 
@@ -122,7 +122,7 @@ def _run(command: ServerCommand, stop: StopRequest) -> int:
 
 
 def _context_length(folder: Path) -> list[int]:
-    """What the configuration of a local model says, if anything."""
+    """The configuration of a local model, if it has one."""
     with suppress(OSError, ValueError, AttributeError):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         length = {**config, **config.get("text_config", {})}.get("max_position_embeddings")

@@ -82,7 +82,7 @@ class ArithmeticCritic:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a critic believes about an attempt
+# The view that a critic has of an attempt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +145,7 @@ def _invented(view: _View, place: int, shift: int) -> _View:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What it writes about it
+# The text that it writes
 
 
 def _trace(view: _View, reference: str, attempt: str) -> str:

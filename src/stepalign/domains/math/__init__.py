@@ -19,7 +19,7 @@ def grade(text: str, expected: str | float, *, prompt: str = "") -> Grade:
 
     Args:
         text: the completion, thinking included.
-        expected: the expected answer, bare or as a worked solution that marks its answer; a number stands for its text.
+        expected: the expected answer, bare or as a worked solution that marks its answer; a number means its text.
         prompt: the prompt behind which the text was sampled, or its end: where it opens a thought (``<think>``), the
             text begins inside of it, and a thought that is cut has no answer.
 

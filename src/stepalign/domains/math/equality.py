@@ -1,6 +1,6 @@
 """Whether two answers in normal form are equal: everything but the equality of two single expressions.
 
-What is left, one expression against one expression, goes to a ``Leaf``: a function that the caller brings.
+The rest, one expression against one expression, goes to a ``Leaf``: a function that the caller brings.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _KINDS = {"vec": "overrightarrow", "overleftarrow": "overrightarrow"}
 _BASED = re.compile(r"([0-9][0-9A-Fa-f]*|[A-F]+[0-9]+[0-9A-F]*)_\{?(\d+)\}?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"([-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)),(\d{1,2}|\d{4,})", re.ASCII)
 _UNSEEN_MARKS = ("'", "\\ldots")
-"""What math-verify reads over: f' would be f, and 1, 2, ... would be 1, 2."""
+"""Signs that math-verify reads over: f' would be f, and 1, 2, ... would be 1, 2."""
 _MEMBER = re.compile(r"\\in(?![A-Za-z])")
 _MAX_UNORDERED = 12
 """Elements of a set that are matched in every order, once the plainly equal ones are paired."""

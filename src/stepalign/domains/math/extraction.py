@@ -194,7 +194,7 @@ def _hashed(text: str) -> Extraction | None:
 
 
 def _sentence(text: str, start: int) -> str | None:
-    """What follows an announcement, up to the end of its sentence; the next line where its own is empty.
+    """The text that follows an announcement, up to the end of its sentence; the next line where its own is empty.
 
     None for a question.
     """

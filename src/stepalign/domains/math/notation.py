@@ -1,4 +1,4 @@
-"""What the characters of a normal form say: plain numbers, brackets, and the elements between them. Pure functions."""
+"""The signs of a normal form: plain numbers, brackets, and the elements between them. Pure functions."""
 
 from __future__ import annotations
 

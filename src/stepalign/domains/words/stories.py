@@ -77,7 +77,7 @@ def chain(start: int, *changes: tuple[str, int]) -> Route:
 
 
 def _together(start: int, changes: Sequence[tuple[str, int]]) -> Route:
-    """What is added and what is taken away apart, then both at once."""
+    """Additions and subtractions apart, then both at once."""
     more, less = ([x for sign, x in changes if sign == wanted] for wanted in "+-")
     sums = [chain(xs[0], *(("+", x) for x in xs[1:])) for xs in (more, less) if xs]
     gain, loss = sum(more), sum(less)

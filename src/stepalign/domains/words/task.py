@@ -135,5 +135,5 @@ _SENTENCES = {
 
 def in_words(rng: random.Random, route: Route) -> str:
     """A route in sentences."""
-    told = [rng.choice(_SENTENCES[s.operator]).format(a=s.left, b=s.right, c=s.result) for s in route]
-    return f"{' '.join(told)} So the answer is {route[-1].result}."
+    said = [rng.choice(_SENTENCES[s.operator]).format(a=s.left, b=s.right, c=s.result) for s in route]
+    return f"{' '.join(said)} So the answer is {route[-1].result}."

@@ -36,7 +36,7 @@ class Server:
     """Names of our versions that it has."""
     syncing: bool = False
     link: Any = None
-    """What a way keeps for it."""
+    """The state that a way keeps for it."""
     rests_until: float = 0.0
     failures: int = 0
     """In a row."""

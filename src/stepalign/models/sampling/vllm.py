@@ -306,7 +306,7 @@ class VllmSampler:
 
 @dataclass(slots=True)
 class _Part:
-    """What has come of one completion."""
+    """The state of one completion."""
 
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)

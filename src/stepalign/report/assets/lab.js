@@ -27,7 +27,7 @@ const request = () => ({
   contexts: Object.fromEntries(form.contexts.map(({ name, text }) => [name, text])),
 });
 
-// Nothing to ask about, or a name that stands twice: said beside the form, not asked.
+// Nothing to ask about, or a name given twice: shown beside the form, not asked.
 function unready() {
   const names = form.contexts.map(({ name }) => name.trim());
   if (!form.completion) return "Paste an attempt.";
@@ -44,7 +44,7 @@ function changed() {
   markWaiting();
 }
 
-// Whether what is shown is still to catch up with what stands on the form.
+// Whether the shown result is older than the form.
 function markWaiting() {
   lab.toggleAttribute("data-waiting", Boolean(timer || asking));
 }

@@ -1,4 +1,4 @@
-"""What the lab's page asks to have scored. A request is one line of a file that ``stepalign signal`` reads."""
+"""The requests of the lab's page. A request is one line of a file that ``stepalign signal`` reads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LabRequest(BaseModel):
     case: Word = ""
     wrong_step: Word | None = None
     wrong_text: Text | None = None
-    """What is known about the attempt: the label of its first wrong step, or the wrong passage itself."""
+    """The label of the attempt: the label of its first wrong step, or the wrong passage itself."""
     system: Text = ""
     chat_options: dict[str, Any] = Field(default_factory=dict)
     prompts: dict[Literal["student", "self_teacher"], Text] = Field(default_factory=dict)

@@ -44,7 +44,7 @@ Answer = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 
 
 class LabScorer(Protocol):
-    """What the server needs of a ``scorer.Scorer``."""
+    """The part of a ``scorer.Scorer`` that the server needs."""
 
     @property
     def designs(self) -> list[dict[str, str]]: ...

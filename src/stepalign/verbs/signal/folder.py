@@ -118,7 +118,7 @@ def write_signal_folder(
 
 
 def weights_of(path: str, solver: Solver) -> str | None:
-    """What tells these weights from others: SHA-256 of their files, or the revision on the Hub."""
+    """The fingerprint of the weights: SHA-256 of their files, or the revision on the Hub."""
     digests = [sha256_of_file(file) for file in weight_files(path)]
     if not digests:
         return getattr(solver.model.config, "_commit_hash", None)
@@ -141,7 +141,7 @@ def _check_source(out: Path, source: Mapping[str, Any]) -> None:
 def _prompts_used(
     config: Config, prompts: PromptBuilder, solver: Solver, first: AttemptInContexts, prompts_from: str
 ) -> dict[str, Any]:
-    """What both sides read, with the prompts of the first attempt as they went in."""
+    """The prompts of both sides, with those of the first attempt as they went in."""
     own, problem = first.prompts or prompts, first.attempt.problem
     name, shown = next(iter(first.contexts.items()))
     teacher = own.self_teacher(problem, shown.text, introduction=shown.introduction, completion_length=len(first.ids))

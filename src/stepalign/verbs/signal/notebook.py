@@ -79,7 +79,7 @@ class Signal:
         return sorted(found, key=lambda token: -abs(token.log_ratio))[:count]
 
     def alignment(self, context: str) -> Alignment | None:
-        """What became of the attempt's steps in a context; None where it is not written in steps."""
+        """The fate of the attempt's steps in a context; None where it is not written in steps."""
         answer = self.scored.expected_answer
         return align_feedback(self.scored.text, self.table(context).text, expected_answer=answer)
 
@@ -151,7 +151,7 @@ def signal(
         reference: a reference solution, shown on the page.
         wrong_step: label of the first wrong step ("3", "answer"); "" says that every step is right.
         wrong_text: the wrong passage, quoted.
-        recipe: brings prompts and temperature; without one a question is asked as it stands, unless the solver comes
+        recipe: brings prompts and temperature; without one a question is asked as it is, unless the solver comes
             from a run or from the package.
         settings: keys of the recipe and their values, such as {"signal.top_k": 10}, or ``key.path=value`` words.
 

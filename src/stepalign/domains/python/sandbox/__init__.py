@@ -5,7 +5,7 @@ the tests. A test's call goes over a pipe; what comes back is plain data (``valu
 The solution can therefore not reach the assertions, the comparison or the verdict. Both processes are ended together
 when the tests are through, when their time is up, or when the caller dies.
 
-What this is not: a security boundary against holes in the kernel. See ``confinement``.
+It is no security boundary against holes in the kernel. See ``confinement``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one run may take. Files, network and further processes it may not have at all."""
+    """The limits of one run. Files, network and further processes it may not have at all."""
 
     cpu_seconds: int = 2
     """Of each of the two processes."""

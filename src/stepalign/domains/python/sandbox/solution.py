@@ -76,7 +76,7 @@ def _compiled(code):
 
 
 def _answer(work, values, handle, arguments=()):
-    """What came of some work: a value with the arguments as they are now, or a fault."""
+    """The outcome of some work: a value with the arguments as they are now, or a fault."""
     try:
         value = work()
         return {
