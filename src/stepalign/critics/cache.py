@@ -21,17 +21,20 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stepalign.errors import ConfigError
 from stepalign.outside import parse_json
 from stepalign.storage.fingerprint import sha256
 
+T = TypeVar("T")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, value TEXT NOT NULL, created REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
 """
 _SCHEMA_VERSION = 1
+_CHECKSUM = "sha256"
+"""In a stored reply: of its key and everything else in it."""
 _BUSY_SECONDS = 30.0
 """How long a write waits for another process's write."""
 
@@ -74,6 +77,8 @@ class ReplyCache:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._pid = 0
+        self.damaged = self.taken_over = 0
+        """Replies removed because they were damaged; claims of killed processes that this one took over."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._open() as connection:
@@ -85,11 +90,27 @@ class ReplyCache:
                 hint="name a writable file on a local disk, or delete the file if it is not a stepalign cache",
             ) from error
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The stored reply, or None."""
+    def get(self, key: str, read: Callable[[dict[str, Any]], T] = lambda value: value) -> T | None:
+        """The stored reply, or None. A damaged one is removed and counted, so that it is asked for again.
+
+        Args:
+            read: makes the reply of what is stored; its TypeError or ValueError says that it is damaged.
+        """
         with self._open() as connection:
             row = connection.execute("SELECT value FROM replies WHERE key = ?", (key,)).fetchone()
-        return parse_json(row[0]) if row else None
+        if row is None:
+            return None
+        try:
+            value = parse_json(row[0])
+            checksum = value.pop(_CHECKSUM, None)  # replies of older versions have none
+            if checksum not in (None, content_key({key: value})):
+                raise ValueError("damaged")
+            return read(value)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            with self._write() as connection:  # unless another process has replaced it
+                row = connection.execute("DELETE FROM replies WHERE key = ? AND value IS ?", (key, row[0]))
+                self.damaged += row.rowcount
+            return None
 
     def is_claimed(self, key: str) -> bool:
         """Whether the reply is being paid for now."""
@@ -100,6 +121,8 @@ class ReplyCache:
     def claim(self, key: str, owner: str) -> bool:
         """Take the key if it has no reply and no holder; True: the call is the owner's to make.
 
+        A claim that a killed process has left is counted: its call may have been paid for.
+
         Args:
             owner: a name no other claimant has, so that a late holder cannot drop its successor's claim; see
                 :func:`owner_name`.
@@ -107,13 +130,14 @@ class ReplyCache:
         with self._write() as connection:
             if connection.execute("SELECT 1 FROM replies WHERE key = ?", (key,)).fetchone() or self.is_claimed(key):
                 return False
+            self.taken_over += connection.execute("DELETE FROM claims WHERE key = ?", (key,)).rowcount
             expires = self._clock() + self.lease_seconds
             connection.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (key, owner, expires))
             return True
 
     def put(self, key: str, value: Mapping[str, Any]) -> None:
         """Store a reply and drop its claim. The first reply stays: what was once read is what a replay reads."""
-        text = canonical_json(value)
+        text = canonical_json({**value, _CHECKSUM: content_key({key: value})})
         with self._write() as connection:
             connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", (key, text, self._clock()))
             connection.execute("DELETE FROM claims WHERE key = ?", (key,))

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
@@ -301,6 +301,14 @@ def read_reply(body: str) -> Reply | Fault:
         completion_tokens=completion_tokens if prompt_tokens else _count(usage.get("completion_tokens")),
         model=data["model"] if isinstance(data.get("model"), str) else "",
     )
+
+
+def stored_reply(stored: Mapping[str, Any]) -> Reply:
+    """A reply of the cache. Raises TypeError for anything else."""
+    reply = Reply(**stored)
+    if not isinstance(reply.content, str | None) or not isinstance(reply.finish_reason, str | None):
+        raise TypeError("no reply")
+    return replace(reply, prompt_tokens=int(reply.prompt_tokens), completion_tokens=int(reply.completion_tokens))
 
 
 def error_text(answer: Any) -> str:

@@ -1,14 +1,15 @@
 """A critic behind OpenAI-compatible servers: cached, claimed, budgeted, asked again where that helps.
 
-A call goes through the cache (a reply that was paid for is never paid for twice), a claim (of several processes that
-want one reply, one pays), a slot (bounded concurrency), and attempts at the least loaded server until there is a usable
-reply, or no use in going on.
+A call goes through the cache (a reply that came is never paid for twice), a claim (of several processes that want one
+reply, one pays), a slot (bounded concurrency), and attempts at the least loaded server. A claim is written before its
+call and goes when the reply is stored: one that a killed process has left is a call that may have been paid for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
@@ -19,7 +20,7 @@ from typing import Any
 from stepalign.config import CriticSection
 from stepalign.critics.budget import Ledger
 from stepalign.critics.cache import ReplyCache, content_key, owner_name
-from stepalign.critics.chat import Fault, Reply, Server, read_key
+from stepalign.critics.chat import Fault, Reply, Server, read_key, stored_reply
 from stepalign.critics.servers import RetryPolicy, Servers, Slots
 from stepalign.errors import ConfigError, EndpointError
 from stepalign.feedback.critique import (
@@ -42,8 +43,7 @@ logger = logging.getLogger("stepalign.critic")
 CRITIC_VARIABLES = ("question", "attempt", "answer", "solution", "sees", "structured", "truncated")
 """The variables of a critic's prompt; which of them are defined depends on what it may see."""
 
-_CLAIM_POLL_SECONDS = 0.1
-_MAX_CLAIM_POLL_SECONDS = 1.0
+_CLAIM_POLL_SECONDS, _MAX_CLAIM_POLL_SECONDS = 0.1, 1.0
 _MAX_EMPTY_REPLIES = 3
 """Empty messages that one call accepts: some servers send them when they are overloaded, some models always do."""
 _MALFORMED_RETRIES = 1
@@ -75,8 +75,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         form: what the template asks for; a hint or a comment is any text, the other two are step-tagged traces.
         cache_path: sqlite file with replies, shared by runs and processes; None: nothing is kept.
         ledger_path: JSON lines of every HTTP attempt; with it the budgets hold over all processes of a run.
-        policy: patience; the defaults suit hosted and local servers.
-        announce: gets one line when the servers stop answering and when they are back.
+        announce: gets a line for trouble with the servers or the cache.
 
     Raises:
         ConfigError: settings that contradict each other, or the named environment variable is not set.
@@ -129,6 +128,8 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
             announce=announce,
             ledger=self.ledger,
         )
+        self._said: set[str] = set()
+        self._taken_over = 0
         self._in_flight: dict[str, asyncio.Task[_Outcome]] = {}
         self._background = BackgroundLoop("critic")
 
@@ -142,11 +143,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         return int(self._slots.limit)
 
     def messages(self, attempt: Attempt) -> list[dict[str, str]]:
-        """The chat the critic is sent. Variables it may not see are not defined, so no template can leak them.
-
-        Raises:
-            ConfigError: the template asks for something it is not given.
-        """
+        """The chat the critic is sent. Variables it may not see are not defined: a template that asks for one fails."""
         return self._messages(
             question=attempt.problem.question,
             attempt=attempt.text,
@@ -191,7 +188,9 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         messages = self._messages(**small, truncated=False)
         fields = self._request_fields(messages, self._section.max_tokens)
         keys = {redact_url(url): content_key({**fields, "server": redact_url(url)}) for url in self._section.base_urls}
-        known = [label for label, key in keys.items() if self.cache is not None and self.cache.get(key)]
+        known: list[str] = []
+        with suppress(sqlite3.Error):
+            known = [label for label, key in keys.items() if self.cache is not None and self.cache.get(key)]
         for label, reply in self._background.run(self._servers.check(fields, known=known)).result().items():
             has_budget = self._section.token_budget is not None or self._section.cost_budget is not None
             if has_budget and not reply.prompt_tokens + reply.completion_tokens:
@@ -199,8 +198,9 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
                 raise EndpointError("the server does not count tokens: no budget can hold", where=label, hint=hint)
             if reason := self._parse(reply).reason:
                 self._announce(f"critic: the first reply cannot be used: {reason}; it begins {reply.content!r:.100}")
-            if self.cache is not None:
-                self.cache.put(keys[label], asdict(reply))
+            with suppress(sqlite3.Error):
+                if self.cache is not None:
+                    self.cache.put(keys[label], asdict(reply))
 
     def close(self) -> None:
         """Cancel calls under way, close connections and the cache, end the thread. May be called twice."""
@@ -240,14 +240,21 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
 
     async def _cached_call(self, key: str, messages: list[dict[str, str]]) -> _Outcome:
         """A reply from the cache, from another process that is paying for it now, or from the servers."""
-        cache = self.cache
-        if cache is None:
-            async with self._slots:
-                return await self._call(messages)
+        if self.cache is not None:
+            try:
+                return await self._shared_call(self.cache, key, messages)
+            except sqlite3.Error as error:  # nothing is paid for yet
+                self._say_once(f"critic: the cache cannot be used ({error}): {self.cache.path}")
+                if self._section.cache_only:
+                    return _Outcome(reason="the cache cannot be read")
+        async with self._slots:
+            return await self._call(messages)
+
+    async def _shared_call(self, cache: ReplyCache, key: str, messages: list[dict[str, str]]) -> _Outcome:
         nap = _CLAIM_POLL_SECONDS
         while True:
-            if stored := await asyncio.to_thread(cache.get, key):
-                return _Outcome(reply=Reply(**stored), cached=True)
+            if reply := await asyncio.to_thread(cache.get, key, stored_reply):
+                return _Outcome(reply=reply, cached=True)
             if self._section.cache_only:
                 return _Outcome(reason="not in the cache")
             # Waiting for another process takes no slot.
@@ -266,15 +273,27 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
                 mine = await asyncio.to_thread(cache.claim, key, self._owner)
                 if not mine:
                     return None
+                for _ in range(cache.taken_over - self._taken_over):
+                    self.ledger.book("a killed process", 0.0, fault="in_flight")
+                self._taken_over = cache.taken_over
                 outcome = await self._call(messages)
             # A slot is a call at the servers; writing takes none.
             if outcome.reply is not None:
-                await asyncio.to_thread(cache.put, key, asdict(outcome.reply))
-                stored = True
+                try:
+                    await asyncio.to_thread(cache.put, key, asdict(outcome.reply))
+                    stored = True
+                except sqlite3.Error as error:  # paid for, and used
+                    self._say_once(f"critic: replies cannot be kept ({error}), and may be paid for again: {cache.path}")
             return outcome
         finally:
             if mine and not stored:
-                await asyncio.to_thread(cache.release, key, self._owner)
+                with suppress(sqlite3.Error):
+                    await asyncio.to_thread(cache.release, key, self._owner)
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self._announce(line)
 
     async def _call(self, messages: list[dict[str, str]]) -> _Outcome:
         """Attempts until there is a usable reply, or no use in going on."""
