@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_server import FaultServer, Script
+from fault_server import CHECK, FaultServer, Script
 
 from stepalign.cli import main
 from stepalign.domains.math.grading import Grader
@@ -351,3 +351,16 @@ def test_a_password_in_the_address_is_nowhere_in_the_folder_and_work_goes_on_wit
     assert {header["authorization"].split()[0] for header in server.headers} == {"Basic"}
     assert not [path for path in out.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
     assert run(file, out, server.url, "--resume").returncode == 0
+
+
+@pytest.mark.parametrize(("behaviour", "code"), [("status 401", 3), ("say nothing of use", 1)])
+def test_a_critic_without_any_usable_critique_is_no_success(
+    serve: Callable[..., FaultServer], file: Path, tmp_path: Path, behaviour: str, code: int
+) -> None:
+    server = serve(lambda text, asked: "ok" if text == CHECK else behaviour)
+    done = run(file, tmp_path / "out", server.url)
+    assert done.returncode == code
+    assert "none of the 16 critiques is usable" in done.stderr
+    assert findings(tmp_path / "out")["usable"] == 0
+    assert (tmp_path / "out" / "index.html").exists()
+    assert ("critic refuses a request" in done.stdout) == (code == 3)

@@ -155,7 +155,7 @@ def critique(
     from stepalign.report.critiques import critique_lines
     from stepalign.verbs.attempts import read_attempts
     from stepalign.verbs.configs import config_with_critic, parse_pairs
-    from stepalign.verbs.critique import critique_rollouts
+    from stepalign.verbs.critique import critique_rollouts, refuse_without_critiques
 
     attempts = read_attempts(rollouts, parse_pairs(columns))
     config = config_with_critic(attempts.config, critic, model, settings, cache_only=cache_only)
@@ -164,6 +164,7 @@ def critique(
         summary = critique_rollouts(config, attempts, out, resume=resume, listener=display)
     say(*critique_lines(summary))
     say(f"page: {out / 'index.html'}")
+    refuse_without_critiques(summary)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from stepalign.config import Config
 from stepalign.critics import RUN_FILES, Critic
 from stepalign.critics.calculation import CalculationCritic
 from stepalign.domains.table import find_domain, make_grader, make_programmatic_critic
-from stepalign.errors import BudgetSpentError, ConfigError, LockedError
+from stepalign.errors import BudgetSpentError, ConfigError, EndpointError, LockedError, UserError
 from stepalign.events import Event, Listener, progress, silent
 from stepalign.feedback.alignment import Alignment
 from stepalign.feedback.findings import FINDINGS
@@ -89,6 +89,20 @@ def critique_rollouts(
             finally:
                 critic.close()
         return _publish(config, attempts, done, rules, critic, out)
+
+
+def refuse_without_critiques(summary: Mapping[str, Any]) -> None:
+    """Raise a UserError where no critique is usable: everything is written, and nothing can be learnt from it."""
+    if summary["usable"]:
+        return
+    counts = {finding["name"]: finding["count"] for finding in summary["findings"] if finding["count"]}
+    never_came = counts.get("failed") == summary["critiques"]
+    named = ", ".join(f"{count} {name}" for name, count in counts.items())
+    raise (EndpointError if never_came else UserError)(
+        f"none of the {summary['critiques']} critiques is usable: {named}",
+        where=f"the critic {summary['critic']}",
+        hint="the page shows the replies; --resume asks again for those that failed",
+    )
 
 
 def _progress(done: int, attempts: Attempts, found: Counter[str]) -> Event:
