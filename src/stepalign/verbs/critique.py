@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepalign.config import Config
+from stepalign.config import Config, changed, load_config
 from stepalign.critics import RUN_FILES, Critic
 from stepalign.critics.calculation import CalculationCritic
 from stepalign.domains.table import find_domain, make_grader, make_programmatic_critic
@@ -26,7 +26,7 @@ from stepalign.records import Attempt, to_json
 from stepalign.rollouts.review import Review, Rules, ask_all, make_rules
 from stepalign.storage.files import finite, read_json, write_json
 from stepalign.storage.jsonl import keep_records
-from stepalign.storage.run_folder import RunFolder, as_before
+from stepalign.storage.run_folder import RunFolder
 from stepalign.verbs.attempts import Attempts, graded
 from stepalign.waiting import wait_for
 
@@ -58,7 +58,7 @@ def critique_rollouts(
         BudgetSpentError: the budget ended before the work; what is there is written, page included.
         ConfigError, EndpointError, LockedError: nothing was asked.
     """
-    config = as_before(config, out)
+    config = _as_begun(config, out)
     with RunFolder(out, config, resume=resume, kind="critique", extra=RUN_FILES) as folder:
         _refuse_other_attempts(out / "source.json", attempts)
         done = keep_records(out / "critiques.jsonl", lambda line: line["status"] != "failed")
@@ -89,6 +89,16 @@ def critique_rollouts(
             finally:
                 critic.close()
         return _publish(config, attempts, done, rules, critic, out)
+
+
+def _as_begun(config: Config, out: Path) -> Config:
+    """The folder's own recipe with the critic, prompts and data asked for: nothing else has a say in a critique."""
+    file = out / "config.toml"
+    if not file.exists():
+        return config
+    return changed(
+        load_config(str(file)), config.model_dump(mode="json", include={"critic", "prompts", "data"}), str(file)
+    )
 
 
 def refuse_without_critiques(summary: Mapping[str, Any]) -> None:
