@@ -123,7 +123,7 @@ def make_sampler(section: SamplingSection, solver: Solver) -> Sampler:
     if section.engine == "local":
         from stepalign.models.sampling.local import LocalSampler
 
-        return LocalSampler(solver, max_batch_tokens=section.max_batch_tokens)
+        return LocalSampler(solver, max_batch_tokens=section.max_batch_tokens, stop=section.stop)
     from stepalign.models.sampling.vllm import VllmSampler
 
     return VllmSampler(
@@ -133,6 +133,7 @@ def make_sampler(section: SamplingSection, solver: Solver) -> Sampler:
         way=section.sync,
         folder=section.sync_folder,
         timeout=section.timeout,
+        stop=section.stop,
     )
 
 
@@ -303,7 +304,7 @@ def with_lora(solver: Solver, config: Config) -> Solver:
         raise ConfigError("model.lora needs peft", hint='pip install "stepalign[lora]"') from error
     import torch
 
-    from stepalign.models.load import Solver
+    from stepalign.models.load import Solver, check_head
 
     torch.manual_seed(config.training.seed)  # the adapter's first values are part of the run's seed
     adapters = LoraConfig(
@@ -319,7 +320,9 @@ def with_lora(solver: Solver, config: Config) -> Solver:
     layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "cast_input_dtype_enabled")]
     for layer in layers:
         layer.cast_input_dtype_enabled = False  # ``Solver.computing`` brings adapters and inputs to the model's dtype
-    return Solver(model, solver.tokenizer)  # type: ignore[arg-type]
+    adapted = Solver(model, solver.tokenizer)  # type: ignore[arg-type]
+    check_head(adapted, config.model.path)
+    return adapted
 
 
 def prompt_templates(config: Config) -> tuple[Template, Template]:

@@ -151,7 +151,9 @@ def test_draws_of_impossible_tokens_never_happen() -> None:
     logits = torch.full((2000, 5), 1.0)
     logits[:, 1] = -math.inf
     logits[:, 3] = -200.0
-    ids, log_probs = draw(logits, 1.0, torch.Generator().manual_seed(0))
+    ids, log_probs = draw(
+        logits, 1.0, torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
     assert set(ids.tolist()) == {0, 2, 4}
     torch.testing.assert_close(log_probs, torch.full((2000,), -math.log(3)))
 
@@ -286,3 +288,83 @@ def test_calls_that_run_at_once_draw_what_they_draw_alone(ending_solver: Solver)
 
 def test_no_prompts_give_no_completions(tiny_solver: Solver) -> None:
     assert sample(tiny_solver, []) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows that are given to waiting prompts
+
+
+def same(one: list[list[Completion]], other: list[list[Completion]]) -> bool:
+    """The same tokens, and the same log-probabilities but for the rounding of products of another size."""
+    pairs = [pair for rows in zip(one, other, strict=True) for pair in zip(*rows, strict=True)]
+    near = [torch.allclose(torch.tensor(a.log_probs), torch.tensor(b.log_probs), atol=1e-5) for a, b in pairs]
+    return all(near) and all((a.ids, a.finish_reason) == (b.ids, b.finish_reason) for a, b in pairs)
+
+
+def test_a_completion_does_not_depend_on_what_is_drawn_beside_it(ending_solver: Solver) -> None:
+    """More prompts than fit, one row at a time, another order, other prompts beside it: the same tokens."""
+    many = [*PROMPTS, *([3, 9 + i, 12 + i, 4] for i in range(6))]
+    together = sample(ending_solver, many, num_samples=3, seed=5)
+    for budget in (25, 60, 200):
+        assert same(sample(ending_solver, many, num_samples=3, seed=5, max_batch_tokens=budget), together)
+    assert same(sample(ending_solver, many[::-1], num_samples=3, seed=5)[::-1], together)
+    assert same([sample(ending_solver, [prompt], num_samples=3, seed=5)[0] for prompt in many], together)
+    assert same([row[:2] for row in together], sample(ending_solver, many, num_samples=2, seed=5))
+    assert len({len(c.ids) for row in together for c in row}) > 3
+
+
+def test_a_prompt_that_comes_twice_has_samples_of_its_own(ending_solver: Solver) -> None:
+    first, second = sample(ending_solver, [PROMPTS[0]] * 2, num_samples=3, seed=5)
+    assert same(sample(ending_solver, PROMPTS[:1], num_samples=6, seed=5), [[*first, *second]])
+
+
+def test_free_rows_are_given_to_waiting_prompts(ending_solver: Solver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that end at once do not wait for the longest beside them: few steps in all."""
+    widths: list[int] = []
+    forward = ending_solver.decoder.forward
+
+    def counted(*words, **options):
+        if options["input_ids"].shape[1] == 1:
+            widths.append(len(options["input_ids"]))
+        return forward(*words, **options)
+
+    monkeypatch.setattr(ending_solver.decoder, "forward", counted)
+    prompts = [[3, 9 + i % 20, 12 + i // 20, 4] for i in range(60)]
+    found = sample(ending_solver, prompts, max_tokens=16, seed=1, max_batch_tokens=8 * 20)
+    assert max(widths) <= 8
+    tokens = sum(len(row[0].ids) - 1 for row in found)  # the first one comes from the prompt's own pass
+    assert sum(widths) == tokens
+    busy = widths[:-16]
+    assert sum(busy) / len(busy) > 7, "all but one of 8 rows are at work, until no prompt waits"
+
+
+def test_a_prompt_without_room_or_without_tokens_is_refused(ending_solver: Solver) -> None:
+    from stepalign.errors import ConfigError
+
+    limit = ending_solver.context_length
+    assert limit is not None
+    with pytest.raises(ConfigError, match=f"leaves no room for a completion of {limit} tokens"):
+        sample(ending_solver, max_tokens=limit)
+    with pytest.raises(ValueError, match="empty prompt"):
+        sample(ending_solver, [[3], []])
+
+
+def test_a_stop_text_ends_a_completion_as_an_end_token_does(tiny_solver: Solver) -> None:
+    free = sample(tiny_solver, num_samples=8, max_tokens=24, seed=2)
+    words = [tiny_solver.tokenizer.decode(c.ids[5:7]) for row in free for c in row if len(c.ids) > 8]
+    stops = (words[0], words[1])
+    sampler = LocalSampler(tiny_solver, stop=stops)
+    settings = {"num_samples": 8, "temperature": 1.0, "max_tokens": 24, "seed": 2}
+    stopped = wait_for(sampler.sample(PROMPTS, **settings))
+    ended = 0
+    for before, after in zip((c for row in free for c in row), (c for row in stopped for c in row), strict=True):
+        text = tiny_solver.tokenizer.decode(after.ids, skip_special_tokens=True)
+        assert before.ids[: len(after.ids)] == after.ids, "what comes before the text is not changed by it"
+        assert not any(stop in tiny_solver.tokenizer.decode(after.ids[:-1], skip_special_tokens=True) for stop in stops)
+        if len(after.ids) < len(before.ids):
+            ended += 1
+            assert after.finish_reason == "stop"
+            assert any(text.endswith(stop) for stop in stops)
+        else:
+            assert after == before
+    assert ended >= 2

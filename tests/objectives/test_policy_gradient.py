@@ -70,6 +70,31 @@ def test_clipped_policy_loss_in_its_four_corners():
     assert ((gradient == 0) == clipped).all()
 
 
+@pytest.mark.parametrize("difference", [-300.0, -90.0, -5.0, 0.1, 79.0, 87.0, 89.0, 120.0, 2000.0])
+@pytest.mark.parametrize("advantage", [1.0, -0.5, 0.0])
+def test_a_large_log_ratio_makes_nothing_infinite_that_clipping_bounds(difference: float, advantage: float):
+    """Where float64 can still say it, the values are its own; a clipped token has gradient 0."""
+    log_probs = torch.tensor([-0.1], requires_grad=True)
+    sampled = torch.tensor([-0.1 - difference])
+    loss, clipped = clipped_policy_loss(log_probs, sampled, torch.tensor([advantage]))
+    kl = kl_to_reference(log_probs.detach() + difference, log_probs)
+    for value in (loss, kl):
+        (gradient,) = torch.autograd.grad(value.sum(), log_probs)
+        if value is loss and advantage < 0 and difference > 88:
+            assert loss == math.inf, "nothing bounds it: the step is left out"
+            continue
+        assert value.isfinite().all()
+        assert gradient.isfinite().all()
+        if value is loss and clipped:
+            assert gradient == 0
+        if value is kl:
+            assert (gradient < 0) == (difference > 0)
+    if abs(difference) < 80:
+        ratio = math.exp(difference)
+        expected = -min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
+        torch.testing.assert_close(loss.double(), torch.tensor([expected], dtype=torch.float64), rtol=1e-4, atol=1e-6)
+
+
 def test_on_policy_gradient_is_reinforce():
     log_probs = torch.tensor([-1.0, -2.0], requires_grad=True)
     loss, clipped = clipped_policy_loss(log_probs, log_probs.detach(), torch.tensor([0.5, -1.5]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -28,6 +28,9 @@ class SamplingSection(Section):
     GRPO they have no gradient, but their tokens make the others' smaller. Needs ``num_generations`` of 2 or more."""
     max_batch_tokens: int = Field(default=65536, ge=1)
     """Prompt and completion tokens held by the local sampler at once."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts that end a completion, in evaluations too, such as "\\nQuestion:" for a base model that goes on with a
+    question of its own; their tokens belong to it."""
     engine: Literal["local", "vllm"] = "local"
     """local = in the process that learns; vllm = the servers of ``base_urls`` (``stepalign serve``, docs/scale.md)."""
     base_urls: tuple[str, ...] = ()

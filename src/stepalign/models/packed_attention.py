@@ -25,7 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from stepalign.models.load import on_device
 from stepalign.models.packing import Packing, Segment
 
-NAME = "stepalign_packed"
+NAME, EAGER = "stepalign_packed", "stepalign_eager"
 
 CALL_IN_PAIRS = 1024
 """The cost of a call of the kernel beyond its work, in pairs of a query and a key; on a CPU 128 to 1024 are as good."""
@@ -65,18 +65,22 @@ def unpackable(decoder: torch.nn.Module) -> str | None:
 
 
 def enable(decoder: torch.nn.Module) -> None:
-    """Let the layers of a packable decoder look for packed rows, from now on."""
+    """Let the layers of a decoder look for packed rows, and masks for rows of unequal lengths, from now on."""
     _register()
-    decoder.config._attn_implementation = NAME  # type: ignore[union-attr]
+    config: Any = decoder.config
+    found = config._attn_implementation
+    config._attn_implementation = {"sdpa": NAME, "eager": EAGER}.get(found, found)
 
 
 @cache
 def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
+    from transformers.masking_utils import eager_mask, sdpa_mask
 
     AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, ragged(sdpa_mask))
+    AttentionInterface.register(EAGER, _own_attention)
+    AttentionMaskInterface.register(EAGER, ragged(eager_mask))
 
 
 def _attend(
@@ -102,6 +106,36 @@ def _attend(
             raise ValueError(f"packed rows know no attention with {name}")
     rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     return packed_attention(*rows, scaling, dropout)[None], None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The rule for who may look at whom, at each row's own position
+
+
+def ragged(mask: Callable[..., Any]) -> Callable[..., Any]:
+    """A mask function of transformers, extended to offsets of the query that differ between rows."""
+
+    def masked(*, q_offset: Any = 0, **options: Any) -> torch.Tensor | None:
+        if not isinstance(q_offset, torch.Tensor) or not q_offset.ndim:
+            return mask(q_offset=q_offset, **options)
+        device, rows = q_offset.device, len(q_offset)
+        rows_B111 = torch.arange(rows, device=device).view(-1, 1, 1, 1)
+        keys_111S = torch.arange(options["kv_length"], device=device).view(1, 1, 1, -1)
+        allowed = options["mask_function"](
+            rows_B111, torch.zeros_like(rows_B111[:1]), q_offset.view(-1, 1, 1, 1), keys_111S
+        )
+        allowed = allowed.expand(rows, 1, 1, -1)
+        if "dtype" not in inspect.signature(mask).parameters:
+            return allowed
+        dtype = options["dtype"]
+        return torch.zeros((), dtype=dtype, device=device).where(allowed, torch.finfo(dtype).min)
+
+    return masked
+
+
+def _own_attention(module: torch.nn.Module, *tensors: Any, **options: Any) -> Any:
+    """The attention that comes with a model which has no other: with a cap on the scores, or with sinks."""
+    return inspect.getmodule(type(module)).eager_attention_forward(module, *tensors, **options)  # type: ignore[union-attr]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ class PromptBuilder:
         self._limits = max_teacher_prompt_length, context_length
         self.max_teacher_prompt_length = self._room_beside(completion_length)
         """Tokens, of which none is taken from a completion of the usual length."""
+        self._check_template()
         suffixes = [self._suffix(options) for options in (self._student_options, self._teacher_options)]
         if suffixes[0] != suffixes[1] and not allow_different_suffix:
             raise ConfigError(
@@ -84,6 +85,29 @@ class PromptBuilder:
                 where="prompts.student_chat_options, prompts.teacher_chat_options",
                 hint="give both the same options, or accept it with --set prompts.allow_different_suffix=true",
             )
+
+    def _check_template(self) -> None:
+        """Raises ConfigError where the chat template refuses the options, or refuses or drops the system message."""
+        for side, options in (("student", self._student_options), ("teacher", self._teacher_options)):
+            user = [{"role": "user", "content": "x"}]
+            try:
+                without = self._apply(user, **options)
+            except Exception as error:
+                raise ConfigError(
+                    f"the chat template refuses these options: {error}",
+                    where=f"prompts.{side}_chat_options",
+                    hint="they are the arguments of the model's own chat template",
+                ) from error
+            try:
+                shown = self._apply(self._messages("x"), **options)
+            except Exception:
+                shown = without
+            if shown == without and self._system.strip() not in self._tokenizer.decode(shown):
+                raise ConfigError(
+                    "the model's chat template has no place for a system message",
+                    where="prompts.system",
+                    hint='--set prompts.system="", and put its text into prompts.student and prompts.self_teacher',
+                )
 
     def student(self, problem: Problem) -> tuple[int, ...]:
         """Prompt ids of the student: the question alone."""
@@ -118,7 +142,9 @@ class PromptBuilder:
             room -= excess
         raise ConfigError(
             f"the question of problem {problem.problem_id} leaves no room for a context in the self-teacher's prompt",
-            where=f"{limit} tokens: prompts.max_teacher_prompt_length, or what a completion leaves of the positions",
+            where=f"prompts.max_teacher_prompt_length = {limit}"
+            if limit == self._limits[0]
+            else f"{limit} tokens are left of the model's {self._limits[1]} by a completion",
             hint="drop the problem, take a model with more positions, or raise prompts.max_teacher_prompt_length",
         )
 
@@ -136,22 +162,16 @@ class PromptBuilder:
         return self._encode(text, self._teacher_options)
 
     def _encode(self, text: str, options: Mapping[str, Any], *, generation: bool = True) -> list[int]:
-        messages = [{"role": "user", "content": text}]
-        if self._system:
-            messages.insert(0, {"role": "system", "content": self._system})
-        try:
-            return self._tokenizer.apply_chat_template(  # type: ignore[return-value]
-                messages,
-                add_generation_prompt=generation,
-                tokenize=True,
-                return_dict=False,
-                sanitize_control_tokens=True,  # a "<|im_end|>" inside a problem stays text
-                **options,
-            )
-        except Exception as error:  # the template is the model's own program
-            key = "prompts.system" if self._system else "prompts.student_chat_options, prompts.teacher_chat_options"
-            hint = "leave the system message out (put its text in prompts.student)" if self._system else "drop them"
-            raise ConfigError(f"the model's chat template refuses it: {error}", where=key, hint=hint) from None
+        return self._apply(self._messages(text), add_generation_prompt=generation, **options)
+
+    def _messages(self, text: str) -> list[dict[str, str]]:
+        user = {"role": "user", "content": text}
+        return [{"role": "system", "content": self._system}, user] if self._system else [user]
+
+    def _apply(self, messages: list[dict[str, str]], **options: Any) -> Any:
+        # Sanitised: a "<|im_end|>" inside a problem stays text.
+        defaults = {"tokenize": True, "return_dict": False, "sanitize_control_tokens": True}
+        return self._tokenizer.apply_chat_template(messages, **{**defaults, **options})
 
     def _suffix(self, options: Mapping[str, Any]) -> list[int]:
         """The tokens between the user's turn and the completion."""

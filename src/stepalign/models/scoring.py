@@ -21,7 +21,7 @@ LEAST_FILLED = 0.75
 
 
 def completion_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tensor:
-    """The hidden states that predict each completion token, with gradients where they are enabled.
+    """The (scaled) hidden states that predict each completion token, with gradients where they are enabled.
 
     Args:
         sequences: (prompt ids, completion ids); prompts must not be empty. A prompt that several sequences share is
@@ -48,7 +48,7 @@ def completion_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tens
             packed_attention=packed_attention.build_attention(packing, device=device, dtype=solver.model.dtype),
         )
     predictors = on_device(packing.predictors, device, torch.long)  # none where completions are empty
-    return hidden_1SH[0].index_select(0, predictors)
+    return solver.scaled(hidden_1SH[0].index_select(0, predictors))
 
 
 def padded_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tensor:
@@ -65,7 +65,7 @@ def padded_hidden(solver: Solver, sequences: Sequence[Scored]) -> torch.Tensor:
         for index, hidden_SH in zip(batch, hidden_BSH, strict=True):
             prompt, completion = sequences[index]
             hidden[index] = hidden_SH[len(prompt) - 1 : len(prompt) + len(completion) - 1]
-    return torch.cat([hidden[index] for index in range(len(sequences))])
+    return solver.scaled(torch.cat([hidden[index] for index in range(len(sequences))]))
 
 
 def _similar(lengths: Sequence[int]) -> Iterator[list[int]]:

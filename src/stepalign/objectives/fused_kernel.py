@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,7 +155,22 @@ def _analysis(logits: Tensor, whole: Triple, token_ids_R: Tensor, alternatives: 
 @functools.cache
 def compiled_divergence_rows() -> Callable[..., Tensor]:
     """``divergence_rows`` through ``torch.compile``: a few fused loops instead of fifteen. Compiling takes 10 s."""
-    return torch.compile(divergence_rows)
+    import torch._dynamo as dynamo
+
+    # Each comparison, with and without gradient, narrow or wide, is compiled once; the usual limit is 8 in all.
+    dynamo.config.recompile_limit = max(64, dynamo.config.recompile_limit)
+    compiled = torch.compile(divergence_rows)
+
+    def rows(
+        logits_RV: Tensor, difference_RV: Tensor, weights_R: Tensor, ids_R: Tensor | None, *args: Any, **options: Any
+    ):
+        if len(logits_RV) == 1:  # the compiler takes a 1 for a constant
+            return divergence_rows(logits_RV, difference_RV, weights_R, ids_R, *args, **options)
+        for tensor in (logits_RV, difference_RV, weights_R, *([] if ids_R is None else [ids_R])):
+            dynamo.mark_dynamic(tensor, 0)
+        return compiled(logits_RV, difference_RV, weights_R, ids_R, *args, **options)
+
+    return rows
 
 
 def is_far(difference_CV: Tensor, scale: float) -> bool:

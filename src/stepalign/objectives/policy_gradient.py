@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
+LARGEST_LOG_RATIO = 80.0
+"""Nats, beyond which an exponential goes on along its tangent: e^89 is infinite in float32."""
+
 AdvantageScale = Literal["group", "batch", "none"]
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 
@@ -71,9 +74,13 @@ def clipped_policy_loss(
         (loss [N], clipped [N] bool): the second marks tokens whose gradient the clip removed.
     """
     upper = epsilon if epsilon_high is None else epsilon_high
-    ratio = (log_probs - sampler_log_probs).exp()
-    loss = -(ratio * advantages).minimum(ratio.clamp(1.0 - epsilon, 1.0 + upper) * advantages)
-    clipped = ((ratio < 1.0 - epsilon) & (advantages < 0)) | ((ratio > 1.0 + upper) & (advantages > 0))
+    difference = log_probs - sampler_log_probs
+    bounded = difference.detach().exp()
+    clipped = ((bounded < 1.0 - epsilon) & (advantages < 0)) | ((bounded > 1.0 + upper) & (advantages > 0))
+    # The exponential is not taken where it has no gradient: infinity times 0 is NaN.
+    constant = clipped | (advantages == 0)
+    moving = difference.masked_fill(constant, 0.0).exp() * advantages
+    loss = -moving.where(~constant, bounded.clamp(1.0 - epsilon, 1.0 + upper) * advantages)
     return loss, clipped
 
 
@@ -83,7 +90,9 @@ def kl_to_reference(reference_log_probs: Tensor, log_probs: Tensor) -> Tensor:
     Unbiased for tokens drawn from the policy (Schulman 2020); GRPO adds it with the factor ``beta``.
     """
     difference = reference_log_probs - log_probs
-    return difference.expm1() - difference
+    far = difference > LARGEST_LOG_RATIO
+    tangent = math.exp(LARGEST_LOG_RATIO) * (1.0 + difference - LARGEST_LOG_RATIO)
+    return tangent.where(far, difference.masked_fill(far, 0.0).expm1()) - difference
 
 
 def truncated_importance_weights(log_probs: Tensor, sampler_log_probs: Tensor, *, maximum: float = 2.0) -> Tensor:

@@ -241,6 +241,14 @@ def templates(inputs: Inputs) -> None:
         )
 
 
+def sampler(inputs: Inputs) -> None:
+    """The local sampler knows the architecture."""
+    if inputs.config.sampling.engine == "local":
+        from stepalign.models.sampling.local import check_sampler
+
+        check_sampler(inputs.solver)
+
+
 def question_lengths(inputs: Inputs) -> None:
     """Every question of the run leaves room for a completion in the model's context."""
     for name, problems in _used(inputs).items():
@@ -306,6 +314,7 @@ CHECKS = (
     Check("groups can learn alone", False, groups_learn_alone),
     Check("the grader starts", False, grader),
     Check("the number format can be trained", True, number_format),
+    Check("completions can be drawn from the model", True, sampler),
     Check("questions fit the model's context", True, question_lengths),
     Check("contexts fit the self-teacher's prompt", True, room_for_context),
 )

@@ -50,6 +50,7 @@ class VllmSampler:
         end_ids: ids that end a completion.
         way: how weights reach the servers: "auto", or a name of ``sync.WAYS``.
         folder: where versions are written for the servers to read; "" is a temporary folder of this machine.
+        stop: texts that end a completion; their tokens belong to it.
         timeout: seconds without news, from a server until it is asked no more, from all of them until sampling fails.
 
     Raises:
@@ -65,12 +66,14 @@ class VllmSampler:
         way: str = "auto",
         folder: str = "",
         timeout: float = 300.0,
+        stop: Sequence[str] = (),
     ) -> None:
         if not urls:
             hint = '--set sampling.base_urls=["http://127.0.0.1:8000/v1"]'
             raise ConfigError("no rollout server is named", where="sampling.base_urls", hint=hint)
         self._servers = [_server(url) for url in urls]
         self._model, self._end_ids, self._timeout, self._setting = model, list(end_ids), timeout, way
+        self._stop = {"stop": list(stop), "include_stop_str_in_output": True} if stop else {}
         self._run = f"stepalign-{uuid.uuid4().hex[:12]}"
         self._way, self._policy = WAYS["none"], Policy(f"{self._run}-0", 0)
         self._old: list[Policy] = []
@@ -179,6 +182,7 @@ class VllmSampler:
             "max_tokens": max_tokens,
             "temperature": temperature,
             "stop_token_ids": self._end_ids,
+            **self._stop,
             "cache_salt": policy.name,
             **WHOLE,
         }
