@@ -17,9 +17,11 @@ from stepalign.build import Session, check_critic, make_critic, open_session, pr
 from stepalign.config import Config, changed
 from stepalign.critics import RUN_FILES
 from stepalign.domains.math.grading import Grader
+from stepalign.domains.math.thinking import assume_thought
 from stepalign.domains.table import load_set, make_grader
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, progress, warning
+from stepalign.feedback.critique import CUT
 from stepalign.feedback.steps import split_steps
 from stepalign.models.places import find_model, weight_files
 from stepalign.problems.loading import save_problems
@@ -151,6 +153,8 @@ def _ask_all(config: Config, problems: Sequence[Problem], folder: RunFolder, lis
             if critique.status == "failed":
                 continue
             text = critique.raw or critique.text
+            if critique.reason == CUT:  # perhaps within a thought that the server's template opened
+                text = assume_thought(text)
             grade = grader.grade(text, problem.answer)
             verdicts[problem.problem_id] = grade.verdict
             row = {"problem_id": problem.problem_id, "verdict": grade.verdict, "answer": grade.answer}

@@ -61,7 +61,10 @@ _RAISED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+|[₀-₉]+|[¼½¾⅐-⅞]")
 _COMMANDS = {
     **dict.fromkeys(words("dfrac tfrac cfrac"), "\\frac"),
     **dict.fromkeys(words("dbinom tbinom"), "\\binom"),
-    **dict.fromkeys(words("left right displaystyle textstyle limits mathopen mathclose middle mathstrut strut"), ""),
+    **dict.fromkeys(
+        words("left right displaystyle textstyle limits mathopen mathclose middle strut checkmark square blacksquare"),
+        "",
+    ),
     **dict.fromkeys(words("bigl bigr Bigl Bigr big Big bigg Bigg large Large LARGE huge Huge small rm bf it"), ""),
     **dict.fromkeys(words("dots cdots dotsc dotsb"), "\\ldots"),
     **dict.fromkeys(words("quad qquad enspace thinspace"), " "),
@@ -77,10 +80,11 @@ _COMMAND = re.compile(r"(\\\\)|\\([A-Za-z]+)|(\\!)|(\\[ ,;:>]|~)")
 _COLOUR = re.compile(r"\\(?:text)?color ?\{[A-Za-z]{1,20}\}")
 _PRIME = re.compile(r"\^ ?(?:\\prime(?![A-Za-z])|\{ ?\\prime ?\})")
 _TEXT = re.compile(rf"\\(?:{_TEXT_COMMANDS})\*?\s?\{{([^{{}}]*)\}}")
+_VECTOR = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit) ?\{ ?([A-Za-z]) ?\}")
 _WRAPPER = re.compile(rf"(\\(?:{_TEXT_COMMANDS})\*?\s?)?\{{")
 _OPERATOR = re.compile(r"\\operatorname\*? ?\{ ?([A-Za-z]+) ?\}")
 EMPHASIS = re.compile(r"(?<![\w*])(\*\*|__|\*|_)(?=[^\s*_])([^*_]+)(?<=\S)\1(?![\w*])")
-_BRACED_MARK = re.compile(r"\{ ?([,.:]) ?\}")
+_BRACED_MARK = re.compile(r"(?<![A-Za-z])\{ ?([,.:]) ?\}")
 _DEGREE = re.compile(r"(?:\^ ?\{ ?\\degree ?\}|\^? ?\\degree(?![A-Za-z]))(?: ?\"? ?(?P<scale>[CF]) ?\"?$)?")
 _DEGREE_UNITS = {"": "degree", "C": "degree/celsius", "F": "degree/fahrenheit"}
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
@@ -101,7 +105,7 @@ _ROOT = re.compile(r"\\?sqrt ?(\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z]))")
 _ROOT_CALL = re.compile(r"(?<![A-Za-z\\])\\?sqrt ?\(([^()]*)\)|\\sqrt ?\(([^()]*)\)")
 _ROOT_WORD = re.compile(r"(?<![A-Za-z\\])sqrt(?=[\d({ ])")
 _INDEXED_ROOT = re.compile(r"(\\sqrt ?\[\d\]) ?(\d+|[A-Za-z](?![A-Za-z]))")
-_EXPONENT = re.compile(r"(?:\^|\*\*) ?(-?\d+)")
+_EXPONENT = re.compile(r"\^ ?(-?\d+)(?![.\d])|\^ ?\{?(-?\d*\.\d+)\}?")
 _EXPONENT_CALL = re.compile(r"\^ ?\(([^(){}]*)\)")
 _SCRIPT = re.compile(r"([_^])\{([0-9A-Za-z])\}(?! ?\d)")
 _SPACED_SCRIPT = re.compile(r"([_^])(\d) (?=\d)")
@@ -114,7 +118,8 @@ _THOUSANDS = re.compile(
 _NUMBERS_ONLY = re.compile(r"[-+\d,.']*%?")
 _AFTER_TERM = r"(?:(?<=[\d})\]])|(?<=[\d})\]] )|(?<=[\d})\]], )|(?<=\b[A-Za-z] )|(?<=\b[A-Za-z], ))"
 _CONNECTOR = re.compile(rf'(?: ?,)? ?(?:" ?(?:or|and) ?"|{_AFTER_TERM}(?:or|and)\b)')
-_CHOICE = re.compile(r"\(?([A-Za-z])[).:]")
+_CHOICE = re.compile(r"(?:(?i:option|choice|answer):? ?\(?([A-Za-z])\)?|\(?([A-Za-z])[).:])")
+_REMAINDER = re.compile(r"(\d+) ?(?:[Rr]|[Rr]em\.|[Rr]emainder) ?(\d+)")
 _LABELLED = re.compile(
     r'(?:"\(([A-J])\)[ .:]*" ?|"?\(([A-J])\)"?[.:]? (?![-+*/^=<>])|([A-J])[.):] )(?![,)])((?:(?!\([A-J]\)).)+)',
     re.DOTALL,
@@ -193,8 +198,10 @@ def normal_form(answer: str, *, grouped: bool = True) -> Answer:
     unit = currency_of(text)
     text = _CURRENCY_OR_DELIMITER.sub("", _CURRENCY.sub("", text)).replace("\\%", "%")
     text = _SCRIPT.sub(r"\1\2", _BRACED_MARK.sub(r"\1", text))
+    text = _VECTOR.sub(r"\1", text)
     for _ in range(2):  # \text{\textbf{...}}
         text = _TEXT.sub(_quoted, text)
+    text = re.sub(r'"\s*([.,;:])\s*"', r"\1", text)
     text = _BASE.sub(lambda m: f"_{_BASES.get(m[1] or m[2], m[1] or m[2])}", _UNIT_FRACTION.sub(r'"\1/\2"', text))
     text = " ".join(_CONNECTOR.sub(", ", " ".join(text.split())).split()).rstrip(".,;: ")
     if "\\begin" not in text:
@@ -273,18 +280,21 @@ def _tidy(text: str) -> str:
     """Spell fractions, roots, scripts and spacing in one way."""
     text = text.replace('"', "").strip().rstrip(".,;: ").lstrip("= ")
     if choice := _CHOICE.fullmatch(text):
-        text = choice.group(1)
+        text = choice[1] or choice[2]
     if mixed := _MIXED.fullmatch(text):
         text = f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}"
     if _SPACED_THOUSANDS.fullmatch(text):
         text = text.replace(" ", "")
     text = _RATIO.sub(r"\1:\2", text) if _RATIO.fullmatch(text) else text
+    text = _REMAINDER.sub(r"\1R\2", text) if _REMAINDER.fullmatch(text) else text
     text = _ACCENT.sub(r"\\\1{\2}", text)
     text = _FRACTION.sub(lambda m: f"\\frac{{{m[1].strip('{}')}}}{{{m[2].strip('{}')}}}", text)
     text = _ROOT_CALL.sub(lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     text = _INDEXED_ROOT.sub(r"\1{\2}", _ROOT_WORD.sub(r"\\sqrt", _ROOT.sub(r"\\sqrt{\1}", text)))
     text = _WORD_COMMAND.sub(lambda m: _WORD_COMMANDS[m[1]], text)
-    text = _EXPONENT.sub(r"^{\1}", _EXPONENT_CALL.sub(r"^{\1}", text))
+    text = _EXPONENT.sub(
+        lambda m: f"^{{{m[1] or Fraction(m[2])}}}", _EXPONENT_CALL.sub(r"^{\1}", text.replace("**", "^"))
+    )
     text = _SPACED_SCRIPT.sub(r"\1{\2}", _SCRIPT.sub(r"\1\2", text))
     text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("==", "=")
     text = _SPACES.sub(lambda m: "" if m[1] else m[0], " ".join(text.split()))

@@ -27,7 +27,9 @@ _NAMED = re.compile(
 _FLIPPED = re.compile(r"([^=]+)=([A-Za-z])")
 _INITIALS = re.compile(r"[A-Z]{3}")
 _LETTERS = re.compile(r"[A-Za-z]{3}")
-_ROMAN = re.compile(r"[IVX]{2,3}")
+_ROMAN = re.compile(r"[IVXLCM]{2,4}")
+_CELL = re.compile(r"(?<![\\A-Za-z_^{])[A-Za-z]\d|[fgh]\^\{-1\}\(")
+"""B2, 3R1, and the inverse of a function: math-verify reads products and powers."""
 _VARIABLES = ("abcd", "xyz", "pqrs", "klmn", "uvw", "rst", "abr", "abh", "abx", "abxy", "kxy", "mnp")
 _DECIMAL = re.compile(r"[-+]?\d*\.?\d+", re.ASCII)
 _CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?", re.ASCII)
@@ -65,18 +67,19 @@ def _equal_as_read(gold: Answer, answer: Answer, leaf: Leaf) -> Grade:
         return _equal_amounts(gold, answer)
     if gold.number is not None and answer.number is not None:
         return _equal_numbers(gold, answer)
-    if gold.text == answer.text or (gold.text.isalpha() and gold.text.lower() == answer.text.lower()):
+    if gold.text == answer.text or (gold.text.isalnum() and gold.text.lower() == answer.text.lower()):
         return correct("equal text")
     if not is_balanced(answer.text):
         return incorrect("unreadable answer")
     if is_prose(gold.text) or is_prose(answer.text):
         return _equal_prose(gold.text, answer.text)
-    if (_is_name(gold.text) and _is_name(answer.text)) or any(map(_ROMAN.fullmatch, (gold.text, answer.text))):
+    if based := _equal_in_bases(gold.text, answer.text):
+        return based
+    texts = (gold.text, answer.text)
+    if all(map(_is_name, texts)) or any(_ROMAN.fullmatch(text) or _CELL.search(text) for text in texts):
         return incorrect("different text")
     if gold.text.lower() == answer.text.lower() and "\\" in gold.text:  # math-verify takes \\Delta for \\delta
         return incorrect("different expression")
-    if based := _equal_in_bases(gold.text, answer.text):
-        return based
     if gold.number is not None and _as_decimal_comma(answer.text) == gold.number:
         return correct("equal number")
     if related := _equal_times(gold.text, answer.text) or _equal_figures(gold.text, answer.text):
