@@ -108,7 +108,7 @@ class Stream:
         return self._batch(wait_for(self.collector.collect(problems, step, self.seed, listener)), step)
 
     def arriving(self, step: int) -> Generator[list[Sample], None, Batch]:
-        """The samples of a step, group by group, each as soon as it is judged; the whole batch at the end.
+        """The samples of a step in parts, those groups that are judged by the time of asking; the batch at the end.
 
         Raises:
             BudgetSpentError: see ``review.ask``.
@@ -118,8 +118,14 @@ class Stream:
         with BackgroundLoop("rollouts") as loop:
             future = loop.run(self.collector.collect(problems, step, self.seed, on_group=groups.put))
             future.add_done_callback(lambda _: groups.put(None))
-            while (group := groups.get()) is not None:
-                yield self.samples.make([group], step).samples
+            is_open = True
+            while is_open:
+                found = [groups.get()]
+                while not groups.empty():
+                    found.append(groups.get())
+                is_open = None not in found
+                if judged := [group for group in found if group is not None]:
+                    yield self.samples.make(judged, step).samples
             return self._batch(future.result(), step)
 
     def _problems_of(self, step: int) -> list[Problem]:

@@ -11,12 +11,13 @@ from stepalign.feedback.designs import find_condition, find_design
 if TYPE_CHECKING:
     from stepalign.models.load import Solver
 
-BASE_BYTES = {"cpu": 640e6, "cuda": 800e6}
+BASE_BYTES = {"cpu": 410e6, "cuda": 800e6}
 """Interpreter, torch and transformers, measured; on a GPU what its driver keeps there."""
 CHUNK_TOKENS, CHUNK_ROWS = 512, 4
 """Of the fused objective: tokens whose logits exist at once, in so many buffers of the vocabulary's width."""
-SAVED_HIDDEN, SAVED_ATTENTION, SAVED_MLP = 8, 8, 4
-"""Values that the backward pass needs of a token and layer, in widths: hidden, all heads, feed-forward."""
+SAVED_HIDDEN, SAVED_ATTENTION, SAVED_MLP, SAVED_ADAPTED = 7, 7, 4.5, 0.4
+"""Values that the backward pass needs of a token and layer, in widths: hidden, all heads, feed-forward, and outputs of
+layers with an adapter. Fitted to measured peaks (docs/scale.md)."""
 
 
 def memory_parts(
@@ -31,17 +32,19 @@ def memory_parts(
     shape, model, training = _Shape(solver.model.config.get_text_config()), config.model, config.training
     width = 4 if dtype == "float32" else 2
     total = sum(parameter.numel() for parameter in solver.model.parameters())
-    adapters = _adapter_size(solver.model, model.lora.r, model.lora.targets) if model.lora else 0
+    adapted = _adapted(solver.model, model.lora.targets) if model.lora else []
+    adapters = sum(model.lora.r * (rows + columns) for rows, columns in adapted) if model.lora else 0
     trained, trained_width = (adapters, 4) if model.lora else (total, width)
     condition = find_condition(config.condition)
     teacher = config.objective.teacher.weights if condition.distillation_weight else "live"
     copies = {"live": 0, "initial": 1, "trust_region": 1, "ema": 2}[teacher] or int(config.objective.beta > 0)
     completion = config.sampling.max_completion_length
     completions = config.sampling.num_generations * training.problems_per_step
-    longer = max(student_tokens, teacher_tokens)
-    step = config.sampling.num_generations * completion + longer  # a shared prompt is computed once
-    row = min(training.max_micro_batch_tokens, training.problems_per_step * step)
+    group = config.sampling.num_generations * completion + student_tokens  # a shared prompt is computed once
+    row = min(training.max_micro_batch_tokens, training.problems_per_step * group)
     saved = shape.layers * (SAVED_HIDDEN * shape.hidden + SAVED_ATTENTION * shape.heads + SAVED_MLP * shape.mlp)
+    if model.lora:
+        saved += SAVED_ADAPTED * sum(shape[0] for shape in adapted)
     if model.gradient_checkpointing:
         saved = saved / shape.layers + shape.layers * shape.hidden
     drawn = min(config.sampling.max_batch_tokens, completions * (student_tokens + completion))
@@ -73,17 +76,17 @@ class _Shape:
         self.mlp = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
 
 
-def _adapter_size(model: Any, rank: int, targets: tuple[str, ...]) -> int:
-    """Values of low-rank adapters on the linear layers that end in these names."""
+def _adapted(model: Any, targets: tuple[str, ...]) -> list[tuple[int, int]]:
+    """(outputs, inputs) of the linear layers that adapters are put on."""
     chosen = (m for name, m in model.named_modules() if name.rpartition(".")[2] in targets and hasattr(m, "weight"))
-    return sum(rank * sum(module.weight.shape) for module in chosen)
+    return [(module.weight.shape[0], module.weight.shape[1]) for module in chosen]
 
 
 def peak_bytes(parts: Mapping[str, float]) -> float:
-    """The bytes of a process at its fullest: sampling and learning do not come together."""
-    learning = parts["activations"] + parts["logits"] + parts["gradients"]
-    fixed = sum(parts[name] for name in ("base", "weights", "optimizer", "teacher"))
-    return fixed + max(learning, parts["sampler cache"])
+    """What a process holds at its fullest: gradients replace what they are computed from, and an allocator keeps what
+    sampling has used."""
+    learning = max(parts["gradients"], parts["activations"] + parts["logits"])
+    return learning + sum(size for name, size in parts.items() if name not in ("gradients", "activations", "logits"))
 
 
 def describe_memory(parts: Mapping[str, float]) -> str:

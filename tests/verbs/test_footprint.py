@@ -1,0 +1,108 @@
+"""Memory and tokens known beforehand, against what libraries and a real process take."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepalign.build import find_terms, recipe_solver
+from stepalign.config import Config, load_config
+from stepalign.training.learner import Learner
+from stepalign.training.teacher import Teacher
+from stepalign.verbs.footprint import describe_tokens, memory_parts
+
+MIB = 2**20
+
+
+def parts_of(config: Config, **options: Any) -> dict[str, float]:
+    shapes = recipe_solver(config, weights=False)
+    tokens = {"student_tokens": 15, "teacher_tokens": 61}
+    return memory_parts(config, shapes, **tokens, **{"device": "cpu", "dtype": "float32", **options})
+
+
+@pytest.mark.parametrize("weights", ["initial", "ema", "live", "trust_region"])
+@pytest.mark.parametrize("lora", [None, {"r": 8, "alpha": 16, "targets": ["q_proj", "down_proj"]}])
+def test_the_parts_are_the_bytes_of_the_tensors(weights: str, lora: dict[str, Any] | None) -> None:
+    """Counted on a real model after a real step: parameters, gradients, Adam's state, every copy of the teacher."""
+    import torch
+
+    from stepalign.build import with_lora
+
+    config = load_config("arithmetic", {"model.lora": lora, "objective.teacher.weights": weights})
+    solver = recipe_solver(config)
+    solver = with_lora(solver, config) if lora else solver
+    learner = Learner(solver, config.objective, config.training, temperature=1.0)
+    trained = [p for p in solver.model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    learner.optimizer.step()
+    teacher = Teacher(solver.model, config.objective.teacher)
+    state = [value for row in learner.optimizer.state.values() for value in row.values() if value.numel() > 1]
+    held = {id(value): value for value in [*teacher.values.values(), *teacher._first.values()]}
+
+    def size(tensors: Any) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    found = parts_of(config)
+    assert find_terms(config).distillation_weight
+    assert found["weights"] == size(solver.model.parameters())
+    assert found["gradients"] == size(p.grad for p in trained if p.grad is not None)
+    assert found["optimizer"] == size(state)
+    assert found["teacher"] == size(held.values())
+
+
+def test_many_ranks_share_what_is_sharded() -> None:
+    config = load_config("arithmetic")
+    one, four = parts_of(config), parts_of(config, ranks=4)
+    for name in ("gradients", "optimizer", "teacher"):
+        assert four[name] == one[name] / 4
+    assert four["weights"] == one["weights"] * 1.25  # a quarter, and the whole copy of rank 0
+
+
+def test_half_the_width_is_half_the_size() -> None:
+    config = load_config("arithmetic")
+    wide, narrow = parts_of(config), parts_of(config, dtype="bfloat16")
+    for name in ("weights", "gradients", "activations", "sampler cache"):
+        assert narrow[name] == wide[name] / 2
+
+
+def test_tokens_and_money_of_a_served_critic() -> None:
+    prices = {"prompt": 1.0, "completion": 4.0}
+    critic = {"critic.kind": "endpoint", "critic.model": "m", "critic.max_tokens": 100, "critic.prices": prices}
+    sizes = {"training.max_steps": 10, "training.problems_per_step": 5, "sampling.max_completion_length": 20}
+    config = load_config("arithmetic", {**critic, **sizes})
+    text = describe_tokens(config, student_tokens=30, teacher_tokens=60)
+    assert text.startswith("tokens at most: 100 sampled a step, 1,000 in all; 400 scored by the self-teacher a step")
+    assert "750 by the critic a step, 7,500 in all" in text
+    assert f"({50 * (50 * 1.0 + 100 * 4.0) / 1e6:,.2f} " in text
+
+
+@pytest.mark.slow
+def test_the_printed_sum_is_close_to_what_a_process_takes(tmp_path: Path, run_command: Callable[..., Any]) -> None:
+    settings = ["training.max_steps=2", "evaluation.at_start=false", "evaluation.num_samples=1", "data.max_test=1"]
+    words = ["train", "arithmetic", "--out", str(tmp_path / "run"), *(w for s in settings for w in ("--set", s))]
+    printed = run_command(*words, "--dry-run").splitlines()
+    (memory,) = [line for line in printed if line.startswith("memory")]
+    assert len([line for line in printed if line.startswith("tokens")]) == 1
+    run_command(*words)
+    measured = json.loads((tmp_path / "run" / "summary.json").read_text())["peak_memory_bytes"] / MIB
+    found = re.search(r"([\d.]+) MiB at most", memory)
+    assert found
+    assert float(found[1]) == pytest.approx(measured, rel=0.15)
+
+
+@pytest.fixture
+def run_command() -> Callable[..., str]:
+    def run(*words: str) -> str:
+        done = subprocess.run([sys.executable, "-m", "stepalign", *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
