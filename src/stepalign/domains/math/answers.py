@@ -61,10 +61,8 @@ _RAISED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+|[₀-₉]+|[¼½¾⅐-⅞]")
 _COMMANDS = {
     **dict.fromkeys(words("dfrac tfrac cfrac"), "\\frac"),
     **dict.fromkeys(words("dbinom tbinom"), "\\binom"),
-    **dict.fromkeys(
-        words("left right displaystyle textstyle limits mathopen mathclose middle strut checkmark square blacksquare"),
-        "",
-    ),
+    **dict.fromkeys(words("left right displaystyle textstyle limits mathopen mathclose middle strut"), ""),
+    **dict.fromkeys(words("checkmark square blacksquare"), ""),
     **dict.fromkeys(words("bigl bigr Bigl Bigr big Big bigg Bigg large Large LARGE huge Huge small rm bf it"), ""),
     **dict.fromkeys(words("dots cdots dotsc dotsb"), "\\ldots"),
     **dict.fromkeys(words("quad qquad enspace thinspace"), " "),
@@ -292,9 +290,8 @@ def _tidy(text: str) -> str:
     text = _ROOT_CALL.sub(lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     text = _INDEXED_ROOT.sub(r"\1{\2}", _ROOT_WORD.sub(r"\\sqrt", _ROOT.sub(r"\\sqrt{\1}", text)))
     text = _WORD_COMMAND.sub(lambda m: _WORD_COMMANDS[m[1]], text)
-    text = _EXPONENT.sub(
-        lambda m: f"^{{{m[1] or Fraction(m[2])}}}", _EXPONENT_CALL.sub(r"^{\1}", text.replace("**", "^"))
-    )
+    text = _EXPONENT_CALL.sub(r"^{\1}", text.replace("**", "^"))
+    text = _EXPONENT.sub(lambda m: f"^{{{m[1] or Fraction(m[2])}}}", text)
     text = _SPACED_SCRIPT.sub(r"\1{\2}", _SCRIPT.sub(r"\1\2", text))
     text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("==", "=")
     text = _SPACES.sub(lambda m: "" if m[1] else m[0], " ".join(text.split()))

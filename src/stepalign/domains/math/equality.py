@@ -75,7 +75,7 @@ def _equal_as_read(gold: Answer, answer: Answer, leaf: Leaf) -> Grade:
         return _equal_prose(gold.text, answer.text)
     if based := _equal_in_bases(gold.text, answer.text):
         return based
-    texts = (gold.text, answer.text)
+    texts = (_expression(gold), _expression(answer))
     if all(map(_is_name, texts)) or any(_ROMAN.fullmatch(text) or _CELL.search(text) for text in texts):
         return incorrect("different text")
     if gold.text.lower() == answer.text.lower() and "\\" in gold.text:  # math-verify takes \\Delta for \\delta

@@ -79,12 +79,9 @@ def split_unit(text: str, read_number: Callable[[str], Fraction | None]) -> tupl
         head = head[: last.start()].rstrip()
         divided = head.endswith("/")
         head = head.rstrip(" /")
-    if (
-        not head
-        or head[-1] in "+-*^(=,"
-        or not words
-        or any(word in _NOT_UNITS or _is_variable(word) for word in words)
-    ):
+    if not words or not head or head[-1] in "+-*^(=,":
+        return text, ""
+    if any(word in _NOT_UNITS or _is_variable(word) for word in words):
         return text, ""
     number = read_number(head)
     if not quoted and any(len(word) == 1 for word in words) and not _are_letters_of_units(words, number, divided):
