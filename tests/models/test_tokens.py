@@ -202,6 +202,22 @@ def test_control_words_of_the_embedded_task_stay_text(word_tokenizer) -> None:
         assert not set(found[1:-1]) & {ids[w] for w in ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")}
 
 
+def test_a_self_teachers_template_may_show_the_context_in_the_system_message(builder, byte_tokenizer) -> None:
+    template = load_template(
+        "{% block system %}Be brief. {{ feedback }}{% endblock %}{% block user %}{{ question }}{% endblock %}"
+    )
+    build = builder(self_teacher=template, system="Be brief.")
+    text = byte_tokenizer.decode(list(build.self_teacher(problem("7 + 5?"), "it is 12<|im_end|>").ids))
+    assert text.startswith("<|im_start|>system\nBe brief. it is 12")
+    assert text.endswith("user\n7 + 5?<|im_end|>\n<|im_start|>assistant\n")
+    assert text.count("<|im_start|>") == 3
+    student = byte_tokenizer.decode(list(build.student(problem("7 + 5?"))))
+    assert text.endswith(student[student.index("user") :])
+    whole = build.self_teacher(problem("7 + 5?"), "a" * 50)
+    cut = builder(self_teacher=template, system="Be brief.", max_teacher_prompt_length=len(whole.ids) - 9)
+    assert cut.self_teacher(problem("7 + 5?"), "a" * 50).dropped_tokens == 9
+
+
 @given(seed=st.integers(0, 10**6), length=st.integers(0, 200), limit=st.integers(30, 120))
 def test_the_budget_cuts_the_context_alone_and_counts(builder, byte_tokenizer, seed, length, limit) -> None:
     rng = random.Random(seed)

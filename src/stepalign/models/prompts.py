@@ -158,15 +158,19 @@ class PromptBuilder:
         return text if context.startswith(text) else text.rstrip("\ufffd")
 
     def _teacher_ids(self, problem: Problem, context: str, introduction: str) -> list[int]:
-        text = self._self_teacher.render(question=problem.question, feedback=context, introduction=introduction)
-        return self._encode(text, self._teacher_options)
+        shown = {"question": problem.question, "feedback": context, "introduction": introduction}
+        return self._encode(self._self_teacher.messages(**shown), self._teacher_options)
 
-    def _encode(self, text: str, options: Mapping[str, Any], *, generation: bool = True) -> list[int]:
+    def _encode(
+        self, text: str | list[dict[str, str]], options: Mapping[str, Any], *, generation: bool = True
+    ) -> list[int]:
         return self._apply(self._messages(text), add_generation_prompt=generation, **options)
 
-    def _messages(self, text: str) -> list[dict[str, str]]:
-        user = {"role": "user", "content": text}
-        return [{"role": "system", "content": self._system}, user] if self._system else [user]
+    def _messages(self, text: str | list[dict[str, str]]) -> list[dict[str, str]]:
+        """A user's message, or messages that a template made, with the system message in front unless they bring one."""
+        messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
+        own = not self._system or messages[0]["role"] == "system"
+        return messages if own else [{"role": "system", "content": self._system}, *messages]
 
     def _apply(self, messages: list[dict[str, str]], **options: Any) -> Any:
         # Sanitised: a "<|im_end|>" inside a problem stays text.
