@@ -167,7 +167,7 @@ class PromptBuilder:
         return self._apply(self._messages(text), add_generation_prompt=generation, **options)
 
     def _messages(self, text: str | list[dict[str, str]]) -> list[dict[str, str]]:
-        """A user's message, or messages that a template made, with the system message in front unless they bring one."""
+        """A text, or messages that a template made, with the system message in front unless they bring one."""
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         own = not self._system or messages[0]["role"] == "system"
         return messages if own else [{"role": "system", "content": self._system}, *messages]
