@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from stepalign.events import Listener, line
+from stepalign.events import Event, Listener, line
 
 
 def open_lab(model: str, *, recipe: str = "", port: int = 0, settings: Iterable[str] = (), listener: Listener) -> None:
@@ -46,6 +46,7 @@ def open_lab(model: str, *, recipe: str = "", port: int = 0, settings: Iterable[
                 "temperature": config.sampling.temperature,
                 "examples": [{"name": name, "request": request.model_dump()} for name, request in examples],
             }
-            serve(scorer, beginning, found, lambda text: listener(line(text)))
+            # Its token is for the reader of this terminal: ``line`` would hide it.
+            serve(scorer, beginning, found, lambda text: listener(Event(kind="line", text=text)))
         finally:
             scorer.close()
