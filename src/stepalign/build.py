@@ -108,9 +108,14 @@ def open_session(config: Config, listener: Listener = silent) -> Session:
 
     Raises:
         ConfigError: anything that the recipe got wrong.
+        EndpointError: no rollout server answers.
     """
     from stepalign.models.load import dtype_of
 
+    if config.sampling.engine == "vllm":
+        from stepalign.models.sampling.vllm import check_servers
+
+        wait_for(check_servers(config.sampling.base_urls))
     solver = _trained_solver(config)
     listener(line(f"solver {config.model.path} on {solver.device} in {dtype_of(solver)}"))
     return Session(
@@ -126,14 +131,9 @@ def make_sampler(section: SamplingSection, solver: Solver) -> Sampler:
         return LocalSampler(solver, max_batch_tokens=section.max_batch_tokens, stop=section.stop)
     from stepalign.models.sampling.vllm import VllmSampler
 
+    urls, ends, folder = section.base_urls, solver.end_ids, section.sync_folder
     return VllmSampler(
-        section.base_urls,
-        solver.model,
-        solver.end_ids,
-        way=section.sync,
-        folder=section.sync_folder,
-        timeout=section.timeout,
-        stop=section.stop,
+        urls, solver.model, ends, way=section.sync, folder=folder, timeout=section.timeout, stop=section.stop
     )
 
 

@@ -132,6 +132,16 @@ def test_prompts_share_no_noise_and_the_whole_distribution_is_asked_for(serve, s
         assert body["cache_salt"]
 
 
+def test_texts_that_end_a_completion_are_handed_on(serve, solver: Solver) -> None:
+    server = serve()
+    draw(sampler_of(solver, server, stop=("\nQuestion:",)))
+    draw(sampler_of(solver, server))
+    with_text, without = server.bodies[0], server.bodies[-1]
+    assert with_text["stop"] == ["\nQuestion:"]
+    assert with_text["include_stop_str_in_output"]
+    assert "stop" not in without
+
+
 def test_the_same_seed_gives_the_same_completions_and_another_gives_others(serve, solver: Solver) -> None:
     sampler = sampler_of(solver, serve())
     assert_same(draw(sampler), draw(sampler))
@@ -333,6 +343,17 @@ def test_a_server_with_another_base_is_refused_an_adapter(serve, solver: Solver)
     adapted = with_adapter(solver, 1)
     with pytest.raises(EndpointError, match="other base weights"):
         wait_for(sampler_of(adapted, server).publish(trainable(adapted), 0))
+
+
+def test_two_runs_that_hand_all_their_weights_to_one_server_are_noticed(serve, solver: Solver, make_solver) -> None:
+    server, other = serve(), make_solver(5, scale=4.0)
+    one, two = sampler_of(solver, server), sampler_of(other, server)
+    wait_for(one.publish(trainable(solver), 0))
+    draw(one)
+    wait_for(two.publish(trainable(other), 0))
+    draw(two)
+    with pytest.raises(EndpointError, match="another run hands its weights"):
+        draw(one)
 
 
 def test_another_runs_weights_are_never_taken_for_ours(serve, solver: Solver, make_solver) -> None:

@@ -80,6 +80,17 @@ def test_a_server_that_reports_probabilities_before_temperature_is_noticed(serve
         train(server, tmp_path / "run", said.append, **{"sampling.temperature": 2.0})
 
 
+def test_a_server_that_does_not_answer_is_found_before_the_model_is_loaded(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("stepalign.build._trained_solver", None)
+    served = {"sampling.engine": "vllm", "sampling.base_urls": ["http://name:secret-word@127.0.0.1:1/v1"]}
+    config = load_config("arithmetic", {**SETTINGS, **served})
+    with pytest.raises(EndpointError, match="no rollout server answers") as raised:
+        train_config(config, tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
+    assert "stepalign serve" in str(raised.value)
+    assert "secret-word" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("key", ["top_p", "top_k", "min_tokens", "presence_penalty", "repetition_penalty"])
 def test_what_cuts_the_distribution_is_refused_in_training(key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key} cannot be used in training"):

@@ -85,8 +85,17 @@ def write_file(model: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
 
 
 async def has_version(client: httpx2.AsyncClient, server: Server, policy: Policy) -> bool:
-    """Asked before each request: a server that was restarted holds its first weights again, and says so here only."""
-    return await weight_version(client, server) == policy.name
+    """Asked before each request: a server that was restarted holds its first weights again, and says so here only.
+
+    Raises:
+        EndpointError: another run has put its weights in the place of ours.
+    """
+    found = await weight_version(client, server)
+    if policy.name in server.holds and found not in (policy.name, FRESH, None):
+        what = f"another run hands its weights to this rollout server: it holds {one_line(str(found))}"
+        hint = "give each run that trains all weights servers of its own, or train adapters, which live side by side"
+        raise EndpointError(what, where=server.label, hint=hint)
+    return found == policy.name
 
 
 async def send_file(client: httpx2.AsyncClient, server: Server, policy: Policy) -> None:

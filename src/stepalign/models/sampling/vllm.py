@@ -335,6 +335,20 @@ class _Part:
         return Completion(ids=tuple(self.ids), log_probs=log_probs, finish_reason=reason, policy_version=version)
 
 
+async def check_servers(urls: Sequence[str]) -> None:
+    """See that a server answers before anything is loaded. Raises ConfigError, EndpointError."""
+    faults = []
+    async with httpx2.AsyncClient(timeout=CONNECT_SECONDS) as client:
+        for server in map(_server, urls):
+            try:
+                await _introduce(client, server)
+            except Fault as fault:
+                faults.append(str(fault))
+    if len(faults) == len(urls):
+        hint = "start one: stepalign serve MODEL; or correct sampling.base_urls"
+        raise EndpointError("no rollout server answers", where="; ".join(faults), hint=hint)
+
+
 def _server(url: str) -> Server:
     parsed = httpx2.URL(url)
     if parsed.scheme not in ("http", "https") or not parsed.host:
