@@ -73,6 +73,11 @@ _HOST = re.compile(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::\d*)?")
 _QUERY = re.compile(r"\?(?=[\w.-]+=)|\?(?=[^@]*$)")
 _HARMLESS = frozenset({"api-version", "api_version", "version", "deployment", "region", "timeout"})
 """Names in a query whose values are no secrets."""
+_SECRET_NAME = re.compile(
+    r"(?:^|[-_])(?:api|access|secret|private|auth|bearer|subscription)[-_]?(?:key|token)$"
+    r"|^(?:key|token|authorization|credentials?)$|secret|passw",
+    re.I,
+)
 _IN_TEXT = (
     (re.compile(r"(https?://)[^\s/?#]*@", re.I), r"\1"),
     (
@@ -172,7 +177,7 @@ def keep_secret(*texts: str) -> None:
 
 def names_a_secret(name: str) -> bool:
     """Whether a field of this name holds a key or a password."""
-    return re.search(r"(?:key|token|secret|password|passwd|authorization|credentials?)$", name, re.I) is not None
+    return _SECRET_NAME.search(name) is not None
 
 
 def keep_secrets_of(value: Any) -> None:

@@ -280,10 +280,14 @@ def test_a_limit_of_tokens_among_the_extra_fields_replaces_ours_and_doubles(
     assert not any("max_tokens" in body for body in asked)
 
 
-@pytest.mark.parametrize("field", ["api_key", "token", "Authorization", "messages", "model", "stream"])
+@pytest.mark.parametrize("field", ["api_key", "token", "Authorization", "messages", "model", "stream", "max_tokens"])
 def test_some_fields_cannot_be_extra(field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         changed(Config(), {"critic.extra_body": {field: "x"}})
+    with pytest.raises(ConfigError, match="x-api-key"):
+        changed(Config(), {"critic.extra_body": {"headers": {"x-api-key": "x"}}})
+    kept = {"prompt_cache_key": "a", "stop_token_ids": [1], "skip_special_tokens": True, "max_completion_tokens": 9}
+    assert changed(Config(), {"critic.extra_body": kept}).critic.extra_body == kept
 
 
 SAME = [

@@ -30,6 +30,7 @@ from stepalign.errors import ConfigError, EndpointError, UserError
 from stepalign.events import line, warning
 from stepalign.outside import redact_url, redacted, shown, split_url
 from stepalign.records import Attempt, Critique, Problem
+from stepalign.storage.jsonl import JsonLines
 from stepalign.waiting import wait_for
 
 CANARY = "cAnArY0815xyz"
@@ -269,6 +270,20 @@ def test_a_cache_that_cannot_be_used_costs_calls_and_loses_none(
     assert server.behaviours["ok"] == 9
     assert len(lines) == 3
     assert all("disk is full" in line for line in lines)
+
+
+def test_a_ledger_that_cannot_be_written_loses_no_critique(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    server, lines = serve(), []
+    monkeypatch.setattr(JsonLines, "append", full)
+    with critic_at(server.url, ledger_path=tmp_path / "l.jsonl", announce=lines.append) as critic:
+        assert [ask(critic, number).status for number in range(3)] == ["ok"] * 3
+        assert critic.ledger.attempts == 3
+    assert lines == [f"critic: the ledger cannot be written (No space left on device): {tmp_path / 'l.jsonl'}"]
 
 
 _ASK = """

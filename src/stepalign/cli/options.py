@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
-from stepalign.outside import redacted
+from stepalign.outside import redacted, shown
 from stepalign.stopping import LIFELINE, Interrupted
 
 if TYPE_CHECKING:
@@ -85,4 +85,4 @@ def say(*lines: object) -> None:
     from stepalign.verbs.progress import console
 
     for text in lines:
-        console.print(text)
+        console.print(shown(text) if isinstance(text, str) else text)

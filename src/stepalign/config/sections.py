@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -193,7 +195,10 @@ class CriticSection(Section):
     def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
         if ours := value.keys() & {"model", "messages", "stream", "n"}:
             raise ValueError(f"{min(ours)} cannot be set here")
-        if secret := next(filter(names_a_secret, value), None):
+        for name in value.keys() & {"max_tokens", "max_completion_tokens"}:
+            if type(value[name]) is not int or value[name] < 1:
+                raise ValueError(f"{name} should be a number of tokens")
+        if secret := next(filter(names_a_secret, re.findall(r'"([^"]+)": ', json.dumps(value, default=str))), None):
             raise ValueError(f"{secret} would be written to disk: name an environment variable in critic.api_key_env")
         return value
 

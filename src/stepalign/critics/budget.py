@@ -93,14 +93,13 @@ class Ledger:
         *,
         fault: str = "",
         status: int | None = None,
-        prompt_tokens: int = 0,
-        completion_tokens: int = 0,
+        paid: tuple[int, int] = (0, 0),
     ) -> None:
-        """Enter one HTTP attempt."""
-        self._count(fault, prompt_tokens, completion_tokens)
+        """Enter one HTTP attempt, with its prompt and completion tokens. Raises OSError where it cannot be written."""
+        self._count(fault, *paid)
         if self._file is not None:
             row = {"time": round(time.time(), 3), "server": server, "seconds": round(seconds, 3), "fault": fault}
-            row |= {"status": status, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+            row |= {"status": status, "prompt_tokens": paid[0], "completion_tokens": paid[1]}
             self._file.append([row])
 
     def enter(self, critique: Critique) -> None:

@@ -8,6 +8,7 @@ call and goes when the reply is stored: one that a killed process has left is a 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import sqlite3
 from collections.abc import Callable
@@ -117,7 +118,8 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         }
         key = "" if section.cache_only else read_key(section.api_key_env)
         reached = () if section.cache_only else section.base_urls
-        self._policy, self._announce = policy or RetryPolicy(), announce
+        self._policy = policy or RetryPolicy()
+        self._say_once = functools.cache(announce)
         self._slots = Slots(section.concurrency)
         self._servers = Servers(
             [Server(url, key, attempt_timeout=section.attempt_timeout, announce=announce) for url in reached],
@@ -128,7 +130,6 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
             announce=announce,
             ledger=self.ledger,
         )
-        self._said: set[str] = set()
         self._taken_over = 0
         self._in_flight: dict[str, asyncio.Task[_Outcome]] = {}
         self._background = BackgroundLoop("critic")
@@ -197,7 +198,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
                 hint = "drop critic.token_budget and critic.cost_budget"
                 raise EndpointError("the server does not count tokens: no budget can hold", where=label, hint=hint)
             if reason := self._parse(reply).reason:
-                self._announce(f"critic: the first reply cannot be used: {reason}; it begins {reply.content!r:.100}")
+                self._say_once(f"critic: the first reply cannot be used: {reason}; it begins {reply.content!r:.100}")
             with suppress(sqlite3.Error):
                 if self.cache is not None:
                     self.cache.put(keys[label], asdict(reply))
@@ -289,11 +290,6 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
             if mine and not stored:
                 with suppress(sqlite3.Error):
                     await asyncio.to_thread(cache.release, key, self._owner)
-
-    def _say_once(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            self._announce(line)
 
     async def _call(self, messages: list[dict[str, str]]) -> _Outcome:
         """Attempts until there is a usable reply, or no use in going on."""

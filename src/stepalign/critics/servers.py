@@ -8,6 +8,7 @@ for a server costs a call no attempt, so an outage shorter than the timeout of a
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import re
 from collections import deque
@@ -203,7 +204,8 @@ class Servers:
     ) -> None:
         self._servers = {server: Health(policy, announce) for server in servers}
         self._asked, self._names = asked, [name for name in (asked, answers_as) if name]
-        self._slots, self._policy, self._ledger, self._announce = slots, policy, ledger, announce
+        self._slots, self._policy, self._ledger = slots, policy, ledger
+        self._announce = functools.cache(announce)  # each line once
         self._refusals: set[int | None] = set()
         self._reported, self._reported_at, self._last_fault = 0, -1.0, ""
 
@@ -328,14 +330,11 @@ class Servers:
 
     def _book(self, server: Server, result: Reply | Fault, seconds: float, paid: tuple[int, int]) -> None:
         fault = result if isinstance(result, Fault) else None
-        self._ledger.book(
-            server.label,
-            seconds,
-            fault=fault.kind if fault else "",
-            status=fault.status if fault else None,
-            prompt_tokens=paid[0],
-            completion_tokens=paid[1],
-        )
+        try:
+            status = fault.status if fault else None
+            self._ledger.book(server.label, seconds, fault=fault.kind if fault else "", status=status, paid=paid)
+        except OSError as error:  # counted in this process all the same
+            self._announce(f"critic: the ledger cannot be written ({error.strerror}): {self._ledger.path}")
         now = asyncio.get_running_loop().time()
         self._last_fault = fault.message if fault else self._last_fault
         self._reported_at = now if self._reported_at < 0 else self._reported_at
