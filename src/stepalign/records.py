@@ -50,7 +50,7 @@ class Attempt:
     rollout_id: str
     problem: Problem
     text: str
-    """Decoded without special tokens."""
+    """Decoded without special tokens but for those that mark thinking."""
     grade: Grade = UNGRADED
     truncated: bool = False
     """Whether it reached the length limit before its end."""

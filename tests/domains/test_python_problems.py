@@ -154,3 +154,10 @@ def test_a_run_on_python_problems(tmp_path: Path, write_recipe: Callable[..., Pa
     analyse_run(tmp_path / "run", tmp_path / "signal", contexts=("execution_trace",), model="")
     shown = [row["context_text"] for row in read_json_lines(tmp_path / "signal" / "signal.jsonl")]
     assert shown == ["No code block.\nThe attempt has no complete code block."] * 2
+
+
+def test_code_behind_another_question_is_not_the_attempts() -> None:
+    first, second = "```python\ndef f():\n    return 1\n```", "```python\ndef g():\n    return 2\n```"
+    assert extract_code(f"{first}\n\nProblem 2: write g.\n{second}") == "def f():\n    return 1\n"
+    assert extract_code(f"{first}<|im_end|>\n<|im_start|>user\ng?\n{second}") == "def f():\n    return 1\n"
+    assert extract_code(f"A helper:\n{first}\nExample:\n{second}") == "def g():\n    return 2\n"

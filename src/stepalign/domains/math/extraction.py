@@ -84,9 +84,9 @@ _MARK = re.compile(
 )
 _QUESTION = re.compile(
     r"^[#*>_\s]{0,8}(?:(?:next|new|another)[ \t])?"
-    r"(?:(?:question|problem|exercise|puzzle|example|instruction|q)"
+    r"(?:(?:question|problem|exercise|puzzle|instruction|q)"
     r"[ \t]{0,2}(?:(?:no\.?|\#)?[ \t]?\d{1,4})?[ \t]{0,2}[*_]{0,2}[:.)]"
-    r"|(?:human|user|input|问题|题目)[*_]{0,2}[:：]|\#{2,4}[ \t](?:question|problem|instruction|exercise|input)\b)"
+    r"|(?:human|user|问题|题目)[*_]{0,2}[:：]|\#{2,4}[ \t](?:question|problem|instruction|exercise)\b)"
     r"|<\|(?:im_start|im_end|user|endoftext|eot_id|end|return|start_header_id|end_of_text)\|>|</s>|\[/?INST\]"
     r"|<(?:start|end)_of_turn>",
     re.IGNORECASE | re.MULTILINE,
