@@ -92,6 +92,7 @@ class Session:
             seed=derive_seed(section.seed, name),
             attempt=self.attempt,
             canonical=canonical_answer,
+            by_prompt=self.config.sampling.engine == "local",
             file=file,
             listener=listener,
         )

@@ -32,14 +32,16 @@ def rollout(problem: Problem, number: int) -> Rollout:
 class Drawing:
     """Completions that follow from the seed; problems end in an order of their own; stops after so many of them."""
 
-    def __init__(self, order: int, stop_after: int | None = None) -> None:
-        self.order, self.stop_after, self.on_disk = order, stop_after, [0]
+    def __init__(self, order: int, stop_after: int | None = None, *, by_prompt: bool = False) -> None:
+        self.order, self.stop_after, self.by_prompt, self.num_drawn = order, stop_after, by_prompt, 0
 
     def __call__(
         self, problems: Sequence[Problem], num_samples: int, seed: int, on_graded: OnGraded
     ) -> list[list[Rollout]]:
-        generator = random.Random(seed)
-        drawn = [[rollout(p, generator.randrange(100)) for _ in range(num_samples)] for p in problems]
+        self.num_drawn += len(problems)
+        shared = random.Random(seed)
+        numbers = {p.problem_id: random.Random(f"{seed} {p.question}") if self.by_prompt else shared for p in problems}
+        drawn = [[rollout(p, numbers[p.problem_id].randrange(100)) for _ in range(num_samples)] for p in problems]
         for place, row in enumerate(random.Random(self.order).sample(range(len(drawn)), len(drawn))):
             if place == self.stop_after:
                 raise Stopped
@@ -48,31 +50,35 @@ class Drawing:
 
 
 def evaluated(file: Path | None, attempt: Drawing, heard: list[Event]) -> list[EvaluatedProblem]:
-    return sample_and_grade(
-        PROBLEMS, num_samples=2, seed=5, attempt=attempt, canonical=str, file=file, listener=heard.append
-    )
+    options = {"num_samples": 2, "seed": 5, "canonical": str, "by_prompt": attempt.by_prompt}
+    return sample_and_grade(PROBLEMS, attempt=attempt, file=file, listener=heard.append, **options)
 
 
 @settings(max_examples=40, deadline=None)
-@given(order=st.integers(0, 99), stops=st.lists(st.integers(0, 8), max_size=3))
-def test_any_interruption_keeps_what_has_ended_and_changes_no_number(tmp_path_factory, order: int, stops) -> None:
-    whole = evaluated(None, Drawing(0), [])
+@given(order=st.integers(0, 99), stops=st.lists(st.integers(0, 8), max_size=3), by_prompt=st.booleans())
+def test_any_interruption_keeps_what_has_ended_and_changes_no_number(
+    tmp_path_factory, order: int, stops: list[int], by_prompt: bool
+) -> None:
+    whole = evaluated(None, Drawing(0, by_prompt=by_prompt), [])
     file = tmp_path_factory.mktemp("evaluation") / "samples.jsonl"
     kept: set[str] = set()
     for index, stop in enumerate(stops):
         with suppress(Stopped):
-            evaluated(file, Drawing(order + index, stop), [])
-            assert len(kept) == len(PROBLEMS)  # nothing was left to draw
+            evaluated(file, Drawing(order + index, stop, by_prompt=by_prompt), [])
+            assert len(read_samples(file)) == len(PROBLEMS)  # fewer were left to draw than it stops after
         now = {problem.problem_id for problem in read_samples(file)}
         assert kept <= now
-        assert len(now) >= stop
+        assert len(now) >= min(stop, len(PROBLEMS))
         kept = now
     heard: list[Event] = []
-    assert evaluated(file, Drawing(order), heard) == whole == read_samples(file)
+    last = Drawing(order, by_prompt=by_prompt)
+    assert evaluated(file, last, heard) == whole == read_samples(file)
+    if by_prompt:
+        assert last.num_drawn == len(PROBLEMS) - len(kept)  # nothing is drawn twice
     assert [event.done for event in heard] == list(range(len(kept) + 1, len(PROBLEMS) + 1))
     assert all(event.text.endswith("completions right") for event in heard)
     before = file.read_bytes()
-    assert evaluated(file, Drawing(order, 0), []) == whole  # nothing is drawn
+    assert evaluated(file, Drawing(order, 0, by_prompt=by_prompt), []) == whole  # nothing is drawn
     assert file.read_bytes() == before
 
 

@@ -60,6 +60,7 @@ def sample_and_grade(
     seed: int,
     attempt: AttemptFunction,
     canonical: Callable[[str], str],
+    by_prompt: bool = False,
     file: Path | None = None,
     listener: Listener = silent,
 ) -> list[EvaluatedProblem]:
@@ -67,6 +68,7 @@ def sample_and_grade(
 
     Args:
         canonical: answer -> the string that it shares with all answers equal to it.
+        by_prompt: a problem's completions follow from its prompt and the seed alone, whatever is drawn beside them.
         file: JSON lines, one problem a line; in the order of the problems when all are there.
         listener: receives the progress of the phase "evaluation", in problems.
     """
@@ -91,11 +93,11 @@ def sample_and_grade(
 
     for start in range(0, len(problems), CHUNK):
         chunk = problems[start : start + CHUNK]
-        if all(problem.problem_id in done for problem in chunk):
-            continue
-        # Short completions end first, so those that are missing are drawn with the others, from the chunk's own seed:
-        # drawn by themselves they would get a second chance to be short.
-        for rollouts in attempt(chunk, num_samples, seed + start, lambda _, rollouts: keep(rollouts)):
+        missing = [problem for problem in chunk if problem.problem_id not in done]
+        # Short completions end first. Where others follow from the place in a batch, those that are missing are drawn
+        # with the others, from the chunk's own seed: by themselves they would get a second chance to be short.
+        drawn = missing if by_prompt or not missing else chunk
+        for rollouts in attempt(drawn, num_samples, seed + start, lambda _, rollouts: keep(rollouts)) if drawn else ():
             keep(rollouts)
     in_order = [done[problem_id] for problem_id in wanted]
     if file is not None and done.keys() == wanted.keys() and list(done) != list(wanted):
