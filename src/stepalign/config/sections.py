@@ -143,6 +143,7 @@ class PrepareSection(Section):
     num_samples: int = Field(default=4, ge=1)
     """Validation problems of a measurement, and completions per problem."""
     seed: int = Field(default=0, ge=0)
+    """Another one draws other completions, and another order of the examples; 0 takes them as they come."""
 
 
 class CriticSection(Section):

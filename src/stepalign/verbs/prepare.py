@@ -6,6 +6,7 @@ A solver that never succeeds cannot be trained on its own attempts, and one that
 from __future__ import annotations
 
 import copy
+import random
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -55,6 +56,8 @@ def prepare_solver(config: Config, out: Path, *, resume: bool, listener: Listene
             hint="--set data.validation=FILE, or --set data.validation_share=0.1",
         )
     examples = list(islice(_examples(config), section.examples))
+    if section.seed:
+        random.Random(derive_seed(section.seed, "examples")).shuffle(examples)
     if not examples:
         raise ConfigError("there is no example: no training problem has a reference solution", where=config.data.train)
     with RunFolder(out, config, resume=resume, kind="warm-up"):
