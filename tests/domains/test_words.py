@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import pytest
 
 from stepalign.config import load_config
 from stepalign.domains.math import grade
 from stepalign.domains.table import find_domain, load_sets
+from stepalign.domains.words.domain import find_truth
 from stepalign.domains.words.stories import KINDS, Story
 from stepalign.domains.words.task import SIZES, SOURCE, Options, draw_stories, make_problem, parse_source
 from stepalign.errors import ConfigError
 from stepalign.problems.loading import ProblemSet
 from stepalign.problems.sets import find_overlaps
+from stepalign.records import Attempt, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 GAINS, LOSSES = r"finds|gets|buys|wins|adds", r"loses|gives|sells|breaks|cuts"
 
@@ -183,3 +189,33 @@ def test_a_recipe_finds_the_domain_by_its_source() -> None:
     assert {p.metadata["kind"] for p in found.problems} == {"units"}
     again = domain.load(config.data.train, config.data, "train", 5)
     assert [p.question for p in again.problems] == [p.question for p in found.problems]
+
+
+def test_the_truth_names_the_first_wrong_token_and_the_result_of_a_step(
+    byte_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    problem = Problem(
+        problem_id="p",
+        question="Mia has 80 stamps. Mia finds 48 more. Mia loses 31. How many stamps does Mia have now?",
+        answer="97",
+        metadata={"calculations": ["80 + 48 = 128", "128 - 31 = 97"]},
+    )
+    truth = find_truth(byte_tokenizer)
+    for text, right in (
+        ("<step_1> 80 + 48 = 118\n<step_2> 118 - 31 = 87\n<answer> 87", "<step_1> 80 + 48 = 12"),
+        ("<step_1> 80 + 48 = 128\n<step_2> 128 + 31 = 159\n<answer> 159", "<step_1> 80 + 48 = 128\n<step_2> 128 -"),
+        ("<step_1> 80 + 48 = 128\n<step_2> 128 - 31 = 97\n<answer> 97", ""),
+        ("<step_1> 80 + 48 = 128\n<step_2> 128", ""),
+    ):
+        ids = byte_tokenizer.encode(text, add_special_tokens=False)
+        found = truth.wrong_result(Attempt(rollout_id="r", problem=problem, text=text), ids)
+        assert (found is None) == (not right)
+        if found is not None:
+            shown = byte_tokenizer.decode([*ids[: found[0]], found[1]])  # a token may hold the blank in front of a sign
+            assert shown in (right, right[:-1])
+            assert ids[found[0]] != found[1]
+    step = byte_tokenizer.encode("<step_1> 80 + 48 = 128\n", add_special_tokens=False)
+    place = truth.result_of(step)
+    assert place is not None
+    assert byte_tokenizer.decode(step[place:]).startswith("128") or byte_tokenizer.decode(step[place:]) == "128\n"
+    assert truth.result_of(byte_tokenizer.encode("<answer> 128", add_special_tokens=False)) is None

@@ -364,3 +364,31 @@ def test_a_critic_without_any_usable_critique_is_no_success(
     assert findings(tmp_path / "out")["usable"] == 0
     assert (tmp_path / "out" / "index.html").exists()
     assert ("critic refuses a request" in done.stdout) == (code == 3)
+
+
+def test_the_calculation_critic_reads_a_plain_file_and_says_what_it_does_not_understand(tmp_path: Path) -> None:
+    notes = "Two dozen are 2*12=<<2*12=24>>24.\nSo 24-5=<<24-5=19>>19 are left.\n#### 19"
+    question = "Lea has 2 dozen eggs. 5 break. How many are left?"
+    texts = [
+        "2*12=<<2*12=24>>24 eggs.\n24-5=<<24-5=19>>19 are left.\n#### 19",
+        "2*12=<<2*12=24>>24 eggs.\n24+5=<<24+5=29>>29 are left.\n#### 29",
+        "She has 2 and loses 5.\n#### 3",
+        "7*7=49 eggs.\n49/7=7 are left.\n#### 7",
+    ]
+    rows = [{"question": question, "completion": text, "answer": notes} for text in texts]
+    file = tmp_path / "attempts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    printed = StringIO()
+    with redirect_stdout(printed):
+        sys.argv = ["stepalign", "critique", str(file), "--critic", "calculation", "--out", str(tmp_path / "out")]
+        main()
+    assert "2 of 4 critiques by calculation are usable" in printed.getvalue()
+    lines = [json.loads(line) for line in (tmp_path / "out" / "critiques.jsonl").read_text("utf-8").splitlines()]
+    found = {line["rollout_id"]: line for line in lines}
+    first, second, third, last = (found[f"line-{number:06d}"] for number in (1, 2, 3, 4))
+    assert (first["text"], first["case"], first["verdict"]) == (texts[0], "A", "correct")
+    assert second["text"] == texts[0]
+    assert (second["first_error"], second["case"], second["verdict"]) == ("2", "D", "incorrect")
+    assert third["reason"] == "the attempt has no equation"
+    assert last["reason"] == "the program does not understand where the attempt goes wrong"
+    assert third["status"] == last["status"] == "failed"
