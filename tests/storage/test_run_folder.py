@@ -258,6 +258,34 @@ def test_appending_and_rewinding(tmp_path: Path) -> None:
     assert lines(tmp_path / "metrics.jsonl")[2:] == [{"step": "3 again"}]
 
 
+@pytest.mark.parametrize("kept", [None, 0, 1, -1])
+def test_records_shorter_than_the_checkpoint_says_are_refused_and_nothing_is_cut(
+    tmp_path: Path, kept: int | None
+) -> None:
+    with RunFolder(tmp_path, CONFIG, resume=False) as folder:
+        folder.append("metrics", [{"step": 1}, {"step": 2}])
+        folder.append("rollouts", [{"text": "one"}])
+        sizes = folder.sizes()
+        folder.append("rollouts", [{"text": "two"}])
+    file = tmp_path / "metrics.jsonl"
+    if kept is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:kept])
+    with RunFolder(tmp_path, CONFIG, resume=True) as folder, pytest.raises(ConfigError) as caught:
+        folder.rewind(sizes)
+    assert f"the checkpoint was written after {sizes['metrics']}" in caught.value.what
+    assert caught.value.where == str(file)
+    assert len(lines(tmp_path / "rollouts.jsonl")) == 2
+
+
+def test_a_full_disk_is_named_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        append(tmp_path / "metrics.jsonl", [{"step": 1}])
+    assert caught.value.filename == str(tmp_path / "metrics.jsonl")
+
+
 def test_rewinding_cuts_a_torn_record_and_keeps_every_byte(tmp_path: Path) -> None:
     with RunFolder(tmp_path, CONFIG, resume=False) as folder:
         folder.append("metrics", [{"step": 1}])

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from stepalign.config import ObjectiveSection, TeacherSection, TrainingSection
 from stepalign.errors import ConfigError
+from stepalign.events import Event
 from stepalign.models.load import Solver, load_solver
 from stepalign.records import Sample
 from stepalign.training.checkpoint import (
@@ -203,6 +204,45 @@ def test_all_damaged_is_an_error_and_not_a_fresh_start(two: Path) -> None:
     assert "step-00002/teacher.safetensors" in caught.value.what
 
 
+def test_a_manifest_that_lacks_a_file_is_damage(two: Path) -> None:
+    manifest = two / "step-00002" / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    for name in ("{}", *(n for n in whole if n.endswith((".json", ".safetensors")))):
+        manifest.write_text("{}" if name == "{}" else json.dumps({n: e for n, e in whole.items() if n != name}))
+        heard: list[Event] = []
+        found = load_latest(two, heard.append)
+        assert found is not None
+        assert found.state["step"] == 1, name
+        assert [event.kind for event in heard] == ["warning"]
+        assert "step-00002/" in heard[0].text
+        assert "step-00001" in heard[0].text
+    (two / "step-00002" / "optimizer.safetensors").unlink()  # with its entry: a part that every checkpoint has
+    manifest.write_text(json.dumps({n: e for n, e in whole.items() if n != "optimizer.safetensors"}))
+    found = load_latest(two)
+    assert found is not None
+    assert found.state["step"] == 1
+
+
+def test_without_any_manifest_a_run_does_not_start_anew(two: Path) -> None:
+    for folder in find_checkpoints(two):
+        (folder / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match=r"every checkpoint is damaged: step-00002/manifest\.json"):
+        load_latest(two)
+
+
+def test_final_weights_are_checked_when_they_are_loaded(two: Path) -> None:
+    folder = two / "step-00002"
+    load_solver(str(folder))
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(flip(whole, len(whole) // 2))
+        with pytest.raises(ConfigError, match=f"{name} of the model is damaged"):
+            load_solver(str(folder))
+        (folder / name).write_bytes(whole)
+    (folder / "manifest.json").write_text('{"name": "of another program"}')
+    load_solver(str(folder))
+
+
 def test_weights_of_another_model_are_refused(two: Path, make_solver: Callable[..., Solver]) -> None:
     found = load_latest(two)
     assert found is not None
@@ -230,6 +270,35 @@ def test_what_a_dead_writer_left_is_neither_read_nor_in_the_way(run: Run, tmp_pa
     assert found is not None
     assert found.state["step"] == 2
     assert not (found.folder / "stray").exists()
+
+
+def test_a_folder_that_was_about_to_be_replaced_comes_back(run: Run, tmp_path: Path) -> None:
+    """A process may die between the two renames, and this may be the only checkpoint there is."""
+    run.save(tmp_path, 1).rename(tmp_path / ".step-00001.old")
+    for name in (".step-00001.tmp", ".step-00000.gone", ".step-00002.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    found = load_latest(tmp_path)
+    assert found is not None
+    assert found.state["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00001"]
+    shutil.copytree(tmp_path / "step-00001", tmp_path / ".step-00001.old")  # after the second rename
+    assert load_latest(tmp_path) is not None
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00001"]
+
+
+def test_a_full_disk_leaves_no_half_and_names_the_folder(run: Run, tmp_path: Path) -> None:
+    run.save(tmp_path, 1)
+
+    def fills_the_disk(folder: Path) -> None:
+        (folder / "optimizer.safetensors").symlink_to("/dev/full")
+        with (folder / "optimizer.safetensors").open("wb") as file:
+            file.write(b"x" * 100_000)
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        save_checkpoint(tmp_path, 2, solver=run.solver, write=fills_the_disk, state={})
+    assert caught.value.filename == str(tmp_path / "step-00002")
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00001"]
 
 
 def test_saving_a_step_again_replaces_it(run: Run, tmp_path: Path) -> None:

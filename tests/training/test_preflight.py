@@ -178,3 +178,17 @@ except UserError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.returncode) == (error, 0), done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_has_diverged_ends_and_keeps_its_checkpoints(config: Config, tmp_path: Path) -> None:
+    """One step of 1e30 makes every later loss NaN; those steps change nothing any more."""
+    changes = {"training.learning_rate": 1e30, "training.max_steps": 9, "training.warmup_steps": 0}
+    changes |= {"training.save_steps": 1, "evaluation.at_start": False}
+    run = changed(config, changes, "test")
+    with pytest.raises(ConfigError, match="3 steps in a row had no finite gradient") as caught:
+        train_config(run, tmp_path / "run", resume=False, listener=silent, stop=StopRequest())
+    assert "learning_rate" in (caught.value.hint or "")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["grad_norm"] is None for row in rows] == [False, True, True, True]
+    assert (tmp_path / "run" / "checkpoints" / "step-00001").is_dir()
+    assert not (tmp_path / "run" / "final").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -50,9 +51,11 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except OSError as error:  # a full disk, a file without permission: what, where, no traceback
-        if error.filename is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.filename is None and not full:
             raise
-        _fail(ConfigError(error.strerror or str(error), where=str(error.filename)), debug)
+        hint = "make room, and continue with --resume" if full else None
+        _fail(ConfigError(error.strerror or str(error), where=error.filename and str(error.filename), hint=hint), debug)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

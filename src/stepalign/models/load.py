@@ -11,6 +11,7 @@ import torch
 
 from stepalign.errors import ConfigError
 from stepalign.models.places import address, find_model, gguf_base, is_gguf
+from stepalign.storage.files import MANIFEST, damaged_file, is_sealed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -118,6 +119,8 @@ def load_solver(
     device, dtype = choose(device, dtype)
     place = _device(device)
     folder = find_model(path)
+    if weights:
+        _refuse_damage(folder)
     tokenizer = _load_tokenizer(path, folder, trust_remote_code, plain_prompts)
     model = _load_model(path, folder, trust_remote_code, getattr(torch, dtype) if weights else None)
     if tokenizer.eos_token_id is None:
@@ -134,6 +137,17 @@ def load_solver(
         model.eval().to(place)  # type: ignore[arg-type]
     check_head(solver, path)
     return solver
+
+
+def _refuse_damage(folder: str) -> None:
+    """Weights that a run has sealed must be as they were. Raises ConfigError."""
+    path = Path(folder)
+    if is_sealed(path) and (name := damaged_file(path)):
+        raise ConfigError(
+            f"the file {name} of the model is damaged: it does not match {MANIFEST}",
+            where=folder,
+            hint=f"copy it again, or take a folder of checkpoints/; without {MANIFEST} the model is loaded as it is",
+        )
 
 
 def choose(device: str, dtype: str) -> tuple[str, str]:

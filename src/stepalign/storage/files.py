@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,14 +33,33 @@ def finite(node: Any) -> Any:
     return node
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file in an error of the system that names none: a full disk, a broken one. Also in safetensors' own."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or none, and make it durable. Folders above it are made; text is UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(encodable(content).encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with writing(path), temporary.open("wb") as file:
+            file.write(encodable(content).encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)
     sync_folder(path.parent)
 
@@ -110,13 +131,27 @@ def seal(folder: Path) -> None:
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2))  # without its last byte it is no JSON
 
 
-def damaged_file(folder: Path) -> str | None:
-    """The first file of a sealed folder that does not match the manifest; None when all do."""
+def is_sealed(folder: Path) -> bool:
+    """Whether ``seal`` wrote the folder's manifest; other programs have files of that name."""
+    try:
+        return b'"sha256"' in (folder / MANIFEST).read_bytes()
+    except OSError:
+        return False
+
+
+def damaged_file(folder: Path, needs: Sequence[str] = ()) -> str | None:
+    """The first file of a sealed folder that does not match the manifest; None when all do.
+
+    ``needs``: names that the manifest must have. It must have every JSON and safetensors file that is there, too.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return MANIFEST
+    data = [p.name for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors") and p.name != MANIFEST]
+    if unlisted := [name for name in (*needs, *data) if name not in expected]:
+        return unlisted[0]
     for name, (size, checksum) in expected.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size or sha256_of_file(path) != checksum:
@@ -133,3 +168,36 @@ def move_into_place(folder: Path, target: Path) -> None:
     folder.rename(target)
     sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when the block ends; after an error nothing of it is left."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        with writing(target):
+            yield temporary
+            seal(temporary)
+            move_into_place(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that no half of it can be taken for the whole."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def tidy(root: Path) -> None:
+    """Finish what a killed process has left half done: a folder that was about to be replaced comes back."""
+    for path in [p for p in root.glob(".*") if p.is_dir()]:
+        target = root / path.stem[1:]
+        if path.suffix == ".old" and not target.exists():
+            path.rename(target)
+        elif path.suffix in (".old", ".tmp", ".gone"):
+            shutil.rmtree(path, ignore_errors=True)

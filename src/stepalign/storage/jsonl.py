@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from stepalign.errors import ConfigError
 from stepalign.outside import encodable, parse_json
-from stepalign.storage.files import finite, write_atomically
+from stepalign.storage.files import finite, write_atomically, writing
 
 SUPERSEDED = "superseded"
 """The folder beside a file that keeps what was cut from it."""
@@ -69,17 +69,18 @@ class JsonLines:
         content = encodable("".join(to_json_line(record) + "\n" for record in records)).encode()
         if not content:
             return
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            cut(self.path, _whole_size(self.path))
-            self._file = self.path.open("ab")
-        self._file.write(content)
-        self._file.flush()
+        with writing(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                cut(self.path, _whole_size(self.path))
+                self._file = self.path.open("ab", buffering=0)
+            self._file.write(content)
 
     def sync(self) -> None:
         """Make what was appended durable."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with writing(self.path):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:

@@ -172,9 +172,24 @@ class RunFolder:
         return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
 
     def rewind(self, sizes: Mapping[str, int]) -> None:
-        """Cut the record files back to a checkpoint. The rest moves to superseded/, it is never deleted."""
+        """Cut the record files back to a checkpoint. The rest moves to superseded/, it is never deleted.
+
+        Raises:
+            ConfigError: a file is missing, or shorter than it was at the checkpoint; nothing is cut then.
+        """
+        there = {name: path.stat().st_size if (path := self._record(name)).exists() else 0 for name in RECORDS}
+        for name, size in sizes.items():
+            if there.get(name, size) < size:
+                raise ConfigError(
+                    f"the records of {name} have {there[name]} bytes, and the checkpoint was written after {size}",
+                    where=str(self._record(name)),
+                    hint="put the file back as it was; without it, begin anew with another --out",
+                )
         for name in RECORDS:
-            jsonl.rewind(self.path / f"{name}.jsonl", sizes.get(name, 0))
+            jsonl.rewind(self._record(name), sizes.get(name, 0))
+
+    def _record(self, name: str) -> Path:
+        return self.path / f"{name}.jsonl"
 
     def close(self) -> None:
         for file in self._files.values():

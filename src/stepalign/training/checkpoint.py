@@ -7,7 +7,6 @@ and one rename makes it appear. A folder without a valid manifest does not count
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stepalign.errors import ConfigError
+from stepalign.events import Listener, silent, warning
 from stepalign.models.load import Solver, save_solver
-from stepalign.storage.files import damaged_file, move_into_place, seal
+from stepalign.storage.files import MANIFEST, damaged_file, tidy, whole_folder
 
 TRAINABLE = "trainable.safetensors"
 """Written only where the Hugging Face files do not hold the trainable weights under the model's own names."""
@@ -73,37 +73,42 @@ def save_checkpoint(
     state: Mapping[str, Any],
 ) -> Path:
     """Write ROOT/step-NNNNN; ``write`` puts optimizer and self-teacher into a folder."""
-    root.mkdir(parents=True, exist_ok=True)
     target = root / f"step-{step:05d}"
-    temporary = root / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_solver(solver, temporary)
-    if not dict(_trainable(solver)).keys() <= _load_weights(temporary).keys():  # adapters, or a layout that renames
-        save_file(trainable_weights(solver), temporary / TRAINABLE)
-    write(temporary)
-    (temporary / "state.json").write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
-    seal(temporary)
-    move_into_place(temporary, target)  # also where a resumed run makes the same step again
+    with whole_folder(target) as folder:  # it replaces one of the same step, which a resumed run makes again
+        save_solver(solver, folder)
+        if not dict(_trainable(solver)).keys() <= _load_weights(folder).keys():  # adapters, or a layout that renames
+            save_file(trainable_weights(solver), folder / TRAINABLE)
+        write(folder)
+        (folder / "state.json").write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
     return target
 
 
 def find_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
-    found = {p: p.name.removeprefix("step-") for p in root.glob("step-*") if (p / "manifest.json").exists()}
+    return [folder for folder in _folders(root) if (folder / MANIFEST).exists()]
+
+
+def _folders(root: Path) -> list[Path]:
+    found = {p: p.name.removeprefix("step-") for p in root.glob("step-*")}
     return sorted((p for p, step in found.items() if step.isdecimal()), key=lambda p: int(found[p]))
 
 
-def load_latest(root: Path) -> Checkpoint | None:
+def load_latest(root: Path, listener: Listener = silent) -> Checkpoint | None:
     """The newest checkpoint whose files match their checksums; None when there is none.
+
+    What a killed process has left half done is tidied up first. Damaged checkpoints are named to the listener.
 
     Raises:
         ConfigError: there are checkpoints, but every one is damaged.
     """
+    tidy(root)
     damaged = []
-    for folder in reversed(find_checkpoints(root)):
-        fault = damaged_file(folder)
+    for folder in reversed(_folders(root)):
+        parts = () if any(folder.glob(SHARDS)) else ("optimizer.safetensors", "teacher.safetensors")
+        fault = damaged_file(folder, ("state.json", *parts))
         if fault is None:
+            if damaged:
+                listener(warning(f"damaged checkpoints are left out: {', '.join(damaged)}; taken is {folder.name}"))
             return Checkpoint(folder, json.loads((folder / "state.json").read_text(encoding="utf-8")))
         damaged.append(f"{folder.name}/{fault}")
     if damaged:

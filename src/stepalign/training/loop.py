@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from stepalign.models.sampling import Sampler
 from stepalign.records import Sample, to_json
 from stepalign.rollouts.stream import Batch, Stream
 from stepalign.stopping import Interrupted, StopRequest
-from stepalign.storage.files import move_into_place, seal
+from stepalign.storage.files import remove_folder, tidy, whole_folder
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.run_folder import RunFolder
 from stepalign.training import checkpoint as checkpoints
@@ -41,6 +41,8 @@ from stepalign.training.timeline import Timeline
 from stepalign.training.trackers import Trackers
 from stepalign.waiting import wait_for
 
+MOST_SKIPPED = 3
+"""Steps without a finite gradient, one after another, that end a run: its weights do not move any more."""
 PHASES = ("sampling", "feedback", "learning", "evaluation", "saving")
 
 
@@ -141,6 +143,7 @@ class Run:
             BudgetSpentError: the critic's budget is spent; a checkpoint is on disk.
         """
         self._early: Sequence[str] = ()
+        self._skipped = 0
         self.timeline = Timeline(self.folder.path / "timeline.json", self.stream.ahead + 1)
         self._resume()
         self.trackers = self.open_trackers(self.progress.step)
@@ -241,8 +244,15 @@ class Run:
         self.folder.append("metrics", [{"step": done, **row}])
         self.listener(step(done, self.training.max_steps, row))
         self.trackers.step(done, row)
+        self._skipped = 0 if math.isfinite(row["grad_norm"]) else self._skipped + 1
+        if self._skipped == MOST_SKIPPED:
+            raise ConfigError(
+                f"{MOST_SKIPPED} steps in a row had no finite gradient: the run has diverged",
+                where=f"{self.folder.path}, step {done}",
+                hint="lower training.learning_rate and give another --out; the checkpoints before it are kept",
+            )
         if warnings and self.stops_at_warnings:
-            self.save()
+            self.save(keeps_all=True)
             raise ConfigError(
                 f"the run was stopped by a guard: {warnings[-1]}",
                 where=str(self.folder.path),
@@ -265,8 +275,8 @@ class Run:
                 self.listener(evaluation(done, name, rows))
                 self.trackers.evaluated(done, name, rows)
 
-    def save(self) -> None:
-        """Write a checkpoint and let old ones go."""
+    def save(self, *, keeps_all: bool = False) -> None:
+        """Write a checkpoint and let old ones go, unless this may be the one that nobody wants."""
         with self.timed("saving"):
             progress = self.progress
             progress.guard_history, progress.guards_spoken = self.guards.history, self.guards.warned
@@ -285,14 +295,15 @@ class Run:
                 state=json.loads(json.dumps(state)),
             )
             limit = self.training.save_total_limit
-            for old in checkpoints.find_checkpoints(root)[:-limit] if limit else []:
-                shutil.rmtree(old)
+            for old in checkpoints.find_checkpoints(root)[:-limit] if limit and not keeps_all else []:
+                remove_folder(old)
         self.timeline.write()
 
     # -- resuming, stopping, timing -----------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        found = checkpoints.load_latest(self.folder.path / "checkpoints")
+        tidy(self.folder.path)
+        found = checkpoints.load_latest(self.folder.path / "checkpoints", self.listener)
         for name, digest in (found.state.get("problems", {}) if found else {}).items():
             if digest != self.fingerprints[name]:
                 raise ConfigError(
@@ -366,9 +377,5 @@ class Run:
 
 def save_final(solver: Solver, folder: Path) -> None:
     """The last weights in Hugging Face layout; adapters stay adapters."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_solver(solver, temporary)
-    seal(temporary)
-    move_into_place(temporary, folder)
+    with whole_folder(folder) as filled:
+        save_solver(solver, filled)
