@@ -44,6 +44,9 @@ def look(text: str) -> Finding:
         ("<step_1> 80 + 48 = 128\n<step_2> 128 - 31 = 97\n<answer> 79", "answer", "answer", RIGHT),
         ("<step_1> 80 - 48 = 32\n<step_2> 32 + 31 = 64\n<answer> 64", "several", "1", RIGHT),
         ("<step_1> 80 + 48 = 128\n<step_2> 128 -", "unfinished", "", RIGHT),
+        ("<think>80 + 48 = 130</think>" + RIGHT, "", "", None),
+        (RIGHT.replace("<answer> 97", "<step_3> 97 / 0 = 5\n<answer> 5"), "extra", "3", RIGHT),
+        ("<step_1> 80 + 48 = 128\n<step_2> 128 + 31 / 0 = 7\n<answer> 7", "several", "2", None),
         ("<step_1> 80+48=128\n<step_2> 128+31=159\n<answer> 159", "operation", "2", RIGHT.replace(" + ", "+")),
     ],
 )
@@ -110,9 +113,9 @@ def test_no_text_breaks_the_reader(parts: list[str]) -> None:
     text = "".join(parts)
     for equation in find_equations(text):
         assert text[equation.start : equation.end].strip()
-        python = re.sub(r"x", "*", "".join(t.sign for t in equation.lefts[0]))
-        if "%" not in python and not re.search(r"\d\(|\)\(|\)\d", python):
-            assert evaluate(equation.line, {}) == eval(python, {}, {}) or "/" in python or "." in python
+        python, value = re.sub(r"x", "*", "".join(t.sign for t in equation.lefts[0])), evaluate(equation.line, {})
+        if value is not None and "%" not in python and not re.search(r"\d\(|\)\(|\)\d", python):
+            assert value == eval(python, {}, {}) or "/" in python or "." in python
     look(text)
 
 

@@ -19,7 +19,7 @@ from stepalign.critics.equations import Equation, Line, evaluate, find_equations
 from stepalign.critics.repairs import completed, operands, repairs, signs, swaps
 from stepalign.critics.rewriting import Change, answer_value, rewrite
 from stepalign.critics.truth import Program, Truth, link, symbols_of, values_of
-from stepalign.feedback.steps import ANSWER, split_steps, step_body
+from stepalign.feedback.steps import ANSWER, PREAMBLE, split_steps, step_body
 from stepalign.records import Attempt, Critique, CritiqueForm, Step
 
 NO_EQUATION = "the attempt has no equation"
@@ -144,7 +144,8 @@ def examine(question: str, text: str, calculations: Sequence[str], answer: str, 
     steps = split_steps(text)
     closing = next((s for s in steps if s.label == ANSWER), None)
     body = text if closing is None else text[: closing.start]
-    equations = find_equations(body)
+    thought = steps[0].end if steps and steps[0].label == PREAMBLE else 0
+    equations = [equation for equation in find_equations(body) if equation.start >= thought]
     stated = None if closing is None else answer_value(text[closing.start :])
     if not equations:
         return Finding(error="", reason=NO_EQUATION)
@@ -263,6 +264,8 @@ class _Attempt:
     def _found(self, error: str, name: int | None, program: Program) -> Finding:
         """The finding with its corrected trace."""
         values = values_of(program)
+        if None in values.values():
+            return Finding(error="", reason=NOT_UNDERSTOOD)
         change = Change(
             equations=self.equations,
             lines={n: _written(line, values) for n, line in program.items()},

@@ -122,7 +122,7 @@ def _plain_equations(text: str, offset: int) -> list[Equation]:
         left, result = _left_of(tokens, place), _result_behind(tokens, place + 1)
         if result is None or sum(t.kind == "number" for t in left) < 2:
             continue
-        if evaluate(_line(left), {}) is not None:
+        if parse(_line(left)) is not None:
             found.append(Equation(lefts=(left,), results=(result,), start=left[0].start, end=result.end))
     return found
 
@@ -134,7 +134,7 @@ def _left_of(tokens: Sequence[Token], place: int) -> tuple[Token, ...]:
         start > 0 and place - start < MAX_LEFT and tokens[start - 1].kind != "other" and tokens[start - 1].text != "="
     ):
         start -= 1
-    while start < place and (tokens[start].text in "*/+)-=%" or evaluate(_line(tokens[start:place]), {}) is None):
+    while start < place and (tokens[start].text in "*/+)-=%" or parse(_line(tokens[start:place])) is None):
         start += 1
     return tuple(tokens[start:place])
 
