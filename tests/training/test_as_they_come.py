@@ -78,7 +78,7 @@ def test_parts_make_the_step_of_the_whole(make_solver: Callable[..., Solver], na
 
 
 SMALL = {
-    **{"training.max_steps": 2, "training.problems_per_step": 4, "sampling.num_generations": 2},
+    **{"training.max_steps": 1, "training.problems_per_step": 4, "sampling.num_generations": 2},
     **{"sampling.max_completion_length": 32, "sampling.engine": "vllm", "model.lora": {"r": 4, "alpha": 8}},
     **{"evaluation.at_start": False, "evaluation.num_samples": 1, "data.max_validation": 1, "data.max_test": 1},
 }
@@ -87,7 +87,7 @@ SMALL = {
 @pytest.mark.slow
 def test_a_run_learns_the_same_while_others_are_out(tmp_path: Path) -> None:
     """A prompt whose completions take longest is still out when the first group learns."""
-    server = VllmServer(load_solver("embedded:arithmetic").model, token_seconds=0.01)
+    server = VllmServer(load_solver("embedded:arithmetic").model, token_seconds=0.03)
     metrics = []
     try:
         for accumulate in (False, True):
@@ -99,7 +99,7 @@ def test_a_run_learns_the_same_while_others_are_out(tmp_path: Path) -> None:
             metrics.append([{k: v for k, v in row.items() if k != "seconds" and v is not None} for row in rows])
     finally:
         server.stop()
-    assert len(metrics[1]) == 2
+    assert len(metrics[1]) == 1
     for one, other in zip(*metrics, strict=True):
         rough = {k for k in one if "logp_difference" in k}
         assert {k: v for k, v in other.items() if k not in rough} == pytest.approx(
@@ -108,7 +108,7 @@ def test_a_run_learns_the_same_while_others_are_out(tmp_path: Path) -> None:
     spans = [e for e in json.loads((out / "timeline.json").read_text())["traceEvents"] if e["ph"] == "X"]
     ends = {e["args"]["step"]: e["ts"] + e["dur"] for e in spans if e["name"] == "rollouts"}
     begins = {e["args"]["step"] + 1: e["ts"] for e in reversed(spans) if e["name"] == "learning"}
-    assert all(begins[step] < ends[step] for step in (1, 2))
+    assert begins[1] < ends[1]
 
 
 @pytest.mark.parametrize(
