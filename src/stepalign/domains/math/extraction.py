@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from stepalign.domains.math.answers import EMPHASIS, MAX_LENGTH, canonical_answer, is_prose, normal_form
@@ -46,7 +45,7 @@ def find_answer(text: str) -> Extraction:
     start = 0
     for _ in range(_MAX_QUESTIONS):
         mark = _MARK.search(text, start)
-        question = mark and find_question(text, mark.end())
+        question = mark and QUESTION.search(text, mark.end())
         if not question:
             break
         found = _find(text[: question.start()])
@@ -54,11 +53,6 @@ def find_answer(text: str) -> Extraction:
             return replace(found, ran_on=True)
         start = question.end()
     return _find(text)
-
-
-def find_question(text: str, start: int) -> re.Match[str] | None:
-    """The next heading of a question, or a mark that ends the turn, from a place on."""
-    return _QUESTION.search(text, start)
 
 
 def _find(text: str) -> Extraction:
@@ -82,7 +76,7 @@ _REASON = re.compile(r"[,;:(–—-]{0,2} [(]?(?:because|since|as|which|given|du
 _MARK = re.compile(
     rf"\\(?:boxed|fbox)\b|<answer>|(?<!#)####(?!#)|{_ANNOUNCEMENT.pattern}", re.IGNORECASE | re.MULTILINE
 )
-_QUESTION = re.compile(
+QUESTION = re.compile(
     r"^[#*>_\s]{0,8}(?:(?:next|new|another)[ \t])?"
     r"(?:(?:question|problem|exercise|puzzle|instruction|q)"
     r"[ \t]{0,2}(?:(?:no\.?|\#)?[ \t]?\d{1,4})?[ \t]{0,2}[*_]{0,2}[:.)]"
@@ -91,6 +85,7 @@ _QUESTION = re.compile(
     r"|<(?:start|end)_of_turn>",
     re.IGNORECASE | re.MULTILINE,
 )
+"""The heading of a question, or a mark that ends the turn."""
 _MAX_QUESTIONS = 8
 _PLACEHOLDERS = frozenset(
     ("", "?", "\\ldots", "answer", "the answer", "your answer", "final answer", "your final answer", "your answer here")
@@ -100,7 +95,8 @@ _PLACEHOLDERS = frozenset(
 def _boxed_or_tagged(text: str) -> Extraction | None:
     tags = _tag_spans(text)
     found = [(start, _in_tag(text[start:end])) for start, end in tags]
-    found += [(start, Extraction(content)) for start, content in _outside(_boxes(text), tags)]
+    boxes = [box for box in _boxes(text) if not any(start <= box[0] < end for start, end in tags)]
+    found += [(start, Extraction(content)) for start, content in boxes]
     if not found:
         return None
     found.sort(key=lambda item: item[0])
@@ -173,16 +169,6 @@ def _unboxed(content: str) -> str:
     """The inside of a box in a box."""
     boxes = _boxes(content) if content.startswith("\\boxed{") and content.endswith("}") else []
     return boxes[0][1] if len(boxes) == 1 else content
-
-
-def _outside(boxes: Iterable[tuple[int, str]], spans: list[tuple[int, int]]) -> Iterator[tuple[int, str]]:
-    """The boxes that do not start inside one of the spans; both are in order."""
-    index = 0
-    for start, content in boxes:
-        while index < len(spans) and spans[index][1] <= start:
-            index += 1
-        if index == len(spans) or start < spans[index][0]:
-            yield start, content
 
 
 def _hashed(text: str) -> Extraction | None:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from stepalign.config import DataSection
 from stepalign.domains.domain import Domain, open_grader
-from stepalign.domains.math.extraction import find_question
+from stepalign.domains.math.extraction import QUESTION
 from stepalign.domains.math.grade import Grade
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.math.thinking import after_thinking
@@ -31,7 +31,7 @@ def extract_code(completion: str) -> str | None:
     """
     answer = after_thinking(completion)
     first = _FENCE.search(answer)
-    question = first and find_question(answer, first.end())
+    question = first and QUESTION.search(answer, first.end())
     blocks = _FENCE.findall(answer[: question.start()] if question else answer)
     blocks = [text for name, text in blocks if name.lower() in ("", "python", "python3", "py")]
     defining = [text for text in blocks if re.search(r"^(?:async )?(?:def|class)\s", text, re.M)]
