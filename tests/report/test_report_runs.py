@@ -97,6 +97,8 @@ def damaged(folder: Path) -> dict[str, Callable[[], object]]:
         "no list": write({**first, "texts": None}, *rest),
         "an unknown verdict": write({**first, "verdicts": ["maybe" for _ in first["verdicts"]]}, *rest),
         "metrics": lambda: other["metrics"].write_bytes(b"{]\n" + other["metrics"].read_bytes()),
+        "no point": lambda: other["evaluations"].write_text('{"step": 1}\n', encoding="utf-8"),
+        "a folder": lambda: (file.unlink(), file.mkdir()),
         "evaluations": lambda: other["evaluations"].write_bytes(b"7\n" + other["evaluations"].read_bytes()),
     }
 
@@ -111,7 +113,8 @@ def test_a_damaged_file_is_named_and_no_arm_vanishes(trained: dict[str, Path], t
         results = json.loads((page.parent / "results.json").read_text(encoding="utf-8"))
         assert [arm["name"] for arm in results["arms"]] == ["a", "c"], name
         (row,) = results["damage"]
-        file = {"metrics": "metrics.jsonl", "evaluations": "evaluations.jsonl"}.get(name, "test.jsonl")
+        other = {"metrics": "metrics.jsonl", "evaluations": "evaluations.jsonl", "no point": "evaluations.jsonl"}
+        file = other.get(name, "test.jsonl")
         assert row["arm"] == "c", name
         assert f"{hurt}/" in row["reason"], name
         assert file in row["reason"], name

@@ -31,6 +31,13 @@ Arms = Mapping[str, Mapping[int, Path]]
 """Name of an arm -> seed -> run folder. The untrained solver is the arm "base" with a single folder."""
 
 
+_POINT = {"step", "set", "rollouts", "seconds"}
+
+
+def _reason(error: ConfigError | OSError, file: Path) -> str:
+    return f"{error.where}: {error.what}" if isinstance(error, ConfigError) else f"{file}: {error.strerror}"
+
+
 class Evaluations:
     """The metrics of one run, by (step, set); files are read once.
 
@@ -43,6 +50,11 @@ class Evaluations:
         self.points, self.steps_trained = (
             self._records(folder / name) for name in ("evaluations.jsonl", "metrics.jsonl")
         )
+        for number, point in enumerate(self.points, 1):
+            if not isinstance(point.get("metrics"), list) or not point.keys() >= _POINT:
+                self.damage.append(f"{folder / 'evaluations.jsonl'}:{number}: this line is no evaluation")
+                self.points = []
+                break
         sizes = {(p["step"], p["set"]): [row.get("problems") for row in p["metrics"]] for p in self.points}
         files = {
             (int(name[1]), name[2]): file
@@ -53,8 +65,8 @@ class Evaluations:
             file = files.get((step, name)) or folder / "samples" / f"step-{step:05d}-{name}.jsonl"
             try:
                 samples = read_samples(file)
-            except ConfigError as error:
-                self.damage.append(f"{error.where}: {error.what}")
+            except (ConfigError, OSError) as error:
+                self.damage.append(_reason(error, file))
                 continue
             for size in sizes.get((step, name), [])[:1]:
                 if size is not None and size != len(samples):
@@ -67,8 +79,8 @@ class Evaluations:
     def _records(self, file: Path) -> list[dict[str, Any]]:
         try:
             return list(read_json_lines(file))
-        except ConfigError as error:
-            self.damage.append(f"{error.where}: {error.what}")
+        except (ConfigError, OSError) as error:
+            self.damage.append(_reason(error, file))
             return []
 
     def steps(self, name: str) -> list[int]:

@@ -78,9 +78,10 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
         runs = [
             {
                 "path": str(folder.relative_to(out)),
+                "seed": seed,
                 **read_json(folder / "summary.json"),
             }
-            for folder in done.values()
+            for seed, folder in done.items()
         ]
         condition = differences[arm.name].get("condition", config.condition)
         arms.append(
@@ -98,13 +99,13 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
     mark_gradients(arms, numbers["training"])
     summaries = [run for arm in arms for run in arm["runs"]]
     phases = {
-        name: sum(run["seconds_by_phase"].get(name, 0.0) for run in summaries)
+        name: sum(run.get("seconds_by_phase", {}).get(name, 0.0) for run in summaries)
         for name in ("sampling", "feedback", "learning", "evaluation", "saving")
     }
     return {
         "format": 1,
-        "version": made_by["stepalign"],
-        "revision": made_by["revision"],
+        "version": made_by.get("stepalign"),
+        "revision": made_by.get("revision"),
         "recipe": recipe,
         "model": config.model.path,
         "seeds": list(config.compare.seeds),
@@ -162,7 +163,8 @@ def rewrite_results(folder: Path, listener: Listener = silent) -> Path:
             where=str(folder),
             hint="give the --out of stepalign compare",
         )
-    old = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    before = folder / "results.json"
+    old = read_json(before, hint="remove the file: it is written again") if before.exists() else {}
     config = load_config(str(file))
     results = collect_results(config, old.get("recipe", str(file)), folder)
     done = {str(file.parent.relative_to(folder / "arms")) for file in (folder / "arms").rglob("summary.json")}
@@ -268,7 +270,7 @@ def _arm(name: str, runs: Mapping[int, Path], configs: Mapping[Path, Config]) ->
 def _totals(folder: Path, config: Config) -> dict[str, Any]:
     """The cost of a run so far: from its last step, or, where only a checkpoint has it, from the newest one."""
     last: dict[str, Any] = {}
-    with suppress(ConfigError):  # the damage is reported with the numbers
+    with suppress(ConfigError, OSError):  # the damage is reported with the numbers
         for row in read_json_lines(folder / "metrics.jsonl"):
             last = row
     states = sorted((folder / "checkpoints").glob("step-*/state.json"))
@@ -286,6 +288,6 @@ def _totals(folder: Path, config: Config) -> dict[str, Any]:
 
 def _test_problems(folder: Path) -> tuple[str, ...]:
     files = sorted((folder / "samples").glob("step-*-test.jsonl"))
-    with suppress(ConfigError):
+    with suppress(ConfigError, OSError):
         return tuple(problem.problem_id for problem in read_samples(files[-1])) if files else ()
     return ()
