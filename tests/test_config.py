@@ -50,6 +50,8 @@ def leaves(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, st.Se
             found |= leaves(hint, f"{key}.")
         elif key == "objective.divergence":
             found[key] = st.sampled_from([*DIVERGENCES, "jensen_shannon(0.3)"])
+        elif key == "sampling.stop":  # no empty text ends a completion
+            found[key] = st.lists(TEXT.filter(bool), max_size=3).map(tuple)
         elif key not in ("compare.arms", "evaluation.ks"):
             found[key] = values(hint, field.metadata)
     return found
@@ -390,5 +392,9 @@ def test_defaults_of_derived_values() -> None:
     assert load_config(None, ["evaluation.num_samples=1"]).ks == (1,)
     assert load_config(None, ["evaluation.ks=[2, 3]"]).ks == (2, 3, 12)
     assert Config().evaluation_length == 1024
+    embedded, other = (load_config(None, {"model.path": path}) for path in ("embedded:arithmetic", "x/y"))
+    assert (embedded.evaluation_length, embedded.training.learning_rate) == (64, 1e-3)
+    assert (other.evaluation_length, other.training.learning_rate) == (1024, 5e-6)
+    assert load_config(None, ["sampling.max_completion_length=9"]).evaluation_length == 9
     assert load_config(None, ["evaluation.max_completion_length=9"]).evaluation_length == 9
     assert not math.isnan(Config().training.learning_rate)

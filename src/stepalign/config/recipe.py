@@ -50,12 +50,27 @@ def load_config(recipe: str | Path | None, settings: Settings = ()) -> Config:
     for key, value in given.items():
         set_key(tree, key, value)
     keep_secrets_of(tree)
+    _add_own_defaults(tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         first = ".".join(str(part) for part in error.errors()[0]["loc"])
         by_hand = next((key for key in given if first and f"{first}.".startswith(f"{key}.")), None)
         raise _as_config_error(error, f"--set {by_hand}" if by_hand else source) from None
+
+
+def _add_own_defaults(tree: dict[str, Any]) -> None:
+    """An embedded solver has the length and the learning rate of its own recipe where a tree names none."""
+    section = tree.get("model", {})
+    path = section.get("path", Config().model.path) if isinstance(section, dict) else ""
+    name = path.removeprefix("embedded:") if isinstance(path, str) and path.startswith("embedded:") else ""
+    file = recipe_folder() / f"{name}.toml"
+    if not re.fullmatch(r"\w+", name) or not file.is_file():
+        return
+    own = tomllib.loads(file.read_text(encoding="utf-8"))
+    for table, key in (("sampling", "max_completion_length"), ("training", "learning_rate")):
+        if isinstance(tree.setdefault(table, {}), dict):
+            tree[table].setdefault(key, own[table][key])
 
 
 def recipe_folder() -> Path:

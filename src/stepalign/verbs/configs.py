@@ -48,7 +48,8 @@ def config_for_model(model: str, recipe: str, settings: Settings | None, keys: M
     default = str(run / "config.toml") if run else recipe_of(model) or None
     path = str(folder / "final") if run == folder else model
     keys = {**keys, "model.path": path, "model.lora": None, "data.max_test": None}
-    config = changed(load_config(recipe or default), {**keys, **parse_settings(settings or ())}, "--set")
+    base = load_config(recipe or default, () if recipe or default else {"model.path": path})
+    config = changed(base, {**keys, **parse_settings(settings or ())}, "--set")
     return config, recipe or default or DEFAULTS
 
 
