@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 
 import pytest
@@ -30,3 +31,26 @@ def test_a_machine_without_a_working_compiler_goes_without(monkeypatch):
     can_compile.cache_clear()
     assert not pays_to_compile(torch.zeros(LARGE_VOCABULARY, 1))
     can_compile.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_any_number_of_rows_is_compiled_once(caplog: pytest.LogCaptureFixture) -> None:
+    import torch._dynamo.utils as dynamo
+
+    from stepalign.objectives.fused import fused_linear_divergence
+
+    before = dynamo.counters["stats"]["unique_graphs"]
+    head = torch.randn(96, 8, generator=torch.Generator().manual_seed(0))
+    for rows in (7, 1, 2, 16, 3, 33, 171, 172, 5, 4, 8, 9):
+        student = torch.randn(rows, 8, generator=torch.Generator().manual_seed(rows)).requires_grad_()
+        teacher = student.detach() + 0.1
+        found = [
+            fused_linear_divergence(
+                student, head, teacher, head, weights=torch.ones(rows) / rows, compiled=compiled, chunk_tokens=64
+            ).per_token
+            for compiled in (True, False)
+        ]
+        torch.testing.assert_close(*found)
+    assert dynamo.counters["stats"]["unique_graphs"] - before == 1
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

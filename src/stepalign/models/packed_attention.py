@@ -51,8 +51,6 @@ def unpackable(decoder: torch.nn.Module) -> str | None:
         return "its attention is part of the model's own code"
     if getattr(decoder, "_is_stateful", False):
         return "it carries a state from token to token"
-    if config._attn_implementation not in ("sdpa", NAME):
-        return f"it was loaded with the attention implementation {config._attn_implementation}"
     layer_types = getattr(config, "layer_types", None)
     if others := set(layer_types or ()) - {"full_attention"}:
         return f"it has layers of the type {', '.join(sorted(others))}"
@@ -61,6 +59,8 @@ def unpackable(decoder: torch.nn.Module) -> str | None:
         return f"its configuration sets {', '.join(found)}"
     if any(name.endswith("sinks") for name, _ in decoder.named_parameters()):
         return "its attention has sinks"
+    if config._attn_implementation not in ("sdpa", NAME):
+        return "it computes attention in a way of its own"
     return None
 
 
