@@ -182,6 +182,14 @@ def test_an_address_that_is_one_is_kept_as_it_is(url: str) -> None:
     assert redact_url(url) == url.rstrip("/")
 
 
+@pytest.mark.parametrize("key", ["kéy-0123456", "abc\ndef-0123", "\x1b[31mkey-0123", "日本語のキー"])
+def test_a_key_that_no_header_can_carry_is_an_error_without_the_key(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(ConfigError, match="no header can carry") as error:
+        critic_at("http://127.0.0.1:9/v1", api_key_env="MY_KEY")
+    assert key not in str(error.value)
+
+
 # --- terminals ---
 
 HOSTILE = "\x1b[31m \x1b]0;owned\x07 \x9b2J \u202eevil \x08 \u2028 \ud83d"
@@ -229,11 +237,13 @@ def test_a_damaged_entry_is_asked_for_again_and_an_old_one_is_read(serve: Serve,
         for (key, value), damage in zip(rows, damages, strict=True):
             other.execute("UPDATE replies SET value = ? WHERE key = ?", (damage(value), key))
         other.commit()
-    with critic_at(server.url, cache_path=path) as critic:
+    lines: list[str] = []
+    with critic_at(server.url, cache_path=path, announce=lines.append) as critic:
         again = [ask(critic, number) for number in range(8)]
         assert critic.cache is not None
         assert critic.cache.damaged == 7
     assert server.behaviours["ok"] == 8 + 7
+    assert lines == [f"critic: 7 damaged replies of {path} were asked for again"]
     assert [critique.text for critique in again] == [critique.text for critique in first]
 
 

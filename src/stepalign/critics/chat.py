@@ -252,22 +252,19 @@ def list_models(urls: Sequence[str], api_key_env: str) -> list[str]:
     """
     key = read_key(api_key_env)
 
-    async def ask() -> list[str]:
-        fault: EndpointError | None = None
-        for url in urls:
-            server = Server(url, key, attempt_timeout=20.0)
-            try:
-                answer = await server.models()
-            finally:
-                await server.close()
-            if not isinstance(answer, EndpointError):
-                return answer
-            fault = fault or answer
-        if fault is not None:
-            raise fault
-        return []
+    async def ask(url: str) -> list[str] | EndpointError:
+        server = Server(url, key, attempt_timeout=20.0)
+        try:
+            return await server.models()
+        finally:
+            await server.close()
 
-    return wait_for(ask())
+    answers = [wait_for(ask(url)) for url in urls]
+    lists = [answer for answer in answers if not isinstance(answer, EndpointError)]
+    for fault in answers[:1]:
+        if isinstance(fault, EndpointError) and not lists:
+            raise fault
+    return lists[0] if lists else []
 
 
 def read_reply(body: str) -> Reply | Fault:
@@ -352,4 +349,10 @@ def read_key(variable: str) -> str:
             hint=f"export {variable}=..., or drop api_key_env if the server needs no key",
         )
     keep_secret(key)
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"the key in {variable} holds characters that no header can carry",
+            where="critic.api_key_env",
+            hint=f"export {variable}=... again, with the key alone",
+        )
     return key

@@ -110,12 +110,11 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         # Every field that a reply depends on is part of its key in the cache, those that are never set included.
         self._sampling = {
             "temperature": section.temperature,
+            "max_tokens": section.max_tokens,
             "top_p": None,
             "seed": None,
-            "max_tokens": section.max_tokens,
-            "extra_body": section.extra_body,
-            "structured": self._structured,
         }
+        self._sampling |= {"extra_body": section.extra_body, "structured": self._structured}
         key = "" if section.cache_only else read_key(section.api_key_env)
         reached = () if section.cache_only else section.base_urls
         self._policy = policy or RetryPolicy()
@@ -208,6 +207,10 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         if not self._background.close(self._servers.close):
             return
         if self.cache is not None:
+            if self.cache.damaged:
+                self._say_once(
+                    f"critic: {self.cache.damaged} damaged replies of {self.cache.path} were asked for again"
+                )
             with suppress(Exception):
                 self.cache.release_all(self._owner)
             self.cache.close()
@@ -358,19 +361,19 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
 
     def _record(self, rollout_id: str, outcome: _Outcome) -> Critique:
         reply = outcome.reply
-        parsed = self._parse(reply) if reply else None
-        paid = reply if outcome.cached else outcome
+        parsed = self._parse(reply) if reply else ParsedCritique(status="failed", reason=outcome.reason)
+        paid = reply if reply and outcome.cached else outcome
         return Critique(
             rollout_id=rollout_id,
             critic=self.name,
-            status=parsed.status if parsed else "failed",
-            text=parsed.text if parsed else "",
+            status=parsed.status,
+            text=parsed.text,
             raw=(reply.content or "") if reply else "",
-            reason=parsed.reason if parsed else outcome.reason,
+            reason=parsed.reason,
             unpaid=outcome.unpaid,
-            case=parsed.case if parsed else "",
-            prompt_tokens=paid.prompt_tokens if paid else 0,
-            completion_tokens=paid.completion_tokens if paid else 0,
+            case=parsed.case,
+            prompt_tokens=paid.prompt_tokens,
+            completion_tokens=paid.completion_tokens,
             seconds=outcome.seconds,
             attempts=outcome.attempts,
             cached=outcome.cached,
