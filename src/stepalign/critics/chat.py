@@ -20,7 +20,7 @@ from stepalign.errors import ConfigError, EndpointError
 from stepalign.outside import keep_secret, parse_json, redacted, shown, split_url, without_secrets
 from stepalign.waiting import wait_for
 
-_CONNECT_SECONDS = 5.0
+_CONNECT_SECONDS = 10.0
 _BYTES_PER_TOKEN = 64
 _ENVELOPE_BYTES = 2**20
 """A body is at most this long, and so many bytes for each token that was asked for besides."""
@@ -203,6 +203,8 @@ class Server:
                             return Fault(kind="too_long", message=f"the reply is longer than {size:,} bytes")
                 finally:
                     await response.aclose()
+        except httpx.ConnectTimeout:
+            return Fault(kind="connect", message=f"cannot connect within {_CONNECT_SECONDS:.0f} s: {self.label}")
         except (TimeoutError, httpx.TimeoutException):
             return Fault(kind="timeout", message=f"no reply within {limit:.0f} s")
         except httpx.ConnectError as error:
@@ -223,7 +225,7 @@ class Server:
 
     async def models(self) -> list[str] | EndpointError:
         """The names of the models it serves, none where it has no list; or why it cannot be asked."""
-        body = await self._send("GET", "models", 4 * _CONNECT_SECONDS, _ENVELOPE_BYTES)
+        body = await self._send("GET", "models", 2 * _CONNECT_SECONDS, _ENVELOPE_BYTES)
         if not isinstance(body, Fault):
             try:
                 return [str(entry["id"]) for entry in parse_json(body)["data"]]
@@ -235,7 +237,7 @@ class Server:
             return EndpointError(what, where=self.label, hint=hint)
         if body.kind in ("connect", "timeout", "cut_body"):
             hint = "start the server, or correct the URL; it ends in /v1 for most servers"
-            if "http://" in body.message.removeprefix(f"cannot connect: {self.label}"):
+            if body.message.endswith("http://)"):
                 hint = "a server without a certificate speaks http://"
             return EndpointError("the critic does not answer", where=self.label, hint=hint)
         return []

@@ -40,7 +40,6 @@ from stepalign.records import Attempt, Critique, CritiqueForm
 from stepalign.waiting import BackgroundLoop
 
 logger = logging.getLogger("stepalign.critic")
-
 CRITIC_VARIABLES = ("question", "attempt", "answer", "solution", "sees", "structured", "truncated")
 """The variables of a critic's prompt; which of them are defined depends on what it may see."""
 
@@ -100,14 +99,13 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         self._structured = section.structured and form in ("trace", "paraphrase")
         self.template = load_template(prompt)
         self.template.refuse_others_than(CRITIC_VARIABLES, "a critic's prompt")
-        # A template that asks for what this critic may not see fails here, and not behind the first rollouts.
-        self._messages(question="?", attempt="?", answer="?", solution="?", truncated=False)
+        self._messages(question="?", attempt="?", answer="?", solution="?", truncated=False)  # fails here, not later
         budgets = {"token_budget": section.token_budget, "cost_budget": section.cost_budget}
         self.ledger = Ledger(prices=section.prices, path=ledger_path, **budgets)
         # A claim outlives the longest call of its holder.
         self.cache = ReplyCache(cache_path, lease_seconds=section.timeout + 60.0) if cache_path is not None else None
         self._owner = owner_name()
-        # Every field that a reply depends on is part of its key in the cache, those that are never set included.
+        # Part of a reply's key in the cache, with all that it depends on.
         self._sampling = {
             "temperature": section.temperature,
             "max_tokens": section.max_tokens,
@@ -183,16 +181,15 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         """
         if self._section.cache_only or self.ledger.spent:
             return
-        attempt = "<step_1> 2 + 3 = 6\n<answer> 6"
-        small = {"question": "2 + 3", "attempt": attempt, "answer": "5", "solution": "2 + 3 = 5"}
-        messages = self._messages(**small, truncated=False)
+        shown = {"question": "2 + 3", "attempt": "<step_1> 2 + 3 = 6\n<answer> 6", "truncated": False}
+        messages = self._messages(answer="5", solution="2 + 3 = 5", **shown)
         fields = self._request_fields(messages, self._section.max_tokens)
         keys = {redact_url(url): content_key({**fields, "server": redact_url(url)}) for url in self._section.base_urls}
-        known: list[str] = []
+        known: set[str] = set()
         with suppress(sqlite3.Error):
-            known = [label for label, key in keys.items() if self.cache is not None and self.cache.get(key)]
+            known.update(label for label, key in keys.items() if self.cache is not None and self.cache.get(key))
         for label, reply in self._background.run(self._servers.check(fields, known=known)).result().items():
-            has_budget = self._section.token_budget is not None or self._section.cost_budget is not None
+            has_budget = (self._section.token_budget or self._section.cost_budget) is not None
             if has_budget and not reply.prompt_tokens + reply.completion_tokens:
                 hint = "drop critic.token_budget and critic.cost_budget"
                 raise EndpointError("the server does not count tokens: no budget can hold", where=label, hint=hint)
@@ -203,7 +200,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
                     self.cache.put(keys[label], asdict(reply))
 
     def close(self) -> None:
-        """Cancel calls under way, close connections and the cache, end the thread. May be called twice."""
+        """Cancel calls under way, and let go of connections, cache and thread. May be called twice."""
         if not self._background.close(self._servers.close):
             return
         if self.cache is not None:
