@@ -86,7 +86,7 @@ MAX_TOKENS = 14
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """What was found for one architecture."""
+    """The findings for one architecture."""
 
     refused: str = ""
     """Why it is refused, at loading or by the sampler; the rest is empty then."""

@@ -83,7 +83,7 @@ def _adapted(model: Any, targets: tuple[str, ...]) -> list[tuple[int, int]]:
 
 
 def peak_bytes(parts: Mapping[str, float]) -> float:
-    """What a process holds at its fullest: gradients replace what they are computed from, and an allocator keeps what
+    """The bytes of a process at its fullest: gradients replace what they are computed from, and an allocator keeps what
     sampling has used."""
     learning = max(parts["gradients"], parts["activations"] + parts["logits"])
     return learning + sum(size for name, size in parts.items() if name not in ("gradients", "activations", "logits"))
