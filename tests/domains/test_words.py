@@ -217,5 +217,5 @@ def test_the_truth_names_the_first_wrong_token_and_the_result_of_a_step(
     step = byte_tokenizer.encode("<step_1> 80 + 48 = 128\n", add_special_tokens=False)
     place = truth.result_of(step)
     assert place is not None
-    assert byte_tokenizer.decode(step[place:]).startswith("128") or byte_tokenizer.decode(step[place:]) == "128\n"
+    assert str(byte_tokenizer.decode(step[place:])).startswith("128")
     assert truth.result_of(byte_tokenizer.encode("<answer> 128", add_special_tokens=False)) is None
