@@ -41,6 +41,12 @@ def test_the_printed_line_is_what_a_shell_would_run() -> None:
     assert shlex.split(str(command))[len(command.environment) :] == command.words
 
 
+def test_a_command_for_another_machine_is_printed_for_a_gpu() -> None:
+    words = [sys.executable, "-m", "stepalign", "serve", "embedded:arithmetic", "--print", "--gpu"]
+    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert shlex.split(printed) == shlex.split(str(server_command("embedded:arithmetic", gpu=True)))
+
+
 def test_an_adapter_that_no_server_takes_is_refused() -> None:
     with pytest.raises(ConfigError, match="up to rank 512"):
         server_command("embedded:arithmetic", lora_rank=513)

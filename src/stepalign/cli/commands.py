@@ -117,7 +117,9 @@ def _dry_run(config: object) -> None:
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="embedded:arithmetic, a model folder, a Hub name, or a run folder.")],
+    model: Annotated[
+        str, typer.Argument(help="embedded:arithmetic, a model folder, a Hub name, a GGUF file, or a run folder.")
+    ],
     problems: Annotated[str, typer.Option("--problems", help="JSONL file, or embedded:arithmetic for its test set.")],
     out: OutFile,
     n: Annotated[int, typer.Option("--n", help="Completions per problem.", min=1)] = 12,

@@ -199,11 +199,14 @@ def serve(
     python: Annotated[str, typer.Option("--python", help="Interpreter of the environment that has vLLM.")] = "python3",
     length: Annotated[int, typer.Option("--max-model-len", help="Tokens of prompt and completion.", min=1)] = 4096,
     lora_rank: Annotated[int, typer.Option("--lora-rank", help="Of the largest adapter.", min=1)] = 64,
+    gpu: Annotated[
+        bool | None, typer.Option("--gpu/--cpu", help="Where the server runs; by default on a GPU if one is here.")
+    ] = None,
 ) -> None:
     """Run a vLLM server that sampling.engine = "vllm" draws rollouts from."""
     from stepalign.verbs.serve import run, server_command
 
-    command = server_command(model, port=port, python=python, max_model_len=length, lora_rank=lora_rank)
+    command = server_command(model, port=port, python=python, max_model_len=length, lora_rank=lora_rank, gpu=gpu)
     if only_print:
         return print(command)
     raise typer.Exit(run(command))

@@ -50,7 +50,8 @@ Set = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in the folder.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the configuration and the prompts of one problem, and do nothing else.")
+    bool,
+    typer.Option("--dry-run", help="Print configuration, prompts of one problem, tokens and memory; do nothing else."),
 ]
 
 
