@@ -115,9 +115,9 @@ class Outside:
         self.semaphore = self.libc.semget(0, 1, 0o1666)
 
     def state(self) -> list[object]:
-        """Nothing of it may change."""
+        """Nothing of it may change. SigQ is left out: the kernel counts it per user."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        kept = re.findall(r"^(Sig\w+|Cpus_allowed|NSpid|Uid|Seccomp|TracerPid):\s*(.*)$", status, re.M)
+        kept = re.findall(r"^(Sig(?!Q)\w+|Cpus_allowed|NSpid|Uid|Seccomp|TracerPid):\s*(.*)$", status, re.M)
         limits = Path(f"/proc/{self.process.pid}/limits").read_text()
         counts = [self.libc.semctl(self.semaphore, 0, 12), os.getpriority(os.PRIO_PROCESS, self.process.pid)]
         stats = [(entry.name, entry.stat()) for entry in os.scandir(self.file.parent)]

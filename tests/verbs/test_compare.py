@@ -45,7 +45,7 @@ def words(out: Path, *more: str) -> list[str]:
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=560, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +299,7 @@ def test_a_comparison_stopped_in_every_way_ends_in_the_same_numbers(
     wait_until(lambda: recorded(out) > before + 2 and len(run_processes(process.pid)) == 3, process)
     workers = [p for p in run_processes(process.pid) if p != process.pid]
     os.kill(workers[0], signal.SIGKILL)
-    _, told = process.communicate(timeout=280)
+    _, told = process.communicate(timeout=560)
     assert process.returncode == 1, told
     assert "one run failed; " in told
     assert "its process was killed (SIGKILL)" in told
