@@ -33,6 +33,8 @@ class Answer:
     """"B" of "(B) 12", a choice with its value; the rest of the answer is then "12"."""
     listed: str = ""
     """The answer as written where a comma in it was read as one that groups digits: "105,210" may be a list."""
+    decimal_comma: bool = False
+    """Whether a comma in it, as written, may be a decimal one: in "3,5", but not in "3, 5", "3;5" and "3 or 5"."""
 
 
 def _pairs(table: str) -> dict[str, str]:
@@ -115,7 +117,8 @@ _THOUSANDS = re.compile(
 )
 _NUMBERS_ONLY = re.compile(r"[-+\d,.']*%?")
 _AFTER_TERM = r"(?:(?<=[\d})\]])|(?<=[\d})\]] )|(?<=[\d})\]], )|(?<=\b[A-Za-z] )|(?<=\b[A-Za-z], ))"
-_CONNECTOR = re.compile(rf'(?: ?,)? ?(?:" ?(?:or|and) ?"|{_AFTER_TERM}(?:or|and)\b)')
+_DECIMAL_COMMA = re.compile(r"\d(?:,|\{,\})\d")
+_CONNECTOR = re.compile(rf'(?: ?,)? ?(?:" ?(?:, ?)?(?:or|and) ?"|{_AFTER_TERM}(?:or|and)\b)')
 _CHOICE = re.compile(r"(?:(?i:option|choice|answer):? ?\(?([A-Za-z])\)?|\(?([A-Za-z])[).:])")
 _REMAINDER = re.compile(r"(\d+) ?(?:[Rr]|[Rr]em\.|[Rr]emainder) ?(\d+)")
 _LABELLED = re.compile(
@@ -219,7 +222,8 @@ def normal_form(answer: str, *, grouped: bool = True) -> Answer:
     listed = answer if listed != text and "," in listed else ""
     text, named_unit = split_unit(text, lambda head: parse_number(_tidy(head)))
     text = _tidy(text)
-    return Answer(text, named_unit or unit, parse_number(text), listed=listed)
+    comma = _DECIMAL_COMMA.search(answer) is not None
+    return Answer(text, named_unit or unit, parse_number(text), listed=listed, decimal_comma=comma)
 
 
 def is_prose(text: str) -> bool:

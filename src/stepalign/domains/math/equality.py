@@ -38,7 +38,7 @@ _FIGURE = re.compile(
 )
 _KINDS = {"vec": "overrightarrow", "overleftarrow": "overrightarrow"}
 _BASED = re.compile(r"([0-9][0-9A-Fa-f]*|[A-F]+[0-9]+[0-9A-F]*)_\{?(\d+)\}?", re.ASCII)
-_DECIMAL_COMMA = re.compile(r"([-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)),(\d{1,2}|\d{4,})", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"([-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)),([1-9]|\d\d|\d{4,})", re.ASCII)
 _UNSEEN_MARKS = ("'", "\\ldots")
 """Signs that math-verify reads over: f' would be f, and 1, 2, ... would be 1, 2."""
 _MEMBER = re.compile(r"\\in(?![A-Za-z])")
@@ -80,7 +80,7 @@ def _equal_as_read(gold: Answer, answer: Answer, leaf: Leaf) -> Grade:
         return incorrect("different text")
     if gold.text.lower() == answer.text.lower() and "\\" in gold.text:  # math-verify takes \\Delta for \\delta
         return incorrect("different expression")
-    if gold.number is not None and _as_decimal_comma(answer.text) == gold.number:
+    if gold.number is not None and answer.decimal_comma and _as_decimal_comma(answer.text) == gold.number:
         return correct("equal number")
     if related := _equal_times(gold.text, answer.text) or _equal_figures(gold.text, answer.text):
         return related
@@ -93,7 +93,7 @@ def _equal_as_read(gold: Answer, answer: Answer, leaf: Leaf) -> Grade:
     if gold_items and items:
         return _equal_sequences(gold_items, items, leaf)
     if any(len(split_top(text, "=")) > 1 or _MEMBER.search(text) for text in (gold.text, answer.text)):
-        related = _equal_relations(gold.text, answer.text, leaf)
+        related = _equal_relations(gold.text, answer, leaf)
         if related:
             return related
     if (gold_items and answer.number is not None) or (items and gold.number is not None):
@@ -211,7 +211,7 @@ def _equal_in_bases(gold: str, answer: str) -> Grade | None:
 
 
 def _as_decimal_comma(text: str) -> Fraction | None:
-    """The number that "3,5" or "1.234,5" is in Europe."""
+    """The number that "3,5" or "1.234,5" is in Europe; "2,0" is more often a list."""
     match = _DECIMAL_COMMA.fullmatch(text)
     return Fraction(f"{match[1].replace('.', '')}.{match[2]}") if match else None
 
@@ -222,12 +222,13 @@ def _in_radians(angle: Answer, other: Answer) -> str:
     return f"({angle.text})\\times\\frac{{\\pi}}{{180}}" if in_degrees else angle.text
 
 
-def _equal_relations(gold: str, answer: str, leaf: Leaf) -> Grade | None:
+def _equal_relations(gold: str, given: Answer, leaf: Leaf) -> Grade | None:
     """``x = 5`` against ``5`` and the like; None for two relations, which are compared as wholes.
 
     math-verify takes the right side of any equation for its value, so that ``3 = 2`` would be 2. Here every part of a
     chain must equal the expected answer.
     """
+    answer = given.text
     gold_name, gold_value = _named(gold)
     name, value = _named(answer)
     if gold_name and gold_name == name:
@@ -242,7 +243,7 @@ def _equal_relations(gold: str, answer: str, leaf: Leaf) -> Grade | None:
         return None
     result = incorrect("unreadable answer")
     for part in parts:
-        result = equal_answers(normal_form(gold), normal_form(part), leaf)
+        result = equal_answers(normal_form(gold), replace(normal_form(part), decimal_comma=given.decimal_comma), leaf)
         if result.verdict != "correct":
             break
     return result

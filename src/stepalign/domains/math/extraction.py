@@ -72,6 +72,7 @@ _ANNOUNCEMENT = re.compile(
     r"\banswer[ \t]{0,8}(?:\*\*)?[ \t]{0,8}(?:is\b:?|:|=)(?:\*\*)?|^[ \t]{0,8}A:", re.IGNORECASE | re.MULTILINE
 )
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|\*\*|$)")
+_LEAD = re.compile(r"(?:therefore|thus|then|simply|just|exactly|about|approximately|roughly|equal to),?[ \t]+", re.I)
 _REASON = re.compile(r"[,;:(–—-]{0,2} [(]?(?:because|since|as|which|given|due to|so)\b(?! to\b)", re.IGNORECASE)
 _MARK = re.compile(
     rf"\\(?:boxed|fbox)\b|<answer>|(?<!#)####(?!#)|{_ANNOUNCEMENT.pattern}", re.IGNORECASE | re.MULTILINE
@@ -186,6 +187,8 @@ def _sentence(text: str, start: int) -> str | None:
     """
     while start < len(text) and text[start] in " \t\n:":
         start += 1
+    lead = _LEAD.match(text, start)
+    start = lead.end() if lead else start
     end = _SENTENCE_END.search(text, start)
     if end is not None and end.group() == "?":
         return None

@@ -10,6 +10,7 @@ import re
 _TABLE = (
     # Opening and closing mark                                   models that write them
     (r"<[ \t]?(?:think(?:ing)?|thoughts?)[ \t]?>", r"<[ \t]?/[ \t]?(?:think(?:ing)?|thoughts?)[ \t]?>"),  # most
+    (r"<(?:reasoning|scratchpad)>", r"</(?:reasoning|scratchpad)>"),
     (r"<[a-z]{1,12}[:_|]think>", r"</[a-z]{1,12}[:_|]think>"),  # <seed:think>, <mm:think>, <longcat_think>
     (r"\[THINK\]", r"\[/THINK\]"),  # Mistral
     (r"◁think▷", r"◁/think▷"),  # Kimi

@@ -29,10 +29,16 @@ _LETTERS = words("m s h g l")
 _FILLERS = words("per of a an the each unit units")
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 _CURRENCIES = {"$": "dollar", "¢": "cent", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_POWERS_OF_TEN = {"ten": 1, "hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALES: dict[str, Fraction] = {
+    **{name: Fraction(10) ** power for word, power in _POWERS_OF_TEN.items() for name in (word, f"{word}s")},
+    **{name: Fraction(10) ** -power for word, power in _POWERS_OF_TEN.items() for name in (f"{word}th", f"{word}ths")},
+    **dict.fromkeys(("dozen", "dozens"), Fraction(12)),
+}
 _NOT_UNITS = words(
     "or and not no nor but if is was are be then than to from plus minus times over point half halves third thirds "
-    "quarter quarters fourth fourths fifth fifths negative factorial mod modulo choose score pi sqrt sin cos tan log "
+    "quarter quarters fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths twelfth "
+    "twelfths root inverse doubled tripled halved negative factorial mod modulo choose score pi sqrt sin cos tan log "
     "ln exp infinity where when for with since because so unless except least most cannot can't does doesn't would "
     "wrong incorrect impossible false invalid"
 )
@@ -81,7 +87,7 @@ def split_unit(text: str, read_number: Callable[[str], Fraction | None]) -> tupl
         head = head.rstrip(" /")
     if not words or not head or head[-1] in "+-*^(=,":
         return text, ""
-    if any(word in _NOT_UNITS or _is_variable(word) for word in words):
+    if words in (["squared"], ["cubed"]) or any(word.strip("()") in _NOT_UNITS or _is_variable(word) for word in words):
         return text, ""
     number = read_number(head)
     if not quoted and any(len(word) == 1 for word in words) and not _are_letters_of_units(words, number, divided):
