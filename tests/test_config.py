@@ -175,6 +175,10 @@ def test_every_key_has_a_default() -> None:
         ("trainig.seed", "training"),
         ("max_steps", "training.max_steps"),  # the right key in the wrong place
         ("model.num_generations", "sampling.num_generations"),
+        ("sampling.max_new_tokens", "sampling.max_completion_length"),  # the words of other libraries
+        ("model.model_name_or_path", "model.path"),
+        ("evaluation.max_new_tokens", "evaluation.max_completion_length"),
+        ("critic.max_new_tokens", "critic.max_tokens"),
     ],
 )
 def test_unknown_keys_are_errors_with_the_key_that_was_meant(key: str, meant: str) -> None:

@@ -21,6 +21,23 @@ from stepalign.outside import encodable, keep_secrets_of, parse_json, redact_url
 
 CRITIC_URLS = "STEPALIGN_CRITIC_URLS"
 """Environment variable with a JSON list that takes the place of ``critic.base_urls``: addresses with a password."""
+OTHER_NAMES = {
+    **dict.fromkeys(["model_name_or_path", "model_name", "name_or_path"], "model.path"),
+    "torch_dtype": "model.dtype",
+    **dict.fromkeys(["lora_r", "lora_rank"], "model.lora.r"),
+    "lora_alpha": "model.lora.alpha",
+    **dict.fromkeys(["lora_target_modules", "target_modules"], "model.lora.targets"),
+    **dict.fromkeys(["max_new_tokens", "max_tokens", "max_completion_length"], "sampling.max_completion_length"),
+    **dict.fromkeys(["num_generations", "group_size"], "sampling.num_generations"),
+    "temperature": "sampling.temperature",
+    **dict.fromkeys(["lr", "learning_rate"], "training.learning_rate"),
+    **dict.fromkeys(["kl_coef", "kl_beta"], "objective.beta"),
+    "lr_scheduler_type": "training.lr_scheduler",
+    "num_iterations": "training.updates_per_batch",
+    **dict.fromkeys(["batch_size", "train_batch_size"], "training.problems_per_step"),
+    **dict.fromkeys(["per_device_train_batch_size", "micro_batch_size"], "training.max_micro_batch_tokens"),
+}
+"""What other libraries call a key, by its last part. A section may have such a key of its own."""
 Settings = Mapping[str, Any] | Iterable[str]
 """Changes of a recipe: dotted keys and their values, or ``key.path=value`` words."""
 
@@ -153,7 +170,11 @@ def _as_config_error(error: ValidationError, source: str) -> ConfigError:
     if first["type"] == "extra_forbidden":
         known = sorted(all_keys())
         last = key.rsplit(".", 1)[-1]
-        close = difflib.get_close_matches(key, known, n=1) or [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
+        section, ours = key.split(".", 1)[0], OTHER_NAMES.get(last, "")
+        beside = f"{section}.{ours.rsplit('.', 1)[-1]}"
+        meant = [beside if beside in known else ours] if ours and section != "critic" else []
+        close = meant or difflib.get_close_matches(key, known, n=1)
+        close = close or [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
         hint = f"did you mean {close[0]}?" if close else "stepalign train RECIPE --dry-run prints every key"
         return ConfigError(f"unknown key {key}{more}", where=source, hint=hint)
     message = first["msg"].removeprefix("Value error, ")
