@@ -101,5 +101,5 @@ def test_the_prompt_on_the_page_is_the_prompt() -> None:
     shown = load_template("self_teacher").render(
         question=group.problem.question, introduction=context.introduction, feedback=context.text
     )
-    assert block("What the self-teacher reads") == shown
+    assert block("The text that the self-teacher reads") == shown
     assert isinstance(group.problem, Problem)

@@ -7,7 +7,9 @@ import shutil
 
 import pytest
 import torch
+from torch._inductor.exc import InductorError
 
+from stepalign.objectives import fused_kernel
 from stepalign.training.learner import LARGE_VOCABULARY, can_compile, pays_to_compile
 
 
@@ -54,3 +56,23 @@ def test_any_number_of_rows_is_compiled_once(caplog: pytest.LogCaptureFixture) -
         torch.testing.assert_close(*found)
     assert dynamo.counters["stats"]["unique_graphs"] - before == 1
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_file_that_another_process_was_writing_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def compile_too_early(rows):
+        def compiled(*args, **options):
+            tries.append(args)
+            if len(tries) == 1:
+                raise InductorError(OSError("file too short"), None)
+            return rows(*args, **options)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile_too_early)
+    monkeypatch.setattr(fused_kernel, "divergence_rows", lambda *args, **options: args)
+    rows = fused_kernel.compiled_divergence_rows.__wrapped__()
+    given = (torch.randn(3, 5), torch.randn(3, 5), torch.ones(3), None)
+    assert rows(*given) == given
+    assert len(tries) == 2

@@ -156,6 +156,7 @@ def _analysis(logits: Tensor, whole: Triple, token_ids_R: Tensor, alternatives: 
 def compiled_divergence_rows() -> Callable[..., Tensor]:
     """``divergence_rows`` through ``torch.compile``: a few fused loops instead of fifteen. Compiling takes 10 s."""
     import torch._dynamo as dynamo
+    from torch._inductor.exc import InductorError
 
     # Each comparison, with and without gradient, narrow or wide, is compiled once; the usual limit is 8 in all.
     dynamo.config.recompile_limit = max(64, dynamo.config.recompile_limit)
@@ -168,7 +169,10 @@ def compiled_divergence_rows() -> Callable[..., Tensor]:
             return divergence_rows(logits_RV, difference_RV, weights_R, ids_R, *args, **options)
         for tensor in (logits_RV, difference_RV, weights_R, *([] if ids_R is None else [ids_R])):
             dynamo.mark_dynamic(tensor, 0)
-        return compiled(logits_RV, difference_RV, weights_R, ids_R, *args, **options)
+        try:
+            return compiled(logits_RV, difference_RV, weights_R, ids_R, *args, **options)
+        except InductorError:  # another process was writing the same file of torch's cache; it has by now
+            return compiled(logits_RV, difference_RV, weights_R, ids_R, *args, **options)
 
     return rows
 
