@@ -114,7 +114,7 @@ def signal_table(signal: dict[str, Any]) -> str:
 def main() -> None:
     for folder in map(Path, sys.argv[1:]):
         if not (folder / "results.json").is_file():
-            sys.exit(f"{folder} holds no results.json: stepalign report {folder} writes it for the runs that are finished")
+            sys.exit(f"{folder} holds no results.json: stepalign report {folder} writes it for finished runs")
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         n = results["num_samples"]
         print(f"\n## {results['recipe']}, seeds {results['seeds']}, revision {results['revision']}\n")
