@@ -58,7 +58,8 @@ class ModelSection(Section):
 
 class DataSection(Section):
     """Problems: a JSONL, JSON or Parquet file, ``hub:OWNER/NAME[/CONFIG][@SPLIT]``, ``verifiers:TASKSET[?KEY=VALUE]``,
-    or a folder that ``stepalign select`` has written; ``embedded:arithmetic`` names the shipped sets."""
+    or a folder that ``stepalign select`` has written; ``embedded:arithmetic`` names the shipped sets, and
+    ``embedded:words[?KEY=VALUE]`` draws word problems."""
 
     train: str = "embedded:arithmetic"
     validation: str | None = None

@@ -39,7 +39,7 @@ class SamplingSection(Section):
     """vLLM servers of the same model, ``http://host:port/v1``; the least loaded one gets the next prompt."""
     sync: Literal["auto", "lora", "file", "nccl"] = "auto"
     """How weights reach the servers: adapters are loaded while they run (lora), all weights are handed over in a file
-    or by NCCL (untried: no GPU was at hand). auto = lora or file, by what trains."""
+    or by NCCL (untried: no GPU with vLLM was at hand). auto = lora or file, by what trains."""
     sync_folder: str = ""
     """Where weights are written for the servers to read; "" is a temporary folder, for servers on this machine."""
     timeout: float = Field(default=300.0, gt=0)
