@@ -55,7 +55,7 @@ def server_command(
     Raises:
         ConfigError: no such model, or an adapter that is too large.
     """
-    from stepalign.models.load import find_model
+    from stepalign.models.places import find_model
 
     folder = find_model(model)
     ranks = [rank for rank in LORA_RANKS if rank >= lora_rank]
