@@ -57,5 +57,7 @@ def test_two_steps_of_training_move_the_adapters_and_the_run_evaluates(tmp_path:
     adapters = load_file(run / "final/adapter_model.safetensors")
     assert any(bool(value.abs().sum()) for name, value in adapters.items() if "lora_B" in name)
 
-    stepalign("evaluate", run, "--out", tmp_path / "run.json", "--set", "data.max_test=2")
+    two = tmp_path / "two.jsonl"
+    two.write_text("".join((GSM8K / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:2]), "utf-8")
+    stepalign("evaluate", run, "--problems", two, "--n", 2, "--out", tmp_path / "run.json")
     assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["metrics"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stepalign.errors import ConfigError
-from stepalign.models.places import address, find_model, gguf_base, is_gguf
+from stepalign.models.places import adapted_base, address, find_model, is_gguf
 from stepalign.storage.files import MANIFEST, damaged_file, is_sealed
 
 if TYPE_CHECKING:
@@ -215,6 +215,9 @@ def _load_model(path: str, folder: str, trust_remote_code: bool, dtype: torch.dt
     """The model; without a dtype only its shapes."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    base = adapted_base(folder)
+    if base and dtype is None:
+        return _load_model(path, base, trust_remote_code, None)
     place, options = address(folder)
     options["trust_remote_code"] = trust_remote_code
     try:
@@ -226,7 +229,7 @@ def _load_model(path: str, folder: str, trust_remote_code: bool, dtype: torch.dt
         options["dtype"] = dtype
         if is_gguf(folder):
             return _dequantised(place, options)
-        if base := gguf_base(folder):
+        if base and is_gguf(base):
             model = _load_model(path, base, trust_remote_code, dtype)
             model.load_adapter(folder)
             return model

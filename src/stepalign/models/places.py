@@ -59,11 +59,12 @@ def address(folder: str) -> tuple[str, dict[str, Any]]:
     return (str(path.parent), {"gguf_file": path.name}) if is_gguf(path) else (folder, {})
 
 
-def gguf_base(folder: str) -> str | None:
-    """The GGUF file below the adapters of a folder, where it is one."""
+def adapted_base(folder: str) -> str | None:
+    """The model below the adapters of a folder; None for a folder that holds a whole model."""
     config = Path(folder, "adapter_config.json")
-    base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.is_file() else None
-    return find_model(base) if base and is_gguf(base) else None
+    if not config.is_file() or Path(folder, "config.json").is_file():
+        return None
+    return find_model(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 def weight_files(path: str) -> list[Path]:
