@@ -295,6 +295,7 @@ SAME = [
     ("org/name", "name"),
     ("m", "models/m"),
     ("llama3", "llama3:latest"),
+    ("org/name", "org/name@main"),
     ("a", "A"),
 ]
 SAME += [

@@ -113,7 +113,7 @@ CUT = [
     "max_output_tokens",
     "max_length",
 ]
-CUT += ["FINISH_REASON_MAX_TOKENS", "model_context_window_exceeded"]
+CUT += ["incomplete", "truncated", "FINISH_REASON_MAX_TOKENS", "model_context_window_exceeded"]
 STOPPED = [
     "content_filter",
     "SAFETY",
@@ -143,3 +143,8 @@ STOPPED += [
 def test_the_words_of_servers_for_an_end(reasons: list[str | None], expected: str) -> None:
     found = {reason: parse_comment("It is 5.", reason).reason for reason in reasons}
     assert found == dict.fromkeys(reasons, expected)
+
+
+def test_half_a_pair_of_surrogates_in_an_escape_is_text_that_can_be_written() -> None:
+    parsed = parse_structured_critique(r'{"case": "D", "steps": ["so \ud83d, and \ud83d\ude00"], "answer": "2"}')
+    assert parsed.text == "<step_1> so \ufffd, and 😀\n<answer> 2"

@@ -53,6 +53,7 @@ def test_every_row_gets_its_line(tmp_path: Path, grader: Grader) -> None:
         ({"text": "\\boxed{1}"}, "undecided", None, 'malformed row: no "gold"'),
         ({"text": ["\\boxed{1}"], "gold": "1"}, "undecided", None, 'malformed row: "text" is no text'),
         ({"text": "\\boxed{1}", "gold": {"a": 1}}, "undecided", None, 'malformed row: "gold" is no text'),
+        ({"text": "True", "gold": True}, "undecided", None, 'malformed row: "gold" is no text'),
         ("{no json", "undecided", None, "malformed row: not JSON"),
         ("[1, 2]", "undecided", None, "malformed row: not an object with named columns"),
         ({"text": "\\boxed{" + "7" * 2_000 + "}", "gold": "7"}, "incorrect", "7" * 512 + "...", "answer too long"),

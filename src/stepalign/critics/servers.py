@@ -34,11 +34,11 @@ _HINTS = (
 )
 """Words of a refusal -> the change that mends it."""
 _NAME_OR_URL = "check the name of the model, and the URL: it ends in /v1 for most servers"
-_SNAPSHOT = re.compile(r"[-:@](?:latest|v\d+|\d{3,}[\d-]*)")
+_SNAPSHOT = re.compile(r"[-:@](?:latest|v\d+|\d{3,}[\d-]*)|@[\w.]+")
 
 
 def is_same_model(asked: str, named: str) -> bool:
-    """Whether a reply's name of its model is the one asked: without folders, and up to a snapshot's date or tag."""
+    """Whether a reply names the model that was asked: without folders, up to a snapshot's date, tag or revision."""
     plain = (re.split(r"[/\\]", name.lower())[-1].removesuffix(".gguf") for name in (asked, named))
     one, other = sorted(plain, key=len)
     return one == other or (other.startswith(one) and _SNAPSHOT.fullmatch(other[len(one) :]) is not None)

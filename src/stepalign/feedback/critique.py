@@ -48,7 +48,8 @@ _CASE = re.compile(
     r"<case>[ \t\n]{0,4}([A-F])[ \t\n]{0,4}</case>|^[#*_ ]{0,6}case[*_: ]{1,6}([A-F])(?![A-Za-z0-9])", re.I | re.M
 )
 _CUT_END = re.compile(
-    r"(?:model_|max_)?length|max_(?:new_|output_|completion_)?tokens|token_limit\w*|(?:model_)?context_(?:window|length)\w*"
+    r"incomplete|truncated|(?:model_|max_)?length|max_(?:new_|output_|completion_)?tokens|token_limit\w*"
+    r"|(?:model_)?context_(?:window|length)\w*"
 )
 _STOPPED_END = re.compile(
     r"abort(?:ed)?|block\w*|cancell?ed|content_filter(?:ed)?|error\w*|failed|(?:malformed_|unexpected_)?(?:function|tool)_\w+"

@@ -11,6 +11,8 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+from stepalign.outside import encodable
+
 _MAX_OBJECTS = 64
 """Places at which an object may begin that are tried, the last ones of a reply."""
 _COMMANDS = re.compile(
@@ -44,7 +46,7 @@ def find_object(text: str, keys: Collection[str]) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             continue
         if keys <= value.keys():
-            found, end = value, after
+            found, end = encodable(value), after
     return found
 
 

@@ -119,7 +119,7 @@ def _texts(row: Row | Malformed, columns: Sequence[str], thinking: bool) -> tupl
         if cell is None:
             return f'malformed row: no "{column}"'
     for column, cell, kinds in zip(columns, cells, (str, str | int | float, str), strict=False):
-        if not isinstance(cell, kinds):
+        if not isinstance(cell, kinds) or isinstance(cell, bool):
             return f'malformed row: "{column}" is no text'
     text = "".join(opened_thought(prompt) for prompt in cells[2:]) + cells[0]
     return assume_thought(text) if thinking else text, cell_text(cells[1])

@@ -10,13 +10,14 @@ import re
 _TABLE = (
     # Opening and closing mark                                   models that write them
     (r"<[ \t]?(?:think(?:ing)?|thoughts?)[ \t]?>", r"<[ \t]?/[ \t]?(?:think(?:ing)?|thoughts?)[ \t]?>"),  # most
-    (r"<(?:reasoning|scratchpad)>", r"</(?:reasoning|scratchpad)>"),
+    *((rf"<{name}>", rf"</{name}>") for name in ("reasoning", "reason", "reflection", "scratchpad", "analysis")),
+    (r"<inner_monologue>", r"</inner_monologue>"),
     (r"<[a-z]{1,12}[:_|]think>", r"</[a-z]{1,12}[:_|]think>"),  # <seed:think>, <mm:think>, <longcat_think>
     (r"\[THINK\]", r"\[/THINK\]"),  # Mistral
     (r"◁think▷", r"◁/think▷"),  # Kimi
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # Sky-T1, OpenThinker
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A
-    (r"<\|thinking_start\|>", r"<\|thinking_end\|>"),
+    (r"<\|think(?:ing)?(?:_start)?\|>", r"<\|(?:/think(?:ing)?|think(?:ing)?_end)\|>"),
     (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
     (r"\[unused16\]", r"\[unused17\]"),  # Pangu
     (r"<unused94>thought", r"<unused95>"),  # MedGemma

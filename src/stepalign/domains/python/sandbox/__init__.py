@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.domains.math.grade import Verdict
+from stepalign.outside import parse_json
 
 _HERE = Path(__file__).parent
 
@@ -97,7 +98,7 @@ def run_tests(code: str, tests: str, limits: Limits | None = None) -> Outcome:
         if output:  # the tests had the solution's values
             return Outcome(verdict="incorrect", reason="timed out" if late else "the tests ended early")
         return Outcome(verdict="undecided", reason=f"the tests {'ran out of time' if late else 'ended early'}")
-    return Outcome(**json.loads(output))
+    return Outcome(**parse_json(output))
 
 
 @cache
