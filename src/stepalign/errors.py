@@ -19,6 +19,8 @@ class UserError(Exception):
     """
 
     exit_code = 1
+    keeps_work = False
+    """Whether the same command with ``--resume`` goes on after it."""
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         self.what = shown(what)  # a message may quote a server, a file or an address with a password

@@ -80,6 +80,10 @@ def working(title: str = "", *, transient: bool = False, resume: str = " --resum
             hint = f"everything so far is saved; raise the budget and continue: {again}"
             error.hint = f"{hint} --set critic.token_budget=TOKENS"
             raise
+        except UserError as error:
+            if error.keeps_work:
+                error.hint = f"{error.hint}; continue with: {again}"
+            raise
 
 
 def say(*lines: object) -> None:

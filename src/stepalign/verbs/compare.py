@@ -80,6 +80,8 @@ class Task:
 class RunsFailedError(UserError):
     """Some runs of a comparison failed. Its exit code is theirs where they agree."""
 
+    keeps_work = True
+
     def __init__(self, failures: Mapping[str, UserError], out: Path) -> None:
         first = next(iter(failures.values()))
         names_of: dict[str, list[str]] = {}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import resource
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +92,7 @@ def train_config(config: Config, out: Path, *, resume: bool, listener: Listener,
     run_checks(inputs, loads_model=False)
     RunFolder.check(out, config, resume=resume, extra=RUN_FILES)
     designs = [find_condition(config.condition).design]
-    check_critic(config, designs)
+    check_critic(config, designs, out)
     run_checks(inputs, loads_model=True)
     session = open_session(config, listener)
     try:
@@ -127,5 +130,13 @@ def run_summary(config: Config, solver: Solver, progress: Progress) -> dict[str,
         "critic": critic,
         "masked": dict(progress.masked),
         "warnings": progress.warnings,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": _peak_memory(),
     }
+
+
+def _peak_memory() -> int:
+    """Resident bytes at most. ru_maxrss, the other count, goes on from that of the process which started this one."""
+    with suppress(OSError):
+        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[0])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
