@@ -188,14 +188,15 @@ def test_empty_sets_are_undefined() -> None:
 
 
 def test_no_majority_where_a_correct_completion_has_no_answer() -> None:
-    """A grader of one's own that reports none: Maj@1 is Avg@1 or undefined, never another number."""
+    """A grader of one's own that reports none: Maj@1 is Avg@1, and the majority of more is undefined."""
 
     def graded(*completions: tuple[str | None, Verdict]) -> list[GradedCompletion]:
         return [GradedCompletion(answer=a, verdict=v, length=1, finish_reason="stop") for a, v in completions]
 
     voteless = compute_metrics([graded((None, "correct"), (None, "correct"))], (1, 2))
     assert (voteless["avg@2"].value, voteless["pass@1"].value) == (1.0, 1.0)
-    assert all(math.isnan(voteless[f"maj@{k}"].value) for k in (1, 2))
+    assert voteless["maj@1"].value == 1.0
+    assert math.isnan(voteless["maj@2"].value)
     for verdicts in itertools.product([("7", "correct"), ("8", "incorrect"), (None, "incorrect")], repeat=3):
         metrics = compute_metrics([graded(*verdicts)], (1,))
         assert metrics["maj@1"].value == metrics["avg@1"].value

@@ -10,7 +10,7 @@ Rules that hold everywhere in this module:
   neither helps an arm nor shrinks its test set.
 - A completion without an extracted answer has no vote; when no completion of a draw has one, the majority is wrong.
   Where a completion without one is correct, as a grader of one's own may say, no vote can show it: the majority is
-  undefined. So maj@1 is avg@1 wherever it is defined.
+  undefined for k > 1. Maj@1 is avg@1 whatever has an answer.
 - Answers tied for most frequent share the win equally: the value of a uniformly random choice among them.
 """
 
@@ -241,9 +241,12 @@ def compute_metrics(problems: Iterable[Sequence[GradedCompletion]], ks: Iterable
 
 
 def _majority(completions: list[GradedCompletion], k: int) -> float:
+    correct = [c.verdict == "correct" for c in completions]
+    if k == 1:
+        return avg_at_k(len(correct), sum(correct), 1)
     if any(c.answer is None and c.verdict == "correct" for c in completions):
         return math.nan
-    return maj_at_k([c.answer for c in completions], [c.verdict == "correct" for c in completions], k)
+    return maj_at_k([c.answer for c in completions], correct, k)
 
 
 def _metric(name: str, k: int | None, sizes: list[int], values: list[float], totals: list[int] | None) -> Metric:
