@@ -230,7 +230,7 @@ def _equal_relations(gold: str, given: Answer, leaf: Leaf) -> Grade | None:
     """
     answer = given.text
     gold_name, gold_value = _named(gold)
-    name, value = _named(answer)
+    name, value = _in_names_order(*_named(answer))
     if gold_name and gold_name == name:
         same = equal_answers(normal_form(gold_value), normal_form(value), leaf)
         return same if same.verdict != "incorrect" else None
@@ -255,6 +255,15 @@ def _named(text: str) -> tuple[str, str]:
         text = f"{flipped[2]}={flipped[1]}"
     match = _NAMED.fullmatch(text)
     return (match[1].strip(), match[2]) if match else ("", text)
+
+
+def _in_names_order(name: str, value: str) -> tuple[str, str]:
+    """``(y, x) = (1, 2)`` as ``(x, y)`` and ``(2, 1)``: coordinates are asked for in the order of their names."""
+    names, values = ([part.strip() for part in split_top(text.strip()[1:-1], ",")] for text in (name, value))
+    if len(names) != len(values) or len(names) < 2 or not all(re.fullmatch("[A-Za-z]", one) for one in names):
+        return name, value
+    pairs = sorted(zip(names, values, strict=True))
+    return f"({','.join(one for one, _ in pairs)})", f"({','.join(one for _, one in pairs)})"
 
 
 def _equal_sequences(gold: Sequence, answer: Sequence, leaf: Leaf) -> Grade:
