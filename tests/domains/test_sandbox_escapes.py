@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,8 @@ class Outside:
     def __init__(self, folder: Path) -> None:
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        while "SigCgt:\t0000000000000000" not in Path(f"/proc/{self.process.pid}/status").read_text():
+            time.sleep(0.01)  # until the handlers of its parent are gone
         self.file = folder / "outside.txt"
         self.file.write_text("outside")
         self.memory = self.libc.shmget(0, 4096, 0o1666)
