@@ -49,10 +49,9 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from stepalign.build import with_lora
-from stepalign.config import Config, LoraSection, ModelSection, ObjectiveSection, TrainingSection
+from stepalign.config import LoraSection, ObjectiveSection, TrainingSection
 from stepalign.models import packed_attention
-from stepalign.models.load import Solver
+from stepalign.models.load import Solver, with_lora
 from stepalign.models.packing import pack
 from stepalign.models.sampling.local import LocalSampler
 from stepalign.models.scoring import completion_hidden
@@ -152,8 +151,8 @@ def make_model(size: Size, device: str, dtype: torch.dtype) -> Any:
     )
     with torch.device(device):
         model = Qwen3ForCausalLM(config).to(dtype)
-    lora = Config(model=ModelSection(lora=LoraSection(r=size.rank, alpha=2 * size.rank)))
-    model: Any = with_lora(Solver(model, None), lora).model  # type: ignore[arg-type]
+    lora = LoraSection(r=size.rank, alpha=2 * size.rank)
+    model: Any = with_lora(Solver(model, None), lora, seed=0, path="random").model  # type: ignore[arg-type]
     with torch.no_grad():  # away from the start, so that every adapter has a gradient
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

@@ -21,6 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 if TYPE_CHECKING:
+    from fault_server import FaultServer, Script
     from transformers import PreTrainedTokenizerBase
 
     from stepalign.models.load import Solver
@@ -170,3 +171,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
         if "compared" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., FaultServer]]:
+    """Starts critics' servers, and stops them behind the test."""
+    from fault_server import FaultServer
+
+    servers: list[FaultServer] = []
+
+    def start(script: Script | None = None, **options: Any) -> FaultServer:
+        servers.append(FaultServer(script, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()

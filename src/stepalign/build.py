@@ -5,7 +5,6 @@ Importing it loads no torch; opening a session does.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from stepalign.critics import CACHE, Critic
 from stepalign.domains.domain import Truth
 from stepalign.domains.math.grading import Grader, canonical_answer
 from stepalign.domains.table import find_domain, make_grader, make_programmatic_critic
-from stepalign.errors import ConfigError
 from stepalign.evaluation.evaluate import EvaluatedProblem, OnGraded, metric_rows, metrics_of, sample_and_grade
 from stepalign.events import Listener, line, silent
 from stepalign.feedback import designs
@@ -140,12 +138,12 @@ def make_sampler(section: SamplingSection, solver: Solver) -> Sampler:
 
 def _trained_solver(config: Config) -> Solver:
     """The recipe's solver as it trains: with adapters, with gradient checkpointing."""
-    from stepalign.models.load import limit_threads
+    from stepalign.models.load import limit_threads, with_lora
 
     solver = recipe_solver(config)
     limit_threads(solver)
     if config.model.lora is not None:
-        solver = with_lora(solver, config)
+        solver = with_lora(solver, config.model.lora, seed=config.training.seed, path=config.model.path)
     if config.model.gradient_checkpointing:
         solver.model.activation_checkpointing_enable()
     return solver
@@ -293,37 +291,6 @@ def _make_team(config: Config, whole: Solver | None) -> tuple[Team, Teacher]:
 def follow_rank_0(config: Config) -> None:
     """The work of a rank above 0: its part of the learner, until rank 0 has ended the run."""
     _make_team(config, None)[0].follow()
-
-
-def with_lora(solver: Solver, config: Config) -> Solver:
-    """The solver with trainable adapters. Raises ConfigError when peft is not installed."""
-    section = config.model.lora
-    assert section is not None
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ConfigError("model.lora needs peft", hint='pip install "stepalign[lora]"') from error
-    import torch
-
-    from stepalign.models.load import Solver, check_head
-
-    torch.manual_seed(config.training.seed)  # the adapter's first values are part of the run's seed
-    adapters = LoraConfig(
-        r=section.r,
-        lora_alpha=section.alpha or 2 * section.r,
-        target_modules=list(section.targets),
-        lora_dropout=0.0,
-        bias="none",
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
-        model = get_peft_model(solver.model, adapters)  # type: ignore[arg-type]
-    layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "cast_input_dtype_enabled")]
-    for layer in layers:
-        layer.cast_input_dtype_enabled = False  # ``Solver.computing`` brings adapters and inputs to the model's dtype
-    adapted = Solver(model, solver.tokenizer)  # type: ignore[arg-type]
-    check_head(adapted, config.model.path)
-    return adapted
 
 
 def prompt_templates(config: Config) -> tuple[Template, Template]:

@@ -61,19 +61,6 @@ def belongs(critique: Critique, number: int) -> bool:
     return critique.rollout_id == f"r{number}" and f"about q{number}\n" in critique.text
 
 
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[FaultServer] = []
-
-    def start(script: Script | None = None, **options: Any) -> FaultServer:
-        servers.append(FaultServer(script, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
-
-
 def critic_at(urls: list[str], **options: Any) -> EndpointCritic:
     """A critic at some servers; options are keys of its section or arguments of its class."""
     usual = {"base_urls": urls, "model": "critic", "sees": "nothing", "temperature": 0.6, "concurrency": 32}

@@ -10,14 +10,14 @@ import subprocess
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from fault_server import FaultServer, Script
+from fault_server import FaultServer
 from pytest_httpserver import HTTPServer
 
 from stepalign.config import Config, CriticSection, changed, to_toml
@@ -78,19 +78,6 @@ URLS += [
 ]
 URLS += [f"http://HOST/v1?a=1&key={CANARY}&b=2", f"http://HOST/v1?api-version=3&k={quote('a b' + CANARY)}"]
 URLS += [f"http://HOST/v1?{CANARY}", f"http://HOST/v1#{CANARY}", f"http://u:{CANARY}@HOST/v1?key={CANARY}1"]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[FaultServer] = []
-
-    def start(script: Script | None = None, **options: Any) -> FaultServer:
-        servers.append(FaultServer(script, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
 
 
 def attempt(number: int) -> Attempt:

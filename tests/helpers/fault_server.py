@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from killable_server import KillableServer
 
 Script = Callable[[str, int], str]
 """(user message, how often it was asked before) -> name of a behaviour."""
@@ -26,14 +27,10 @@ def reply_to(text: str) -> str:
     return f"<think>hm</think>\n<case>D</case>\n<step_1> about {text}\n<answer> {text}"
 
 
-class FaultServer(ThreadingHTTPServer):
+class FaultServer(KillableServer):
     """Serves ``/v1/chat/completions`` and ``/v1/models``; ``script`` decides how each request ends."""
 
-    daemon_threads = True
-    request_queue_size = 256
-
     def __init__(self, script: Script | None = None, *, latency: float = 0.0, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
         self.script = script or (lambda text, asked: "ok")
         self.latency = latency
         self.asked: Counter[str] = Counter()
@@ -44,32 +41,12 @@ class FaultServer(ThreadingHTTPServer):
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
         self.under_way = self.most_under_way = 0
-        self.connections: list[socket.socket] = []
-        self.lock = threading.Lock()
         self.released = threading.Event()
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
+        super().__init__(_Handler, port)
 
     def stop(self) -> None:
-        """Stop as a killed server does: open connections break off."""
         self.released.set()
-        self.shutdown()
-        self.server_close()
-        with self.lock:
-            for connection in self.connections:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self.lock:
-            self.connections.append(request)
-        super().process_request(request, client_address)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are part of the test."""
+        super().stop()
 
 
 class _Handler(BaseHTTPRequestHandler):

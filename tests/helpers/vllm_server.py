@@ -14,22 +14,20 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import torch
+from killable_server import KillableServer
 from safetensors.torch import load_file
 
 Script = Callable[[int, dict[str, Any]], str]
 """(requests for completions so far, body) -> name of a behaviour."""
 
 
-class VllmServer(ThreadingHTTPServer):
+class VllmServer(KillableServer):
     """Serves a copy of ``model`` as ``solver``."""
-
-    daemon_threads = True
-    request_queue_size = 256
 
     def __init__(
         self,
@@ -42,7 +40,6 @@ class VllmServer(ThreadingHTTPServer):
         raw_log_probs: bool = False,
         token_seconds: float = 0.0,
     ) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
         self.base = copy.deepcopy(model).eval()
         self.adapters: dict[str, Any] = {}
         self.version, self.paused, self.stage = "default", False, "idle"
@@ -52,30 +49,8 @@ class VllmServer(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         self.calls: Counter[str] = Counter()
         self.most_adapters = 0
-        self.connections: list[socket.socket] = []
-        self.lock, self.computing = threading.Lock(), threading.Lock()
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def stop(self) -> None:
-        """As ``kill -9``: open connections break off, adapters and new weights are gone."""
-        self.shutdown()
-        self.server_close()
-        with self.lock:
-            for connection in self.connections:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self.lock:
-            self.connections.append(request)
-        super().process_request(request, client_address)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are part of the test."""
+        self.computing = threading.Lock()
+        super().__init__(_Handler, port)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -211,7 +211,7 @@ def test_nothing_is_lost_or_doubled_when_replies_break_off(serve, solver: Solver
     found = draw(
         sampler_of(solver, server), on_finished=lambda row, index, completion: delivered.update([(row, index)])
     )
-    assert_same(found, expected)  # the same seeds, whoever asks how often
+    assert_same(found, expected)  # a seed gives the same completions however often it is asked
     assert set(delivered.values()) == {1}
     assert len(delivered) == NUM * len(PROMPTS)
     if fault == "cut in the middle":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_server import FaultServer, Script
+from fault_server import FaultServer
 
 from stepalign.config import load_config
 from stepalign.errors import BudgetSpentError
@@ -28,16 +28,8 @@ def scribe(text: str, asked: int) -> str:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., FaultServer]]:
-    servers: list[FaultServer] = []
-
-    def start(script: Script = scribe) -> FaultServer:
-        servers.append(FaultServer(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
+def serve(serve: Callable[..., FaultServer]) -> Callable[..., FaultServer]:
+    return lambda script=scribe, **options: serve(script, **options)
 
 
 def settings(server: FaultServer, *more: str) -> list[str]:

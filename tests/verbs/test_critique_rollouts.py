@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_server import CHECK, FaultServer, Script
+from fault_server import CHECK, FaultServer
 
 from stepalign.cli import main
 from stepalign.domains.math.grading import Grader
@@ -51,16 +51,8 @@ def scribe(text: str, asked: int) -> str:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., FaultServer]]:
-    servers: list[FaultServer] = []
-
-    def start(script: Script = scribe, **options: Any) -> FaultServer:
-        servers.append(FaultServer(script, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
+def serve(serve: Callable[..., FaultServer]) -> Callable[..., FaultServer]:
+    return lambda script=scribe, **options: serve(script, **options)
 
 
 @pytest.fixture

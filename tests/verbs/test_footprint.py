@@ -33,11 +33,12 @@ def test_the_parts_are_the_bytes_of_the_tensors(weights: str, lora: dict[str, An
     """Counted on a real model after a real step: parameters, gradients, Adam's state, every copy of the teacher."""
     import torch
 
-    from stepalign.build import with_lora
+    from stepalign.models.load import with_lora
 
     config = load_config("arithmetic", {"model.lora": lora, "objective.teacher.weights": weights})
     solver = recipe_solver(config)
-    solver = with_lora(solver, config) if lora else solver
+    if config.model.lora:
+        solver = with_lora(solver, config.model.lora, seed=config.training.seed, path=config.model.path)
     learner = Learner(solver, config.objective, config.training, temperature=1.0)
     trained = [p for p in solver.model.parameters() if p.requires_grad]
     for parameter in trained:

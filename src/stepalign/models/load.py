@@ -16,6 +16,8 @@ from stepalign.storage.files import MANIFEST, damaged_file, is_sealed
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from stepalign.config import LoraSection
+
 # For base models, which know no turns: the texts one after another.
 _PLAIN_TEMPLATE = (
     "{% if bos_token %}{{ bos_token }}{% endif %}"
@@ -266,6 +268,35 @@ def _device(name: str) -> torch.device:
         hint = f"use cpu, cuda, cuda:0, mps; torch said: {_first_line(error)}"
         raise ConfigError(f"no device {name} here", where="model.device", hint=hint) from error
     return device
+
+
+def with_lora(solver: Solver, section: LoraSection, *, seed: int, path: str) -> Solver:
+    """The solver with trainable adapters, whose first values follow from the seed.
+
+    Raises:
+        ConfigError: peft is not installed, or an adapter on the head.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ConfigError("model.lora needs peft", hint='pip install "stepalign[lora]"') from error
+    torch.manual_seed(seed)
+    adapters = LoraConfig(
+        r=section.r,
+        lora_alpha=section.alpha or 2 * section.r,
+        target_modules=list(section.targets),
+        lora_dropout=0.0,
+        bias="none",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+        model = get_peft_model(solver.model, adapters)  # type: ignore[arg-type]
+    layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "cast_input_dtype_enabled")]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False  # ``Solver.computing`` brings adapters and inputs to the model's dtype
+    adapted = Solver(model, solver.tokenizer)  # type: ignore[arg-type]
+    check_head(adapted, path)
+    return adapted
 
 
 def check_head(solver: Solver, path: str) -> None:

@@ -49,7 +49,7 @@ def num_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-if num_ranks() > 1:  # read when torch is loaded: its warnings about its own groups help nobody
+if num_ranks() > 1:  # read when torch is loaded; it warns about its own process groups otherwise
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 

@@ -276,7 +276,7 @@ class Run:
                 self.trackers.evaluated(done, name, rows)
 
     def save(self, *, keeps_all: bool = False) -> None:
-        """Write a checkpoint and let old ones go, unless this may be the one that nobody wants."""
+        """Write a checkpoint and delete the oldest; with ``keeps_all`` none, as this one may hold diverged weights."""
         with self.timed("saving"):
             progress = self.progress
             progress.guard_history, progress.guards_spoken = self.guards.history, self.guards.warned

@@ -139,7 +139,7 @@ def _drop_capabilities() -> None:
 
 
 def _restrict_files() -> None:
-    """Landlock (Linux 5.13): reading below the Python installation and the system's libraries only, nobody to reach."""
+    """Landlock (Linux 5.13): reading is left below Python's and the system's libraries, no process can be reached."""
     abi = _check(_libc.syscall(_LANDLOCK_CREATE, None, 0, 1), "Landlock")
     rights = (1 << _LANDLOCK_RIGHTS.get(abi, 16)) - 1
     size = 8 if abi < 4 else 16 if abi < 6 else 24
