@@ -45,6 +45,8 @@ class Waiting:
     async def publish(self, weights: Any, version: int) -> None:
         self.version = version
 
+    def close(self) -> None: ...
+
     async def sample(self, prompts: Sequence[Any], *, num_samples: int, on_finished: Any = None, **_: Any) -> Any:
         version = self.version
 

@@ -97,6 +97,8 @@ class Script:
 
     async def publish(self, weights, version): ...
 
+    def close(self): ...
+
     async def sample(self, prompts, *, num_samples, temperature, max_tokens, seed, on_finished=None):
         self.calls.append({"prompts": prompts, "temperature": temperature, "max_tokens": max_tokens, "seed": seed})
         done = [[self._completion(text) for text in row[:num_samples]] for row in self._attempts]

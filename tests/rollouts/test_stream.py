@@ -44,6 +44,8 @@ class Counting:
     async def publish(self, weights, version: int) -> None:
         self.version = version
 
+    def close(self) -> None: ...
+
     async def sample(self, prompts, *, num_samples, temperature, max_tokens, seed, on_finished=None):
         found = []
         for row, prompt in enumerate(prompts):

@@ -21,13 +21,15 @@ from stepalign.domains.table import find_domain, load_set
 from stepalign.errors import ConfigError
 from stepalign.evaluation.statistics import bootstrap_mean
 from stepalign.events import Listener, line, progress
-from stepalign.models.load import Solver, dtype_of, save_solver
+from stepalign.models.load import Solver, dtype_of
 from stepalign.records import Problem
+from stepalign.rollouts.metrics import rollout_numbers
 from stepalign.rollouts.order import derive_seed
 from stepalign.stopping import Interrupted, StopRequest
-from stepalign.storage.files import move_into_place, read_json, write_json
+from stepalign.storage.files import read_json, remove_folder, write_json
 from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.training import checkpoint as checkpoints
+from stepalign.training.loop import save_final
 
 WARMUP_STEPS = 10
 
@@ -69,10 +71,7 @@ def prepare_solver(config: Config, out: Path, *, resume: bool, listener: Listene
             result = warmup.go(stop)
         finally:
             session.close()
-        temporary = out / ".solver.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        save_solver(session.solver, temporary)
-        move_into_place(temporary, out / "solver")
+        save_final(session.solver, out / "solver")
         write_json(out / "prepare.json", result)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         return result
@@ -149,7 +148,7 @@ class _WarmUp:
             )
         rounds, stride = self.rounds, max(1, self.stride // 2)
         newest = checkpoints.find_checkpoints(self.root)[-1]
-        shutil.rmtree(newest)
+        remove_folder(newest)
         self._restore()
         self.rounds, self.stride = rounds, stride
         self._save()
@@ -199,7 +198,7 @@ class _WarmUp:
         seed = derive_seed(self.section.seed, "prepare", str(self.step))
         drawn = self.session.attempt(self.held_out, self.section.num_samples, seed)
         rates = [sum(r.verdict == "correct" for r in rollouts) / len(rollouts) for rollouts in drawn]
-        rollouts = [rollout for group in drawn for rollout in group]
+        numbers = rollout_numbers(drawn)
         interval = bootstrap_mean(rates, share=True)
         self.rounds.append(
             {
@@ -209,8 +208,8 @@ class _WarmUp:
                 "pass_rate": sum(rates) / len(rates),
                 "low": interval.low,
                 "high": interval.high,
-                "with_answer": sum(r.answer is not None for r in rollouts) / len(rollouts),
-                "truncated": sum(r.attempt.truncated for r in rollouts) / len(rollouts),
+                "with_answer": numbers["completions/answered_ratio"],
+                "truncated": numbers["completions/clipped_ratio"],
             }
         )
         found = self.rounds[-1]
@@ -229,7 +228,7 @@ class _WarmUp:
             write=lambda to: checkpoints.write_state(to, self.optimizer, {}),
         )
         for old in checkpoints.find_checkpoints(self.root)[:-2]:
-            shutil.rmtree(old)
+            remove_folder(old)
 
     def _restore(self) -> bool:
         """Go on from the newest checkpoint, if there is one."""

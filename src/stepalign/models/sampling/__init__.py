@@ -45,3 +45,7 @@ class Sampler(Protocol):
             version: finished optimizer steps behind them; every completion names it.
         """
         ...
+
+    def close(self) -> None:
+        """Delete what was made for publishing."""
+        ...

@@ -85,6 +85,9 @@ class LocalSampler:
         """See :class:`stepalign.models.sampling.Sampler`."""
         self._version = version
 
+    def close(self) -> None:
+        """See :class:`stepalign.models.sampling.Sampler`. Nothing was made."""
+
     async def sample(
         self,
         prompts: Sequence[Sequence[int]],

@@ -153,7 +153,7 @@ class VllmSampler:
             delete(policy)
 
     def close(self) -> None:
-        """Delete what was written for the servers."""
+        """See :class:`stepalign.models.sampling.Sampler`: the files that the servers read."""
         if self._root is not None:
             shutil.rmtree(self._root, ignore_errors=True)
 
