@@ -20,6 +20,7 @@ from pathlib import Path
 
 from stepalign.domains.math.grading import Grader, GraderConfig
 
+PAIRS = Path(__file__).parents[1] / "tests" / "domains"
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 HOSTILE = {
     "tower 7^(10^8)": "7^{10^8}",
@@ -182,6 +183,19 @@ def second_opinion(rows: list[dict[str, str]], ours: list[bool]) -> None:
               f"expected {row['reference'][-12:]!r}")  # fmt: skip
 
 
+def field_pairs() -> None:
+    """math-verify by itself on the pairs judged by hand, the answer in a box."""
+    from math_verify import parse, verify
+
+    print("\n## Pairs in the manner of the field, math-verify by itself\n")
+    for name in ("field_honest", "field_hostile"):
+        rows = [json.loads(line) for line in (PAIRS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        texts = [row.get("completion") or f"so \\boxed{{{row['answer']}}}." for row in rows]
+        pairs = zip(rows, texts, strict=True)
+        accepted = sum(verify(parse(f"\\boxed{{{row['expected']}}}"), parse(text)) for row, text in pairs)
+        print(f"- {name}: {accepted} of {len(rows)} accepted")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gsm8k", type=Path, default=GSM8K)
@@ -191,6 +205,7 @@ def main() -> None:
     print(f"{os.cpu_count()} CPU, load {os.getloadavg()[0]:.1f} at the start, {GraderConfig()}\n")
     throughput(arguments.pairs)
     hostile()
+    field_pairs()
     if arguments.gsm8k.is_dir():
         agreement(arguments.gsm8k)
 
