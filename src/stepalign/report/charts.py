@@ -5,7 +5,7 @@ Undefined values (None, NaN) leave a gap: they are never drawn as 0 and never br
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stepalign.report import drawing as pen
@@ -13,6 +13,7 @@ from stepalign.report.text import decimal, number, percent
 
 ROW_LABEL = 58
 """Characters of a row's label in an interval chart; longer ones lose their middle."""
+PHASES = ("sampling", "feedback", "learning", "evaluation", "saving")
 GRID, AXIS = 'stroke="#e3e1da"', 'stroke="#8a8f98"'
 
 
@@ -188,6 +189,34 @@ def stacked_bars(
                 start += size
         out.append(pen.words_at(frame.x(start) + 8, middle + 4, amount(start), "row-value"))
     return pen.svg(out, width, frame.bottom + 26, title, "chart stacked-bars")
+
+
+def time_strips(
+    rows: Sequence[tuple[str, Sequence[Mapping[str, float]]]], *, title: str, width: int = 600, height: int = 44
+) -> str:
+    """One strip per row: equal parts of a time from left to right, each filled by the shares of the named phases."""
+    row_height = height + 60
+    out = _phase_legend(PHASES, 2, width)
+    for index, (label, parts) in enumerate(rows):
+        top = 50 + row_height * index
+        total = sum(sum(part.values()) for part in parts)
+        shares = {name: sum(part.get(name, 0.0) for part in parts) / total for name in PHASES}
+        texts = [f"{name} {percent(share)}" for name, share in shares.items() if share >= 0.0005]
+        out.append(pen.words_at(2, top - 6, pen.shortened(label), "row-name"))
+        step, filled = (width - 4) / len(parts), [0.0] * len(parts)
+        for name in PHASES:
+            path = ""
+            for at, part in enumerate(parts):
+                if size := part.get(name, 0.0):
+                    path += f"M{pen.px(2 + at * step)} {pen.px(top + height * filled[at])}h{pen.px(step)}"
+                    path += f"v{pen.px(height * size)}h{pen.px(-step)}z"
+                    filled[at] += size
+            words = f"{pen.safe(label)}: {pen.safe(name)} {percent(shares[name])}"
+            out.append(f'<path {_phase(PHASES, name)} d="{path}"><title>{words}</title></path>' if path else "")
+        half = len(texts) if pen.text_width(", ".join(texts)) < width else (len(texts) + 1) // 2
+        for line, part in enumerate((texts[:half], texts[half:])):
+            out.append(pen.words_at(2, top + height + 16 * (line + 1), ", ".join(part), "tick"))
+    return pen.svg(out, width, 50 + row_height * len(rows) - 18, title, "chart time-strips")
 
 
 def _vertical_grid(frame: pen.Frame, ticks: Sequence[float], texts: Sequence[str], zero: bool = False) -> list[str]:

@@ -48,6 +48,13 @@ def phase_rows(results: Results) -> list[tuple[str, list[tuple[str, Number]]]]:
     return out
 
 
+def strip_rows(results: Results) -> list[tuple[str, list[dict[str, float]]]]:
+    """By run: its name, and the shares of the phases in equal parts of its working time."""
+    runs = [(arm, run) for arm in results.trained for run in arm.runs if run.strip]
+    many = {arm.name for arm, _ in runs if len(arm.runs) > 1}
+    return [(f"{arm.label}, seed {run.seed}" if arm.name in many else arm.label, run.strip) for arm, run in runs]
+
+
 def config_rows(results: Results) -> list[tuple[Arm, list[tuple[str, str]]]]:
     """For each arm the keys, with their values as a recipe writes them, that differ from the shared configuration."""
     return [(arm, [(key, _setting(value)) for key, value in arm.config_diff.items()]) for arm in results.trained]

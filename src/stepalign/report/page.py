@@ -101,6 +101,9 @@ def _report_values(results: Results) -> dict[str, Any]:
         )
         if phases
         else None,
+        "strips": drawn(charts.time_strips, strips, title="Share of the phases over the run", phone={"width": 354})
+        if (strips := costs.strip_rows(results))
+        else None,
         "configuration": costs.config_rows(results),
         "findings": costs.finding_rows(results),
         "warnings": summary_text.warnings_of(results),

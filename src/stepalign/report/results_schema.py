@@ -144,7 +144,7 @@ def _run(row: Json) -> Record:
     totals = {**row, **{f"critic.{name}": value for name, value in critic.items()}}
     totals = {name: value for name, value in totals.items() if isinstance(value, int | float)}
     parts = {name: row.get(name) or {} for name in ("seconds_by_phase", "masked", "warnings")}
-    return Record({"path": MISSING, **row, **parts, "totals": totals, "findings": critic.get("findings")})
+    return Record({"path": MISSING, "strip": [], **row, **parts, "totals": totals, "findings": critic.get("findings")})
 
 
 def metric_family(name: str) -> str:

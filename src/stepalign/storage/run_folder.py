@@ -24,7 +24,7 @@ from stepalign.errors import ConfigError, LockedError, UserError
 from stepalign.storage import jsonl
 from stepalign.storage.files import write_atomically, write_json
 
-RECORDS = ("rollouts", "critiques", "contexts", "metrics", "evaluations")
+RECORDS = ("rollouts", "critiques", "contexts", "metrics", "evaluations", "timeline")
 
 
 _REACHING = (

@@ -37,7 +37,7 @@ from stepalign.training.health import Guards, first_step
 from stepalign.training.learner import Learner
 from stepalign.training.mismatch import SamplerCheck
 from stepalign.training.teacher import Teacher
-from stepalign.training.timeline import Timeline
+from stepalign.training.timeline import Timeline, write_trace
 from stepalign.training.trackers import Trackers
 from stepalign.waiting import wait_for
 
@@ -144,12 +144,14 @@ class Run:
         """
         self._early: Sequence[str] = ()
         self._skipped = 0
-        self.timeline = Timeline(self.folder.path / "timeline.json", self.stream.ahead + 1)
+        self.timeline = Timeline(self.folder, self.stream.ahead + 1)
         self._resume()
         self.trackers = self.open_trackers(self.progress.step)
         try:
             self._train()
         finally:
+            self.timeline.write()
+            write_trace(self.folder.path)
             self.trackers.close()
             self.learner.close()
         save_final(self.solver, self.folder.path / "final")
@@ -242,6 +244,7 @@ class Run:
         for sentence in warnings:
             self.listener(warning(sentence))
         self.folder.append("metrics", [{"step": done, **row}])
+        self.timeline.write()
         self.listener(step(done, self.training.max_steps, row))
         self.trackers.step(done, row)
         self._skipped = 0 if math.isfinite(row["grad_norm"]) else self._skipped + 1
@@ -297,7 +300,6 @@ class Run:
             limit = self.training.save_total_limit
             for old in checkpoints.find_checkpoints(root)[:-limit] if limit and not keeps_all else []:
                 remove_folder(old)
-        self.timeline.write()
 
     # -- resuming, stopping, timing -----------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from stepalign.evaluation.evaluate import read_samples
 from stepalign.events import Listener, silent, warning
 from stepalign.storage.files import read_json
 from stepalign.storage.jsonl import read_json_lines
+from stepalign.training.timeline import strip, write_trace
 
 BASE = "base"
 SIGNAL = "signal"
@@ -47,6 +48,8 @@ def write_reports(folders: Sequence[Path], out: Path | None = None, listener: Li
 
     results = run_results(folders)
     _say_damage(results, listener)
+    for folder in folders:  # a run that goes on has none yet
+        write_trace(folder)
     page = write_run_report(results, out or folders[0], examples=folders[0])
     write_tables(results, out or folders[0])
     return page
@@ -282,6 +285,7 @@ def _totals(folder: Path, config: Config) -> dict[str, Any]:
         "completion_tokens": last.get("total_tokens", 0),
         "seconds": last.get("seconds"),
         **{key: saved[key] for key in RUN_KEYS if key in saved},
+        "strip": strip(folder),
         "critic": critic,
     }
 
