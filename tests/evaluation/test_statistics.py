@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -18,6 +18,7 @@ from stepalign.evaluation.statistics import (
     hierarchical_bootstrap,
     minimum_detectable_difference,
     paired_difference,
+    rank_correlation,
     sign_flip_p_value,
 )
 
@@ -264,3 +265,37 @@ def test_a_test_set_that_can_show_nothing_is_named_as_such() -> None:
         "4 test problems x 2 completions x 1 seed: no gap in avg@2 can show (80 % power, 95 % level)"
     )
     assert "points will not show" in detectable_difference(200, 12, 5)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=5))
+def test_rank_correlation_agrees_with_scipy_ties_and_all_orders_included(pairs: list[tuple[int, int]]) -> None:
+    x, y = zip(*pairs, strict=True)
+    ours = rank_correlation(x, y)
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert math.isnan(ours.value)
+        return
+    expected = stats.spearmanr(x, y).statistic  # pyright: ignore
+    assert ours.value == pytest.approx(expected)
+    orders = permutations(stats.rankdata(y))
+    as_extreme = [abs(np.corrcoef(stats.rankdata(x), order)[0, 1]) for order in orders]
+    assert ours.p_value == pytest.approx(np.mean(np.array(as_extreme) >= abs(expected) - 1e-9))
+
+
+def test_the_interval_of_a_rank_correlation_covers_the_true_one() -> None:
+    rng = np.random.default_rng(0)
+    covariance = [[1.0, 0.7], [0.7, 1.0]]
+    true = 6 / math.pi * math.asin(0.7 / 2)  # Spearman's rho of a normal pair
+    drawn = [rng.multivariate_normal([0, 0], covariance, size=20).T for _ in range(400)]
+    intervals = [rank_correlation(x, y, resamples=10) for x, y in drawn]
+    covered = np.mean([found.low <= true <= found.high for found in intervals])
+    assert 0.91 < covered < 0.985
+
+
+def test_a_rank_correlation_of_too_few_pairs_has_no_interval() -> None:
+    assert math.isnan(rank_correlation([], []).value)
+    assert math.isnan(rank_correlation([1, 2, 3], [3, 2, 1]).low)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]).value == pytest.approx(-1)
+    assert math.isnan(rank_correlation([1, 2, math.nan, 4], [3, 2, 1, 0]).value)
+    with pytest.raises(ValueError, match="pairs"):
+        rank_correlation([1, 2], [1])

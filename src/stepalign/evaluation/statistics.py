@@ -11,7 +11,8 @@ Shape suffixes: P problems, S training seeds, R resamples.
 
 Sources: Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 13-14; Owen, The pigeonhole bootstrap
 (2007, arXiv 0712.1111); Phipson and Smyth, Permutation p-values should never be zero (2010); Miller, Adding error bars
-to evals (2024, arXiv 2411.00640).
+to evals (2024, arXiv 2411.00640); Bonett and Wright, Sample size requirements for estimating Pearson, Kendall and
+Spearman correlations (2000).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from statistics import NormalDist
 from typing import Any
 
@@ -55,6 +57,17 @@ class PairedDifference:
     """Difference of each seed: a gap that changes sign between seeds is not a gap between methods."""
     num_seeds: int
     num_problems: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankCorrelation:
+    """Spearman's rho of pairs, with the limits of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    num_pairs: int
 
 
 def bootstrap_mean(
@@ -192,6 +205,52 @@ def sign_flip_p_value(differences_P: ArrayLike, *, resamples: int = RESAMPLES, s
         signs = rng.integers(0, 2, size=(size, num_problems), dtype=np.int8)
         reached += int((np.abs(differences_P.sum() - 2 * (signs @ differences_P)) >= observed).sum())
     return (1 + reached) / (1 + resamples)
+
+
+def rank_correlation(
+    x_N: ArrayLike, y_N: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> RankCorrelation:
+    """Spearman's rank correlation of N pairs, ties by their mean rank, with an interval and a p-value.
+
+    The interval is Fisher's on artanh(rho) with the standard error ``sqrt((1 + rho^2 / 2) / (N - 3))`` (Bonett and
+    Wright 2000): a bootstrap of ten pairs would mostly show ties. The two-sided p-value permutes one side: all orders
+    where there are at most ``resamples``, else (1 + b) / (1 + R) as in :func:`sign_flip_p_value`.
+
+    Returns:
+        NaN for fewer than two pairs, an undefined value, or a side without differences; limits need four pairs
+        that are not all in one order.
+
+    Raises:
+        ValueError: for unequal lengths.
+    """
+    x_N, y_N = _vector(x_N), _vector(y_N)
+    if x_N.size != y_N.size:
+        raise ValueError(f"pairs are needed, got {x_N.size} and {y_N.size} values")
+    _check_level(level)
+    count, undefined = x_N.size, np.isnan(x_N).any() or np.isnan(y_N).any()
+    if undefined or not (np.ptp(x_N) if count else 0) or not np.ptp(y_N):
+        return RankCorrelation(math.nan, math.nan, math.nan, math.nan, count)
+    x_N, y_N = _standard_ranks(x_N), _standard_ranks(y_N)
+    value = float(np.clip(x_N @ y_N, -1, 1))
+    if all_orders := math.factorial(min(count, 20)) <= resamples:
+        orders = np.array(list(permutations(range(count))))
+    else:
+        orders = np.random.default_rng(seed).permuted(np.tile(np.arange(count), (resamples, 1)), axis=1)
+    reached = np.abs(y_N[orders] @ x_N) >= abs(value) - 1e-9
+    p_value = float(reached.mean() if all_orders else (1 + reached.sum()) / (1 + resamples))
+    if count < 4 or 1 - abs(value) < 1e-12:  # artanh(1) is infinite
+        return RankCorrelation(value, math.nan, math.nan, p_value, count)
+    half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt((1 + value**2 / 2) / (count - 3))
+    middle = math.atanh(value)
+    return RankCorrelation(value, math.tanh(middle - half), math.tanh(middle + half), p_value, count)
+
+
+def _standard_ranks(values_N: np.ndarray) -> np.ndarray:
+    """Mean ranks, centred, of length one: their product is the correlation."""
+    _, place_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    ranks_N = (np.cumsum(counts) - (counts - 1) / 2)[place_N]
+    ranks_N = ranks_N - ranks_N.mean()
+    return ranks_N / np.linalg.norm(ranks_N)
 
 
 def bootstrap(

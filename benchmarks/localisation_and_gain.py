@@ -1,0 +1,98 @@
+"""Does the place of the signal before training predict the gain after it? Over the arms of comparison folders.
+
+    python benchmarks/localisation_and_gain.py runs/study [runs/study-2 ...] [--figure FILE.svg]
+
+A folder needs results.json and signal.json: ``stepalign compare`` writes both, ``stepalign report`` the first again
+for the runs that are finished. Arms that change more than the context are left out (``token_signal.foresight``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stepalign.evaluation.statistics import RankCorrelation
+from stepalign.token_signal.foresight import TrainedContext, foresight, trained_contexts
+from stepalign.token_signal.localisation import LABELS
+
+DRAWN = "auroc_wrong_result"
+
+
+def read(folder: Path) -> list[TrainedContext]:
+    files = [folder / name for name in ("results.json", "signal.json")]
+    if missing := [file.name for file in files if not file.is_file()]:
+        sys.exit(f"{folder} holds no {' and no '.join(missing)}: stepalign compare writes both")
+    results, signal = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    return trained_contexts(results, signal, folder.name)
+
+
+def correlation(found: RankCorrelation) -> str:
+    if math.isnan(found.value):
+        return "-"
+    interval = "" if math.isnan(found.low) else f" [{found.low:+.2f}, {found.high:+.2f}]"
+    return f"{found.value:+.2f}{interval}"
+
+
+def points_table(points: Sequence[TrainedContext]) -> str:
+    head = f"| solver | context | seeds | {LABELS[DRAWN]} | Mean A on the wrong result | gain in Avg, points |"
+    lines = [head, "|" + " --- |" * 6]
+    for point in sorted(points, key=lambda point: -point.gain):
+        shown = [point.numbers.get(name, math.nan) for name in (DRAWN, "mean_log_ratio_wrong_result")]
+        gain = f"{100 * point.gain:+.1f} [{100 * point.low:+.1f}, {100 * point.high:+.1f}]"
+        cells = [point.comparison, point.label, str(point.seeds), f"{shown[0]:.2f}", f"{shown[1]:+.2f}", gain]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def correlations_table(points: Sequence[TrainedContext]) -> str:
+    lines = ["| number before training | arms | rank correlation with the gain | p |", "| --- | --- | --- | --- |"]
+    found = {name: value for name, value in foresight(points).items() if not math.isnan(value.value)}
+    for name, value in sorted(found.items(), key=lambda item: -abs(item[1].value)):
+        lines.append(f"| {LABELS[name]} | {value.num_pairs} | {correlation(value)} | {value.p_value:.4f} |")
+    return "\n".join(lines)
+
+
+def draw(points: Sequence[TrainedContext], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    settings: dict[str, Any] = {"figsize": (6.5, 4.2), "layout": "constrained"}
+    figure = Figure(**settings)
+    axes = figure.add_subplot()
+    for comparison, marker in zip(dict.fromkeys(p.comparison for p in points), "osD^vP", strict=False):
+        own = [p for p in points if p.comparison == comparison and not math.isnan(p.numbers.get(DRAWN, math.nan))]
+        x, y = [p.numbers[DRAWN] for p in own], [100 * p.gain for p in own]
+        errors = [[100 * (p.gain - p.low) for p in own], [100 * (p.high - p.gain) for p in own]]
+        axes.errorbar(x, y, yerr=errors, fmt=marker, label=comparison, capsize=2, alpha=0.8)
+        for point, at in zip(own, zip(x, y, strict=True), strict=True):
+            axes.annotate(point.label, at, xytext=(5, 4), textcoords="offset points", fontsize=7)
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    axes.axvline(0.5, color="0.6", linewidth=0.8, linestyle=":")
+    axes.set_xlabel(f"{LABELS[DRAWN]}, untrained solver (0.5 is chance)")
+    axes.set_ylabel("gain in Avg after training, points")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--figure", type=Path)
+    arguments = parser.parse_args()
+    groups = {folder.name: read(folder) for folder in arguments.folders}
+    points = [point for group in groups.values() for point in group]
+    print(points_table(points))
+    for name, group in groups.items():
+        print(f"\n{name}\n\n{correlations_table(group)}")
+    if len(groups) > 1:
+        print(f"\nall\n\n{correlations_table(points)}")
+    if arguments.figure:
+        draw(points, arguments.figure)
+
+
+if __name__ == "__main__":
+    main()
