@@ -10,7 +10,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from stepalign.domains.math.notation import closing_bracket, depth, parse_number, split_sequence, split_top
+from stepalign.domains.math.notation import as_interval, closing_bracket, depth, parse_number, split_sequence, split_top
 from stepalign.domains.math.units import currency_of, split_unit, words
 
 MAX_LENGTH = 512
@@ -53,35 +53,41 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("−–—‐‑﹣－", "-"),
         **dict.fromkeys("×·⋅∙", "\\times "),
         **dict(zip("÷⁄∕’′≈", "///''=", strict=True)),
-        **_pairs(r"∞ \infty_ , √ sqrt , ≤ \le_ , ≥ \ge_ , ≠ \ne_ , ± \pm_ , ∓ \mp_ , … \ldots_ , ∪ \cup_ , ∩ \cap_"),
-        **_pairs(r"∈ \in_ , ∅ \emptyset_ , ° \degree_ , º \degree_ , ℃ \degree_C , ℉ \degree_F , ℝ \mathbb{R}"),
-        **_pairs(r"ℤ \mathbb{Z} , ℕ \mathbb{N} , ℚ \mathbb{Q} , ℂ \mathbb{C} , ∠ \angle_ , △ \triangle_ , ∛ \sqrt[3]"),
+        **_pairs(r"∞ \infty_ , √ sqrt , ∛ \sqrt[3] , ≤ \le_ , ≥ \ge_ , ≠ \ne_ , ± \pm_ , ∓ \mp_ , … \ldots_"),
+        **_pairs(r"∪ \cup_ , ∩ \cap_ , ∧ \wedge_ , ∨ \vee_ , ∈ \in_ , ∅ \emptyset_ , ∠ \angle_ , △ \triangle_"),
+        **_pairs(r"° \degree_ , º \degree_ , ℃ \degree_C , ℉ \degree_F"),
+        **_pairs(r"ℤ \mathbb{Z} , ℕ \mathbb{N} , ℚ \mathbb{Q} , ℝ \mathbb{R} , ℂ \mathbb{C}"),
         **{letter: f"\\{name} " for letter, name in _pairs(_GREEK).items()},
     }
 )
 _RAISED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+|[₀-₉]+|[¼½¾⅐-⅞]")
 _COMMANDS = {
-    **dict.fromkeys(words("dfrac tfrac cfrac"), "\\frac"),
+    **dict.fromkeys(words("dfrac tfrac cfrac nicefrac sfrac xfrac"), "\\frac"),
     **dict.fromkeys(words("dbinom tbinom"), "\\binom"),
     **dict.fromkeys(words("left right displaystyle textstyle limits mathopen mathclose middle strut"), ""),
-    **dict.fromkeys(words("checkmark square blacksquare"), ""),
-    **dict.fromkeys(words("bigl bigr Bigl Bigr big Big bigg Bigg large Large LARGE huge Huge small rm bf it"), ""),
+    **dict.fromkeys(words("checkmark square blacksquare qed therefore mathstrut"), ""),
+    **dict.fromkeys(words("bigl bigr Bigl Bigr big Big bigg Bigg large Large LARGE huge Huge small"), ""),
+    **dict.fromkeys(words("rm bf it tt sf"), ""),
     **dict.fromkeys(words("dots cdots dotsc dotsb"), "\\ldots"),
     **dict.fromkeys(words("quad qquad enspace thinspace"), " "),
     **_pairs(r"leq \le , geq \ge , leqslant \le , geqslant \ge , lt < , gt > , neq \ne , approx = , simeq = , div /"),
     **_pairs(r"cdot \times , ast \times , lbrace \{ , rbrace \} , langle ( , rangle ) , lbrack [ , rbrack ] , colon :"),
-    **_pairs(r"varnothing \emptyset , circ \degree , euro € , pounds £ , percent % , textdollar $ , infin \infty"),
+    **_pairs(r"lor \vee , land \wedge , varnothing \emptyset , circ \degree , infin \infty"),
+    **_pairs(r"euro € , pounds £ , percent % , textdollar $"),
 }
 _TEXT_COMMANDS = (
-    "text|textbf|textit|textrm|textnormal|textsf|texttt|emph|underline|mbox|mathrm|mathbf|mathit|mathsf|boldsymbol|bm"
+    "text|textbf|textit|textrm|textnormal|textsf|texttt|textup|emph|underline|mbox|hbox|mathrm|mathbf|mathit|mathsf"
+    "|mathtt|boldsymbol|bm|bold|smash|ensuremath"
 )
 _GROUPING = re.compile(r"(?<=\d)(?:,\\[!,]|\\[!,],|\{,\}(?:\\!)?)\s*(?=\d{3}(?!\d))")
 _COMMAND = re.compile(r"(\\\\)|\\([A-Za-z]+)|(\\!)|(\\[ ,;:>]|~)")
-_COLOUR = re.compile(r"\\(?:text)?color ?\{[A-Za-z]{1,20}\}")
+_COLOUR = re.compile(r"\\(?:(?:text)?color|colorbox|fcolorbox ?\{[A-Za-z]{1,20}\}) ?\{[A-Za-z]{1,20}\}")
+_UNSEEN = re.compile(r"\\(?:[hv]?phantom|(?:text)?color ?\{white\}|[hv]space\*?) ?(?:\{(?:[^{}]|\{[^{}]*\})*\}|.)")
 _PRIME = re.compile(r"\^ ?(?:\\prime(?![A-Za-z])|\{ ?\\prime ?\})")
 _TEXT = re.compile(rf"\\(?:{_TEXT_COMMANDS})\*?\s?\{{([^{{}}]*)\}}")
 _VECTOR = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit) ?\{ ?([A-Za-z]) ?\}")
 _WRAPPER = re.compile(rf"(\\(?:{_TEXT_COMMANDS})\*?\s?)?\{{")
+_ANNOUNCED = re.compile(r'^ ?"? ?(?:the )?(?:final )?answer(?: is:?|:) ?"? ?(?=.)', re.IGNORECASE)
 _OPERATOR = re.compile(r"\\operatorname\*? ?\{ ?([A-Za-z]+) ?\}")
 EMPHASIS = re.compile(r"(?<![\w*])(\*\*|__|\*|_)(?=[^\s*_])([^*_]+)(?<=\S)\1(?![\w*])")
 _BRACED_MARK = re.compile(r"(?<![A-Za-z])\{ ?([,.:]) ?\}")
@@ -119,6 +125,14 @@ _NUMBERS_ONLY = re.compile(r"[-+\d,.']*%?")
 _AFTER_TERM = r"(?:(?<=[\d})\]])|(?<=[\d})\]] )|(?<=[\d})\]], )|(?<=\b[A-Za-z] )|(?<=\b[A-Za-z], ))"
 _DECIMAL_COMMA = re.compile(r"\d(?:,|\{,\})\d")
 _CONNECTOR = re.compile(rf'(?: ?,)? ?(?:" ?(?:, ?)?(?:or|and) ?"|{_AFTER_TERM}(?:or|and)\b)')
+_RELATION = re.compile(r"[<>]|\\[lg]e(?![A-Za-z])")
+_JOINT = re.compile(r"\\(?:vee|wedge)(?![A-Za-z]) ?")
+_SPACED_E = re.compile(r"(?<=\d) +e(?= ?[-+]? ?\d)|(?<=\d)e(?= +[-+]? ?\d|[-+] \d)")
+_ORDINAL = re.compile(r"(?<=\d) ?\^? ?\{? ?(?:st|nd|rd|th) ?\}?$")
+_LOGARITHMS = (
+    (re.compile(r"\\?(?<![A-Za-z])lg(?![A-Za-z])"), r"\\log_{10}"),
+    (re.compile(r"\\?(?<![A-Za-z])log_ ?(?:e|\{ ?e ?\})(?![A-Za-z])"), r"\\ln "),
+)
 _CHOICE = re.compile(r"(?:(?i:option|choice|answer):? ?\(?([A-Za-z])\)?|\(?([A-Za-z])[).:])")
 _REMAINDER = re.compile(r"(\d+) ?(?:[Rr]|[Rr]em\.|[Rr]emainder) ?(\d+)")
 _LABELLED = re.compile(
@@ -175,8 +189,8 @@ def _canonical(answer: Answer) -> str:
     if answer.number is not None:
         return str(answer.number)
     sequence = split_sequence(answer.text)
-    if sequence is None:
-        return answer.text
+    if sequence is None or as_interval(answer.text):
+        return (as_interval(answer.text) or ("", answer.text))[1]
     items = [_canonical(normal_form(item)) for item in sequence.items]
     return sequence.opening + ",".join(items) + sequence.closing if sequence.ordered else ",".join(sorted(items))
 
@@ -192,7 +206,7 @@ def normal_form(answer: str, *, grouped: bool = True) -> Answer:
         return Answer(text)
     text = unicodedata.normalize("NFKC", _RAISED.sub(_lowered, text.translate(_CHARACTERS)))
     text = _GROUPING.sub("," if grouped else ", ", EMPHASIS.sub(r"\2", text).strip("`* \t\n"))
-    text = _PRIME.sub("'", _COLOUR.sub("", text).replace("...", "\\ldots "))
+    text = _PRIME.sub("'", _COLOUR.sub("", _UNSEEN.sub("", text)).replace("...", "\\ldots "))
     text = _OPERATOR.sub(r"\\\1 ", _COMMAND.sub(_plain_command, text))
     text = _OVER.sub(r"\\frac{\1}{\2}", _CHOOSE.sub(r"\\binom{\1}{\2}", text))
     text = _unwrapped(text if text.endswith("\\\\") else text.removesuffix("\\"))
@@ -202,9 +216,11 @@ def normal_form(answer: str, *, grouped: bool = True) -> Answer:
     text = _VECTOR.sub(r"\1", text)
     for _ in range(2):  # \text{\textbf{...}}
         text = _TEXT.sub(_quoted, text)
-    text = re.sub(r'"\s*([.,;:])\s*"', r"\1", text)
+    text = _ANNOUNCED.sub("", re.sub(r'"\s*([.,;:])\s*"', r"\1", text))
     text = _BASE.sub(lambda m: f"_{_BASES.get(m[1] or m[2], m[1] or m[2])}", _UNIT_FRACTION.sub(r'"\1/\2"', text))
-    text = " ".join(_CONNECTOR.sub(", ", " ".join(text.split())).split()).rstrip(".,;: ")
+    if "\\begin" not in text:
+        text = re.sub(r"\\?&&?(?=[^&]*$)", _separator, text)
+    text = " ".join(_CONNECTOR.sub(_separator, " ".join(text.split())).split()).rstrip(".,;: ")
     if "\\begin" not in text:
         text = text.replace("\\&", "&").replace("&", ", ").replace("\\\\", ", ").replace(";", ", ")
     if labelled := _LABELLED.fullmatch(text):
@@ -222,6 +238,8 @@ def normal_form(answer: str, *, grouped: bool = True) -> Answer:
     listed = answer if listed != text and "," in listed else ""
     text, named_unit = split_unit(text, lambda head: parse_number(_tidy(head)))
     text = _tidy(text)
+    if _JOINT.search(text) and not as_interval(text):
+        text = _JOINT.sub(",", text)
     comma = _DECIMAL_COMMA.search(answer) is not None
     return Answer(text, named_unit or unit, parse_number(text), listed=listed, decimal_comma=comma)
 
@@ -232,6 +250,12 @@ def is_prose(text: str) -> bool:
         return True
     found = _WORD.findall(_ENVIRONMENT.sub("", text))
     return any(word in _SHORT_WORDS or (len(word) > 3 and word not in _FUNCTIONS) for word in found)
+
+
+def _separator(match: re.Match[str]) -> str:
+    """A comma for "and" and "or", but between two inequalities, where they mean different things."""
+    between = all(_RELATION.search(side) for side in (match.string[: match.start()], match.string[match.end() :]))
+    return (" \\vee " if "or" in match[0] else " \\wedge ") if between else ", "
 
 
 def _lowered(match: re.Match[str]) -> str:
@@ -283,6 +307,9 @@ def _tidy(text: str) -> str:
     text = text.replace('"', "").strip().rstrip(".,;: ").lstrip("= ")
     if choice := _CHOICE.fullmatch(text):
         text = choice[1] or choice[2]
+    text = _SPACED_E.sub("\\\\times e", _ORDINAL.sub("", text))
+    for logarithm, spelling in _LOGARITHMS:
+        text = logarithm.sub(spelling, text)
     if mixed := _MIXED.fullmatch(text):
         text = f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}"
     if _SPACED_THOUSANDS.fullmatch(text):
@@ -297,6 +324,7 @@ def _tidy(text: str) -> str:
     text = _EXPONENT_CALL.sub(r"^{\1}", text.replace("**", "^"))
     text = _EXPONENT.sub(lambda m: f"^{{{m[1] or Fraction(m[2])}}}", text)
     text = _SPACED_SCRIPT.sub(r"\1{\2}", _SCRIPT.sub(r"\1\2", text))
+    text = re.sub(r"\\not ?=", r"\\ne ", text)
     text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("==", "=")
     text = _SPACES.sub(lambda m: "" if m[1] else m[0], " ".join(text.split()))
     while text.startswith("{") and text.endswith("}") and closing_bracket(text) == len(text) - 1:

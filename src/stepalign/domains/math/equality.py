@@ -25,7 +25,7 @@ _NAMED = re.compile(
     re.DOTALL,
 )
 _FLIPPED = re.compile(r"([^=]+)=([A-Za-z])")
-_INITIALS = re.compile(r"[A-Z]{3}")
+_INITIALS = re.compile(r"[A-Z]{2,3}")
 _LETTERS = re.compile(r"[A-Za-z]{3}")
 _ROMAN = re.compile(r"[IVXLCM]{2,4}")
 _CELL = re.compile(r"(?<![\\A-Za-z_^{])[A-Za-z]\d|[fgh]\^\{-1\}\(")
@@ -82,14 +82,20 @@ def _equal_as_read(gold: Answer, answer: Answer, leaf: Leaf) -> Grade:
         return incorrect("different expression")
     if gold.number is not None and answer.decimal_comma and _as_decimal_comma(answer.text) == gold.number:
         return correct("equal number")
-    if related := _equal_times(gold.text, answer.text) or _equal_figures(gold.text, answer.text):
+    if (
+        related := _equal_times(gold, answer)
+        or _equal_ratios(gold.text, answer.text)
+        or _equal_figures(gold.text, answer.text)
+    ):
         return related
     gold_items, items = split_sequence(gold.text), split_sequence(answer.text)
     gold_interval, interval = as_interval(gold.text), as_interval(answer.text)
     if gold_interval and not interval and (items is None or items.ordered):
-        return equal_answers(replace(gold, text=gold_interval), answer, leaf)
+        return equal_answers(replace(gold, text=gold_interval[1]), answer, leaf)
     if interval and not gold_interval and (gold_items is None or gold_items.ordered):
-        return equal_answers(gold, replace(answer, text=interval), leaf)
+        return equal_answers(gold, replace(answer, text=interval[1]), leaf)
+    if gold_interval and interval and gold_interval[0] == interval[0]:
+        return equal_answers(replace(gold, text=gold_interval[1]), replace(answer, text=interval[1]), leaf)
     if gold_items and items:
         return _equal_sequences(gold_items, items, leaf)
     if any(len(split_top(text, "=")) > 1 or _MEMBER.search(text) for text in (gold.text, answer.text)):
@@ -116,17 +122,29 @@ def _expression(answer: Answer) -> str:
 
 
 def _is_name(text: str) -> bool:
-    """Three letters that are no product of usual variables, or a Roman number; else AB is BA and xy is yx."""
+    """Capitals, three letters that are no product of usual variables, or a Roman number; xy is yx, but AB is not BA."""
     product = any(set(text.lower()) <= set(letters) for letters in _VARIABLES)
     return bool(_INITIALS.fullmatch(text) or (_LETTERS.fullmatch(text) and not product) or _ROMAN.fullmatch(text))
 
 
-def _equal_times(gold: str, answer: str) -> Grade | None:
-    """Times of day, which are no ratios, and ratios part by part; None where neither is one."""
-    clocks = [_CLOCK.fullmatch(text) for text in (gold, answer)]
-    if any(clocks):
-        times = {tuple(int(part or 0) for part in clock.groups()) if clock else () for clock in clocks}
-        return correct("equal time") if len(times) == 1 else incorrect("different time")
+def _equal_times(gold: Answer, answer: Answer) -> Grade | None:
+    """Times of day, which are no ratios, as written or by 24 hours; None where neither is one."""
+    halves = ("am", "pm")
+    clocks = [_CLOCK.fullmatch(f"{one.text}:00" if one.unit in halves else one.text) for one in (gold, answer)]
+    clocks = [_CLOCK.fullmatch(one.text) or clock for one, clock in zip((gold, answer), clocks, strict=True)]
+    if not any(clocks):
+        return None
+    times = [tuple(int(part or 0) for part in clock.groups()) if clock else () for clock in clocks]
+    days = [
+        (time[0] % 12 + 12 * (one.unit == "pm"), *time[1:]) if time and one.unit in halves else time
+        for one, time in zip((gold, answer), times, strict=True)
+    ]
+    same = times[0] == times[1] or days[0] == days[1]
+    return correct("equal time") if same else incorrect("different time")
+
+
+def _equal_ratios(gold: str, answer: str) -> Grade | None:
+    """Ratios part by part; None where neither is one."""
     parts, given = split_top(gold, ":"), split_top(answer, ":")
     if max(len(parts), len(given)) == 1 or any(_polynomial(part) is None for part in (*parts, *given)):
         return None

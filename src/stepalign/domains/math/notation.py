@@ -110,20 +110,30 @@ _INEQUALITY = re.compile(
 )
 
 
-def as_interval(text: str) -> str | None:
-    """``1 < x \\le 2`` as the interval ``(1,2]``, and ``x < 3, x > 5`` as the union of two; None for anything else.
+_JOINT = re.compile(r",|\\(?:vee|wedge|cup|cap)(?![A-Za-z]) ?")
 
-    Two inequalities are a union only where no number satisfies both.
+
+def as_interval(text: str) -> tuple[str, str] | None:
+    """The variable and the interval of ``1 < x \\le 2`` or of two inequalities; None for anything else.
+
+    Two inequalities behind each other are a union only where no number satisfies both: ``x > 1, x < 2`` is (1, 2).
     """
-    bounds = [_bounds(item) for item in split_top(text, ",")]
+    bounds = [_bounds(item) for item in _JOINT.split(text)]
     if any(bound is None for bound in bounds) or len({bound.name for bound in bounds if bound}) > 1 or len(bounds) > 2:
         return None
-    intervals = sorted((bound for bound in bounds if bound), key=lambda bound: bound.low != "-\\infty")
-    if len(intervals) == 2:
-        end, start = parse_number(intervals[0].high), parse_number(intervals[1].low)
-        if end is None or start is None or start < end:
-            return None
-    return "\\cup ".join(f"{bound.opening}{bound.low},{bound.high}{bound.closing}" for bound in intervals)
+    found = sorted((bound for bound in bounds if bound), key=lambda bound: bound.low != "-\\infty")
+    union = "\\cup ".join(map(str, found))
+    if len(found) == 1 or "\\vee" in text or "\\cup" in text:
+        return found[0].name, union
+    first, second = found
+    if first.low != "-\\infty" or second.high != "\\infty":  # not a ray to the left and one to the right
+        return None
+    end, start = parse_number(first.high), parse_number(second.low)
+    if end is None or start is None:
+        return (first.name, str(first.and_from(second))) if "\\wedge" in text or "\\cap" in text else None
+    if start < end or (start == end and first.closing == "]" and second.opening == "["):
+        return first.name, str(first.and_from(second))
+    return first.name, "\\emptyset" if "\\wedge" in text or "\\cap" in text else union
 
 
 class _Bounds(NamedTuple):
@@ -132,6 +142,13 @@ class _Bounds(NamedTuple):
     low: str
     high: str
     closing: str
+
+    def __str__(self) -> str:
+        return f"{self.opening}{self.low},{self.high}{self.closing}"
+
+    def and_from(self, other: _Bounds) -> _Bounds:
+        """The interval from where another one begins to the end of this one."""
+        return self._replace(opening=other.opening, low=other.low)
 
 
 def _bounds(text: str) -> _Bounds | None:

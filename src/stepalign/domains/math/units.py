@@ -27,6 +27,7 @@ _UNITS = {name: group.split()[0] for group in _UNIT_NAMES.split("; ") for name i
 _LETTERS = words("m s h g l")
 """Units of one letter without a text command, after a plain number; any other letter is a variable."""
 _FILLERS = words("per of a an the each unit units")
+_ARTICLES = words("a an the of per")
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 _CURRENCIES = {"$": "dollar", "¢": "cent", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 _POWERS_OF_TEN = {"ten": 1, "hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
@@ -54,6 +55,7 @@ _BASE_UNITS: dict[str, tuple[str, Fraction]] = {
 
 _LAST_QUOTED = re.compile(r'"([^"]*)" ?(?:\^ ?\{?(?P<power>-?\d)\}?)? ?$')
 _LAST_WORD = re.compile(r"(?<=[\d/ }])([A-Za-z][A-Za-z.]{0,30})(?: ?\^ ?\{?(?P<power>[23])\}?)?$")
+_SHORT_SCALE = re.compile(r'(?<=\d) ?" ?([kM]) ?"$')
 _DOLLAR = re.compile(r"[-+]? ?(?:\\\$|\$(?=[ \d.-][^$]*$))")
 
 
@@ -72,6 +74,7 @@ def split_unit(text: str, read_number: Callable[[str], Fraction | None]) -> tupl
     """
     if text.endswith("%"):
         return text[:-1].rstrip(), "%"
+    text = _SHORT_SCALE.sub(lambda letter: ' "thousand"' if letter[1] == "k" else ' "million"', text)
     head, words = text, list[str]()
     quoted = divided = True
     while len(words) < 5 and (last := _LAST_QUOTED.search(head) or _LAST_WORD.search(head)):
@@ -87,7 +90,11 @@ def split_unit(text: str, read_number: Callable[[str], Fraction | None]) -> tupl
         head = head.rstrip(" /")
     if not words or not head or head[-1] in "+-*^(=,":
         return text, ""
-    if words in (["squared"], ["cubed"]) or any(word.strip("()") in _NOT_UNITS or _is_variable(word) for word in words):
+    if (
+        words in (["squared"], ["cubed"])
+        or words[-1] in _ARTICLES
+        or any(word.strip("()") in _NOT_UNITS or _is_variable(word) for word in words)
+    ):
         return text, ""
     number = read_number(head)
     if not quoted and any(len(word) == 1 for word in words) and not _are_letters_of_units(words, number, divided):
