@@ -267,6 +267,7 @@ def test_records_shorter_than_the_checkpoint_says_are_refused_and_nothing_is_cut
         folder.append("rollouts", [{"text": "one"}])
         sizes = folder.sizes()
         folder.append("rollouts", [{"text": "two"}])
+    (tmp_path / "sums.json").unlink()  # as a killed process leaves it
     file = tmp_path / "metrics.jsonl"
     if kept is None:
         file.unlink()
@@ -290,6 +291,7 @@ def test_rewinding_cuts_a_torn_record_and_keeps_every_byte(tmp_path: Path) -> No
     with RunFolder(tmp_path, CONFIG, resume=False) as folder:
         folder.append("metrics", [{"step": 1}])
         sizes = folder.sizes()
+    (tmp_path / "sums.json").unlink()  # as a killed process leaves it
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 2}\n{"ste')
     with RunFolder(tmp_path, CONFIG, resume=True) as folder:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from stepalign.cli import looks  # noqa: F401 - its commands join those of the table
+from stepalign.cli import checks, looks  # noqa: F401 - their commands join those of the table
 from stepalign.cli.commands import app
 from stepalign.errors import ConfigError, UserError
 from stepalign.outside import keep_secrets_of, shown

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from stepalign.errors import ConfigError
 from stepalign.outside import parse_json
@@ -207,6 +208,25 @@ class ReplyCache:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+
+def damaged_keys(path: Path) -> list[str]:
+    """The keys of replies that do not match their checksums. Raises sqlite3.Error for a file that is no sound cache."""
+    with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
+        ((state, *_), *_) = connection.execute("PRAGMA quick_check").fetchall()
+        if state != "ok":
+            raise sqlite3.DatabaseError(state)
+        rows = connection.execute("SELECT key, value FROM replies")
+        return [key for key, text in rows if not _is_sound(key, text)]
+
+
+def _is_sound(key: str, text: object) -> bool:
+    try:
+        value = parse_json(text)  # type: ignore[arg-type]
+        checksum = value.pop(_CHECKSUM, None)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return False
+    return checksum in (None, content_key({key: value}))
 
 
 def owner_name() -> str:

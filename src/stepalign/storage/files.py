@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,8 @@ FORMAT = 1
 """Version of the JSON objects that the package reads again: results.json, signal.json."""
 MANIFEST = "manifest.json"
 """Name -> size and checksum of every other file of a sealed folder; written last."""
+SUPERSEDED = "superseded"
+"""The folder beside a file that keeps what was cut from it, and damaged files that were set aside."""
 
 
 def finite(node: Any) -> Any:
@@ -191,6 +194,29 @@ def remove_folder(folder: Path) -> None:
     gone = folder.with_name(f".{folder.name}.gone")
     folder.rename(gone)
     shutil.rmtree(gone)
+
+
+def set_aside(path: Path) -> None:
+    """Move a damaged file or folder into ``superseded/`` beside it, under a name that is free."""
+    folder = path.parent / SUPERSEDED
+    folder.mkdir(exist_ok=True)
+    target = folder / path.name
+    while target.exists():
+        target = target.with_name(f"{target.name}~")
+    path.rename(target)
+    sync_folder(folder)
+
+
+def restore_sealed(folder: Path, source: Path) -> None:
+    """Make a sealed folder again from another one that holds files of the same names."""
+    names = [path.name for path in folder.iterdir() if path.is_file() and path.name != MANIFEST]
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        names += json.loads((folder / MANIFEST).read_text(encoding="utf-8")).keys()
+    set_aside(folder)
+    with whole_folder(folder) as filled:
+        for name in {*names}:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, filled / name)
 
 
 def tidy(root: Path) -> None:

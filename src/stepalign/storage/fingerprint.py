@@ -25,10 +25,33 @@ def sha256_of_parts(parts: Iterable[str | bytes]) -> str:
     return running.hexdigest()
 
 
-def sha256_of_file(path: str | Path) -> str:
-    """The checksum of a file's content."""
+def sha256_of_file(path: str | Path, size: int | None = None) -> str:
+    """The checksum of a file's content, or of its first ``size`` bytes."""
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if size is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        running = hashlib.sha256()
+        while size and (part := file.read(min(size, 1 << 20))):
+            running.update(part)
+            size -= len(part)
+        return running.hexdigest()
+
+
+class RunningSum:
+    """The checksum of a file that grows: only what is new is read."""
+
+    def __init__(self) -> None:
+        self._hash, self._size = hashlib.sha256(), 0
+
+    def of(self, path: Path) -> str:
+        """The checksum of the file as it is now."""
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(self._size)
+                while part := file.read(1 << 20):
+                    self._hash.update(part)
+                    self._size += len(part)
+        return self._hash.hexdigest()
 
 
 def _encoded(content: str | bytes) -> bytes:

@@ -14,10 +14,7 @@ from typing import Any, BinaryIO
 
 from stepalign.errors import ConfigError
 from stepalign.outside import encodable, parse_json
-from stepalign.storage.files import finite, write_atomically, writing
-
-SUPERSEDED = "superseded"
-"""The folder beside a file that keeps what was cut from it."""
+from stepalign.storage.files import SUPERSEDED, finite, write_atomically, writing
 
 
 def to_json_line(record: Mapping[str, Any]) -> str:
@@ -72,7 +69,7 @@ class JsonLines:
         with writing(self.path):
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                cut(self.path, _whole_size(self.path))
+                cut(self.path, whole_size(self.path))
                 self._file = self.path.open("ab", buffering=0)
             self._file.write(content)
 
@@ -132,7 +129,7 @@ def keep_records(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> list[
     return records
 
 
-def _whole_size(path: Path) -> int:
+def whole_size(path: Path) -> int:
     """Bytes up to the last newline, found from the end."""
     end = path.stat().st_size if path.exists() else 0
     while end:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
@@ -23,6 +24,8 @@ from stepalign.config import Config, changed, difference, load_config, to_toml
 from stepalign.errors import ConfigError, LockedError, UserError
 from stepalign.storage import jsonl
 from stepalign.storage.files import write_atomically, write_json
+from stepalign.storage.fingerprint import RunningSum, sha256_of_file
+from stepalign.storage.sums import SUMS, check_sums, write_sums
 
 RECORDS = ("rollouts", "critiques", "contexts", "metrics", "evaluations", "timeline")
 
@@ -96,6 +99,7 @@ class RunFolder:
         self.path = path
         self._extra = extra
         self._files: dict[str, jsonl.JsonLines] = {}
+        self._sums = {name: RunningSum() for name in RECORDS}
         self._made: list[Path] = []
         """Folders that were not there before, the innermost first."""
         self._is_new = False
@@ -109,6 +113,7 @@ class RunFolder:
             raise ConfigError(f"cannot write here: {what}", where=str(path), hint="give another --out") from error
         try:
             self._check_or_write_config(config, resume=resume, kind=kind)
+            check_sums(path)
         except BaseException:
             self.close()
             raise
@@ -171,17 +176,28 @@ class RunFolder:
         paths = {name: self.path / f"{name}.jsonl" for name in RECORDS}
         return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
 
-    def rewind(self, sizes: Mapping[str, int]) -> None:
+    def sums(self) -> dict[str, str]:
+        """The checksum of every record file, as it is now."""
+        return {name: self._sums[name].of(self._record(name)) for name in RECORDS}
+
+    def rewind(self, sizes: Mapping[str, int], sums: Mapping[str, str] = MappingProxyType({})) -> None:
         """Cut the record files back to a checkpoint. The rest moves to superseded/, it is never deleted.
 
         Raises:
-            ConfigError: a file is missing, or shorter than it was at the checkpoint; nothing is cut then.
+            ConfigError: a file is missing, shorter than it was at the checkpoint, or has another beginning; nothing is
+                cut then.
         """
         there = {name: path.stat().st_size if (path := self._record(name)).exists() else 0 for name in RECORDS}
         for name, size in sizes.items():
             if there.get(name, size) < size:
                 raise ConfigError(
                     f"the records of {name} have {there[name]} bytes, and the checkpoint was written after {size}",
+                    where=str(self._record(name)),
+                    hint="put the file back as it was; without it, begin anew with another --out",
+                )
+            if sums and size and sha256_of_file(self._record(name), size) != sums[name]:
+                raise ConfigError(
+                    f"the records of {name} are not those that the checkpoint was written after",
                     where=str(self._record(name)),
                     hint="put the file back as it was; without it, begin anew with another --out",
                 )
@@ -198,11 +214,15 @@ class RunFolder:
         self._lock.close()
 
     def __enter__(self) -> RunFolder:
+        (self.path / SUMS).unlink(missing_ok=True)  # what is written now, a killed process may leave half done
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._is_new and isinstance(error, UserError):
             self._take_back()
+        if (self.path / "config.toml").exists():
+            with contextlib.suppress(OSError):  # a full disk: the error that is on its way says so
+                write_sums(self.path)
         self.close()
 
     def _take_back(self) -> None:
@@ -239,6 +259,20 @@ def _refuse_strangers(path: Path, extra: Iterable[str]) -> None:
         )
 
 
+def refuse_in_use(lock: Path) -> None:
+    """Raise LockedError where another process writes to the folder of a lock file; nothing is written."""
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = file.read().decode(errors="replace").strip()
+            raise LockedError(
+                f"another process writes to this folder ({owner or 'unknown'})",
+                where=str(lock.parent),
+                hint="wait until it has ended",
+            ) from None
+
+
 def _lock(path: Path, folder: Path) -> TextIO:
     """An exclusive lock that the kernel frees when the process dies, whatever kills it."""
     file = path.open("a+", encoding="utf-8")
@@ -263,17 +297,41 @@ def _lock(path: Path, folder: Path) -> TextIO:
     return file
 
 
+@cache
 def versions() -> dict[str, Any]:
-    """The versions that ran: package, revision, interpreter, libraries, platform."""
+    """What ran, as a lock: package and revision, interpreter, every installed package, the machine."""
     import importlib.metadata
 
-    libraries = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "httpx2")
-    found: dict[str, Any] = {"stepalign": stepalign.__version__, "revision": _revision()}
-    found["python"], found["platform"] = platform.python_version(), platform.platform()
-    for library in libraries:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[library] = importlib.metadata.version(library)
-    return found
+    packages = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
+    return {
+        "stepalign": stepalign.__version__,
+        "revision": _revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: packages[name] for name in ("torch", "transformers") if name in packages},
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+        "machine": _machine(),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    """The parts that numbers and times depend on."""
+
+    def found(path: str, key: str) -> str | None:
+        with contextlib.suppress(OSError):
+            for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+                if line.startswith(key):
+                    return line.partition(":")[2].strip()
+        return None
+
+    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    return {
+        "cpu": found("/proc/cpuinfo", "model name") or platform.processor(),
+        "cores": os.cpu_count(),
+        "memory": found("/proc/meminfo", "MemTotal"),
+        "gpus": [found(str(file), "Model") for file in gpus],
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
 
 
 def _revision() -> str | None:

@@ -286,6 +286,7 @@ class Run:
             state = {
                 "progress": progress.as_json(),
                 "sizes": self.folder.sizes(),
+                "sums": self.folder.sums(),
                 "problems": self.fingerprints,
                 "collected_early": self.stream.collected_early(progress.step),
             }
@@ -313,7 +314,8 @@ class Run:
                     where=f"data.{name}",
                     hint="put the old ones back, or give another --out",
                 )
-        self.folder.rewind(found.state["sizes"] if found else {})
+        saved = found.state if found else {}
+        self.folder.rewind(saved.get("sizes", {}), saved.get("sums", {}))
         rows = read_json_lines(self.folder.path / "evaluations.jsonl")
         self.evaluated = {(row["step"], row["set"]) for row in rows}
         if found is None:

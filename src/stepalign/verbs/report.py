@@ -14,10 +14,13 @@ from stepalign.evaluation.evaluate import read_samples
 from stepalign.events import Listener, silent, warning
 from stepalign.storage.files import read_json
 from stepalign.storage.jsonl import read_json_lines
+from stepalign.storage.sums import note_sums
 from stepalign.training.timeline import strip, write_trace
 
 BASE = "base"
 SIGNAL = "signal"
+PAGES = ("results.json", "results.md", "results.tex", "results.csv", "report.html", "timeline.json")
+"""Files that ``report`` writes again."""
 RUN_KEYS = ("critic", "masked", "warnings", "seconds_by_phase")
 
 
@@ -50,8 +53,10 @@ def write_reports(folders: Sequence[Path], out: Path | None = None, listener: Li
     _say_damage(results, listener)
     for folder in folders:  # a run that goes on has none yet
         write_trace(folder)
+        note_sums(folder, *pages_of(folder))
     page = write_run_report(results, out or folders[0], examples=folders[0])
     write_tables(results, out or folders[0])
+    note_sums(out or folders[0], *pages_of(out or folders[0]))
     return page
 
 
@@ -178,13 +183,20 @@ def rewrite_results(folder: Path, listener: Listener = silent) -> Path:
     return publish(results, folder)
 
 
+def pages_of(folder: Path) -> list[Path]:
+    """The pages and tables that are there."""
+    return [path for name in PAGES if (path := folder / name).exists()]
+
+
 def publish(results: dict[str, Any], out: Path) -> Path:
     """Write results.json, its tables, and the page that shows it."""
     from stepalign.report.page import write_report
     from stepalign.report.table import write_tables
 
     write_tables(results, out)
-    return write_report(out)
+    page = write_report(out)
+    note_sums(out, *pages_of(out))
+    return page
 
 
 # ---------------------------------------------------------------------------------------------------------------------

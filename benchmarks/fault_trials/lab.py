@@ -1,0 +1,210 @@
+"""The commands under trial, and how they are started: forked from this process, which has imported torch already.
+
+A child runs ``stepalign.cli.main`` on the words of the command, so all that differs from the command line is the time
+of the imports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+SMALL = {
+    "training.max_steps": STEPS,
+    "training.problems_per_step": 2,
+    "training.save_steps": 1,
+    "training.save_total_limit": 2,
+    "sampling.max_completion_length": 24,
+    "evaluation.num_samples": 2,
+    "evaluation.eval_steps": 3,
+    "evaluation.bootstrap_samples": 100,
+    "data.max_validation": 4,
+    "data.max_test": 4,
+}
+GRPO = {"condition": "grpo", "sampling.num_generations": 4, "training.learning_rate": 3e-4}
+CRITIC = {"critic.kind": "endpoint", "critic.base_urls": ["{critic}"], "critic.model": "critic"}
+SAMPLER = {"sampling.engine": "vllm", "sampling.base_urls": ["{sampler}"]}
+RUNS: dict[str, dict[str, Any]] = {
+    "StepAlignFB": {},
+    "GRPO": GRPO,
+    "ahead = 1": {"rollouts.ahead": 1},
+    "a served critic": CRITIC,
+    "a sampler of vLLM's shape": SAMPLER,
+    "two ranks": {},
+    "compare": {"signal.num_rollouts": 8, "compare.processes": 2, **CRITIC},
+}
+"""Kind of run -> its keys beside ``SMALL``."""
+
+
+def setting_words(settings: Mapping[str, Any]) -> list[str]:
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={_toml(value)}")]
+
+
+def _toml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@dataclass(slots=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    """Negative: the signal that killed it."""
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def has_traceback(self) -> bool:
+        return "Traceback (most recent call last)" in self.err + self.out
+
+
+@dataclass(slots=True)
+class Child:
+    """A command under way."""
+
+    pid: int
+    files: tuple[Path, Path]
+    begun: float = field(default_factory=time.monotonic)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def wait(self, timeout: float = 900.0) -> Ended:
+        deadline = time.monotonic() + timeout
+        while not (found := os.waitpid(self.pid, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                self.kill()
+                raise TimeoutError(f"a command did not end: {self.files[1].read_text(errors='replace')[-2000:]}")
+            time.sleep(0.01)
+        out, err = (file.read_text(encoding="utf-8", errors="replace") for file in self.files)
+        return Ended(os.waitstatus_to_exitcode(found[1]), out, err, time.monotonic() - self.begun)
+
+
+class Lab:
+    """Starts commands; owns the servers and a folder for everything."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        import torch
+        import transformers  # noqa: F401
+
+        torch.set_num_threads(1)
+        self._servers: subprocess.Popen[str] | None = None
+        self.addresses: dict[str, str] = {}
+
+    def ask_servers(self, line: str) -> Any:
+        """Send a line to the process of the servers, which is started with the first; its answer."""
+        if self._servers is None:
+            self._servers = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("servers.py"))],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert self._servers.stdout is not None
+            self.addresses = json.loads(self._servers.stdout.readline())
+        assert self._servers.stdin is not None
+        assert self._servers.stdout is not None
+        print(line, file=self._servers.stdin, flush=True)
+        return json.loads(self._servers.stdout.readline())
+
+    def close(self) -> None:
+        if self._servers is not None:
+            self._servers.kill()
+            self._servers.wait()
+
+    def filled(self, words: Sequence[str]) -> list[str]:
+        """Words with the addresses of the servers in place of {critic} and {sampler}."""
+        if any("{critic}" in word or "{sampler}" in word for word in words) and self._servers is None:
+            self.ask_servers("asked")
+        return [
+            w.replace("{critic}", self.addresses.get("critic", "")).replace(
+                "{sampler}", self.addresses.get("sampler", "")
+            )
+            for w in words
+        ]
+
+    def start(self, words: Sequence[str], *, ranks: int = 1, environment: Mapping[str, str] | None = None) -> Child:
+        """Begin ``stepalign WORDS`` in a process group of its own; under torchrun with more than one rank."""
+        words = self.filled(words)
+        files = (self.folder / "stdout", self.folder / "stderr")
+        if ranks > 1:
+            command = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(ranks),
+                "-m",
+                "stepalign",
+                *words,
+            ]
+            with files[0].open("wb") as out, files[1].open("wb") as err:
+                process = subprocess.Popen(
+                    command,
+                    stdout=out,
+                    stderr=err,
+                    stdin=subprocess.DEVNULL,
+                    process_group=0,
+                    env={**os.environ, **(environment or {})},
+                )
+            return Child(process.pid, files)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid:
+            with suppress(OSError):
+                os.setpgid(pid, pid)
+            return Child(pid, files)
+        _become(words, files, environment or {})
+        raise AssertionError
+
+    def run(self, words: Sequence[str], **options: Any) -> Ended:
+        return self.start(words, **options).wait()
+
+
+def _become(words: Sequence[str], files: tuple[Path, Path], environment: Mapping[str, str]) -> None:
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        os.environ.update(environment)
+        for number, file in enumerate(files, 1):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.argv = ["stepalign", *words]
+        from stepalign.cli import main
+
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+@contextmanager
+def fresh(folder: Path) -> Iterator[Path]:
+    """An empty path, and nothing of it left afterwards."""
+    shutil.rmtree(folder, ignore_errors=True)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,48 @@
+"""A critic's server and a sampler's server in a process of their own, steered through its standard input.
+
+Prints their addresses as a line of JSON. The line "asked" gives how often each prompt was asked of the critic, and
+begins to count anew; "faults SHARE" has the servers fail from then on.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "helpers"))
+
+from fault_server import FaultServer
+from vllm_server import VllmServer
+
+from stepalign.models.load import limit_threads, load_solver
+
+CRITIC_FAULTS = ("retry_after 0.05", "status 500", "cut_body", "cut_json", "html", "empty_choices", "null", "close")
+
+
+def main() -> None:
+    solver = load_solver("embedded:arithmetic")
+    limit_threads(solver)
+    critic, sampler = FaultServer(latency=0.02), VllmServer(solver.model)
+    print(json.dumps({"critic": critic.url, "sampler": sampler.url}), flush=True)
+    rng = random.Random(0)
+    for line in sys.stdin:
+        word, _, argument = line.strip().partition(" ")
+        if word == "asked":
+            with critic.lock:
+                print(json.dumps(critic.asked), flush=True)
+                critic.asked.clear()
+        elif word == "faults":
+            share = float(argument)
+            critic.script = lambda text, asked, share=share: rng.choice(CRITIC_FAULTS) if rng.random() < share else "ok"
+            sampler.script = lambda asked, body, share=share: (
+                rng.choice(("status 500", "cut 3")) if rng.random() < share else "ok"
+            )
+            print("{}", flush=True)
+        for held in (critic.bodies, critic.headers, critic.times, critic.checks, sampler.bodies):
+            held.clear()  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The checksums of a folder's files as its last command left them: later damage is named and not read.
+
+A killed command leaves none; its records are guarded by those that every checkpoint remembers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stepalign.errors import ConfigError
+from stepalign.storage.files import MANIFEST, read_json, write_json
+from stepalign.storage.fingerprint import sha256_of_file
+
+SUMS = "sums.json"
+_OTHERS = ("superseded", "tensorboard", "wandb", "critiques.sqlite", "run.lock")
+"""Files that change behind a command's back, or that nobody reads again."""
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """The files that a folder's sums cover: not those of run folders and sealed folders in it, which have their own."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", *_OTHERS)) or path.suffix == ".log" or path.name == SUMS:
+            continue
+        if path.is_dir():
+            if not (path / "run.lock").exists() and not (path / MANIFEST).exists():
+                yield from files_of(path)
+        elif path.is_file():
+            yield path
+
+
+def write_sums(folder: Path) -> None:
+    """Remember all files of a folder."""
+    note_sums(folder, *files_of(folder), anew=True)
+
+
+def note_sums(folder: Path, *paths: Path, anew: bool = False) -> None:
+    """Remember files that were written after the folder's last command, where the folder has sums at all."""
+    if not anew and not (folder / SUMS).exists():
+        return
+    known = {} if anew else read_sums(folder)
+    for path in paths:
+        known[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    write_json(folder / SUMS, {"format": 1, "files": known})
+
+
+def read_sums(folder: Path) -> dict[str, Any]:
+    """What is known of every file, by name; nothing where the folder has no sums.
+
+    Raises:
+        ConfigError: the file of the sums is damaged.
+    """
+    if not (folder / SUMS).exists():
+        return {}
+    files = read_json(folder / SUMS).get("files")
+    if not isinstance(files, dict) or not all(isinstance(one, dict) and "sha256" in one for one in files.values()):
+        raise ConfigError(f"{SUMS} is damaged", where=str(folder / SUMS), hint=f"stepalign doctor {folder}")
+    return files
+
+
+def damaged_since(folder: Path, *names: str) -> list[tuple[str, str]]:
+    """(file, what is wrong) of all files, or of these, that are not as they were left. A name may be a folder."""
+    found = []
+    for name, one in read_sums(folder).items():
+        if names and not any(name == wanted or name.startswith(wanted + "/") for wanted in names):
+            continue
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            found.append((name, "is missing"))
+        elif size != one.get("bytes"):
+            found.append((name, f"has {size} bytes and was left with {one.get('bytes')}"))
+        elif sha256_of_file(path) != one["sha256"]:
+            found.append((name, "has other content than it was left with"))
+    return found
+
+
+def check_sums(folder: Path, *names: str) -> None:
+    """Raise ConfigError where a file is not as the folder's last command left it."""
+    if found := damaged_since(folder, *names):
+        (name, what), *more = found
+        raise ConfigError(
+            f"the file {name} {what}" + (f", and {len(more)} other files are damaged" if more else ""),
+            where=str(folder / name),
+            hint=f"stepalign doctor {folder}; put the file back as it was, or remove {SUMS} to use it as it is",
+        )

@@ -1,0 +1,407 @@
+"""``stepalign doctor``: what is wrong with a folder, what that means, and what can safely be mended. Loads no torch.
+
+A finding is a file with a sentence. Nothing that was paid for is removed: what is set aside goes to ``superseded/``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stepalign.config import load_config
+from stepalign.critics import CACHE, LEDGER
+from stepalign.critics.cache import damaged_keys
+from stepalign.errors import ConfigError, UserError
+from stepalign.outside import parse_json
+from stepalign.storage import jsonl
+from stepalign.storage.files import MANIFEST, damaged_file, is_sealed, restore_sealed, set_aside, tidy
+from stepalign.storage.fingerprint import sha256_of_file
+from stepalign.storage.run_folder import refuse_in_use
+from stepalign.storage.sums import SUMS, damaged_since, write_sums
+from stepalign.verbs.report import PAGES, write_reports
+
+AGAIN = {
+    "summary.json": "train --resume writes it again",
+    "results.json": "stepalign report writes it again",
+    "report.html": "stepalign report writes it again",
+    "signal.json": "the same stepalign signal command writes it again",
+    "index.html": "the command of this folder writes it again",
+    "findings.json": "stepalign critique --resume writes it again",
+    "funnel.json": "stepalign select --resume writes it again",
+    "versions.json": "it is provenance: no number depends on it",
+    "timeline.json": "it is a picture of times: no number depends on it",
+    "config.toml": "nothing can be resumed or read without it; the recipe and its --set words make it again",
+}
+_TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    path: Path
+    what: str
+    meaning: str
+    mend: Callable[[], object] | None = None
+    """The safe repair, where there is one."""
+    repair: str = ""
+    """What it does."""
+
+
+def doctor(folder: str | Path, *, repair: bool = False) -> tuple[list[Finding], list[str]]:
+    """Check a folder that a command has written, with all folders in it, or a cache of replies.
+
+    Args:
+        repair: mend what can be mended safely.
+
+    Returns:
+        What is wrong (after the repair, where one was asked for), and what was mended, a line each.
+
+    Raises:
+        ConfigError: nothing there that a command has written.
+        LockedError: a command is writing there.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return list(_cache(folder)), []
+    if not folder.is_dir():
+        raise ConfigError("there is no such folder", where=str(folder), hint="give the --out of a command")
+    if not any((folder / name).exists() for name in ("run.lock", "config.toml", MANIFEST)):
+        raise ConfigError("no command has written this folder", where=str(folder), hint="give the --out of a command")
+    for lock in folder.rglob("run.lock"):
+        refuse_in_use(lock)
+    found, mended = list(examine(folder)), list[str]()
+    if repair:
+        for one in found:
+            if one.mend is not None:
+                one.mend()
+                mended.append(f"{one.path}: {one.what}; {one.repair}")
+        found = list(examine(folder)) if mended else found
+    return found, mended
+
+
+def examine(folder: Path) -> Iterator[Finding]:
+    """What is wrong with a folder, and with those in it."""
+    runs = sorted({lock.parent for lock in folder.rglob("run.lock")} | {folder})
+    for run in runs:
+        named = set[Path]()
+        for finding in _one(run):
+            if finding.path not in named:  # the first sentence about a file is the most telling one
+                named.add(finding.path)
+                yield finding
+
+
+def _one(folder: Path) -> Iterator[Finding]:
+    yield from _left_overs(folder)
+    if is_sealed(folder):
+        yield from _sealed(folder)
+        return
+    yield from _recipe(folder)
+    for sealed in (folder / "final", folder / "solver"):
+        if sealed.is_dir():
+            yield from _sealed(sealed, instead=folder / "checkpoints")
+    state = yield from _checkpoints(folder / "checkpoints")
+    yield from _selection(folder)
+    left = list(_as_left(folder))
+    changed_since = {one.path for one in left}
+    damaged = list(_records(folder, state))  # a torn end is no harm, unless the last command ended behind it
+    yield from (replace(one, mend=None) if one.path in changed_since else one for one in damaged)
+    yield from _cache(folder / CACHE)
+    yield from _ledger(folder)
+    yield from left
+    if not any(one.path.parent == folder for one in damaged):  # else their lines tell nothing
+        yield from _missing(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Left-overs, sealed folders, checkpoints
+
+
+def _left_overs(folder: Path) -> Iterator[Finding]:
+    """What a killed command had not finished: the next command removes it, or puts it in its place."""
+    for place in (folder, folder / "checkpoints", folder / "arrays"):
+        for path in place.glob(".*") if place.is_dir() else ():
+            temporary = _TEMPORARY.fullmatch(path.name)
+            if path.is_dir() and path.suffix in (".tmp", ".old", ".gone"):
+                yield Finding(
+                    path=path,
+                    what="is left over from a killed command",
+                    meaning="the next command here tidies it up",
+                    mend=partial(tidy, place),
+                    repair="tidied up",
+                )
+            elif temporary and path.is_file() and not Path("/proc", temporary["pid"]).exists():
+                yield Finding(
+                    path=path,
+                    what="is half a file of a killed command",
+                    meaning="nothing reads it",
+                    mend=partial(path.unlink, missing_ok=True),
+                    repair="removed",
+                )
+
+
+def _sealed(folder: Path, instead: Path | None = None) -> Iterator[Finding]:
+    """Weights in Hugging Face layout, or a checkpoint, against their manifest."""
+    name = damaged_file(folder)
+    if name is None:
+        return
+    spare = next((c for c in reversed(_steps(instead)) if damaged_file(c) is None), None) if instead else None
+    whole = spare is not None and _last_step(folder.parent) == int(spare.name.removeprefix("step-"))
+    yield Finding(
+        path=folder / name,
+        what="is not what the manifest says",
+        meaning="these weights are refused" + (f"; {spare.name} has the same" if spare and whole else ""),
+        mend=partial(restore_sealed, folder, spare) if spare and whole else None,
+        repair=f"the weights of {spare.name} are there again" if spare else "",
+    )
+
+
+def _steps(root: Path) -> list[Path]:
+    found = [p for p in root.glob("step-*") if p.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def _last_step(run: Path) -> int:
+    """The last step on record."""
+    with contextlib.suppress(ConfigError, OSError):
+        return max((row.get("step", 0) for row in jsonl.read_json_lines(run / "metrics.jsonl")), default=0)
+    return -1
+
+
+def _checkpoints(root: Path) -> Iterator[Finding]:  # returns the state of the newest whole one
+    """Every checkpoint against its manifest. Returns the state of the newest whole one, {} without any."""
+    state: dict[str, Any] = {}
+    folders = _steps(root)
+    faults = {folder: damaged_file(folder, ("state.json",)) for folder in folders}
+    whole = [folder for folder in folders if faults[folder] is None]
+    for folder, name in faults.items():
+        if name is not None:
+            yield Finding(
+                path=folder / name,
+                what="is damaged or missing",
+                meaning=f"the run goes on from {whole[-1].name}"
+                if whole
+                else "no whole checkpoint is left to go on from",
+                mend=partial(set_aside, folder) if whole else None,
+                repair="the checkpoint is set aside in superseded/",
+            )
+    if whole:
+        state = json.loads((whole[-1] / "state.json").read_text(encoding="utf-8"))
+    return state
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files of a run
+
+
+def _recipe(folder: Path) -> Iterator[Finding]:
+    file = folder / "config.toml"
+    if not file.exists():
+        yield Finding(path=file, what="is missing", meaning=AGAIN[file.name])
+        return
+    try:
+        load_config(str(file))
+    except UserError as error:
+        yield Finding(path=file, what=f"cannot be read: {error.what}", meaning=AGAIN[file.name])
+
+
+def _records(folder: Path, state: dict[str, Any]) -> Iterator[Finding]:
+    """Every file of JSON lines: a torn end, lines that are none, and what a checkpoint knows of it."""
+    sizes, sums = state.get("sizes", {}), state.get("sums", {})
+    names = {folder / f"{name}.jsonl" for name, size in sizes.items() if size}
+    for path in sorted(names | {*folder.glob("*.jsonl"), *folder.glob("samples/*.jsonl")}):
+        kept = sizes.get(path.stem, 0) if path.parent == folder else 0
+        size = path.stat().st_size if path.exists() else 0
+        if size < kept:
+            yield Finding(
+                path=path,
+                what="is missing"
+                if not path.exists()
+                else f"has {size} bytes, and the newest checkpoint knows of {kept}",
+                meaning="the run cannot go on without what is lost; put the file back as it was",
+                mend=None,
+            )
+            continue
+        if kept and path.stem in sums and sha256_of_file(path, kept) != sums[path.stem]:
+            yield Finding(
+                path=path,
+                what="has other lines than the newest checkpoint knows of",
+                meaning="the run cannot go on with it; put the file back as it was",
+            )
+            continue
+        number = _first_bad_line(path)
+        if number:
+            yield Finding(
+                path=path,
+                what=f"is damaged in line {number}",
+                meaning="what reads it stops there; put the file back as it was",
+            )
+        elif torn := size - jsonl.whole_size(path):
+            yield Finding(
+                path=path,
+                what=f"ends in {torn} bytes of a record that was being written",
+                meaning="readers leave it out, and the next command cuts it off",
+                mend=partial(jsonl.rewind, path, size - torn),
+                repair="the torn end is in superseded/",
+            )
+
+
+def _first_bad_line(path: Path) -> int:
+    for number, line in enumerate(jsonl.whole_lines(path), 1):
+        try:
+            row = parse_json(line)
+        except (ValueError, RecursionError):
+            return number
+        if not isinstance(row, dict):
+            return number
+    return 0
+
+
+def _missing(folder: Path) -> Iterator[Finding]:
+    """Pieces that a folder should have, and records that do not fit each other."""
+    if not (folder / "metrics.jsonl").exists():
+        return
+    if (folder / "summary.json").exists() and not (folder / "final").is_dir():
+        yield Finding(
+            path=folder / "final",
+            what="is missing",
+            meaning="the run is finished and has no weights: train --resume writes them again",
+        )
+    try:
+        steps = Counter(int(row["step"]) for row in jsonl.read_json_lines(folder / "metrics.jsonl"))
+        counts = {
+            name: Counter(int(row["record_step"]) for row in jsonl.read_json_lines(folder / f"{name}.jsonl"))
+            for name in ("rollouts", "contexts")
+        }
+    except (ConfigError, OSError, LookupError, TypeError, ValueError):
+        return  # named above, or by the checksums
+    if list(steps) != list(range(1, len(steps) + 1)) or set(steps.values()) - {1}:
+        yield Finding(
+            path=folder / "metrics.jsonl",
+            what="does not have every step once",
+            meaning="lines are lost or doubled; the figures of these steps are not whole",
+        )
+    for name, found in counts.items():
+        behind = [step for step in found if step not in steps]
+        lost = [
+            step for step in steps if counts["rollouts"].get(step) != counts["contexts"].get(step) or not found[step]
+        ]
+        if (behind and min(behind) <= max(steps, default=0)) or lost:
+            yield Finding(
+                path=folder / f"{name}.jsonl",
+                what=f"lacks lines of step {min(lost)}" if lost else "has lines of unknown steps",
+                meaning="rollouts, contexts and metrics do not fit each other",
+            )
+
+
+def _selection(folder: Path) -> Iterator[Finding]:
+    """The frozen problems of a selection against their checksums."""
+    file = folder / MANIFEST
+    if not file.exists():
+        return
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))["files"].values()
+        expected = {entry["file"]: entry["sha256"] for entry in entries}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        yield Finding(
+            path=file, what="is no manifest of a selection", meaning="stepalign select --resume writes it again"
+        )
+        return
+    for name, checksum in expected.items():
+        path = folder / name
+        if not path.is_file() or sha256_of_file(path) != checksum:
+            yield Finding(
+                path=path,
+                what="is not what the manifest says",
+                meaning="a run on it is refused; stepalign select --resume writes it again",
+            )
+
+
+def _as_left(folder: Path) -> Iterator[Finding]:
+    """Every file against the checksums that the last command left."""
+    try:
+        found = damaged_since(folder)
+    except ConfigError as error:
+        yield Finding(
+            path=folder / SUMS,
+            what="is damaged",
+            meaning=f"it guards the other files, and holds nothing else ({error.what})",
+            mend=partial(write_sums, folder),
+            repair="written anew from the files as they are",
+        )
+        return
+    pages = [folder / name for name, _ in found if name in PAGES]
+    for name, what in found:
+        is_page = name in PAGES and len(pages) == len(found)
+        yield Finding(
+            path=folder / name,
+            what=what,
+            meaning=AGAIN.get(Path(name).name, "numbers from it are not to be trusted; put the file back as it was"),
+            mend=partial(_write_pages, folder) if is_page else None,
+            repair="written again",
+        )
+
+
+def _write_pages(folder: Path) -> None:
+    for name in PAGES:
+        (folder / name).unlink(missing_ok=True)
+    write_reports([folder])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Replies that were paid for
+
+
+def _cache(path: Path) -> Iterator[Finding]:
+    if not path.exists():
+        return
+    try:
+        keys = damaged_keys(path)
+    except (sqlite3.Error, UserError) as error:
+        yield Finding(
+            path=path,
+            what=f"is no sound cache: {error}",
+            meaning="replies in it cannot be read; the critic is asked and paid again",
+            mend=partial(set_aside, path),
+            repair="set aside in superseded/, for sqlite3's .recover",
+        )
+        return
+    if keys:
+        yield Finding(
+            path=path,
+            what=f"has {len(keys)} damaged replies",
+            meaning="they are asked for, and paid, again when they are needed",
+        )
+
+
+def _ledger(folder: Path) -> Iterator[Finding]:
+    """Replies that the ledger says were paid for, in a folder whose cache is gone."""
+    recipe, ledger = folder / "config.toml", folder / LEDGER
+    with contextlib.suppress(UserError, OSError):
+        if not ledger.exists() or load_config(str(recipe)).critic.cache or (folder / CACHE).exists():
+            return
+        paid = sum(not row["fault"] for row in jsonl.read_json_lines(ledger))
+        if paid:
+            yield Finding(
+                path=folder / CACHE,
+                what="is missing",
+                meaning=f"{paid} replies that the ledger knows would be paid again by a command that needs them",
+            )
+
+
+def finding_lines(folder: Path, found: Sequence[Finding]) -> list[str]:
+    """One line per finding."""
+    lines = []
+    for one in found:
+        hint = f" (--repair: {one.repair})" if one.mend else ""
+        lines.append(f"{os.path.relpath(one.path, folder)} {one.what}: {one.meaning}{hint}")
+    return lines

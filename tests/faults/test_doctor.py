@@ -1,0 +1,163 @@
+"""Damage of every kind is named by ``stepalign doctor``, and mended where nothing is lost by it. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from stepalign.config import Config, changed
+from stepalign.critics.cache import ReplyCache
+from stepalign.errors import ConfigError, LockedError
+from stepalign.storage.files import whole_folder
+from stepalign.storage.run_folder import RunFolder
+from stepalign.verbs.doctor import doctor, finding_lines
+
+CONFIG = changed(Config(), {"model.path": "embedded:arithmetic"})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two steps, as its files show it."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    with RunFolder(path, CONFIG, resume=False) as folder:
+        for step in (1, 2):
+            rows = [{"record_step": step, "rollout_id": f"s{step}-{i}", "text": "é" * 20} for i in range(3)]
+            for name in ("rollouts", "contexts"):
+                folder.append(name, rows)
+            folder.append("metrics", [{"step": step, "loss": 0.5}])
+            state = {"sizes": folder.sizes(), "sums": folder.sums(), "progress": {"step": step}}
+            with whole_folder(path / "checkpoints" / f"step-{step:05d}") as filled:
+                for name in ("model.safetensors", "optimizer.safetensors", "teacher.safetensors"):
+                    (filled / name).write_bytes(b"weights of step %d" % step)
+                (filled / "state.json").write_text(json.dumps(state))
+        with whole_folder(path / "final") as filled:
+            (filled / "model.safetensors").write_bytes(b"weights of step 2")
+        with closing(ReplyCache(path / "critiques.sqlite")) as cache:
+            cache.put("a", {"content": "one"})
+            cache.put("b", {"content": "two"})
+        (path / "samples").mkdir()
+        (path / "samples" / "step-00002-test.jsonl").write_text('{"problem_id": "p"}\n')
+        (path / "summary.json").write_text("{}")
+        (path / "report.html").write_text("<html></html>")
+    return path
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x04
+    path.write_bytes(bytes(content))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGES: list[Callable[[Path], None]] = [cut, flip, empty, Path.unlink]
+FILES = ["config.toml", "versions.json", "rollouts.jsonl", "contexts.jsonl", "metrics.jsonl", "summary.json"]
+FILES += ["report.html", "samples/step-00002-test.jsonl", "final/model.safetensors", "final/manifest.json"]
+FILES += [f"checkpoints/step-00002/{name}" for name in ("model.safetensors", "state.json", "manifest.json")]
+
+
+def test_a_whole_folder_is_well(run: Path) -> None:
+    assert doctor(run) == ([], [])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_named_and_the_others_are_not(run: Path, name: str, damage: Callable[[Path], None]) -> None:
+    damage(run / name)
+    found, _ = doctor(run)
+    named = {str(one.path.relative_to(run)) for one in found}
+    guards = Path(name).name == "manifest.json"  # one that is wrong about a file names that file
+    assert named == {name} or (guards and {Path(other).parent for other in named} == {Path(name).parent}), named
+    assert all(one.what and one.meaning for one in found)
+    assert finding_lines(run, doctor(run)[0]) == finding_lines(run, found)  # looking changes nothing
+
+
+def test_the_next_command_refuses_damaged_files_and_names_them(run: Path) -> None:
+    flip(run / "samples" / "step-00002-test.jsonl")
+    with pytest.raises(ConfigError, match=r"samples/step-00002-test\.jsonl has other content") as error:
+        RunFolder(run, CONFIG, resume=True)
+    assert "stepalign doctor" in str(error.value.hint)
+    (run / "sums.json").unlink()
+    RunFolder(run, CONFIG, resume=True).close()
+
+
+def test_records_of_a_killed_run_are_held_against_its_checkpoint(run: Path) -> None:
+    state = json.loads((run / "checkpoints" / "step-00002" / "state.json").read_text())
+    (run / "sums.json").unlink()
+    with RunFolder(run, CONFIG, resume=True) as folder:
+        folder.rewind(state["sizes"], state["sums"])  # as it was: nothing is cut
+        flip(run / "contexts.jsonl")
+        with pytest.raises(ConfigError, match="records of contexts are not those"):
+            folder.rewind(state["sizes"], state["sums"])
+    (run / "sums.json").unlink()
+    assert [one.path.name for one in doctor(run)[0]] == ["contexts.jsonl"]
+
+
+def test_repair_mends_what_is_safe_and_keeps_what_was_paid_for(run: Path) -> None:
+    (run / "sums.json").unlink()
+    torn = b'{"record_step": 3, "rollout_id": "s3-0", "te'
+    with (run / "rollouts.jsonl").open("ab") as file:
+        file.write(torn)
+    flip(run / "final" / "model.safetensors")
+    empty(run / "checkpoints" / "step-00001" / "optimizer.safetensors")
+    for name in (".final.tmp", ".step-00003.gone"):
+        (run / "checkpoints" / name).mkdir()
+    (run / ".summary.json.99999999").write_text("half")
+    found, mended = doctor(run, repair=True)
+    assert found == []
+    assert len(mended) == 6
+    assert doctor(run) == ([], [])
+    assert (run / "superseded" / "rollouts.jsonl").read_bytes() == torn + b"\n"
+    assert (run / "final" / "model.safetensors").read_bytes() == b"weights of step 2"
+    assert (run / "superseded" / "final" / "model.safetensors").exists()
+    assert (run / "checkpoints" / "superseded" / "step-00001").is_dir()
+    assert [p.name for p in run.rglob(".*")] == []
+
+
+def test_a_checkpoint_is_not_mended_with_weights_of_another_step(run: Path) -> None:
+    flip(run / "final" / "model.safetensors")
+    flip(run / "checkpoints" / "step-00002" / "model.safetensors")
+    found, mended = doctor(run, repair=True)
+    assert [one.path.parent.name for one in found] == ["final"]
+    assert found[0].mend is None
+    assert len(mended) == 1
+    assert (run / "checkpoints" / "superseded" / "step-00002").is_dir()
+
+
+def test_replies_are_checked_one_by_one(run: Path) -> None:
+    with closing(sqlite3.connect(run / "critiques.sqlite")) as cache:
+        cache.execute("UPDATE replies SET value = replace(value, 'one', 'One')")
+        cache.commit()
+    (found,), _ = doctor(run)
+    assert found.what == "has 1 damaged replies"
+    assert [one.what for one in doctor(run / "critiques.sqlite")[0]] == [found.what]
+    (run / "critiques.sqlite").write_bytes(b"no database" * 100)
+    _, mended = doctor(run, repair=True)
+    assert len(mended) == 1
+    assert (run / "superseded" / "critiques.sqlite").read_bytes() == b"no database" * 100
+
+
+def test_folders_of_others_and_folders_in_use_are_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(ConfigError, match="no command has written"):
+        doctor(tmp_path / "mine")
+    with RunFolder(run, CONFIG, resume=True), pytest.raises(LockedError, match="another process writes"):
+        doctor(run)
