@@ -275,7 +275,7 @@ class SignalSection(Section):
 
     contexts: tuple[str, ...] = ("step_aligned", "reference")
     num_rollouts: int = Field(default=282, ge=0)
-    """Rollouts behind the localisation numbers."""
+    """Rollouts behind the localisation numbers, one a training problem at most."""
     num_shown: int = Field(default=12, ge=0)
     """Rollouts drawn token by token on the page."""
     top_k: int = Field(default=5, ge=0)

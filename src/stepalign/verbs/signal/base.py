@@ -10,7 +10,7 @@ from pathlib import Path
 from stepalign.build import find_truth, open_session
 from stepalign.config import Config
 from stepalign.domains.table import load_set
-from stepalign.events import Listener, silent
+from stepalign.events import Listener, line, silent
 from stepalign.rollouts.order import derive_seed
 from stepalign.rollouts.review import make_rules
 from stepalign.storage.files import write_json
@@ -20,11 +20,12 @@ from stepalign.verbs.signal.collect import collect_for_signal, more_critiques
 
 def write_signal(config: Config, out: Path, listener: Listener = silent) -> Path:
     """Roll out the untrained solver on training problems and analyse what each context would teach."""
-
     session = open_session(config, listener)
     try:
         problems = load_set(config.data, "train").problems
         triples = collect_for_signal(session, problems, out, seed=derive_seed(config.training.seed, "signal"))
+        if len(triples) < (asked := config.signal.num_rollouts):
+            listener(line(f"the signal is of {len(triples)} rollouts, not {asked}: there are {len(problems)} problems"))
         analysis = analyse(
             session.solver,
             session.prompts,
