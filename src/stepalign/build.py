@@ -332,10 +332,12 @@ def make_critic(
     design_names: Sequence[str],
     listener: Listener = silent,
     ledger_folder: Path | None = None,
+    session: Session | None = None,
 ) -> Critic | None:
     """The critic that the designs need, or None when none of them does.
 
-    A critic writes one form of critique: that of the first design which needs one.
+    A critic writes one form of critique: that of the first design which needs one. The solver's own forms need a
+    session; without one, the critic is what can be asked before there is a solver.
 
     Args:
         folder: where an endpoint's replies are kept unless ``critic.cache`` names a file.
@@ -350,12 +352,43 @@ def make_critic(
     if not forms:
         return None
     form, section = forms[0], config.critic
+    if form in OWN_FORMS:
+        return _own_critic(config, folder, form, listener, ledger_folder, session)
     if section.kind != "endpoint":
         return make_programmatic_critic(config.data, section, form, config.training.seed)
     from stepalign.critics.served import open_endpoint_critic
 
     files = {"cache_folder": folder, "ledger_folder": ledger_folder}
     return open_endpoint_critic(section, prompt=config.prompts.critic, form=form, **files, listener=listener)
+
+
+OWN_FORMS = ("own", "second_turn")
+"""The forms of critique that the solver itself writes, or has a part in."""
+
+
+def _own_critic(
+    config: Config, folder: Path | None, form: str, listener: Listener, ledger: Path | None, session: Session | None
+) -> Critic | None:
+    from stepalign.rollouts.own_critic import OWN, OwnCritic, SecondTries, SecondTurn
+
+    inner = make_critic(config, folder, ["step_aligned"], listener, ledger) if form == "second_turn" else None
+    if session is None:
+        return inner
+    sampling = config.sampling
+    tries = SecondTries(
+        tokenizer=session.solver.tokenizer,
+        sampler=session.sampler,
+        prompts=session.prompts,
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_completion_length,
+        seed=derive_seed(config.training.seed, form),
+        room=session.solver.context_length,
+    )
+    if inner is not None:
+        return SecondTurn(inner, tries, inner.name)
+    prompt = config.prompts.critic
+    template = load_template(find_domain(config.data).prompts.get(prompt, prompt))
+    return OwnCritic(tries, template, f"{OWN}:{config.model.path}")
 
 
 def check_critic(config: Config, design_names: Sequence[str], folder: Path | None = None) -> None:

@@ -21,9 +21,10 @@ from stepalign.domains.math.grade import Grade, Verdict
 FinishReason = Literal["stop", "length"]
 CritiqueStatus = Literal["ok", "malformed", "failed"]
 StepStatus = Literal["right", "wrong", "after_error", "unknown"]
-CritiqueForm = Literal["trace", "paraphrase", "hint", "comment"]
+CritiqueForm = Literal["trace", "paraphrase", "hint", "comment", "own", "second_turn"]
 """The text that a critic writes: the corrected trace in the solver's words, the same in other words, the place of the
-first error without its correction, or a comment in words of its own."""
+first error without its correction, a comment in words of its own; "own" is a trace that the solver itself writes, and
+"second_turn" a trace with the solver's next attempt behind it."""
 
 
 UNGRADED = Grade(score=float("nan"), answer=None)
@@ -159,8 +160,8 @@ class Critique:
     unpaid: bool = False
     """Not asked for any more, because the critic's budget is spent."""
     truth: bool | None = None
-    """Whether ``first_error`` is the true one: True from a program that knows, False from one that is faulty by intent,
-    None where nothing is known. In files the beginning of ``critic`` says it."""
+    """Whether ``first_error`` is the true one: True from a program that knows, False from one that is faulty by intent
+    or is the solver itself, None where nothing is known. In files the beginning of ``critic`` says it."""
     case: str = ""
     """A all right, B right answer with a missing reason, C incomplete, D wrong, F full solution instead; "" unknown."""
     first_error: str = ""
@@ -247,7 +248,7 @@ def critique_from_json(row: Mapping[str, Any]) -> Critique:
     """The critique of a line of critiques.jsonl."""
     fields = {name: value for name, value in row.items() if name != "record_step"}
     kind = row["critic"].partition(":")[0]
-    return Critique(**fields, truth={"programmatic": True, "faulty": False}.get(kind))
+    return Critique(**fields, truth={"programmatic": True, "faulty": False, "own": False}.get(kind))
 
 
 def _rollout_row(rollout: Rollout) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from stepalign.feedback.designs import (
     find_design,
     make_contexts,
 )
+from stepalign.feedback.designs.builtin import content_free
 from stepalign.records import Attempt, Critique, Problem
 
 REFERENCE = "<step_1> 1 + 2 = 3 ; <answer> 3"
@@ -95,7 +96,16 @@ SHOWN = {
     "paraphrase": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
     "hint": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
     "free_critique": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
-    "null": ["Feedback :"] * 4,
+    "null": [
+        "<step_1> ; ; ; ; ; ; <answer> ;",
+        "<step_1> ; ; ; ; ; ; <answer> ;",
+        "<step_1> ; ; ; ; ; ; <step_2> ; ; ; ; ; ; <answer> ;",
+        ";",
+    ],
+    "self_critique": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
+    "second_turn": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
+    "fixed_negative": [None] * 4,
+    "majority": [None] * 4,
     "no_repeat": ["<step_1> right <answer> right", "<step_1> wrong", "<step_1> right <step_2> wrong", None],
     "contrast": [
         None,
@@ -123,7 +133,7 @@ def test_one_context_a_rollout_and_a_reason_where_there_is_none(design: str) -> 
     assert [c.rollout_id for c in found] == list(ALL)
     assert {c.design for c in found} == {design}
     for context in found:
-        assert (context.text is None) == bool(context.masked) or design == "none"
+        assert (context.text is None) == bool(context.masked) or not DESIGNS[design].has_context
         assert context.text is None or context.text.strip() == context.text != ""
 
 
@@ -145,7 +155,7 @@ def test_the_reasons_are_fit_to_be_counted() -> None:
     unlocated = replace(group("wrong"), critiques=[replace(CRITIQUES["wrong"], first_error="")])
     assert reasons("no_repeat", unlocated) == ["the first wrong step is not known"]
     assert reasons("shuffled", group("right", elsewhere=())) == ["no other critique in the batch"]
-    assert reasons("none", group(*ALL)) == [""] * 4
+    assert reasons("none", group(*ALL)) == reasons("fixed_negative", group(*ALL)) == [""] * 4
 
 
 @pytest.mark.skipif(bool(why_unavailable()), reason=f"no sandbox here: {why_unavailable()}")
@@ -230,12 +240,51 @@ def test_the_needs_in_the_table_are_those_of_the_functions(design: str) -> None:
     if design == "execution_trace":
         assert {c.masked for c in make_contexts(design, group(*ALL))} == {"the problem has no Python tests"}
         return
+    if design == "majority":
+        assert {c.masked for c in make_contexts(design, group(*ALL))} == {
+            "no two attempts of the group agree on an answer"
+        }
+        return
     whole = [c.text for c in make_contexts(design, group(*ALL))]
     for need, taken in missing.items():
         left = [c.text for c in make_contexts(design, replace(group(*ALL), **taken))]
         assert left == ([None] * 4 if need in DESIGNS[design].needs else whole), need
     alone = [make_contexts(design, group(name))[0].text for name in ALL]
     assert alone == ([None] * 4 if "siblings" in DESIGNS[design].needs else whole)
+
+
+def voters(*votes: tuple[str, str | None]) -> Group:
+    attempts = [
+        Attempt(rollout_id=str(at), problem=PROBLEM, text=text, grade=replace(Grade.of("incorrect"), answer=answer))
+        for at, (text, answer) in enumerate(votes)
+    ]
+    return Group(problem=PROBLEM, attempts=attempts, critiques=[None] * len(votes))
+
+
+@pytest.mark.parametrize(
+    ("votes", "shown"),
+    [
+        ([("a long one", "4"), ("short", "4"), ("b", "5")], ["short", "a long one", "short"]),  # never its own
+        ([("aa", "1/2"), ("b", "0.5"), ("ccc", "7")], ["b", "aa", "b"]),  # equal answers in two spellings
+        ([("a", "4"), ("b", "5")], [None, None]),  # one vote is no majority
+        ([("a", None), ("b", None), ("c", "5")], [None, None, None]),  # nothing has no vote
+        ([("aa", "5"), ("b", "4"), ("c", "4"), ("dd", "5")], ["dd", "aa", "aa", "aa"]),  # a tie: the first one
+        ([("a", None), ("b", "3"), ("cc", "3")], ["b", "cc", "b"]),
+        ([], []),
+    ],
+)
+def test_the_majority_is_the_shortest_other_attempt_with_the_most_frequent_answer(
+    votes: list[tuple[str, str | None]], shown: list[str | None]
+) -> None:
+    assert [c.text for c in make_contexts("majority", voters(*votes))] == shown
+
+
+@given(text=st.text(max_size=60))
+def test_content_free_text_keeps_the_layout_and_the_tags(text: str) -> None:
+    found = content_free(text)
+    assert all(word == ";" or (word[0] == "<" and word[-1] == ">") for word in found.split())
+    assert len(found.split()) == len(text.split()) or not text.strip()
+    assert "".join(c for c in found if c.isspace()) == "".join(c for c in text if c.isspace()) or not text.strip()
 
 
 def test_every_context_comes_with_a_sentence_that_says_what_it_is() -> None:
@@ -263,6 +312,7 @@ def test_the_papers_three_conditions() -> None:
     assert of("grpo") == ("none", 0.0, 1.0)
     assert of("refsol") == ("reference", 1.0, 0.0)
     assert of("stepalign") == ("step_aligned", 1.0, 0.0)
+    assert of("fixed_negative") == ("fixed_negative", 0.0, 1.0)
     assert DESIGNS.keys() < CONDITIONS.keys()
     assert all(find_design(c.design) for c in CONDITIONS.values())
 

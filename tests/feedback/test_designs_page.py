@@ -15,6 +15,7 @@ from stepalign.domains.python.grading import grade_code
 from stepalign.domains.python.sandbox import why_unavailable
 from stepalign.feedback.designs import DESIGNS, Group, find_design, make_contexts
 from stepalign.feedback.designs.custom import TEMPLATE_NEEDS
+from stepalign.feedback.designs.design import joined
 from stepalign.feedback.prompts import load_template
 from stepalign.problems.loading import load_problems
 from stepalign.records import Attempt, Problem
@@ -42,9 +43,16 @@ def arithmetic_group(form: str) -> Group:
     problem, other = (make_problem(parse_question(text), rho=1.0) for text in (question, "8 - 3 + 9"))
     texts = {"a": (attempt, "incorrect"), "b": (right, "correct"), "c": (wrong, "incorrect")}
     attempts = [attempt_at(problem, name, *texts[name]) for name in texts]
+    if form == "majority":
+        texts["d"] = texts["b"]
+        attempts = [attempt_at(problem, name, *texts[name]) for name in texts]
+        answers = (one.text.split()[-1] for one in attempts)
+        attempts = [replace(one, grade=replace(one.grade, answer=next(answers))) for one in attempts]
     stranger = attempt_at(other, "x", "<step_1> 8 - 3 = 4 ;", "incorrect")
-    critic = ArithmeticCritic(form=form)  # type: ignore[arg-type]
+    critic = ArithmeticCritic(form="trace" if form in ("own", "second_turn", "majority") else form)  # type: ignore[arg-type]
     critiques = [critic.write(one) for one in attempts]
+    if form == "second_turn":
+        critiques = [replace(one, text=joined(one.text, right)) for one in critiques]
     return Group(
         problem=problem,
         attempts=attempts,
@@ -65,14 +73,17 @@ def python_group() -> Group:
 def test_the_page_shows_what_the_design_shows(name: str) -> None:
     design = DESIGNS[name]
     text = section(f"`{name}`")
-    if name == "none":
+    if not design.has_context:
         return
     if name == "execution_trace":
         if why_unavailable():
             pytest.skip(f"no sandbox here: {why_unavailable()}")
         assert block(f"`{name}`", 1) == make_contexts(name, python_group())[0].text
     else:
-        assert block(f"`{name}`") == make_contexts(name, arithmetic_group(design.form))[0].text
+        assert (
+            block(f"`{name}`")
+            == make_contexts(name, arithmetic_group("majority" if name == "majority" else design.form))[0].text
+        )
     assert f"> {design.introduction}" in text
     named = re.search(r"^Needs: (.*)\.$", text, re.M)
     assert (named[1].split(", ") if named else []) == list(design.needs)

@@ -11,6 +11,7 @@ import pytest
 
 from stepalign.config import ObjectiveSection, SamplingSection, TeacherSection, TrainingSection
 from stepalign.domains.arithmetic.task import make_problem, parse_question
+from stepalign.domains.math.grade import Grade
 from stepalign.domains.math.grading import Grader
 from stepalign.evaluation.evaluate import sample_and_grade
 from stepalign.events import Event
@@ -20,8 +21,9 @@ from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder
 from stepalign.models.sampling import Sampler
 from stepalign.models.sampling.local import LocalSampler
-from stepalign.records import Completion, Problem, rollout_from_json, to_json
+from stepalign.records import Attempt, Completion, Problem, Rollout, rollout_from_json, to_json
 from stepalign.rollouts.collect import RolloutCollector, RolloutMaker
+from stepalign.rollouts.early import JudgedGroup
 from stepalign.rollouts.environment import Environment, SingleTurn
 from stepalign.rollouts.samples import SampleMaker
 from stepalign.rollouts.stream import Batch, Stream
@@ -302,3 +304,31 @@ def test_the_graded_text_is_the_solvers_own_and_begins_in_the_thought_that_was_o
     assert maker.text(told) == "Let me ask.tool: \\boxed{4}\nassistant:<think>Is it"
     assert maker.written(plain, told) == "Let me ask.\n<think>Is it"
     assert maker.grader.grade(maker.written(plain, told), "4").reason == "no answer"
+
+
+def test_the_fixed_negative_control_punishes_unlikely_tokens_of_wrong_rollouts_and_nothing_else(tiny_solver) -> None:
+    prompts = prompts_of(tiny_solver)
+    chances = (0.9, 0.4, float("nan"), 0.1, 0.6)  # the third was written by an environment
+    completion = Completion(
+        ids=(1, 2, 3, 4, 5),
+        log_probs=tuple(map(math.log, chances)),
+        finish_reason="stop",
+        policy_version=0,
+        sampled_mask=(True, True, False, True, True),
+    )
+
+    def rollout(score: float, completion: Completion = completion) -> Rollout:
+        attempt = Attempt(rollout_id="r", problem=PROBLEMS[0], text="x", grade=Grade(score=score, answer=None))
+        return Rollout(attempt=attempt, completion=completion, step=0, group_index=0)
+
+    sure = replace(completion, log_probs=(0.0,) * 5)
+    rollouts = [rollout(0.0), rollout(1.0), rollout(float("nan")), rollout(0.0, sure)]
+    group = JudgedGroup(problem=PROBLEMS[0], prompt_ids=(7,), rollouts=rollouts, critiques=[None] * 4)
+    maker = SampleMaker(
+        tokenizer=tiny_solver.tokenizer, prompts=prompts, condition=designs.find_condition("fixed_negative")
+    )
+    found = maker.make([group], 0)
+    assert not found.masked
+    assert [s.loss_mask for s in found.samples] == [(False, True, False, True, False), *((False,) * 5,) * 3]
+    assert [s.advantage for s in found.samples] == [-1.0, 0.0, 0.0, 0.0]
+    assert all((s.policy_weight, s.distillation_weight, s.teacher_prompt_ids) == (1, 0, None) for s in found.samples)

@@ -14,6 +14,8 @@ CRITIC_PROMPTS: dict[CritiqueForm, str] = {
     "paraphrase": "paraphrase",
     "hint": "hint",
     "comment": "free_critique",
+    "own": "scribe",
+    "second_turn": "scribe",
 }
 """The packaged prompt that asks for each form."""
 

@@ -61,7 +61,7 @@ class Domain:
     truth: Callable[[PreTrainedTokenizerBase], Truth] | None = None
     """The knowledge of a program about attempts, in the tokens of a solver."""
     prompts: Mapping[str, str] = field(default_factory=dict)
-    """Packaged prompt -> the template that takes its place for problems of this domain."""
+    """Packaged prompt -> the template that takes its place for problems of this domain, in prompts of the solver."""
     examples: Callable[[DataSection], Iterable[tuple[Problem, str]]] | None = None
     """(problem, solution in the solver's own format) without end, for a warm-up; None: training problems and their
     reference solutions."""

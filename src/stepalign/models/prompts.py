@@ -113,6 +113,10 @@ class PromptBuilder:
         """Prompt ids of the student: the question alone."""
         return tuple(self._encode(self._student.render(question=problem.question), self._student_options))
 
+    def messages_ids(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
+        """Prompt ids of other messages to the same solver, with the self-teacher's chat options."""
+        return tuple(self._encode(messages, self._teacher_options))
+
     def _room_beside(self, completion_length: int) -> int:
         longest, context_length = self._limits
         return longest if context_length is None else max(1, min(longest, context_length - completion_length))

@@ -6,13 +6,14 @@ terms and weights only, stays blind to it. Formulas, sources and departures: doc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stepalign.config import Hybrid, ObjectiveSection, SamplingSection, TrainingSection
 from stepalign.errors import ConfigError
-from stepalign.feedback.designs import Condition, check_condition
+from stepalign.feedback.designs import Condition, check_condition, find_design
 from stepalign.feedback.steps import split_steps
 from stepalign.models.prompts import decode_with_spans, tokens_to_steps
 from stepalign.records import Critique, Rollout, Verdict
@@ -102,7 +103,7 @@ def check_terms(
     """A recipe's condition. Raises ConfigError where the loss would have no signal, whatever the rollouts are."""
     hybrid = objective.hybrid
     condition = check_condition(name, sampling.num_generations, training.problems_per_step)
-    if hybrid != "none" and condition.design == "none":
+    if hybrid != "none" and not find_design(condition.design).has_context:
         raise ConfigError(
             f"the hybrid {hybrid} needs a self-teacher, and the condition {name} shows it nothing",
             where="objective.hybrid",
@@ -116,13 +117,23 @@ def check_terms(
         )
     example = Facts(verdict="correct", has_context=True, first_error=None, step=0)
     uses_verdicts = HYBRIDS[hybrid].weigh(condition, example, objective).policy_weight
-    if uses_verdicts and sampling.num_generations < 2 and training.max_steps:
+    is_compared = uses_verdicts and not find_design(condition.design).penalty
+    if is_compared and sampling.num_generations < 2 and training.max_steps:
         raise ConfigError(
             "an advantage compares the completions of a problem, and there is only one",
             where="sampling.num_generations = 1",
             hint="--set sampling.num_generations=8, or drop the policy term",
         )
     return condition
+
+
+UNLIKELY = math.log(0.5)
+"""Log-probability below which a token is unlikely: something else was likelier."""
+
+
+def unlikely(rollout: Rollout) -> list[bool]:
+    """The tokens that the design ``fixed_negative`` punishes: those of a wrong rollout that were unlikely."""
+    return [rollout.verdict == "incorrect" and p < UNLIKELY for p in rollout.completion.log_probs]
 
 
 def first_wrong_token(rollout: Rollout, critique: Critique | None, tokenizer: PreTrainedTokenizerBase) -> int | None:

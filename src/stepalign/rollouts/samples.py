@@ -15,7 +15,7 @@ from stepalign.feedback import designs
 from stepalign.models.prompts import PromptBuilder
 from stepalign.objectives.policy_gradient import group_advantages
 from stepalign.records import Context, Critique, Problem, Rollout, Sample
-from stepalign.rollouts.credit import HYBRIDS, Facts, LossWeights, first_wrong_token
+from stepalign.rollouts.credit import HYBRIDS, Facts, LossWeights, first_wrong_token, unlikely
 from stepalign.rollouts.early import JudgedGroup
 
 if TYPE_CHECKING:
@@ -123,14 +123,17 @@ class SampleMaker:
         weights: LossWeights,
     ) -> Sample:
         completion = rollout.completion
-        sampled = enumerate(completion.sampled_mask)
+        mask = [by_solver and place >= weights.first_token for place, by_solver in enumerate(completion.sampled_mask)]
+        if penalty := designs.find_design(self.condition.design).penalty:
+            chosen = unlikely(rollout)
+            mask, advantage = [a and b for a, b in zip(mask, chosen, strict=True)], penalty if any(chosen) else 0.0
         return Sample(
             rollout_id=rollout.rollout_id,
             student_prompt_ids=student_ids,
             teacher_prompt_ids=teacher_ids,
             completion_ids=completion.ids,
             sampler_log_probs=completion.log_probs,
-            loss_mask=tuple(by_solver and place >= weights.first_token for place, by_solver in sampled),
+            loss_mask=tuple(mask),
             advantage=advantage,
             distillation_weight=weights.distillation_weight,
             policy_weight=weights.policy_weight,

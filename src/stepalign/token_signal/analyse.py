@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from stepalign.feedback import designs
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder, TeacherPrompt, decode, decode_with_spans, unknown_id
 from stepalign.records import Attempt, Critique, Rollout
+from stepalign.rollouts.credit import UNLIKELY
 from stepalign.token_signal.marks import Labels, mark_steps
 from stepalign.token_signal.score import Pair, Scores, ScoringJob, SideScores, score
 from stepalign.token_signal.summary import CASES, header, summarise
@@ -30,6 +31,8 @@ class Shown:
     text: str
     introduction: str = ""
     """The sentence in front of it."""
+    penalty: float = 0.0
+    """Without a text: the advantage of unlikely tokens, in the place of A."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +106,7 @@ def attempts_under(
     problems = list({rollout.problem_id: rollout.problem for rollout, _ in rollouts}.values())
     shown: dict[str, dict[str, Shown]] = {rollout.rollout_id: {} for rollout, _ in rollouts}
     left_out: dict[str, dict[str, int]] = {name: defaultdict(int) for name in contexts}
+    attempt_of = {rollout.rollout_id: rollout.attempt for rollout, _ in rollouts}
     for members in designs.group_rollouts([rollout for rollout, _ in rollouts]):
         group = [rollouts[i][0].attempt for i in members]
         for name in contexts:
@@ -111,7 +115,10 @@ def attempts_under(
             usable = [c for c in of_form.values() if c.status == "ok"]
             made = designs.make_group(group, of_form, usable=usable, other_problems=problems)
             for context in designs.make_contexts(name, made):
-                if context.text is None:
+                if (penalty := designs.find_design(name).penalty) and not context.masked:
+                    is_wrong = attempt_of[context.rollout_id].verdict == "incorrect"
+                    shown[context.rollout_id][name] = Shown(text="", penalty=penalty * is_wrong)
+                elif context.text is None:
                     left_out[name][context.masked or "nothing to show"] += 1
                 else:
                     shown[context.rollout_id][name] = Shown(text=context.text, introduction=context.introduction)
@@ -120,7 +127,7 @@ def attempts_under(
             attempt=rollout.attempt,
             ids=rollout.completion.ids,
             contexts=shown[rollout.rollout_id],
-            critique=critique or critiques.get(("trace", rollout.rollout_id)),
+            critique=critiques.get(("trace", rollout.rollout_id)) or critique,
         )
         for rollout, critique in rollouts
     ]
@@ -169,6 +176,8 @@ def analyse_attempts(
                 name: own.self_teacher(
                     problem, shown.text, introduction=shown.introduction, completion_length=len(subject.ids)
                 )
+                if shown.text
+                else TeacherPrompt(student_ids, 0)
                 for name, shown in subject.contexts.items()
             }
             waiting.append((subject, teachers))
@@ -185,7 +194,19 @@ def analyse_attempts(
     options = {"temperature": temperature, "top_k": top_k, "max_micro_batch_tokens": max_micro_batch_tokens}
     for scores in score(solver, jobs(), **options, kept=kept):
         subject, teachers = waiting.pop(0)
+        scores = _punished(subject, scores)
         yield Analysed(subject, _lay_out(solver, subject, scores, teachers, name_of, truth), scores)
+
+
+def _punished(subject: AttemptInContexts, scores: Scores) -> Scores:
+    """The scores with the advantage of unlikely tokens in the place of A, where a design has that and no text."""
+    advantage = {
+        name: np.where(scores.student.log_probs < UNLIKELY, shown.penalty, 0.0).astype(np.float32)
+        for name, shown in subject.contexts.items()
+        if not shown.text
+    }
+    found = {name: replace(scores.contexts[name], log_ratio=values) for name, values in advantage.items()}
+    return replace(scores, contexts={**scores.contexts, **found}) if found else scores
 
 
 def _lay_out(

@@ -230,10 +230,10 @@ def templates(inputs: Inputs) -> None:
     """The templates are there and ask for nothing unknown; the self-teacher's has a place for the context."""
     config = inputs.config
     _, self_teacher = prompt_templates(config)
-    design = find_design(name := find_condition(config.condition).design)
+    design = find_design(find_condition(config.condition).design)
     if design.needs_critic and config.critic.kind == "endpoint":
         load_template(critic_prompt(config.prompts.critic, design.form))
-    if name != "none" and "feedback" not in self_teacher.variables:
+    if design.has_context and "feedback" not in self_teacher.variables:
         raise ConfigError(
             "the self-teacher's prompt never shows its context, so there would be nothing to learn from it",
             where="prompts.self_teacher",
@@ -277,7 +277,7 @@ def refuse_long_questions(inputs: Inputs, name: str, problems: Sequence[Problem]
 def room_for_context(inputs: Inputs) -> None:
     """Every training question leaves room for a context in the self-teacher's prompt."""
     design = find_condition(inputs.config.condition).design
-    if design == "none":
+    if not find_design(design).has_context:
         return
     prompts, problems = inputs.prompts, _used(inputs)["train"]
     introduction = find_design(design).introduction

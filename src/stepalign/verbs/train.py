@@ -97,7 +97,7 @@ def train_config(config: Config, out: Path, *, resume: bool, listener: Listener,
     session = open_session(config, listener)
     try:
         with RunFolder(out, config, resume=resume, extra=RUN_FILES) as folder:
-            critic = make_critic(config, out, designs, listener, out)
+            critic = make_critic(config, out, designs, listener, out, session)
             try:
                 run = make_run(session, inputs.problems, critic, folder, listener, stop)
                 run.go()

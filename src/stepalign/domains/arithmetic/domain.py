@@ -62,5 +62,6 @@ ARITHMETIC = Domain(
         form=form, faults=Faults(**section.quality.model_dump()), seed=seed
     ),
     knows=_is_chain,
+    prompts={"scribe": "{{ question }} Feedback : {{ attempt }}"},
     truth=find_truth,
 )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
+from stepalign.domains.math.answers import canonical_answer
 from stepalign.feedback.designs.design import Group, NothingToShow, joined, sibling, usable_critique, verdict_word
 from stepalign.feedback.steps import PREAMBLE, split_steps
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The outcome of the attempt
-
-
-def nothing(group: Group, index: int) -> None:
-    """No context: the policy gradient needs none."""
-    raise NothingToShow("")
 
 
 def verdict(group: Group, index: int) -> str:
@@ -20,8 +19,16 @@ def verdict(group: Group, index: int) -> str:
 
 
 def null(group: Group, index: int) -> str:
-    """A control: words without content."""
-    return "Feedback :"
+    """A control: as many words as the attempt has, without content."""
+    return content_free(group.attempts[index].text)
+
+
+def content_free(text: str) -> str:
+    """The form of a text without its content: tags stay, a semicolon takes the place of every other word.
+
+    Words that repeat without any form are copied by the embedded solver, which then disturbs more than it controls.
+    """
+    return re.sub(r"\S+", lambda word: word[0] if re.fullmatch("<[^<>]+>", word[0]) else ";", text) or ";"
 
 
 def full_repeat(group: Group, index: int) -> str:
@@ -60,6 +67,18 @@ def reference(group: Group, index: int) -> str:
 def peer_demonstration(group: Group, index: int) -> str:
     """The first correct sibling of the same group, as in SDPO (Hübotter et al., 2026)."""
     return sibling(group, index, "correct").text
+
+
+def majority(group: Group, index: int) -> str:
+    """The shortest other attempt with the answer that most of the group agree on, as in U-OPSD (arXiv 2608.06296): no
+    solution, no grade. Of answers with equally many votes the first one counts; one vote is no majority."""
+    answers = [canonical_answer(one.answer) if one.answer else None for one in group.attempts]
+    votes = Counter(answer for answer in answers if answer is not None)
+    chosen, count = max(votes.items(), key=lambda vote: vote[1], default=(None, 0))
+    if count < 2:
+        raise NothingToShow("no two attempts of the group agree on an answer")
+    pairs = enumerate(zip(group.attempts, answers, strict=True))
+    return min((one.text for at, (one, answer) in pairs if answer == chosen and at != index), key=len)
 
 
 def contrast(group: Group, index: int) -> str:

@@ -73,10 +73,21 @@ class Design:
     needs: tuple[Need, ...] = ()
     form: CritiqueForm = "trace"
     """The form of critique that the design needs."""
+    penalty: float = 0.0
+    """Without a context: the advantage of unlikely tokens of wrong attempts."""
+
+    @property
+    def has_context(self) -> bool:
+        return self.show is not nothing
 
     @property
     def needs_critic(self) -> bool:
         return "critic" in self.needs
+
+
+def nothing(group: Group, index: int) -> None:
+    """No context: the policy gradient needs none."""
+    raise NothingToShow("")
 
 
 def usable_critique(group: Group, index: int) -> Critique:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from stepalign.errors import ConfigError
 from stepalign.feedback.designs import builtin
 from stepalign.feedback.designs.custom import is_own, load_own
-from stepalign.feedback.designs.design import FEEDBACK, Design, Group, NothingToShow
+from stepalign.feedback.designs.design import FEEDBACK, Design, Group, NothingToShow, nothing
 from stepalign.records import Context, CritiqueForm, Rollout
 
 _ATTEMPTED = "You have attempted this problem before."
@@ -27,7 +27,7 @@ class _Designs(dict[str, Design]):
 
 DESIGNS: dict[str, Design] = _Designs(
     {
-        "none": Design(builtin.nothing, "no context", ""),
+        "none": Design(nothing, "no context", ""),
         "verdict": Design(builtin.verdict, "verdict only", f"{_ATTEMPTED} Here is whether that attempt was right."),
         "null": Design(builtin.null, "words without content", _ATTEMPTED),
         "answer": Design(builtin.answer, "final answer only", "Here is the final answer of this problem."),
@@ -82,6 +82,23 @@ DESIGNS: dict[str, Design] = _Designs(
         "peer_demonstration": Design(
             builtin.peer_demonstration, "correct sibling", "Here is a right solution of this problem.", ("siblings",)
         ),
+        "majority": Design(
+            builtin.majority,
+            "most frequent answer's attempt",
+            "Here is a solution of this problem that may be right.",
+            ("siblings",),
+        ),
+        "self_critique": Design(
+            builtin.as_written, "solver's own critique", f"{_TRACE}, as you would write it now.", _CRITIC, "own"
+        ),
+        "second_turn": Design(
+            builtin.as_written,
+            "feedback and second attempt",
+            f"{FEEDBACK.removesuffix('.')}, and what you wrote after reading it.",
+            _CRITIC,
+            "second_turn",
+        ),
+        "fixed_negative": Design(nothing, "unlikely tokens of wrong attempts punished", "", penalty=-1.0),
         "contrast": Design(
             builtin.contrast,
             "wrong and correct sibling",
@@ -112,7 +129,10 @@ CONDITIONS: dict[str, Condition] = {
     "grpo": Condition("none", 0.0, 1.0),
     "refsol": Condition("reference", 1.0, 0.0),
     "stepalign": Condition("step_aligned", 1.0, 0.0),
-    **{name: Condition(name, 1.0, 0.0) for name in DESIGNS},
+    **{
+        name: Condition(name, float(not design.penalty), float(bool(design.penalty)))
+        for name, design in DESIGNS.items()
+    },
 }
 
 

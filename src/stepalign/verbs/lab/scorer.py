@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stepalign.build import make_critic, open_session
+from stepalign.build import OWN_FORMS, make_critic, open_session
 from stepalign.config import Config
 from stepalign.critics import Critic
 from stepalign.domains.table import has_program, load_set
@@ -66,7 +66,7 @@ class Scorer:
         return [
             {"name": name, "label": design.label}
             for name, design in designs.DESIGNS.items()
-            if name != "none" and fitting.issuperset(design.needs)
+            if design.has_context and design.form not in OWN_FORMS and fitting.issuperset(design.needs)
         ]
 
     def _has_critic(self) -> bool:

@@ -42,6 +42,7 @@ def write_signal(config: Config, out: Path, listener: Listener = silent) -> Path
                 triples,
                 config.signal.contexts,
                 make_rules(config.critic, config.data, session.grader) if config.critic.judged else None,
+                session,
             ),
             listener=listener,
         )

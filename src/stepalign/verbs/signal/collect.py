@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from stepalign.build import Session, make_critic
+from stepalign.build import OWN_FORMS, Session, make_critic
 from stepalign.config import Config
 from stepalign.critics import Critic
 from stepalign.feedback import designs
@@ -28,7 +28,7 @@ def collect_for_signal(
     with_siblings = any("siblings" in designs.find_design(name).needs for name in contexts)
     num_generations = max(8, config.sampling.num_generations) if with_siblings else 1
     forms = designs.critique_forms(contexts)
-    critic = make_critic(config, folder, _of_form(contexts, forms[0])) if forms else None
+    critic = make_critic(config, folder, _of_form(contexts, forms[0]), session=session) if forms else None
     collector = RolloutCollector(
         maker=session.maker,
         sampling=config.sampling.model_copy(update={"num_generations": num_generations}),
@@ -50,12 +50,16 @@ def more_critiques(
     rollouts: Sequence[tuple[Rollout, Critique | None]],
     contexts: Sequence[str],
     rules: Rules | None = None,
+    session: Session | None = None,
 ) -> list[Critique]:
-    """Critiques in the forms that some context asks for and the rollouts do not come with."""
+    """Critiques in the forms that some context asks for and the rollouts do not come with; the solver's own forms with
+    a session only."""
     there = {critique.form for _, critique in rollouts if critique is not None}
     found: list[Critique] = []
     for form in designs.critique_forms(contexts):
-        critic = make_critic(config, folder, _of_form(contexts, form)) if form not in there else None
+        if form in there or (form in OWN_FORMS and session is None):
+            continue
+        critic = make_critic(config, folder, _of_form(contexts, form), session=session)
         if critic is None:
             continue
         try:

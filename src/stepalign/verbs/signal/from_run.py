@@ -70,11 +70,12 @@ def analyse_run(
     if any("tests" in designs.find_design(name).needs for name in names):
         rollouts = _with_details(config, rollouts)
     knows = has_program(config.data, config.critic)
-    more = more_critiques(config, None, rollouts, names) if knows else []
-    attempts, left_out = attempts_under(rollouts, names, more)
-    for name, reasons in left_out.items():
-        say_left_out(listener, name, reasons, len(rollouts))
+    asked = [name for name in names if knows or designs.find_design(name).form == "own"]
     with closing(open_session(config, listener)) as session:
+        more = more_critiques(config, None, rollouts, asked, session=session)
+        attempts, left_out = attempts_under(rollouts, names, more)
+        for name, reasons in left_out.items():
+            say_left_out(listener, name, reasons, len(rollouts))
         return write_signal_folder(
             out,
             config,
