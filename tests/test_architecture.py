@@ -209,7 +209,7 @@ def test_the_report_loads_nothing_heavy(tmp_path: Path) -> None:
 
 
 # Scripts that run what a model or a data set wrote, each in a process that has given up everything else.
-CONFINED = ("stepalign.domains.python.sandbox.solution", "stepalign.domains.python.sandbox.tests")
+CONFINED = tuple(f"stepalign.domains.python.sandbox.{name}" for name in ("program", "solution", "tests"))
 
 
 @pytest.mark.parametrize("module", CONFINED)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from stepalign.models.prompts import PromptBuilder
     from stepalign.models.sampling import Sampler
     from stepalign.rollouts.collect import RolloutMaker
+    from stepalign.rollouts.environment import Replier
     from stepalign.training.learner import Learner
     from stepalign.training.loop import Run
     from stepalign.training.teacher import Teacher
@@ -47,16 +48,26 @@ class Session:
     sampler: Sampler
     prompts: PromptBuilder
     grader: Grader
+    replier: Replier | None = None
+    """The environment's author of messages; None for a single turn."""
 
     @property
     def maker(self) -> RolloutMaker:
         """Draws and grades rollouts, at any settings."""
         from stepalign.rollouts.collect import RolloutMaker
-        from stepalign.rollouts.environment import SingleTurn
+        from stepalign.rollouts.environment import Conversation, SingleTurn
 
-        environment = (find_domain(self.config.data).environment or SingleTurn)(self.prompts)
+        section = self.config.environment
+        limits = {"max_turns": section.max_turns, "max_reply_length": section.max_reply_length}
+        environment = SingleTurn(self.prompts)
+        if self.replier is not None:
+            environment = Conversation(prompts=self.prompts, replier=self.replier, **limits)
         return RolloutMaker(
-            tokenizer=self.solver.tokenizer, sampler=self.sampler, environment=environment, grader=self.grader
+            tokenizer=self.solver.tokenizer,
+            sampler=self.sampler,
+            environment=environment,
+            grader=self.grader,
+            max_turn_length=section.max_turn_length if self.replier else None,
         )
 
     def attempt(
@@ -100,10 +111,28 @@ class Session:
     def close(self) -> None:
         self.grader.close()
         self.sampler.close()
+        getattr(self.replier, "close", lambda: None)()
 
 
-def open_session(config: Config, listener: Listener = silent) -> Session:
+def make_replier(config: Config, grader: Grader, folder: Path | None = None) -> Replier | None:
+    """The environment of a recipe, its domain's own where it names none; None for a single turn.
+
+    Raises:
+        ConfigError: see ``repliers.make_replier``.
+    """
+    from stepalign.rollouts import repliers
+
+    own = find_domain(config.data).environment
+    if config.environment.kind == "auto":
+        return own(config.data) if own else None
+    return repliers.make_replier(config.environment, config.critic, grader, folder)
+
+
+def open_session(config: Config, listener: Listener = silent, folder: Path | None = None) -> Session:
     """Load the solver and what goes with it, and say on one line what was chosen for it.
+
+    Args:
+        folder: of the run, where an environment keeps what it has paid for.
 
     Raises:
         ConfigError: anything that the recipe got wrong.
@@ -117,9 +146,9 @@ def open_session(config: Config, listener: Listener = silent) -> Session:
         wait_for(check_servers(config.sampling.base_urls))
     solver = _trained_solver(config)
     listener(line(f"solver {config.model.path} on {solver.device} in {dtype_of(solver)}"))
-    return Session(
-        config, solver, make_sampler(config.sampling, solver), make_prompts(config, solver), make_grader(config.data)
-    )
+    grader = make_grader(config.data)
+    replier = make_replier(config, grader, folder)
+    return Session(config, solver, make_sampler(config.sampling, solver), make_prompts(config, solver), grader, replier)
 
 
 def make_sampler(section: SamplingSection, solver: Solver) -> Sampler:

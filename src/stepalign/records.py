@@ -21,6 +21,7 @@ from stepalign.domains.math.grade import Grade, Verdict
 FinishReason = Literal["stop", "length"]
 CritiqueStatus = Literal["ok", "malformed", "failed"]
 StepStatus = Literal["right", "wrong", "after_error", "unknown"]
+Role = Literal["solver", "tool", "user"]
 CritiqueForm = Literal["trace", "paraphrase", "hint", "comment", "own", "second_turn"]
 """The text that a critic writes: the corrected trace in the solver's words, the same in other words, the place of the
 first error without its correction, a comment in words of its own; "own" is a trace that the solver itself writes, and
@@ -45,6 +46,21 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One turn of a rollout that has several: its author, its text, and its tokens in the completion."""
+
+    role: Role
+    """Only turns of the solver are trained on."""
+    text: str
+    """Of an environment the message alone, without the words of the chat template around it."""
+    start: int
+    end: int
+    """Half-open range of token indices. The ranges of all turns cover the completion."""
+    dropped_tokens: int = 0
+    """Tokens of a message that were cut at ``environment.max_reply_length``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
     """An answer to a problem, as text, with its grade."""
 
@@ -55,6 +71,13 @@ class Attempt:
     grade: Grade = UNGRADED
     truncated: bool = False
     """Whether it reached the length limit before its end."""
+    turns: tuple[Turn, ...] = ()
+    """In their order, where an environment replied; empty for a single turn."""
+
+    @property
+    def transcript(self) -> str:
+        """The text as somebody else reads it: of several turns each one behind the name of its author."""
+        return "\n\n".join(f"[{turn.role}]\n{turn.text.strip()}" for turn in self.turns) or self.text
 
     @property
     def answer(self) -> str | None:
@@ -81,6 +104,8 @@ class Completion:
     sampled_mask: tuple[bool, ...] = ()
     """True for tokens that the solver sampled, False for those that an environment wrote, which are never trained on.
     Empty, the default: all are sampled."""
+    turns: tuple[Turn, ...] = ()
+    """The turns, where there are several."""
 
     def __post_init__(self) -> None:
         if not self.sampled_mask:
@@ -252,9 +277,10 @@ def critique_from_json(row: Mapping[str, Any]) -> Critique:
 
 
 def _rollout_row(rollout: Rollout) -> dict[str, Any]:
-    """A line of rollouts.jsonl. The problem is named, not repeated; mask and detail are left out where they say
-    nothing."""
+    """A line of rollouts.jsonl. The problem is named, not repeated; mask, turns and detail are left out where
+    they say nothing."""
     completion = dataclasses.asdict(rollout.completion)
+    turns = [{**turn, "trained": turn["role"] == "solver"} for turn in completion.pop("turns")]
     if all(rollout.completion.sampled_mask):
         del completion["sampled_mask"]
     detail = rollout.attempt.grade.detail
@@ -264,6 +290,7 @@ def _rollout_row(rollout: Rollout) -> dict[str, Any]:
         "step": rollout.step,
         "group_index": rollout.group_index,
         "completion": completion,
+        **({"turns": turns} if turns else {}),
         "text": rollout.text,
         "answer": rollout.answer,
         "verdict": rollout.verdict,
@@ -275,6 +302,8 @@ def _rollout_row(rollout: Rollout) -> dict[str, Any]:
 def rollout_from_json(row: Mapping[str, Any], problem: Problem) -> Rollout:
     """The rollout of a line of rollouts.jsonl; null is NaN."""
     completion, reward = row["completion"], row["reward"]
+    known = {field.name for field in dataclasses.fields(Turn)}
+    turns = tuple(Turn(**{key: turn[key] for key in known & turn.keys()}) for turn in row.get("turns", ()))
     grade = Grade(score=float("nan") if reward is None else reward, answer=row["answer"], detail=row.get("detail", ""))
     return Rollout(
         attempt=Attempt(
@@ -283,6 +312,7 @@ def rollout_from_json(row: Mapping[str, Any], problem: Problem) -> Rollout:
             text=row["text"],
             grade=grade,
             truncated=completion["finish_reason"] == "length",
+            turns=turns,
         ),
         completion=Completion(
             ids=tuple(completion["ids"]),
@@ -290,6 +320,7 @@ def rollout_from_json(row: Mapping[str, Any], problem: Problem) -> Rollout:
             finish_reason=completion["finish_reason"],
             policy_version=completion["policy_version"],
             sampled_mask=tuple(completion.get("sampled_mask", ())),
+            turns=turns,
         ),
         step=row["step"],
         group_index=row["group_index"],

@@ -21,10 +21,10 @@ from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder
 from stepalign.models.sampling import Sampler
 from stepalign.models.sampling.local import LocalSampler
-from stepalign.records import Attempt, Completion, Problem, Rollout, rollout_from_json, to_json
+from stepalign.records import Attempt, Completion, Problem, Rollout, Turn, rollout_from_json, to_json
 from stepalign.rollouts.collect import RolloutCollector, RolloutMaker
 from stepalign.rollouts.early import JudgedGroup
-from stepalign.rollouts.environment import Environment, SingleTurn
+from stepalign.rollouts.environment import Environment, Reply, SingleTurn
 from stepalign.rollouts.samples import SampleMaker
 from stepalign.rollouts.stream import Batch, Stream
 from stepalign.storage.files import finite
@@ -72,8 +72,11 @@ class Tool:
     def start(self, problem: Problem) -> Sequence[int]:
         return self.single.start(problem)
 
-    async def reply(self, problem: Problem, completion: Completion) -> Sequence[int] | None:
-        return None if not all(completion.sampled_mask) else self.tokens
+    async def reply(self, problem: Problem, turns: Sequence[Turn], completion: Completion) -> Reply | None:
+        return None if not all(completion.sampled_mask) else Reply(ids=self.tokens)
+
+    async def grade(self, problem: Problem, turns: Sequence[Turn]) -> None:
+        return None
 
 
 def prompts_of(solver: Solver) -> PromptBuilder:

@@ -39,6 +39,7 @@ from stepalign.config.schema import (
 )
 from stepalign.config.sections import (
     CriticSection,
+    EnvironmentSection,
     GuardsSection,
     PoliciesSection,
     Policy,
@@ -46,5 +47,6 @@ from stepalign.config.sections import (
     QualitySection,
     RolloutsSection,
     SamplingSection,
+    ServerSection,
     UnusablePolicy,
 )

@@ -38,6 +38,8 @@ OTHER_NAMES = {
     **dict.fromkeys(["per_device_train_batch_size", "micro_batch_size"], "training.max_micro_batch_tokens"),
 }
 """What other libraries call a key, by its last part. A section may have such a key of its own."""
+SHORT_FORMS = {"environment": "environment.kind"}
+"""A section -> the key of it that a text in its place sets."""
 Settings = Mapping[str, Any] | Iterable[str]
 """Changes of a recipe: dotted keys and their values, or ``key.path=value`` words."""
 
@@ -61,6 +63,8 @@ def load_config(recipe: str | Path | None, settings: Settings = ()) -> Config:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"the recipe is not valid TOML: {error}", where=source) from error
+    for short in SHORT_FORMS.keys() & tree.keys():
+        set_key(tree, short, tree.pop(short))
     if private := os.environ.get(CRITIC_URLS):
         set_key(tree, "critic.base_urls", parse_json(private))
     given = parse_settings(settings)
@@ -143,6 +147,8 @@ def parse_value(text: str) -> Any:
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key in place. Raises ConfigError when the path leads through a plain value."""
+    if isinstance(value, str):
+        key = SHORT_FORMS.get(key, key)
     *parents, last = key.split(".")
     node: Any = tree
     for name in parents:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from stepalign.config.sections import (
     CriticSection,
+    EnvironmentSection,
     GuardsSection,
     PrepareSection,
     RolloutsSection,
@@ -330,6 +331,7 @@ class Config(Section):
     prompts: PromptsSection = PromptsSection()
     critic: CriticSection = CriticSection()
     sampling: SamplingSection = SamplingSection()
+    environment: EnvironmentSection = EnvironmentSection()
     rollouts: RolloutsSection = RolloutsSection()
     objective: ObjectiveSection = ObjectiveSection()
     training: TrainingSection = TrainingSection()

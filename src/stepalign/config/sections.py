@@ -234,3 +234,64 @@ class GuardsSection(Section):
     """Share of its first window under which the different answers of a group may not fall unless the pass rate rose."""
     stop: bool = False
     """Stop the run, saved, at the first warning; --resume goes on all the same."""
+
+
+class ServerSection(Section):
+    """A served model with a part of its own. Timeouts, concurrency, budgets and prices are those of ``[critic]``."""
+
+    base_urls: tuple[str, ...] = ()
+    """OpenAI-compatible addresses."""
+    model: str = ""
+    api_key_env: str = ""
+    """Name of the environment variable with the key, where the server needs one."""
+    temperature: float = Field(default=0.0, ge=0)
+    max_tokens: int = Field(default=1024, ge=1)
+    """Of a reply, its thinking included."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """More fields of each request; see ``critic.extra_body``."""
+
+    def as_critic(self, critic: CriticSection, **changes: Any) -> CriticSection:
+        """The keys of a critic's requests with this model in its place."""
+        own = {**self.model_dump(), "kind": "endpoint", "answers_as": "", "structured": False, **changes}
+        return CriticSection.model_validate({**critic.model_dump(), **own})
+
+
+class EnvironmentSection(Section):
+    """What follows a completion (docs/environments.md): ``environment = "python_tool"`` is short for
+    ``environment.kind``."""
+
+    kind: str = "auto"
+    """single = nothing; python_tool = the output of a turn's last ```python block; user = the messages below, or a
+    served model; "module:Class" or "file.py:Class" = a class of your own. auto = that of the problems' domain, single
+    for nearly all."""
+    max_turns: int = Field(default=4, ge=1)
+    """Turns of the solver."""
+    max_turn_length: int | None = Field(default=None, ge=1)
+    """Tokens of one turn, besides ``sampling.max_completion_length`` for all turns and messages together; a turn that
+    reaches them is cut, and ends the rollout."""
+    max_reply_length: int = Field(default=512, ge=1)
+    """Tokens of one message; what is cut from it is counted."""
+    messages: tuple[str, ...] = ()
+    """user: templates of the messages, the n-th for the n-th turn, with question, answer, reference, attempt (the last
+    turn), verdict (of it) and turn; an empty one ends the rollout."""
+    served: ServerSection = ServerSection()
+    """user: a model that writes the messages, where ``base_urls`` are named."""
+    prompt: str = "user"
+    """user, served: its prompt."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """A class of your own: its arguments."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, table: Any) -> Any:
+        return {"kind": table} if isinstance(table, str) else table
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if ":" not in value and value not in ENVIRONMENTS:
+            raise ValueError(f"an environment is one of {', '.join(ENVIRONMENTS)}, or module:Class")
+        return value
+
+
+ENVIRONMENTS = ("auto", "single", "python_tool", "user")

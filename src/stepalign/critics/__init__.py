@@ -23,8 +23,13 @@ CACHE = "critiques.sqlite"
 """Replies of an endpoint critic, where the recipe names no other file."""
 LEDGER = "critic-ledger.jsonl"
 """Every HTTP attempt of one run."""
-RUN_FILES: Mapping[str, Callable[[Path], bool]] = {CACHE: holds_replies, LEDGER: Path.exists}
-"""Files that a critic leaves in the folder of a run -> whether it was paid for, so that it stays when the run fails."""
+USER_CACHE, USER_LEDGER = "user.sqlite", "user-ledger.jsonl"
+"""The same of a served user (``environment.served``)."""
+RUN_FILES: Mapping[str, Callable[[Path], bool]] = {
+    **{CACHE: holds_replies, LEDGER: Path.exists},
+    **{USER_CACHE: holds_replies, USER_LEDGER: Path.exists},
+}
+"""Files that a served model leaves in a run folder -> whether it was paid for: then they stay when the run fails."""
 
 
 def critic_prompt(prompt: str, form: CritiqueForm) -> str:

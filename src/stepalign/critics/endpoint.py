@@ -144,7 +144,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         """The chat the critic is sent. Variables it may not see are not defined: a template that asks for one fails."""
         return self._messages(
             question=attempt.problem.question,
-            attempt=attempt.text,
+            attempt=attempt.transcript,
             answer=attempt.problem.answer,
             solution=attempt.problem.reference,
             truncated=attempt.truncated,

@@ -67,8 +67,8 @@ class Domain:
     reference solutions."""
     calculates: bool = False
     """Whether the calculation critic knows attempts at its problems."""
-    environment: Callable[..., Any] | None = None
-    """Makes the ``rollouts.environment.Environment`` that replies to completions; None: a single turn."""
+    environment: Callable[[DataSection], Any] | None = None
+    """Makes the ``rollouts.environment.Replier`` to completions of a recipe that names none; None: a single turn."""
 
 
 def open_grader(name: str = "", *, seconds: float = 1.0, num_workers: int = 2) -> Grader:

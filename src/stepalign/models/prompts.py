@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Control tokens in a context are spelled out as they are inside a prompt, so that both counts agree.
 _NO_TEMPLATE = "{{ messages[-1]['content'] }}"
+_TURN = "turn"
+"""Some text of the solver's, where a template is asked what it writes around it."""
 _FORMAT_TAG = re.compile(r"</?(?:step[ _-]?(?:\d+|N)|(?:final[ _-]?)?answer)>", re.I)
 """Tags of the solver's own format. Where a tokenizer has them as tokens, a trace in a context is made of them too."""
 
@@ -116,6 +118,51 @@ class PromptBuilder:
     def messages_ids(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
         """Prompt ids of other messages to the same solver, with the self-teacher's chat options."""
         return tuple(self._encode(messages, self._teacher_options))
+
+    def reply(self, text: str, last_id: int) -> tuple[int, ...]:
+        """The ids between a completion and the next one: a user's message and the opening of the solver's turn.
+
+        The ids so far are never encoded again. Where the completion did not end itself, the token that ends the
+        solver's turn comes first.
+
+        Args:
+            last_id: the completion's last.
+
+        Raises:
+            ConfigError: the chat template does not mark the end of the solver's turn.
+        """
+        begun = [*self._messages("x"), {"role": "assistant", "content": _TURN}]
+        more = [*begun, {"role": "user", "content": text}]
+        whole: list[int] = self._apply(more, add_generation_prompt=True, **self._student_options)
+        closed: list[int] = self._apply(begun, **self._student_options)
+        opened = len(self._encode("x", self._student_options))
+        _, special = _special_ids(self._tokenizer, len(self._tokenizer))
+        ends = [place for place, token in enumerate(closed) if token in special and place >= opened]
+        if not ends:
+            return self._plain_reply(begun, more)
+        # Templates may write an earlier turn in another way than the last one: the end is found by counting its token.
+        end = closed[ends[-1]]
+        places = [place for place, token in enumerate(whole) if token == end]
+        after = places[closed[: ends[-1] + 1].count(end) - 1]
+        return tuple(whole[after + (last_id in special) :])
+
+    def _plain_reply(self, begun: list[dict[str, str]], more: list[dict[str, str]]) -> tuple[int, ...]:
+        """The same for a template that ends the solver's turn with plain text, if at all."""
+        plain = {**self._student_options, "tokenize": False, "sanitize_control_tokens": False}
+        before, whole = self._apply(begun, **plain), self._apply(more, add_generation_prompt=True, **plain)
+        if not whole.startswith(before):
+            raise ConfigError(
+                "the chat template does not mark the end of the solver's turn, so that no turn can follow",
+                where="environment.kind, model.path",
+                hint="take the instruction-tuned variant of the model, or --set environment=single",
+            )
+        rest = before.rpartition(_TURN)[2] + whole[len(before) :]
+        return tuple(self._tokenizer.encode(rest, add_special_tokens=False, split_special_tokens=True))
+
+    def cut(self, text: str, length: int) -> tuple[str, int]:
+        """The beginning of a text that was written elsewhere, of at most ``length`` tokens, and the tokens left out."""
+        ids = self._encode(text, {"chat_template": _NO_TEMPLATE})
+        return (text, 0) if len(ids) <= length else (self._beginning(text, ids[:length]), len(ids) - length)
 
     def _room_beside(self, completion_length: int) -> int:
         longest, context_length = self._limits

@@ -15,10 +15,10 @@ from stepalign.critics import Critic
 from stepalign.domains.math.grading import Grader
 from stepalign.events import Listener, progress, silent
 from stepalign.models.prompts import decode, opened_by
-from stepalign.models.sampling import OnFinished, Sampler
-from stepalign.records import Attempt, Completion, Grade, Problem, Rollout
+from stepalign.models.sampling import Sampler
+from stepalign.records import Attempt, Completion, Grade, Problem, Rollout, Turn
 from stepalign.rollouts.early import Collected, JudgedGroup
-from stepalign.rollouts.environment import Environment
+from stepalign.rollouts.environment import BrokenOffError, Environment
 from stepalign.rollouts.order import derive_seed
 from stepalign.rollouts.review import Review, Rules, ask
 
@@ -34,6 +34,8 @@ class RolloutMaker:
     sampler: Sampler
     environment: Environment
     grader: Grader
+    max_turn_length: int | None = None
+    """Tokens of one turn of the solver; None: only all turns together have a limit."""
 
     async def complete(
         self,
@@ -44,39 +46,53 @@ class RolloutMaker:
         temperature: float,
         max_tokens: int,
         seed: int,
-        on_finished: OnFinished | None = None,
+        on_ended: Callable[[int, int, Completion, Grade | None], None] = lambda *_: None,
     ) -> list[list[Completion]]:
         """``num_samples`` completions of each prompt, with every turn that the environment asks for.
 
         A turn goes on behind the very ids so far. ``max_tokens`` bounds all turns of a completion together, the tokens
-        of the environment included; one that leaves no room for another turn has finish reason "length".
+        of the environment included; one that leaves no room for another turn has finish reason "length", and so has
+        one with a turn that reaches ``max_turn_length``.
+
+        Args:
+            on_ended: called with (problem index, number of the completion, the completion, the environment's grade of
+                it) as soon as it has ended.
         """
         ends: dict[tuple[int, int], asyncio.Task[Completion]] = {}
+        longest = min(max_tokens, self.max_turn_length or max_tokens)
 
         def first_turn_ended(row: int, index: int, completion: Completion) -> None:
             ends[row, index] = tasks.create_task(further_turns(row, index, completion))
 
         async def further_turns(row: int, index: int, completion: Completion) -> Completion:
-            turn = 0
+            problem, turns = problems[row], [self._turn(completion, 0)]
             while completion.finish_reason == "stop":
-                reply = await self.environment.reply(problems[row], completion)
+                try:
+                    reply = await self.environment.reply(problem, turns, completion)
+                except BrokenOffError:
+                    completion = replace(completion, finish_reason="length")
+                    break
                 if reply is None:
                     break
-                room = max_tokens - len(completion.ids) - len(reply)
+                room = max_tokens - len(completion.ids) - len(reply.ids)
                 if room <= 0:
                     completion = replace(completion, finish_reason="length")
                     break
-                turn += 1
                 ((more,),) = await self.sampler.sample(
-                    [(*prompts[row], *completion.ids, *reply)],
+                    [(*prompts[row], *completion.ids, *reply.ids)],
                     num_samples=1,
                     temperature=temperature,
-                    max_tokens=room,
-                    seed=derive_seed(seed, row, index, turn),
+                    max_tokens=min(room, longest),
+                    seed=derive_seed(seed, row, index, len(turns) // 2 + 1),
                 )
-                completion = _joined(completion, reply, more)
-            if on_finished is not None:
-                on_finished(row, index, completion)
+                start = len(completion.ids)
+                completion = _joined(completion, reply.ids, more)
+                end = start + len(reply.ids)
+                said = Turn(role=reply.role, text=reply.text, start=start, end=end, dropped_tokens=reply.dropped_tokens)
+                turns += [said, self._turn(completion, end)]
+            if len(turns) > 1:
+                completion = replace(completion, turns=tuple(turns))
+            on_ended(row, index, completion, await self.environment.grade(problem, turns))
             return completion
 
         try:
@@ -85,7 +101,7 @@ class RolloutMaker:
                     prompts,
                     num_samples=num_samples,
                     temperature=temperature,
-                    max_tokens=max_tokens,
+                    max_tokens=longest,
                     seed=seed,
                     on_finished=first_turn_ended,
                 )
@@ -93,14 +109,22 @@ class RolloutMaker:
             raise failed.exceptions[0] from None
         return [[ends[row, index].result() for index in range(num_samples)] for row in range(len(prompts))]
 
+    def _turn(self, completion: Completion, start: int) -> Turn:
+        """The solver's turn that begins at a token and ends with the completion."""
+        text = decode(self.tokenizer, completion.ids[start:])
+        return Turn(role="solver", text=text, start=start, end=len(completion.ids))
+
     def text(self, completion: Completion) -> str:
         return decode(self.tokenizer, completion.ids)
 
     def written(self, prompt: Sequence[int], completion: Completion) -> str:
-        """The text that is graded: the solver's own tokens of all turns, each behind the mark of a thought that the
-        tokens before it open."""
+        """The text that is graded: the solver's own tokens, of all turns since a user's last message, each turn behind
+        the mark of a thought that the tokens before it open."""
+        last = max((turn.end for turn in completion.turns if turn.role == "user"), default=0)
+        ids, mask = completion.ids[last:], completion.sampled_mask[last:]
+        prompt = completion.ids[:last] or prompt
         turns: list[str] = []
-        for sampled, pairs in groupby(zip(completion.ids, completion.sampled_mask, strict=True), key=itemgetter(1)):
+        for sampled, pairs in groupby(zip(ids, mask, strict=True), key=itemgetter(1)):
             ids = [token for token, _ in pairs]
             if sampled:
                 turns.append(opened_by(self.tokenizer, prompt) + decode(self.tokenizer, ids))
@@ -125,17 +149,22 @@ class RolloutMaker:
         """
         prompts = [tuple(self.environment.start(problem)) for problem in problems]
         ended: list[dict[int, Completion]] = [{} for _ in problems]
+        given: dict[tuple[int, int], Grade] = {}
         found: dict[int, list[Rollout]] = {}
 
-        def finished(row: int, index: int, completion: Completion) -> None:
+        def finished(row: int, index: int, completion: Completion, grade: Grade | None) -> None:
             ended[row][index] = completion
+            if grade is not None:
+                given[row, index] = grade
             if len(ended[row]) < num_samples:
                 return
             problem, completions = problems[row], [ended[row][index] for index in range(num_samples)]
             texts = [self.text(completion) for completion in completions]
             written = [self.written(prompts[row], completion) for completion in completions]
-            grades = self.grader.grade_many(written, [problem.answer] * num_samples)
-            graded = enumerate(zip(completions, texts, grades, strict=True))
+            open_ = [at for at in range(num_samples) if (row, at) not in given]
+            grades = self.grader.grade_many([written[at] for at in open_], [problem.answer] * len(open_))
+            given.update(zip(((row, at) for at in open_), grades, strict=True))
+            graded = enumerate(zip(completions, texts, (given[row, at] for at in range(num_samples)), strict=True))
             found[row] = [_rollout(f"{problem.problem_id}-{at}", problem, *parts, index=at) for at, parts in graded]
             on_graded(row, found[row])
 
@@ -146,7 +175,7 @@ class RolloutMaker:
             temperature=temperature,
             max_tokens=max_tokens,
             seed=seed,
-            on_finished=finished,
+            on_ended=finished,
         )
         return [found[row] for row in range(len(problems))]
 
@@ -166,7 +195,9 @@ def _rollout(
     name: str, problem: Problem, completion: Completion, text: str, grade: Grade, *, step: int = 0, index: int
 ) -> Rollout:
     truncated = completion.finish_reason == "length"
-    attempt = Attempt(rollout_id=name, problem=problem, text=text, grade=grade, truncated=truncated)
+    attempt = Attempt(
+        rollout_id=name, problem=problem, text=text, grade=grade, truncated=truncated, turns=completion.turns
+    )
     return Rollout(attempt=attempt, completion=completion, step=step, group_index=index)
 
 
@@ -198,9 +229,10 @@ class RolloutCollector:
         whole: dict[int, asyncio.Task[JudgedGroup]] = {}
         num_generations = self.sampling.num_generations
 
-        def finished(row: int, index: int, completion: Completion) -> None:
+        def finished(row: int, index: int, completion: Completion, grade: Grade | None) -> None:
             problem, text = problems[row], self.maker.text(completion)
-            grade = self.maker.grader.grade(self.maker.written(prompts[row], completion), problem.answer)
+            if grade is None:
+                grade = self.maker.grader.grade(self.maker.written(prompts[row], completion), problem.answer)
             name = f"s{step:05d}-p{row:04d}-g{index:02d}"
             rollout = _rollout(name, problem, completion, text, grade, step=step, index=index)
             rollouts[row, index] = rollout
@@ -228,7 +260,7 @@ class RolloutCollector:
             temperature=self.sampling.temperature,
             max_tokens=self.sampling.max_completion_length,
             seed=derive_seed(seed, "rollouts", step),
-            on_finished=finished,
+            on_ended=finished,
         )
         sampled = time.time()
         groups = await asyncio.gather(*(whole[row] for row in range(len(problems))))

@@ -22,6 +22,13 @@ def rollout_numbers(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
     num_problems, num_generations = rewards_PG.shape
     same = ((rewards_PG == rewards_PG[:, :1]).all(1)).float().mean() if num_generations > 1 else torch.nan
     texts = [rollout.text for rollout in rollouts]
+    talks = [rollout.attempt.turns for rollout in rollouts if rollout.attempt.turns]
+    turns = [sum(turn.role == "solver" for turn in talk) for talk in talks]
+    messages = {
+        "turns/mean": (sum(turns) + len(rollouts) - len(talks)) / len(rollouts),
+        "turns/max": float(max(turns, default=1)),
+        "turns/messages_cut": float(sum(turn.dropped_tokens > 0 for talk in talks for turn in talk)),
+    }
     distinct = [canaries.distinct_answers([rollout.answer for rollout in group]) for group in groups]
     return {
         "reward": sum(decided) / len(decided) if decided else math.nan,
@@ -40,6 +47,7 @@ def rollout_numbers(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         "num_problems": float(num_problems),
         "num_rollouts": float(len(rollouts)),
         "num_tokens": float(sum(lengths)),
+        **(messages if talks else {}),
     }
 
 

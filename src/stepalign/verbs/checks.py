@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from stepalign.build import find_terms, make_prompts, model_choice, prompt_templates, recipe_solver
+from stepalign.build import find_terms, make_prompts, make_replier, model_choice, prompt_templates, recipe_solver
 from stepalign.config import Config, check_checkpoint_rule
 from stepalign.critics import critic_prompt
 from stepalign.domains.domain import Domain
@@ -196,6 +196,22 @@ def groups_learn_alone(inputs: Inputs) -> None:
         )
 
 
+def environment(inputs: Inputs) -> None:
+    """What replies to completions can be made; a served user answers."""
+    with make_grader(inputs.config.data) as own:
+        replier = make_replier(inputs.config, own)
+        try:
+            getattr(replier, "check", lambda: None)()
+        finally:
+            getattr(replier, "close", lambda: None)()
+
+
+def turns(inputs: Inputs) -> None:
+    """The chat template has a place for a further turn."""
+    if inputs.config.environment.kind not in ("auto", "single"):
+        inputs.prompts.reply("x", -1)
+
+
 def number_format(inputs: Inputs) -> None:
     """No float16, where small gradients vanish; a warning where bfloat16 would swallow the updates."""
     model, training = inputs.config.model, inputs.config.training
@@ -313,8 +329,10 @@ CHECKS = (
     Check("the objective bears old completions", False, old_completions),
     Check("groups can learn alone", False, groups_learn_alone),
     Check("the grader starts", False, grader),
+    Check("the environment replies", False, environment),
     Check("the number format can be trained", True, number_format),
     Check("completions can be drawn from the model", True, sampler),
+    Check("the chat template takes further turns", True, turns),
     Check("questions fit the model's context", True, question_lengths),
     Check("contexts fit the self-teacher's prompt", True, room_for_context),
 )

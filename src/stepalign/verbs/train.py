@@ -94,7 +94,7 @@ def train_config(config: Config, out: Path, *, resume: bool, listener: Listener,
     designs = [find_condition(config.condition).design]
     check_critic(config, designs, out)
     run_checks(inputs, loads_model=True)
-    session = open_session(config, listener)
+    session = open_session(config, listener, out)
     try:
         with RunFolder(out, config, resume=resume, extra=RUN_FILES) as folder:
             critic = make_critic(config, out, designs, listener, out, session)

@@ -204,7 +204,7 @@ def serve(config: dict[str, Any]) -> None:
         signal.setitimer(signal.ITIMER_PROF, config["seconds"])
         exits = False
         try:
-            grade = _as_grade(grader(*json.loads(line)), name)
+            grade = as_grade(grader(*json.loads(line)), name)
         except (MemoryError, RecursionError) as error:
             grade = undecided("out of memory" if isinstance(error, MemoryError) else "too deeply nested")
             exits = True
@@ -225,7 +225,7 @@ def _load(path: str, argument: str) -> Callable[[str, str], Any]:
     return made
 
 
-def _as_grade(result: Any, name: str) -> Grade:
+def as_grade(result: Any, name: str) -> Grade:
     """The result of a user's grader as a grade."""
     if isinstance(result, Grade):
         answer = None if result.answer is None else str(result.answer)

@@ -54,14 +54,7 @@ def load_own(name: str) -> Design:
 
 def _from_code(name: str) -> Design:
     where, _, attribute = name.rpartition(":")
-    try:
-        module = _from_file(Path(where)) if where.endswith(".py") else _from_module(where)
-    except Exception as error:  # a user's module may raise anything
-        raise ConfigError(
-            f"the module cannot be imported: {type(error).__name__}: {error}",
-            where=f"context design {name}",
-            hint='name it "package.module:function" or "path/to/file.py:function", as seen from the working directory',
-        ) from error
+    module = import_module_of(where, f"context design {name}")
     found = getattr(module, attribute, None)
     if isinstance(found, Design):
         return replace(found, show=_checked(found.show, name))
@@ -74,6 +67,18 @@ def _from_code(name: str) -> Design:
         )
     label = (inspect.getdoc(found) or attribute).splitlines()[0].rstrip(".")
     return Design(_checked(found, name), label)
+
+
+def import_module_of(place: str, what: str) -> ModuleType:
+    """A user's module, by its dotted name or its file. Raises ConfigError where it cannot be imported."""
+    try:
+        return _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
+    except Exception as error:  # a user's module may raise anything
+        raise ConfigError(
+            f"the module cannot be imported: {type(error).__name__}: {error}",
+            where=what,
+            hint='name it "package.module:name" or "path/to/file.py:name", as seen from the working directory',
+        ) from error
 
 
 def _from_module(name: str) -> ModuleType:

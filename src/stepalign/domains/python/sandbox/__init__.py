@@ -13,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -101,6 +103,62 @@ def run_tests(code: str, tests: str, limits: Limits | None = None) -> Outcome:
     return Outcome(**parse_json(output))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ran:
+    """The end of a program. All of it is text of a model."""
+
+    output: str = ""
+    """What it printed: the beginning, up to 16,000 characters."""
+    fault: str = ""
+    """The end of the traceback, or few words; "" for a normal end."""
+    line: int | None = None
+    """Number of the failing line, where there is one."""
+
+
+def run_program(code: str, text: str = "", *, echo: bool = False, limits: Limits | None = None) -> Ran:
+    """Run a whole program with a text for its standard input, confined as solutions are.
+
+    Args:
+        echo: print the value of a last line that is an expression, as a notebook does.
+
+    Raises:
+        OSError: no sandbox here.
+    """
+    limits = limits or Limits()
+    child = _start("program.py", {"library": str(_HERE), **asdict(limits), "code": code, "input": text, "echo": echo})
+    try:
+        assert child.stdout is not None
+        found = _read(child.stdout.fileno(), time.monotonic() + limits.wall_seconds, limits.max_bytes)
+        if found is None:
+            return Ran(fault="timed out")
+        if not found.endswith(b"\n"):
+            _end(child)
+            return Ran(fault="timed out" if child.returncode == -signal.SIGXCPU else "the program ended early")
+        answer = parse_json(found)
+        if not isinstance(answer, dict) or not answer.keys() >= {"output", "fault", "line"}:
+            if isinstance(answer, dict) and "unavailable" in answer:
+                raise OSError(answer["unavailable"])
+            return Ran(fault="the program wrote over its own end")
+        line = answer["line"] if isinstance(answer["line"], int) else None
+        return Ran(output=str(answer["output"]), fault=str(answer["fault"]), line=line)
+    except ValueError:
+        return Ran(fault="the program wrote over its own end")
+    finally:
+        _end(child)
+
+
+def _read(source: int, deadline: float, most: int) -> bytes | None:
+    """The bytes of a pipe up to the end of a line; None where it takes too long."""
+    found = b""
+    while not found.endswith(b"\n") and len(found) <= most:
+        if not select.select([source], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return None
+        if not (piece := os.read(source, 65536)):
+            break
+        found += piece
+    return found
+
+
 @cache
 def why_unavailable() -> str:
     """Why this machine has no sandbox, "" where it has one."""
@@ -108,14 +166,14 @@ def why_unavailable() -> str:
     return "" if outcome.verdict == "correct" else f"{outcome.reason} {outcome.detail}".strip()
 
 
-def _start(script: str, job: dict[str, Any], ends: tuple[int, int]) -> subprocess.Popen[bytes]:
+def _start(script: str, job: dict[str, Any], ends: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
     with tempfile.TemporaryFile() as file:  # has no name; a pipe might be too small to take it all at once
         file.write(json.dumps(job).encode())
         file.seek(0)
         return subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(_HERE / script)],
             stdin=file,
-            stdout=subprocess.PIPE if script == "tests.py" else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if script == "solution.py" else subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             pass_fds=ends,
             env={},
