@@ -53,7 +53,8 @@ def correlations_table(points: Sequence[TrainedContext]) -> str:
     lines = ["| number before training | arms | rank correlation with the gain | p |", "| --- | --- | --- | --- |"]
     found = {name: value for name, value in foresight(points).items() if not math.isnan(value.value)}
     for name, value in sorted(found.items(), key=lambda item: -abs(item[1].value)):
-        lines.append(f"| {LABELS[name]} | {value.num_pairs} | {correlation(value)} | {value.p_value:.4f} |")
+        label = LABELS[name].replace("|", r"\|")
+        lines.append(f"| {label} | {value.num_pairs} | {correlation(value)} | {value.p_value:.4f} |")
     return "\n".join(lines)
 
 
@@ -69,7 +70,8 @@ def draw(points: Sequence[TrainedContext], path: Path) -> None:
         errors = [[100 * (p.gain - p.low) for p in own], [100 * (p.high - p.gain) for p in own]]
         axes.errorbar(x, y, yerr=errors, fmt=marker, label=comparison, capsize=2, alpha=0.8)
         for point, at in zip(own, zip(x, y, strict=True), strict=True):
-            axes.annotate(point.label, at, xytext=(5, 4), textcoords="offset points", fontsize=7)
+            side: dict[str, Any] = {"ha": "right", "xytext": (-5, 4)} if at[0] > 0.8 else {"xytext": (5, 4)}
+            axes.annotate(point.label, at, textcoords="offset points", fontsize=7, **side)
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.axvline(0.5, color="0.6", linewidth=0.8, linestyle=":")
     axes.set_xlabel(f"{LABELS[DRAWN]}, untrained solver (0.5 is chance)")
