@@ -62,6 +62,73 @@ def test_the_first_wrong_equation_is_found_and_mended(
     assert look(found.text) == Finding(error="", text=found.text)
 
 
+SHOP = "Tom has $1,200. He spends 25% of it on a bike and then earns 3 times $40 in tips. How much does he have?"
+NOTES = ["<<1200*25/100=300>>", "<<1200-300=900>>", "<<3*40=120>>", "<<900+120=1020>>"]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "error", "corrected"),
+    [
+        # LaTeX
+        (r"\[1200 \times 0.25 = 300\]|\[1200 - 300 = 900\]|\[3 \cdot 40 = 120\]|900 + 120 = \boxed{1020}", "", None),
+        (
+            r"\(1200 \times 0.25 = 320\)|\(1200 - 320 = 880\)|\(3 \cdot 40 = 120\)|\(880 + 120 = 1000\)|\boxed{1000}",
+            "arithmetic",
+            r"\(1200 \times 0.25 = 300\)|\(1200 - 300 = 900\)|\(3 \cdot 40 = 120\)|\(900 + 120 = 1020\)|\boxed{1020}",
+        ),
+        (
+            r"1200 \times \frac{25}{100} = 300. 1200 + 300 = 1500. 3 \times \$40 = \$120. 1500 + 120 = \boxed{1620}",
+            "operation",
+            r"1200 \times \frac{25}{100} = 300. 1200 - 300 = 900. 3 \times \$40 = \$120. 900 + 120 = \boxed{1020}",
+        ),
+        (
+            r"1200 \text{ dollars} \times 25\% = 300|1200 - 300 = 900|3 \times 40 = 12|900 + 12 = 912|#### 912",
+            "arithmetic",
+            r"1200 \text{ dollars} \times 25\% = 300|1200 - 300 = 900|3 \times 40 = 120|900 + 120 = 1020|#### 1020",
+        ),
+        (r"\frac{1200+0}{4} = 300|1200 - 300 = 900|3 \times 40 = 120|900 + 120 = 1020|#### 1020", "", None),
+        # An answer behind the last equation of a line
+        ("1200 * 0.25 = 300. 1200 - 300 = 900. 40*3=120. 120+900=1020. The answer is 1020.", "", None),
+        (
+            "1200 * 0.25 = 300. 1200 - 300 = 800. 40*3=120. 120+800=920. So the final answer is 920 dollars.",
+            "arithmetic",
+            "1200 * 0.25 = 300. 1200 - 300 = 900. 40*3=120. 120+900=1020. So the final answer is 1020 dollars.",
+        ),
+        (
+            "1200 * 0.25 = 300. 1200 - 300 = 900. 40*3=120. 120+900=1020. The answer is 1200.",
+            "answer",
+            "1200 * 0.25 = 300. 1200 - 300 = 900. 40*3=120. 120+900=1020. The answer is 1020.",
+        ),
+        # An attempt that was cut has no line end
+        (
+            "1200 * 0.25 = 300|1200 - 300 = 900|3 * 40 = 120",
+            "unfinished",
+            "1200 * 0.25 = 300|1200 - 300 = 900|3 * 40 = 120|120 + 900 = 1020|#### 1020",
+        ),
+        (
+            "<step_1> 1200 * 0.25 = 300|<step_2> 1200 - 300 = 900|<step_3> 3 * 40 = 120",
+            "unfinished",
+            "<step_1> 1200 * 0.25 = 300|<step_2> 1200 - 300 = 900|<step_3> 3 * 40 = 120|"
+            "<step_4> 120 + 900 = 1020|<answer> 1020",
+        ),
+    ],
+)  # fmt: skip
+def test_real_models_write_latex_speak_their_answer_and_are_cut(
+    attempt: str, error: str, corrected: str | None
+) -> None:
+    attempt = attempt.replace("|", "\n")
+    found = examine(SHOP, attempt, NOTES, "1020")
+    assert (found.error, found.text) == (error, attempt if corrected is None else corrected.replace("|", "\n"))
+
+
+def test_a_sign_inside_a_latex_fraction_is_left_alone() -> None:
+    attempt = "\\frac{1200}{300} = 4\n3 \\times 40 = 120\n4 + 120 = 124\n#### 124"
+    found = examine(
+        "Tom has 1200 and spends 300. He earns 3 times 40.", attempt, ["1200 - 300 = 900", *NOTES[2:]], "1020"
+    )
+    assert found == Finding(error="", reason=NOT_UNDERSTOOD)
+
+
 def test_a_right_sentence_keeps_its_words_and_a_wrong_one_changes_its_numbers_only() -> None:
     question = "A farm has 16 eggs. 3 are eaten, 4 baked, and the rest sold at 2 dollars. What is earned?"
     attempt = (

@@ -11,14 +11,16 @@ program does not understand gets no critique, with a reason that a run counts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from stepalign.critics.equations import Equation, Line, evaluate, find_equations, number_text, states, symbol
+from stepalign.critics.equations import OVER, Equation, Line, evaluate, find_equations, number_text, states, symbol
 from stepalign.critics.repairs import completed, operands, repairs, signs, swaps
 from stepalign.critics.rewriting import Change, answer_value, rewrite
 from stepalign.critics.truth import Program, Truth, link, symbols_of, values_of
+from stepalign.domains.math.extraction import extract_answer
 from stepalign.feedback.steps import ANSWER, PREAMBLE, split_steps, step_body
 from stepalign.records import Attempt, Critique, CritiqueForm, Step
 
@@ -28,6 +30,7 @@ NOT_UNDERSTOOD = "the program does not understand where the attempt goes wrong"
 NOTES = "calculator_notes"
 """Metadata of a problem: its reference solution with the calculator notes that readers do not see."""
 MAX_LINES = 12
+_SPOKEN = re.compile(r"(?:\A|[.;!?\n]\s{1,8})([^.;!?=\n]{0,40}\banswer\b[^=]*)\Z", re.I)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,18 +144,30 @@ def examine(question: str, text: str, calculations: Sequence[str], answer: str, 
     truth = None if expected is None else Truth(calculations, question, expected)
     if truth is None or truth.goal is None:
         return Finding(error="", reason=NO_TRUTH)
-    steps = split_steps(text)
+    steps = _with_spoken_answer(split_steps(text))
     closing = next((s for s in steps if s.label == ANSWER), None)
     body = text if closing is None else text[: closing.start]
     thought = steps[0].end if steps and steps[0].label == PREAMBLE else 0
     equations = [equation for equation in find_equations(body) if equation.start >= thought]
-    stated = None if closing is None else answer_value(text[closing.start :])
+    marked = text[closing.start :] if closing else extract_answer(body)
+    stated = answer_value(marked) if marked else None
     if not equations:
         return Finding(error="", reason=NO_EQUATION)
     if len(equations) > MAX_LINES:
         return Finding(error="", reason=NOT_UNDERSTOOD)
     attempt = _Attempt(text, steps, closing, equations, stated, truth)
     return attempt.examine(thorough)
+
+
+def _with_spoken_answer(steps: list[Step]) -> list[Step]:
+    """A sentence that states the answer behind the last equation of a line is a step of its own."""
+    last = steps[-1] if steps else None
+    found = _SPOKEN.search(last.text) if last else None
+    if last is None or last.label == ANSWER or not found or extract_answer(found[1]) is None:
+        return steps
+    cut = last.start + found.start(1)
+    answer = Step(label=ANSWER, start=cut, end=last.end, text=found[1])
+    return [*steps[:-1], replace(last, end=cut, text=last.text[: found.start(1)]), answer]
 
 
 @dataclass(slots=True)
@@ -272,6 +287,12 @@ class _Attempt:
             results={n: number_text(value) for n, value in values.items() if value is not None},
             answer=number_text(self.truth.answer),
         )
+        if any(
+            _breaks_fraction(self.equations[n], line)
+            for n, line in change.lines.items()
+            if 0 <= n < len(self.equations)
+        ):
+            return Finding(error="", reason=NOT_UNDERSTOOD)
         label = ANSWER if name is None else self._label(name)
         trace = rewrite(self.text, self.steps, change)
         return Finding(error=error, label="" if error == "unfinished" else label, text=trace)
@@ -279,6 +300,14 @@ class _Attempt:
     def _label(self, name: int) -> str:
         start = self.equations[name].start
         return next(step.label for step in reversed(self.steps) if step.start <= start)
+
+
+def _breaks_fraction(equation: Equation, line: Sequence[str]) -> bool:
+    """Whether another left side has no place for a fraction that is written in LaTeX."""
+    left = equation.lefts[0]
+    return any(t.text == OVER for t in left) and (
+        len(line) != len(left) or any(t.text == OVER and new != "/" for t, new in zip(left, line, strict=True))
+    )
 
 
 def _first(slip: int | None, wrong: int | None) -> int | None:

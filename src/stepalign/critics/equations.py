@@ -14,12 +14,20 @@ PRIME = 2**61 - 1
 
 _TOKEN = re.compile(
     r"(?P<number>(?:\d{1,3}(?:,\d{3})+|\d{1,15})(?:\.\d{1,18})?|\.\d{1,18})|(?P<times>(?<=[\d\s%)])[xX×](?=[\s$\d(]))|"
-    r"(?P<sign>[-+*/÷−·()=%])|(?P<skipped>[\s$£€¢]+)|(?P<other>.)",
+    r"(?P<sign>[-+*/÷−·()=]|\\?%|\\(?:times|cdot|div)(?![a-z])|\}\{)|"
+    r"(?P<skipped>[\s$£€¢}]+|\\(?:text|mathrm)\{[^{}]{0,40}\}|\\boxed\{|\\[$,;!()\[\]]|\\(?:left|right)(?![a-z])|"
+    r"\\[dt]?frac\{(?=\d))|(?P<other>.)",
     re.S,
 )
+_FRACTION = re.compile(r"(?<![/÷v])(?<![/÷v]\s)\\[dt]?frac\{([\d,.]{1,18})(\}\{)[\d,.]{1,18}\}")
+OVER = "}{"
+"""The sign of a fraction of two numbers in LaTeX."""
 _NOTE = re.compile(r"<<[^<>]{1,200}>>")
 _ECHO = re.compile(r"\s{0,2}([-−]?[$£€]?)(\d[\d,]*(?:\.\d+)?|\.\d+)")
-_SIGNS = {"×": "*", "x": "*", "X": "*", "·": "*", "÷": "/", "−": "-"}
+_SIGNS = {
+    **{"×": "*", "x": "*", "X": "*", "·": "*", "÷": "/", "−": "-"},
+    **{r"\times": "*", r"\cdot": "*", r"\div": "/", OVER: "/", r"\%": "%"},
+}
 _SMALL = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
@@ -57,11 +65,14 @@ class Token:
 
 def tokens_of(text: str) -> list[Token]:
     """Numbers, signs, white space, and whatever else there is, in order."""
-    kinds = {"times": "sign"}
-    return [
-        Token(kinds.get(str(m.lastgroup), str(m.lastgroup)), m.group(), m.start(), m.end())
-        for m in _TOKEN.finditer(text)
-    ]
+    over = {fraction.start(2) for fraction in _FRACTION.finditer(text)}
+    found = []
+    for match in _TOKEN.finditer(text):
+        kind = {"times": "sign"}.get(str(match.lastgroup), str(match.lastgroup))
+        if match.group() == OVER and match.start() not in over:
+            kind = "other"
+        found.append(Token(kind, match.group(), match.start(), match.end()))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,14 +62,24 @@ def rewrite(text: str, steps: Sequence[Step], change: Change) -> str:
         kept = [name for name in own if name in pending]
         for name in kept:
             while pending[0] != name:
-                pieces.append(_new_step(pending.pop(0), change, template))
+                _append(pieces, _new_step(pending.pop(0), change, template), template)
             pending.pop(0)
         if kept:
             pieces.append(_edited(step, own, kept, change))
-    pieces += [_new_step(name, change, template) for name in pending]
+    for name in pending:
+        _append(pieces, _new_step(name, change, template), template)
     answer = next((step for step in steps if step.label == ANSWER), None)
-    pieces.append(_answer(answer, change.answer, pieces))
+    if answer or answer_value(extract_answer("".join(pieces)) or "") != Fraction(change.answer):
+        pieces.append(_answer(answer, change.answer, pieces))
     return "".join(_renumbered(pieces) if _NUMBERED.match(body[0].text) else pieces)
+
+
+def _append(pieces: list[str], step: str, template: tuple[str, str, str]) -> None:
+    """A new step behind one that may be the last of an attempt, without a line end."""
+    mark, _, end = template
+    if pieces and not pieces[-1][-1:].isspace():
+        pieces.append(end if mark else "\n")
+    pieces.append(step)
 
 
 def _edited(step: Step, own: Sequence[int], kept: Sequence[int], change: Change) -> str:
