@@ -3,24 +3,63 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from stepalign.stopping import PROCESS, Interrupted
+
 Result = TypeVar("Result")
 _CLOSE_SECONDS = 10.0
+_LOOK_SECONDS, _CANCEL_SECONDS = 0.1, 2.0
+"""Between two looks at the request to stop; for work to clean up when it is cancelled."""
 
 
 def wait_for(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its end. Inside a running event loop, such as a notebook's, it runs in a thread of its own."""
+    """Run a coroutine to its end. Inside a running event loop, such as a notebook's, it runs in a thread of its own.
+
+    Raises:
+        Interrupted: the process is asked to stop; the work is cancelled.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work)
+        with PROCESS.held():
+            return asyncio.run(_unless_stopped(work))
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, Result]) -> Result:
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # also of one that is left behind
+    while not (await asyncio.wait([task], timeout=_LOOK_SECONDS))[0]:
+        if PROCESS.asked:
+            task.cancel()
+            await asyncio.wait([task], timeout=_CANCEL_SECONDS)
+            raise Interrupted
+    return task.result()
+
+
+def result_of(future: Future[Result]) -> Result:
+    """The result of work in another thread. Raises Interrupted when the process is asked to stop before it."""
+    with PROCESS.held():
+        while not wait([future], _LOOK_SECONDS).done:
+            if PROCESS.asked:
+                raise Interrupted
+        return future.result()
+
+
+def wait_for_item(items: queue.SimpleQueue[Result]) -> Result:
+    """The next item of a queue. Raises Interrupted when the process is asked to stop before it."""
+    with PROCESS.held():
+        while not PROCESS.asked:
+            with suppress(queue.Empty):
+                return items.get(timeout=_LOOK_SECONDS)
+        raise Interrupted
 
 
 async def _nothing() -> None:

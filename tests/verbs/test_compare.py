@@ -290,7 +290,7 @@ def test_a_comparison_stopped_in_every_way_ends_in_the_same_numbers(
     wait_until(lambda: recorded(out) > before + 2, process)
     process.terminate()
     _, told = process.communicate(timeout=120)
-    assert process.returncode == 130, told
+    assert process.returncode == 143, told
     assert "stopping: every run saves itself" in told
     assert not run_processes(process.pid)
 

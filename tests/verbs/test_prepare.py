@@ -11,7 +11,7 @@ import pytest
 from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Event
-from stepalign.stopping import Interrupted, StopRequest
+from stepalign.stopping import Interrupted
 from stepalign.storage.files import read_json
 from stepalign.verbs.prepare import prepare_solver
 
@@ -44,13 +44,11 @@ def recipe(tmp_path: Path) -> Config:
 
 
 def go(config: Config, out: Path, *, resume: bool = False, stops_at: Sequence[int] = ()) -> dict[str, object]:
-    stop = StopRequest()
-
     def listener(event: Event) -> None:
         if event.kind == "progress" and event.done in stops_at:
-            stop.ask()
+            raise Interrupted  # as a signal does, wherever it comes
 
-    return prepare_solver(config, out, resume=resume, listener=listener, stop=stop)
+    return prepare_solver(config, out, resume=resume, listener=listener)
 
 
 def changed(config: Config, **prepare: float) -> Config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 
 from stepalign.errors import ConfigError, UserError
 from stepalign.events import Event
-from stepalign.stopping import StopRequest
+from stepalign.stopping import ONE_REQUEST, StopRequest
 from stepalign.verbs.processes import Job, run_all
 
 # What a child does is its name; what is done leaves a file.
@@ -34,8 +33,7 @@ if name == "exits":
 if name.startswith("talks"):
     for index in range(2_000):  # far more than a pipe holds
         print(f"warning: {index}" + str(index) * 50)
-stop = StopRequest()
-with stop.listening():
+with StopRequest().listening() as stop, stop.held():
     if name == "SIGTERM":
         os.kill(os.getpid(), signal.SIGTERM)
     while name.startswith("long") or name == "SIGTERM":
@@ -158,12 +156,39 @@ def test_children_of_a_killed_parent_save_themselves(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_a_stop_request_speaks_at_once_and_the_second_interrupt_is_final(capfd: pytest.CaptureFixture[str]) -> None:
-    stop = StopRequest("stopping soon")
-    with stop.listening():
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.asked
-        os.kill(os.getpid(), signal.SIGINT)
-        assert capfd.readouterr().err.count("stopping soon") == 1
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+SLEEPER = """
+import sys, time
+from stepalign.stopping import PROCESS
+with PROCESS.listening(), PROCESS.held("stopping soon"):
+    print("begun", flush=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not (sys.argv[1] == "polite" and PROCESS.asked):
+        time.sleep(0.02)
+    PROCESS.kept = "all of it is saved"
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_request_speaks_at_once_and_a_second_signal_of_either_kind_is_final(second: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, "busy"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.5 * ONE_REQUEST)
+    assert process.poll() is None  # it is held
+    process.send_signal(second)
+    _, said = process.communicate(timeout=5)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.split("\n")[1:3] == ["stopping soon", "stopped (SIGTERM): nothing is left half done"]
+
+
+def test_a_process_that_does_not_come_to_its_end_is_ended() -> None:
+    code = SLEEPER.replace("import sys", "import stepalign.stopping; stepalign.stopping.PATIENCE = 0.5; import sys")
+    process = subprocess.Popen([sys.executable, "-c", code, "busy"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == 130

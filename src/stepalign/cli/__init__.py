@@ -9,34 +9,35 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
-
-from stepalign.cli import checks, looks  # noqa: F401 - their commands join those of the table
-from stepalign.cli.commands import app
 from stepalign.errors import ConfigError, UserError
 from stepalign.outside import keep_secrets_of, shown
+from stepalign.stopping import PROCESS
+
+if TYPE_CHECKING:
+    from stepalign.cli.commands import app
 
 __all__ = ["app", "main"]
 
 
-@app.callback(invoke_without_command=True)
-def _root(
-    context: typer.Context,
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
-    version: bool = typer.Option(False, "--version", help="Print the version."),
-) -> None:
-    if version:
-        from stepalign import __version__
+def __getattr__(name: str) -> Any:
+    """``app``, with the commands of all tables. Signals are heard before the option parser is loaded."""
+    if name != "app":
+        raise AttributeError(name)
+    from stepalign.cli import checks, commands, looks  # noqa: F401 - their commands join those of the table
 
-        print(__version__)
-    elif context.invoked_subcommand is None:
-        print(context.get_help())
+    return commands.app
 
 
 def main() -> None:
-    """Entry point. Prints a user's error without a traceback and exits with its code; 130 after Ctrl-C."""
+    """Entry point. Prints a user's error without a traceback and exits with its code; 130 after Ctrl-C, 143 after
+    SIGTERM."""
+    with PROCESS.listening():
+        _main()
+
+
+def _main() -> None:
     debug = "--debug" in sys.argv
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.formatwarning = _one_line
@@ -44,11 +45,12 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a console without a character shows its number
             stream.reconfigure(errors="backslashreplace")
     keep_secrets_of([url for word in sys.argv for url in re.findall(r"https?://.*", word)])
+    code = 0
     try:
-        code = app(standalone_mode=False, args=[a for a in sys.argv[1:] if a != "--debug"])
+        code = __getattr__("app")(standalone_mode=False, args=[a for a in sys.argv[1:] if a != "--debug"])
     except UserError as error:
         _fail(error, debug)
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         code = 130
     except OSError as error:  # a full disk, a file without permission: what, where, no traceback
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -62,8 +64,9 @@ def main() -> None:
         usage: Any = error  # an error of the option parser
         command = usage.ctx.command_path if getattr(usage, "ctx", None) else "stepalign"
         _fail(ConfigError(usage.format_message(), hint=f"{command} --help"), debug)
-    if code == 130:
-        print("interrupted", file=sys.stderr)
+    if code == 130 or PROCESS.asked:
+        print(shown(PROCESS.line), file=sys.stderr)
+        code = PROCESS.exit_code
     if isinstance(code, int) and code:  # the parser returns the code of an exit, 130 for Ctrl-C
         raise SystemExit(code)
 

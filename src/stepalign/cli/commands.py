@@ -22,6 +22,7 @@ from stepalign.cli.options import (
     say,
     working,
 )
+from stepalign.stopping import PROCESS
 
 app = typer.Typer(
     add_completion=False,
@@ -29,6 +30,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train a language model on feedback - and see, token by token, what that feedback teaches.",
 )
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(False, "--version", help="Print the version."),
+) -> None:
+    if version:
+        from stepalign import __version__
+
+        print(__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Commands that train
@@ -55,7 +71,7 @@ def compare(
         print(describe_arms(config, out))
         return _dry_run(config)
     note_new_run(out, resume)
-    with working() as display:
+    with working(kept="every run keeps what it has saved") as display:
         results = compare_config(config, recipe, out, resume=resume, listener=display)
     from stepalign.report.table import results_table
     from stepalign.verbs.progress import console
@@ -72,17 +88,15 @@ def train(
 ) -> None:
     """Train one condition; the last weights land in final/ of the folder."""
     from stepalign.config import load_config
-    from stepalign.stopping import StopRequest
 
     config = load_config(recipe, settings or ())
     if dry_run:
         return _dry_run(config)
     from stepalign.verbs.train import train_config
 
-    notice = "stopping: the run saves itself after this step; Ctrl-C once more stops at once"
     note_new_run(out, resume)
-    with working(config.condition) as display, StopRequest(notice).listening() as stop:
-        done = train_config(config, out, resume=resume, listener=display, stop=stop)
+    with working(config.condition, kept="no step is saved yet") as display:
+        done = train_config(config, out, resume=resume, listener=display, stop=PROCESS)
     say(f"{done.step} steps, {done.num_rollouts} rollouts, {done.num_tokens} tokens")
     say(f"weights: {out / 'final'}")
     return None
@@ -92,14 +106,12 @@ def train(
 def prepare(recipe: Recipe, out: OutFolder, settings: Set = None, resume: Resume = False) -> None:
     """Warm a model up on a domain's format until its pass rate is in a band; the weights land in solver/."""
     from stepalign.config import load_config
-    from stepalign.stopping import StopRequest
 
     config = load_config(recipe, settings or ())
     from stepalign.verbs.prepare import prepare_solver
 
-    notice = "stopping: the warm-up goes on from its last measurement; Ctrl-C once more stops at once"
-    with working("prepare") as display, StopRequest(notice).listening() as stop:
-        done = prepare_solver(config, out, resume=resume, listener=display, stop=stop)
+    with working("prepare", kept="the warm-up is kept up to its last measurement") as display:
+        done = prepare_solver(config, out, resume=resume, listener=display)
     rate = f"{done['pass_rate']:.1%} [{done['low']:.1%}, {done['high']:.1%}]"
     say(f"{done['examples']} examples; {rate} of {done['problems']} validation problems x {done['num_samples']}")
     say(f"weights: {out / 'solver'}")
@@ -133,7 +145,7 @@ def evaluate(
     from stepalign.verbs.progress import headline
 
     config, source = config_for_model(model, recipe, settings, {"evaluation.num_samples": n})
-    with working(resume="") as display:
+    with working(resume="", kept="finished problems are kept") as display:
         result = evaluate_model(config, problems, out, display, samples, origin=source)
     say(headline(result["metrics"]))
     say(f"{result['num_problems']} problems x {result['num_samples']} completions: {result['samples']}")
@@ -157,7 +169,7 @@ def grade(
     from stepalign.verbs.grade import grade_file
 
     opening = open_grader(grader, seconds=seconds, num_workers=workers or os.cpu_count() or 1)
-    with working(transient=True, resume="") as display, opening as opened:
+    with working(transient=True, resume="", kept="graded rows are kept") as display, opening as opened:
         columns = {"completion": completion, "answer": answer, "prompt": prompt}
         counts = grade_file(file, out, **columns, thinking=thinking, grader=opened, listener=display)
     verdicts = counts["verdicts"]
@@ -183,7 +195,7 @@ def select(
     named = [f"data.train={json.dumps(problems)}"] if problems else []
     config = load_config(recipe, [*(settings or ()), *named])
     note_new_run(out, resume)
-    with working() as display:
+    with working(kept="everything measured is kept") as display:
         manifest = run(config, out, resume=resume, listener=display)
     write_funnel(manifest, out / "funnel.html")
     say(funnel_table(manifest["funnel"]))

@@ -45,7 +45,7 @@ def signal(
 
     path = find_file(source)
     names = tuple(name.strip() for name in contexts.split(",") if name.strip())
-    with working(transient=True, resume="") as display:
+    with working(transient=True, resume="", kept="analysed rollouts are kept") as display:
         if path.is_dir():
             if recipe:
                 raise ConfigError("a run brings its own recipe", where="--recipe", hint="change keys with --set")
@@ -160,7 +160,7 @@ def critique(
     attempts = read_attempts(rollouts, parse_pairs(columns))
     config = config_with_critic(attempts.config, critic, model, settings, cache_only=cache_only)
     note_new_run(out, resume)
-    with working(transient=True) as display:
+    with working(transient=True, kept="every critique that came is kept") as display:
         summary = critique_rollouts(config, attempts, out, resume=resume, listener=display)
     say(*critique_lines(summary))
     say(f"page: {out / 'index.html'}")
@@ -244,9 +244,7 @@ def warmstart(
 def signal_of_base(recipe: Recipe, out: OutFolder) -> None:
     """The analysis of a comparison's untrained solver; ``compare`` calls this."""
     from stepalign.config import load_config
-    from stepalign.stopping import stop_with_parent
     from stepalign.verbs.progress import Display
     from stepalign.verbs.signal.base import write_signal
 
-    stop_with_parent()
     write_signal(load_config(recipe), out, Display("signal"))

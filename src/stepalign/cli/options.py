@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import typer
 
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
 from stepalign.outside import redacted, shown
-from stepalign.stopping import LIFELINE, Interrupted
+from stepalign.stopping import IS_CHILD, PROCESS
 
 if TYPE_CHECKING:
     from stepalign.verbs.progress import Display
@@ -57,25 +56,26 @@ DryRun = Annotated[
 
 def note_new_run(out: Path, resume: bool) -> None:
     """Say that ``--resume`` has nothing to continue; a comparison gives it to every run."""
-    if resume and not (out / "config.toml").exists() and LIFELINE not in os.environ:
+    if resume and not (out / "config.toml").exists() and not IS_CHILD:
         print(f"warning: nothing to continue in {out}: a new run begins", file=sys.stderr)
 
 
-class Stopped(UserError):  # noqa: N818 - not a mistake: finished work is kept
-    exit_code = 130
-
-
 @contextmanager
-def working(title: str = "", *, transient: bool = False, resume: str = " --resume") -> Iterator[Display]:
-    """A display for a long command. One that is stopped or out of budget says with which words it goes on."""
+def working(
+    title: str = "", *, transient: bool = False, resume: str = " --resume", kept: str = "everything so far is saved"
+) -> Iterator[Display]:
+    """A display for a long command. One that is stopped or out of budget says with which words it goes on.
+
+    Args:
+        kept: what is on disk at any moment.
+    """
     from stepalign.verbs.progress import Display
 
     again = shlex.join(["stepalign", *(redacted(word) for word in sys.argv[1:] if word != "--resume")]) + resume
+    PROCESS.kept, PROCESS.again = kept, again
     with Display(title, transient=transient) as display:
         try:
             yield display
-        except (KeyboardInterrupt, Interrupted):
-            raise Stopped("stopped; everything so far is saved", hint=f"continue with: {again}") from None
         except BudgetSpentError as error:  # a later --set wins over an earlier one
             hint = f"everything so far is saved; raise the budget and continue: {again}"
             error.hint = f"{hint} --set critic.token_budget=TOKENS"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -22,7 +22,11 @@ from stepalign.rollouts.early import Collected, JudgedGroup, from_line, to_line
 from stepalign.rollouts.metrics import critique_numbers, rollout_numbers
 from stepalign.rollouts.order import problems_of_step
 from stepalign.rollouts.samples import SampleMaker
-from stepalign.waiting import BackgroundLoop, wait_for
+from stepalign.stopping import PROCESS, Interrupted
+from stepalign.waiting import BackgroundLoop, result_of, wait_for, wait_for_item
+
+_LAST_SECONDS = 2.0
+"""For a step that is nearly collected when the process is asked to stop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,17 +91,22 @@ class Stream:
                     )
                     self._early.append((one, loop.run(work) if loop is not None else _done(wait_for(work))))
                     upcoming = one + 1
-                yield self._batch(self._early[0][1].result(), step)
+                yield self._batch(result_of(self._early[0][1]), step)
                 self._early.popleft()
 
     def collected_early(self, start: int) -> list[str]:
         """The steps from ``start`` on that are collected already, one text each; those under way are waited for.
 
-        A step that fails, and those behind it, are left out: they are collected again.
+        A step that fails, that was cancelled, or that is under way when the process is asked to stop, and those behind
+        it, are left out: they are collected again.
         """
         lines: list[str] = []
         for step, future in self._early if self.ahead else ():
-            if future.exception() is not None:
+            if PROCESS.asked:
+                wait([future], _LAST_SECONDS)
+            try:
+                result_of(future)
+            except (Exception, CancelledError, Interrupted):
                 break
             if step >= start:
                 lines.append(to_line(future.result()))
@@ -120,7 +129,7 @@ class Stream:
             future.add_done_callback(lambda _: groups.put(None))
             is_open = True
             while is_open:
-                found = [groups.get()]
+                found = [wait_for_item(groups)]
                 while not groups.empty():
                     found.append(groups.get())
                 is_open = None not in found

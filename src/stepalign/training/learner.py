@@ -20,6 +20,7 @@ from stepalign.models.scoring import completion_hidden
 from stepalign.objectives.divergences import TopK, find_divergence
 from stepalign.objectives.policy_gradient import StepCounts
 from stepalign.records import Sample
+from stepalign.stopping import PROCESS, Interrupted
 from stepalign.training.checkpoint import Checkpoint, restore_optimizer, write_state
 from stepalign.training.distributed import ONE_PROCESS, Ranks, shared_out
 from stepalign.training.loss import Objective, Side, WatchedSums, batch_loss, is_rewarded, uses_teacher
@@ -89,14 +90,17 @@ class Learner:
     def update(self, samples: Sequence[Sample], teacher: Teacher, step: int) -> dict[str, float]:
         """``updates_per_batch`` optimizer updates on the samples.
 
+        Raises:
+            Interrupted: asked to stop before the weights have changed.
+
         Returns:
             The step's numbers: nats per token for divergence, entropies and log-ratios; NaN where nothing was scored.
         """
         rate = self._set_rate(step)
         numbers: dict[str, float] = {}
-        for _ in range(self._training.updates_per_batch):
+        for update in range(self._training.updates_per_batch):
             sums = self._begin()
-            self._add(samples, sums, teacher, self._counts(samples))
+            self._add(samples, sums, teacher, self._counts(samples), may_stop=update == 0)
             numbers = self._step(sums)
             teacher.update(self._solver.model)
         return {**numbers, "learning_rate": rate}
@@ -108,7 +112,7 @@ class Learner:
         rate = self._set_rate(step)
         sums, samples = self._begin(), list[Sample]()
         for part in parts:
-            self._add(part, sums, teacher, self._counts(()))
+            self._add(part, sums, teacher, self._counts(()), may_stop=True)
             samples += part
         counts = self._counts(samples)
         scale = 1.0 / (counts.tokens if self._objective.loss_type == "dapo" else counts.completions)
@@ -154,12 +158,20 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return _Sums()
 
-    def _add(self, samples: Sequence[Sample], sums: _Sums, teacher: Teacher, counts: StepCounts) -> None:
-        """Accumulate the gradients of samples."""
+    def _add(
+        self, samples: Sequence[Sample], sums: _Sums, teacher: Teacher, counts: StepCounts, *, may_stop: bool
+    ) -> None:
+        """Accumulate the gradients of samples.
+
+        Raises:
+            Interrupted: the process is asked to stop, ``may_stop``, and no other rank waits for this one.
+        """
         active = self._active(samples)
         rounds = list(zip_longest(*map(self._cut, shared_out(active, self._ranks.size)), fillvalue=()))
         counts = replace(counts, micro_batches=max(1, len(rounds)))
         for batches in rounds:  # one micro-batch for each rank
+            if PROCESS.asked and may_stop and self._ranks.size == 1:
+                raise Interrupted
             is_taught = any(uses_teacher(sample) for batch in batches for sample in batch)
             part, watched, has_gradient = self._loss(batches[self._ranks.rank], counts, teacher, is_taught)
             sums.learns |= has_gradient

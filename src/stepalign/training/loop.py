@@ -41,6 +41,7 @@ from stepalign.training.timeline import Timeline, write_trace
 from stepalign.training.trackers import Trackers
 from stepalign.waiting import wait_for
 
+_STOPPING = "stopping: the run saves itself; once more stops at once"
 MOST_SKIPPED = 3
 """Steps without a finite gradient, one after another, that end a run: its weights do not move any more."""
 PHASES = ("sampling", "feedback", "learning", "evaluation", "saving")
@@ -138,7 +139,8 @@ class Run:
         """Train to the end of the budget, from the newest checkpoint where there is one.
 
         Raises:
-            Interrupted: asked to stop; a checkpoint is on disk.
+            Interrupted: asked to stop, with a checkpoint on disk once there is a step. A request in the middle of an
+                update waits for its micro-batch; then the step begins anew when the run goes on.
             ConfigError: the problems have changed since the checkpoint, or a guard stops the run.
             BudgetSpentError: the critic's budget is spent; a checkpoint is on disk.
         """
@@ -148,7 +150,8 @@ class Run:
         self._resume()
         self.trackers = self.open_trackers(self.progress.step)
         try:
-            self._train()
+            with self.stop.held(_STOPPING):
+                self._train()
         finally:
             self.timeline.write()
             write_trace(self.folder.path)
@@ -162,7 +165,11 @@ class Run:
             self.evaluate()  # before the first step, or where an evaluation was interrupted
         batches = self.stream.batches(self.progress.step, self.training.max_steps, self.listener, self._early)
         with contextlib.closing(batches):
-            self._steps(batches)
+            try:
+                self._steps(batches)
+            except Interrupted:  # between two steps, wherever in sampling, critiques, learning or evaluation
+                self._save_stopped()
+                raise
 
     def _steps(self, batches: Iterator[Batch]) -> None:
         """Until the end of the budget."""
@@ -172,8 +179,8 @@ class Run:
             if self.stream.ahead:
                 numbers |= batch.staleness(self.progress.step)
             self.progress.step += 1
-            self.publish_weights()
             self.record(batch, numbers)
+            self.publish_weights()
             if self.due(self.evaluation.eval_steps):
                 self.evaluate()
             if self.due(self.training.save_steps):
@@ -301,6 +308,11 @@ class Run:
             limit = self.training.save_total_limit
             for old in checkpoints.find_checkpoints(root)[:-limit] if limit and not keeps_all else []:
                 remove_folder(old)
+        self.stop.kept = f"the run is saved after {self._steps_done}"
+
+    @property
+    def _steps_done(self) -> str:
+        return f"{self.progress.step} step{'s' if self.progress.step > 1 else ''}"
 
     # -- resuming, stopping, timing -----------------------------------------------------------------------------------
 
@@ -325,6 +337,7 @@ class Run:
         self.progress.load(found.state["progress"])
         self._early = found.state.get("collected_early", ())
         self.guards.history, self.guards.warned = self.progress.guard_history, self.progress.guards_spoken
+        self.stop.kept = f"the run is saved after {self._steps_done}"
         self.listener(line(f"continues from {found.folder.name}"))
 
     @property
@@ -342,9 +355,12 @@ class Run:
 
     def stop_if_asked(self) -> None:
         if self.stop.asked:
-            if self.progress.step:  # before the first step a new start is the same, evaluation included
-                self.save()
             raise Interrupted
+
+    def _save_stopped(self) -> None:
+        if self.progress.step:  # before the first step a new start is the same, evaluation included
+            self.save()
+            self.stop.kept = f"everything so far is saved, {self._steps_done}"
 
     @contextlib.contextmanager
     def _saved_if_the_budget_ends(self) -> Iterator[None]:

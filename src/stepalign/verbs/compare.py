@@ -36,7 +36,7 @@ from stepalign.errors import BudgetSpentError, ConfigError, UserError
 from stepalign.evaluation.comparison import detectable_difference
 from stepalign.events import Event, Listener, line
 from stepalign.feedback.designs import find_condition, find_design
-from stepalign.stopping import StopRequest
+from stepalign.stopping import PROCESS
 from stepalign.storage.files import read_json, write_atomically, write_json
 from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.verbs.checks import Inputs, check_recipe, run_checks
@@ -201,7 +201,7 @@ def compare_config(config: Config, recipe: str, out: Path, *, resume: bool, list
     Raises:
         ConfigError, EndpointError, LockedError: as the runs do.
         RunsFailedError: some runs failed; the others are finished, and results and page show them.
-        KeyboardInterrupt: asked to stop; every run has saved itself.
+        Interrupted: asked to stop; every run has saved itself.
     """
     start = time.perf_counter()
     config = as_before(config, out)
@@ -217,8 +217,7 @@ def compare_config(config: Config, recipe: str, out: Path, *, resume: bool, list
     for arm, found in inputs.items():
         with _named(arm):
             run_checks(found, loads_model=True)
-    stop = StopRequest("stopping: every run saves itself after its step; Ctrl-C once more stops at once")
-    with RunFolder(out, config, resume=resume, kind="comparison", extra=RUN_FILES), stop.listening():
+    with RunFolder(out, config, resume=resume, kind="comparison", extra=RUN_FILES):
         open_tasks = sorted((t for t in tasks if not t.finished), key=lambda t: -t.cost)
         for task in tasks:
             listener(
@@ -229,9 +228,8 @@ def compare_config(config: Config, recipe: str, out: Path, *, resume: bool, list
         failures: dict[str, UserError] = {}
         if open_tasks:
             jobs = [_job(task, out, config.compare.launcher) for task in open_tasks]
-            failures = run_all(jobs, config.compare.processes, stop=stop, listener=listener)
-            if stop.asked:
-                raise KeyboardInterrupt
+            with PROCESS.held("stopping: every run saves itself; once more stops at once") as stop:
+                failures = run_all(jobs, config.compare.processes, stop=stop, listener=listener)
         elif (out / "results.json").exists():
             rewrite_results(out)  # nothing left to run: the times of the first time stand
             return read_json(out / "results.json")

@@ -25,7 +25,6 @@ from stepalign.models.load import Solver, dtype_of
 from stepalign.records import Problem
 from stepalign.rollouts.metrics import rollout_numbers
 from stepalign.rollouts.order import derive_seed
-from stepalign.stopping import Interrupted, StopRequest
 from stepalign.storage.files import read_json, remove_folder, write_json
 from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.training import checkpoint as checkpoints
@@ -34,7 +33,7 @@ from stepalign.training.loop import save_final
 WARMUP_STEPS = 10
 
 
-def prepare_solver(config: Config, out: Path, *, resume: bool, listener: Listener, stop: StopRequest) -> dict[str, Any]:
+def prepare_solver(config: Config, out: Path, *, resume: bool, listener: Listener) -> dict[str, Any]:
     """Warm a solver up; OUT/solver holds its weights, OUT/prepare.json what was seen and measured.
 
     Returns:
@@ -68,7 +67,7 @@ def prepare_solver(config: Config, out: Path, *, resume: bool, listener: Listene
         session = open_session(config, listener)
         try:
             warmup = _WarmUp(session, examples, held_out, out, listener)
-            result = warmup.go(stop)
+            result = warmup.go()
         finally:
             session.close()
         save_final(session.solver, out / "solver")
@@ -104,7 +103,7 @@ class _WarmUp:
         self.optimizer = torch.optim.AdamW(self.learner.model.parameters(), weight_decay=0.0)
         self.step, self.stride, self.rounds = 0, self.section.measure_steps, list[dict[str, Any]]()
 
-    def go(self, stop: StopRequest) -> dict[str, Any]:
+    def go(self) -> dict[str, Any]:
         """Rounds of learning and measuring until the pass rate is in the band."""
         if not self._restore():
             self._measure()
@@ -123,8 +122,6 @@ class _WarmUp:
             end = min(self.step + self.stride, len(self.batches))
             losses = []
             while self.step < end:
-                if stop.asked:
-                    raise Interrupted
                 losses.append(self._learn(self.batches[self.step]))
                 self.step += 1
                 self.listener(progress("warm-up", self.step, len(self.batches), f"loss {losses[-1]:.3f}"))

@@ -28,7 +28,7 @@ _BY_CODE = {kind.exit_code: kind for kind in (ConfigError, EndpointError, Locked
 _PHASE = re.compile(r"(?:[^:]+: )?(?P<name>(?!step )\w[\w ]*): (?P<done>\d+) of (?P<total>\d+)\b")
 """How ``progress.Display`` writes the progress of a phase to a child's log."""
 _STOPPED = (130, -signal.SIGTERM, 128 + signal.SIGTERM)
-"""Exit codes of a child that was asked to stop: it saved itself, or had nothing to save yet."""
+"""Exit codes of a child that was asked to stop: it saved itself, had nothing to save yet, or was too slow to save."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +53,6 @@ def run_all(jobs: Sequence[Job], num_parallel: int, *, stop: StopRequest, listen
         stop: when asked, every child is asked to save itself, and no other begins.
         listener: receives the events of each child with its name as ``run``, and how it ended.
 
-    Raises:
-        KeyboardInterrupt: asked twice; children are killed, which a run folder survives.
     """
     todo, running = deque(jobs), list[_Child]()
     failures: dict[str, UserError] = {}

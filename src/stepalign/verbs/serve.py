@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepalign.errors import ConfigError
-from stepalign.stopping import StopRequest
+from stepalign.stopping import PROCESS, StopRequest
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for ``--max-lora-rank``."""
-SECONDS_TO_STOP = 10.0
+SECONDS_TO_STOP = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +94,7 @@ def run(command: ServerCommand) -> int:
     has_vllm = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
     with suppress(OSError):
         if subprocess.run([python, "-c", has_vllm], check=False).returncode == 0:
-            with StopRequest("stopping the server").listening() as stop:
+            with PROCESS.held("stopping the server") as stop:
                 return _run(command, stop)
     raise ConfigError(
         f"{python} has no vLLM",
@@ -118,7 +118,7 @@ def _run(command: ServerCommand, stop: StopRequest) -> int:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
-    return 0 if stop.asked else code
+    return code
 
 
 def _context_length(folder: Path) -> list[int]:
