@@ -34,7 +34,15 @@ def main() -> None:
     """Entry point. Prints a user's error without a traceback and exits with its code; 130 after Ctrl-C, 143 after
     SIGTERM."""
     with PROCESS.listening():
-        _main()
+        try:
+            _main()
+        except SystemExit:
+            if (
+                PROCESS.asked
+            ):  # nothing is left to do: a thread that is still at work, or one more signal, changes nothing
+                sys.stdout.flush()
+                os._exit(PROCESS.exit_code)
+            raise
 
 
 def _main() -> None:

@@ -70,10 +70,13 @@ class Grader:
         """
         pairs = list(zip(texts, expected, strict=True))
         grades = [self._grade_here(*pair) for pair in pairs]
-        with ThreadPoolExecutor(max_workers=self.config.num_workers) as threads:
+        threads = ThreadPoolExecutor(max_workers=self.config.num_workers)
+        try:
             open_pairs = (pair for pair, grade in zip(pairs, grades, strict=True) if grade is None)
             late = threads.map(lambda pair: self.grade(*pair), open_pairs)
             return [grade or next(late) for grade in grades]
+        finally:  # one that is interrupted does not wait for the rest
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _grade_here(self, text: str, expected: str) -> Grade | None:
         """The grade of a completion where that needs no child process."""

@@ -1,0 +1,149 @@
+"""Signals in every phase of every command: how long until it leaves, with which code and which words."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "helpers"))
+
+import fault_server
+from fault_server import FaultServer
+
+MOST_SECONDS = 10.0
+Begun = Callable[[Path, FaultServer], bool]
+ARITHMETIC = ("arithmetic", "--set", "training.max_steps=400", "--set", "evaluation.at_start=false")
+SERVED = ("--set", "critic.kind=endpoint", "--set", 'critic.base_urls=["{critic}"]', "--set", "critic.model=critic")
+ATTEMPTS = [
+    {"question": f"{n} + 1", "completion": f"<step_1> {n} + 1 = 9\n<answer> 9", "answer": str(n + 1)} for n in range(9)
+]
+SLOW_GRADER = "import time\ndef grade(text, expected):\n    time.sleep(60)\n"
+
+
+def _holds(pattern: str) -> Begun:
+    return lambda folder, _: any(file.stat().st_size for file in folder.glob(pattern))
+
+
+def _asked(_: Path, server: FaultServer) -> bool:
+    return bool(server.asked)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A command, and how one sees that it has come to where the signal is to hit it."""
+
+    words: tuple[str, ...]
+    begun: Begun
+    is_short: bool = False
+    """Part of the tests of the repository."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+PHASES: dict[str, Phase] = {
+    "train, loading": Phase(("train", *ARITHMETIC, "--out", "out"), lambda *_: True),
+    "train, waiting for a critic": Phase(("train", *ARITHMETIC, *SERVED, "--out", "out"), _asked, is_short=True),
+    "train, ahead, waiting for a critic": Phase(
+        ("train", *ARITHMETIC, *SERVED, "--set", "rollouts.ahead=1", "--out", "out"), _asked
+    ),
+    "train, groups as they come": Phase(
+        ("train", *ARITHMETIC, *SERVED, "--set", "rollouts.accumulate=true", "--out", "out"), _asked
+    ),
+    "train, steps": Phase(("train", *ARITHMETIC, "--out", "out"), _holds("out/metrics.jsonl"), is_short=True),
+    "train, saving at each step": Phase(
+        ("train", *ARITHMETIC, "--set", "training.save_steps=1", "--out", "out"), _holds("out/checkpoints/*/manifest.json")
+    ),
+    "train, evaluating": Phase(
+        ("train", "arithmetic", "--set", "evaluation.num_samples=64", "--out", "out"), _holds("out/samples/*")
+    ),
+    "train, one long update": Phase(
+        ("train", *ARITHMETIC, "--set", "training.problems_per_step=282", "--out", "out"), _holds("out/config.toml")
+    ),
+    "compare, children at work": Phase(
+        ("compare", *ARITHMETIC, "--out", "out"), _holds("out/arms/*/*/metrics.jsonl")
+    ),
+    "compare, loading": Phase(("compare", *ARITHMETIC, "--out", "out"), _holds("out/config.toml")),
+    "evaluate": Phase(
+        ("evaluate", "embedded:arithmetic", "--problems", "embedded:arithmetic", "--n", "64", "--out", "out.json"),
+        _holds("out.samples.jsonl"), is_short=True,
+    ),
+    "prepare": Phase(("prepare", "arithmetic", "--out", "out"), _holds("out/config.toml")),
+    "select, asking the critic": Phase(
+        ("select", *ARITHMETIC, *SERVED, "--set", "selection.critic_solves=true", "--out", "out"), _asked
+    ),
+    "critique": Phase(
+        ("critique", "attempts.jsonl", "--critic", "{critic}", "--out", "out"), _asked, is_short=True
+    ),
+    "grade": Phase(
+        ("grade", "attempts.jsonl", "--completion", "completion", "--answer", "answer", "--out", "v.jsonl",
+         "--grader", "slow:grade", "--seconds", "60", "--workers", "2"),
+        _holds("begun"), is_short=True,
+    ),
+    "lab": Phase(("lab", "embedded:arithmetic"), _holds("stdout")),
+    "signal": Phase(
+        ("signal", "attempts.jsonl", "--model", "embedded:arithmetic", "--out", "out"), lambda *_: True
+    ),
+}  # fmt: skip
+
+
+def stopped(phase: Phase, number: int, *, again: int = 0) -> dict[str, Any]:
+    """Send a signal to the command in its phase, and perhaps a second one half a second later."""
+    fault_server.HANG_SECONDS = 120.0
+    with tempfile.TemporaryDirectory() as name:
+        folder, server = Path(name), FaultServer(lambda text, asked: "hang")
+        (folder / "attempts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ATTEMPTS))
+        (folder / "slow.py").write_text(SLOW_GRADER.replace("time.sleep", "open('begun', 'w').write('x'); time.sleep"))
+        words = [word.replace("{critic}", server.url) for word in phase.words]
+        with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "stepalign", *words], stdout=out, stderr=err, cwd=folder, process_group=0
+            )
+        try:
+            while not phase.begun(folder, server) and process.poll() is None:
+                time.sleep(0.02)
+            time.sleep(0.3)
+            begin = time.monotonic()
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+                if again:
+                    time.sleep(0.5)
+                    process.send_signal(again)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(6 * MOST_SECONDS)
+            seconds = time.monotonic() - begin
+        finally:
+            process.kill()
+            process.wait()
+            server.stop()
+        said = (folder / "stderr").read_text(errors="replace")
+        last = [line for line in said.splitlines() if line.startswith("stopped (")]
+        return {
+            "code": process.returncode,
+            "seconds": round(seconds, 2),
+            "said": last,
+            "traceback": "Traceback" in said,
+        }
+
+
+def is_well(row: dict[str, Any], number: int) -> bool:
+    """Left in time with the code of the signal and one last line."""
+    in_time = row["seconds"] < MOST_SECONDS and row["code"] == 128 + number
+    return in_time and len(row["said"]) == 1 and not row["traceback"]
+
+
+def signals(number: int, *, first: int = 0) -> Iterator[dict[str, Any]]:
+    """``number`` trials: every phase with SIGINT, with SIGTERM, and with a second signal."""
+    kinds = [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGTERM, signal.SIGINT)]
+    trials = [(name, *kind) for kind in kinds for name in PHASES]
+    for index in range(first, first + number):
+        name, one, two = trials[index % len(trials)]
+        row = stopped(PHASES[name], one, again=two)
+        yield {"phase": name, "signal": one, "again": two, **row, "well": is_well(row, one)}
