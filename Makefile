@@ -9,7 +9,7 @@ DEMO   ?= runs/demo
 .PHONY: demo demo-words test test-real test-vllm quick check format docs clean
 
 demo: $(VENV)/.core
-	@$(BIN)/stepalign demo --out $(DEMO)
+	@$(BIN)/stepalign demo --out $(DEMO) $(DEMO_OPTIONS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20 --ignore tests/real_model --ignore tests/real_server
@@ -70,8 +70,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The generated parts of the documents, then the site, strictly: a broken link or a notebook that fails ends it.
 docs: $(VENV)/.dev
 	$(BIN)/python dev/generate_docs.py
+	@$(PIP) --editable ".[docs]"
+	$(BIN)/python dev/build_site.py
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

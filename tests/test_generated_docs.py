@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,3 +33,22 @@ def test_every_command_shown_by_the_help_has_its_row() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(names) > 8
     assert all(f"| `{name}" in readme for name in names), names
+
+
+def test_every_document_has_its_place_on_the_site() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs/results").glob("*.md"),
+        *(ROOT / "docs/notebooks").glob("*.ipynb"),
+    ]
+    assert len(pages) > 20
+    assert not [page.name for page in pages if f": {page.relative_to(ROOT)}" not in navigation]
+
+
+def test_the_page_about_one_step_quotes_the_example() -> None:
+    example = " ".join((ROOT / "examples/one_step.py").read_text(encoding="utf-8").split())
+    page = (ROOT / "docs/one_step.md").read_text(encoding="utf-8")
+    quotes = [" ".join(quote.split()) for quote in re.findall(r"```python\n(.*?)```", page, re.S)]
+    assert len(quotes) > 6
+    assert not [quote for quote in quotes if quote not in example]
