@@ -88,6 +88,8 @@ def check(line: Line, folder: Path) -> tuple[str, str]:
     text = re.sub(r"\b(MODEL|RECIPE|DIR|DUMP)\b", lambda found: PLACEHOLDERS[found[0]], line.command)
     words = shlex.split(text.rstrip(" &"))
     reason = next((why for pattern, why in NEEDS.items() if re.search(pattern, text)), "")
+    if len(words) > 2 and re.match(r"runs/|checked", words[2]) and not (folder / words[2]).exists():
+        reason = reason or "a run that this page makes before"
     if words[0] == "stepalign" and (wrong := parses(words)):
         return "parsed", wrong
     if reason:
