@@ -30,6 +30,7 @@ NEEDS = {
     r"https?://": "a server",
     r"\b(Qwen|HuggingFaceTB|nvidia)/|hub:": "the network",
     r"^stepalign (lab|serve)\b": "a page or a server that stays open",
+    r"train gsm8k|^stepalign \w+ (paper|words)\b": "the network, for the model",
     r"verifiers:": "the package verifiers and a taskset",
     r"--gpu|torchrun|sampling\.engine=vllm|^stepalign launch": "a card or servers",
     r"path/to/|\.gguf\b": "a file of yours",
@@ -90,7 +91,7 @@ def check(line: Line, folder: Path) -> tuple[str, str]:
     reason = next((why for pattern, why in NEEDS.items() if re.search(pattern, text)), "")
     if len(words) > 2 and re.match(r"runs/|checked", words[2]) and not (folder / words[2]).exists():
         reason = reason or "a run that this page makes before"
-    if words[0] == "stepalign" and (wrong := parses(words)):
+    if words[0] == "stepalign" and not words[1].startswith("-") and (wrong := parses(words)):
         return "parsed", wrong
     if reason:
         return f"parsed (needs {reason})", ""
