@@ -21,8 +21,8 @@ def signal(
         str,
         typer.Argument(
             metavar="FILE_OR_RUN",
-            help="JSONL with question, completion and contexts (name -> text), a run folder, or a shipped example "
-            "(fizzbuzz, integral, correct, one-wrong-step, wrong-approach).",
+            help="JSONL with question, completion and contexts (name -> text), a run folder, a dump of another trainer "
+            "(docs/dumps.md), or a shipped example (fizzbuzz, integral, correct, one-wrong-step, wrong-approach).",
         ),
     ],
     out: OutFolder,
@@ -38,15 +38,38 @@ def signal(
     recipe: Annotated[
         str, typer.Option("--recipe", help="Prompts and temperature for a file come from this recipe.")
     ] = "",
+    critiques: Annotated[
+        Path | None, typer.Option("--critiques", help="What `stepalign critique` wrote of the same dump.")
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", help="Spells the token ids of a dump that is shown without --model.")
+    ] = "",
     settings: Set = None,
 ) -> None:
     """A_t of attempts under several contexts: signal.jsonl, arrays and a page; goes on where it stopped."""
+    from stepalign.problems.dumps import open_dump
     from stepalign.verbs.signal.rows import find_file
 
     path = find_file(source)
     names = tuple(name.strip() for name in contexts.split(",") if name.strip())
+    dump = None if (path / "config.toml").exists() else open_dump(path)
     with working(transient=True, resume="", kept="analysed rollouts are kept") as display:
-        if path.is_dir():
+        if dump is not None:
+            from stepalign.config import load_config
+            from stepalign.verbs.configs import config_for_file, prompts_said
+            from stepalign.verbs.signal.from_dump import analyse_dump, show_dump
+
+            if model:
+                config, origin = config_for_file(model, recipe, settings)
+                display(line(prompts_said(config, origin)))
+                page = analyse_dump(
+                    dump, out, config, contexts=names, critiques=critiques, num=num, prompts_from=origin,
+                    listener=display,
+                )  # fmt: skip
+            else:
+                config = load_config(recipe or None, settings or ())
+                page = show_dump(dump, out, config, tokenizer=tokenizer, num=num, listener=display)
+        elif path.is_dir():
             if recipe:
                 raise ConfigError("a run brings its own recipe", where="--recipe", hint="change keys with --set")
             from stepalign.verbs.signal.from_run import analyse_run
@@ -133,7 +156,10 @@ def lab(
 
 @app.command()
 def critique(
-    rollouts: Annotated[Path, typer.Argument(help="A run folder, its rollouts.jsonl, or JSON lines of attempts.")],
+    rollouts: Annotated[
+        Path,
+        typer.Argument(help="A run folder, its rollouts.jsonl, JSON lines of attempts, or a dump (docs/dumps.md)."),
+    ],
     out: OutFolder,
     critic: Annotated[
         str,
@@ -158,6 +184,7 @@ def critique(
     from stepalign.verbs.critique import critique_rollouts, refuse_without_critiques
 
     attempts = read_attempts(rollouts, parse_pairs(columns))
+    say(*filter(None, [attempts.about]))
     config = config_with_critic(attempts.config, critic, model, settings, cache_only=cache_only)
     note_new_run(out, resume)
     with working(transient=True, kept="every critique that came is kept") as display:

@@ -173,6 +173,11 @@ def limit_threads(solver: Solver) -> None:
         torch.set_num_threads(1)
 
 
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model alone, for reading ids. Raises ConfigError as ``load_solver`` does."""
+    return _load_tokenizer(path, find_model(path), trust_remote_code=False, plain_prompts=True)
+
+
 def _load_tokenizer(path: str, folder: str, trust_remote_code: bool, plain_prompts: bool) -> PreTrainedTokenizerBase:
     """A tokenizer with a chat template that works."""
     from transformers import AutoTokenizer

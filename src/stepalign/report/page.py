@@ -121,7 +121,13 @@ def _signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
         "signal_index": Markup(index),
         "signal_rollouts": [Markup(text) for text in rollouts],
         "num_drawn": len(rollouts),
-        "num_rollouts": max([entry["num_rollouts"] for entry in signal.get("localisation", ())] + [len(rollouts)]),
+        "num_rollouts": max(
+            [
+                len(rollouts),
+                signal.get("num_rollouts", 0),
+                *(row["num_rollouts"] for row in signal.get("localisation", ())),
+            ]
+        ),
         "localisation": localisation.localisation_rows(signal),
     }
 

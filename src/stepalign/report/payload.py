@@ -41,6 +41,8 @@ LEAST_BUDGET = 850_000
 BYTES_PER_VALUE = LEAST_BUDGET / (10 * 2048 * 2)
 """Fewer alternatives per token are kept where a page would be larger than the larger of these two: bytes, and bytes per
 token and context. Ten rollouts of 2,048 tokens under two contexts so stay below 1 MB."""
+CONTEXT_FACTS = ("limit", "of", "step")
+"""Facts of a context beyond its label: a scale of its own; the design and the step of a checkpoint's context."""
 NUM_BARS = 48
 """Stretches of a rollout whose strongest A the list of rollouts shows."""
 
@@ -74,7 +76,10 @@ def viewer_data(signal: Json, *, alternatives: int = 5, digits: int = 4) -> dict
         digits: decimals of KL and entropies.
     """
     rollouts, labels = read_page(signal), context_labels(signal)
+    own = {str(row["name"]): row for row in signal.get("contexts") or []}
+    more = {name: {key: own[name][key] for key in CONTEXT_FACTS if key in own.get(name, {})} for name in labels}
     return {
+        "kind": str(signal.get("kind", "signal")),
         "model": str(signal.get("model", "")),
         "temperature": number(signal.get("temperature")),
         "unit": str(signal.get("unit", "nats")),
@@ -83,7 +88,7 @@ def viewer_data(signal: Json, *, alternatives: int = 5, digits: int = 4) -> dict
         "limit": limit_of(rollouts),
         "alternatives": alternatives,
         "digits": digits,
-        "contexts": [{"name": name, "label": label} for name, label in labels.items()],
+        "contexts": [{"name": name, "label": label, **more[name]} for name, label in labels.items()],
         "rollouts": [_rollout(rollout, list(labels), alternatives, digits) for rollout in rollouts],
     }
 

@@ -59,8 +59,9 @@ def rollout_parts(
     limit, unit = scale.limit_of(rollouts), visible(signal.get("unit", "nats"))
     colour = console.is_terminal and not console.no_color and console.color_system is not None
     yield _heading(chosen, str(signal.get("model", "")))
+    own = {str(context["name"]): context["limit"] for context in signal.get("contexts") or [] if "limit" in context}
     texts = [
-        rollout_text(chosen, table, visible(labels[table.context]), unit, limit, colour=colour)
+        rollout_text(chosen, table, visible(labels[table.context]), unit, own.get(table.context, limit), colour=colour)
         for table in find_tables(chosen, contexts)
     ]
     if len(texts) > 1 and console.width >= SIDE_BY_SIDE * len(texts):
@@ -71,6 +72,10 @@ def rollout_parts(
         yield beside
     else:
         yield from texts
+    if own:
+        numbers = ", ".join(f"{visible(labels[name])} ±{bound:.4g}" for name, bound in own.items())
+        yield Text(f"\nnumbers as in the dump; blue is positive, orange negative; scales {numbers}", style="dim")
+        return
     yield Text(
         f"\nA_t in {unit}: blue or line above = likelier with the feedback, orange or line below = less likely; "
         f"scale ±{limit:.2f} ({scale.PERCENTILE}th percentile of |A|)",

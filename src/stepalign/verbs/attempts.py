@@ -1,4 +1,5 @@
-"""Attempts to be criticised, from where they lie: a run folder, its rollouts.jsonl, or any JSON lines. Loads no torch.
+"""Attempts to be criticised, from where they lie: a run folder, its rollouts.jsonl, a dump of another trainer, or any
+JSON lines. Loads no torch.
 
 A plain file has one attempt a row. Its columns are found by their usual names (``COLUMNS``), or named.
 """
@@ -16,6 +17,7 @@ from stepalign.domains.math.grade import Grade
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.table import load_set
 from stepalign.errors import ConfigError
+from stepalign.problems.dumps import LAYOUTS, Dump, open_dump, read_dump
 from stepalign.problems.rows import Malformed, Row, cell_text, read_rows
 from stepalign.problems.sets import problem_id
 from stepalign.records import Attempt, Problem, Rollout, rollout_from_json
@@ -47,7 +49,9 @@ class Attempts:
     skipped: Mapping[str, int]
     """Reason -> rows."""
     config: Config | None
-    """Of the run that made them; None for a plain file."""
+    """Of the run that made them; None for a plain file and for a dump."""
+    about: str = ""
+    """The layout of a dump and how it was recognised."""
 
 
 def read_attempts(path: Path, columns: Mapping[str, str] | None = None) -> Attempts:
@@ -60,10 +64,16 @@ def read_attempts(path: Path, columns: Mapping[str, str] | None = None) -> Attem
         ConfigError: no such file, no usable row, a column that is not there, a run without its recipe.
     """
     file = path / "rollouts.jsonl" if path.is_dir() else path
+    dump = None if columns or not path.exists() or (path / "config.toml").exists() else open_dump(path)
+    if dump is not None:
+        return _of_dump(dump)
     if not file.is_file():
         what = "the folder holds no rollouts.jsonl" if path.is_dir() else "there is no such file"
         raise ConfigError(
-            what, where=str(path), hint="give a run folder, its rollouts.jsonl, or JSON lines with question, completion"
+            what,
+            where=str(path),
+            hint="give a run folder, its rollouts.jsonl, JSON lines with question and completion, or a dump: "
+            + ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS)),
         )
     _, first = next(iter(read_rows(str(file))), (0, {}))
     from_run = isinstance(first, Mapping) and isinstance(first.get("completion"), Mapping)
@@ -71,9 +81,7 @@ def read_attempts(path: Path, columns: Mapping[str, str] | None = None) -> Attem
         raise ConfigError("a run's rollouts need no columns", where=str(file), hint="leave --columns out")
     skipped: Counter[str] = Counter()
     config, attempts = _of_run(file) if from_run else (None, list(_of_rows(file, columns or {}, skipped)))
-    if not attempts:
-        reasons = "".join(f"; {count} rows: {reason}" for reason, count in skipped.items())
-        raise ConfigError(f"the file holds no attempts{reasons}", where=str(file))
+    _refuse_empty(attempts, skipped, file)
     names = Counter(attempt.rollout_id for attempt in attempts)
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
@@ -81,6 +89,31 @@ def read_attempts(path: Path, columns: Mapping[str, str] | None = None) -> Attem
     return Attempts(
         attempts=attempts, source=str(path), sha256=sha256_of_file(file), skipped=dict(skipped), config=config
     )
+
+
+def _of_dump(dump: Dump) -> Attempts:
+    skipped: Counter[str] = Counter()
+    attempts: list[Attempt] = []
+    for one in read_dump(dump, skipped):
+        if one.question and one.text:
+            attempts.append(one.attempt())
+        else:
+            skipped["token ids without their text"] += 1
+    _refuse_empty(attempts, skipped, dump.path)
+    return Attempts(
+        attempts=attempts,
+        source=str(dump.path),
+        sha256=dump.sha256,
+        skipped=dict(skipped),
+        config=None,
+        about=dump.message,
+    )
+
+
+def _refuse_empty(attempts: Sequence[Attempt], skipped: Mapping[str, int], file: Path) -> None:
+    if not attempts:
+        reasons = "".join(f"; {count} rows: {reason}" for reason, count in skipped.items())
+        raise ConfigError(f"the file holds no attempts{reasons}", where=str(file))
 
 
 def graded(attempt: Attempt, grader: Grader) -> Attempt:

@@ -67,16 +67,8 @@ def analyse_file(
 
     with closing(open_session(config, listener)) as session:
         attempts = partial(read_attempts, file, config, session.solver, session.prompts, num)
-        lacking = unknown_id(session.solver.tokenizer)
         # All rows are read before the first is scored: one that has no room ends the work at once.
-        unknown = sum(lacking is not None and 2 * one.ids.count(lacking) > len(one.ids) for one in attempts())
-        if unknown:
-            listener(
-                warning(
-                    f"{unknown} of {file.total} rows ({unknown / file.total:.0%}) are mostly unknown to this "
-                    "tokenizer: their numbers mean little; score them with another --model"
-                )
-            )
+        warn_of_unknown(session.solver, attempts(), file.total, listener)
         return write_signal_folder(
             out,
             config,
@@ -88,6 +80,19 @@ def analyse_file(
             prompts_from=prompts_from,
             total=file.total,
             listener=listener,
+        )
+
+
+def warn_of_unknown(solver: Solver, attempts: Iterable[AttemptInContexts], total: int, listener: Listener) -> None:
+    """Say how many attempts are mostly unknown to the tokenizer."""
+    lacking = unknown_id(solver.tokenizer)
+    unknown = sum(lacking is not None and 2 * list(one.ids).count(lacking) > len(one.ids) for one in attempts)
+    if unknown:
+        listener(
+            warning(
+                f"{unknown} of {total} rows ({unknown / total:.0%}) are mostly unknown to this "
+                "tokenizer: their numbers mean little; score them with another --model"
+            )
         )
 
 

@@ -103,7 +103,7 @@ function drawDock() {
   const token = state.token;
   if (!rollout.pieces.length) { part.dock.replaceChildren(h("p", { text: "This rollout has no tokens." })); return; }
   const step = rollout.steps[stepOf(rollout, token)];
-  const contexts = shownContexts();
+  const contexts = numeric() ? available(rollout) : shownContexts();
   const readings = contexts.map((context) => reading(rollout, context, token));
   const pinned = state.pins.includes(token);
   const piece = rollout.joined.includes(token) ? "(piece of the character before)" : oneLine(rollout.pieces[token]);
@@ -126,13 +126,17 @@ function valueTable(contexts, readings) {
   const both = (logProb) => [h("span", { text: plain(logProb, 6) }), h("span", { class: "faint", text: " " + chance(logProb) })];
   return h("table", {},
     h("thead", {}, h("tr", {}, h("td", {}), ...contexts.map((context) => h("th", { scope: "col", text: label(context) })))),
-    h("tbody", {},
+    h("tbody", {}, ...(numeric() ? [
+      row("value", (values) => h("b", { class: "value-a", text: signed(values.ratio, 6) }), "main"),
+      row("log p", (values) => both(values.student)),
+      row("entropy", (values) => plain(values.studentEntropy, data.digits)),
+    ] : [
       row("A, " + visible(data.unit), (values) => h("b", { class: "value-a", text: signed(values.ratio, 6) }), "main"),
       row("log p, student", (values) => both(values.student)),
       row("log p, self-teacher", (values) => both(values.teacher)),
       row("forward KL", (values) => plain(values.kl, data.digits)),
       row("entropies", (values) => plain(values.studentEntropy, data.digits) + " \u2192 " + plain(values.teacherEntropy, data.digits)),
-      differenceRow(contexts.length)));
+    ]), differenceRow(contexts.length)));
 }
 
 function differenceRow(width) {

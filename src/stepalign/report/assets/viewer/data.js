@@ -35,6 +35,10 @@ function fetchRollout(at) {
   return entry.coming;
 }
 
+const numeric = () => data.kind === "numbers"; // numbers that a dump holds, no A_t
+const NAMES = () => (numeric()
+  ? { value: "value", less: "negative", more: "positive", up: "positive", down: "negative" }
+  : { value: "A", less: "less likely with the feedback", more: "more likely", up: "reinforced", down: "suppressed" });
 const current = () => stored[state.rollout].rollout;
 const label = (context) => visible(data.contexts[context].label);
 const contextOf = (rollout, context) => rollout.contexts.find((entry) => entry.context === context);

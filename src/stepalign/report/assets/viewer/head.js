@@ -30,7 +30,7 @@ function drawTools() {
     chip(label(context), () => toggleContext(at), { key: String(at + 1), pressed: state.shown.includes(context), kind: "context" }));
   const flip = (name) => () => { state[name] = !state[name]; redraw(); writeHash(); };
   const limits = h("select", { "aria-label": "Limit of the colour scale", onchange: (event) => {
-    state.fixed = Math.max(Number(limit().toFixed(2)), 0.01);
+    state.fixed = Math.max(Number(limit(views()[0]).toFixed(2)), 0.01);
     state.limit = event.target.value;
     redraw();
     writeHash();
@@ -69,26 +69,34 @@ function pairPicker() {
 }
 
 function drawLegend() {
-  const top = limit();
+  const top = limit(views()[0]);
   const rollout = current();
-  const ticks = [-1, -0.5, 0, 0.5, 1].map((share) => (share ? signed(Math.sign(share) * valueAt(Math.abs(share), top), 2) : "0"));
+  const ticks = [-1, -0.5, 0, 0.5, 1].map((share) => (share ? signed(Math.sign(share) * valueAt(Math.abs(share), top), top < 0.1 ? 4 : 2) : "0"));
   const ramp = h("div", { class: "ramp", role: "img", "aria-label": "Colour scale from " + ticks[0] + " to " + ticks[4] + " " + visible(data.unit) });
   for (let at = -LEVELS; at <= LEVELS; at += 1) ramp.append(h("i", { class: levelClass(at) }));
   const unscored = rollout.contexts.map((entry) => entry.a.filter((value) => !known(value)).length);
   part.legend.replaceChildren(
     h("div", { class: "scale" }, ramp,
       h("div", { class: "ticks" }, ...ticks.map((text) => h("span", { text }))),
-      h("div", { class: "poles" }, h("span", { class: "less", text: "less likely with the feedback" }), h("span", { class: "more", text: "more likely" }))),
-    h("div", { class: "histograms" }, ...views().map((view) => histogram(rollout, view, top))));
+      h("div", { class: "poles" }, h("span", { class: "less", text: NAMES().less }), h("span", { class: "more", text: NAMES().more }))),
+    h("div", { class: "histograms" }, ...views().map((view) => histogram(rollout, view, limit(view)))));
   part.definition.replaceChildren(
       data.definition ? h("span", { class: "formula", text: visible(data.definition) }) : null,
-      h("b", { text: state.diff ? "Difference of A" : "A" }), h("span", { text: ", " + visible(data.unit) + ". " }),
-      h("span", { text: "Limit \u00b1" + plain(top, 2) + ": " + LIMITS[state.limit][1] + ", one scale for every panel" + (state.log ? ", logarithmic. " : ". ") }),
-      h("span", { class: "key-up", text: "Line above" }), h("span", { text: ": reinforced. " }),
-      h("span", { class: "key-down", text: "Line below" }), h("span", { text: ": suppressed. " }),
+      h("b", { text: (state.diff ? "Difference of " : "") + NAMES().value }), h("span", { text: ", " + visible(data.unit) + ". " }),
+      h("span", { text: limitNote(top) }),
+      h("span", { class: "key-up", text: "Line above" }), h("span", { text: ": " + NAMES().up + ". " }),
+      h("span", { class: "key-down", text: "Line below" }), h("span", { text: ": " + NAMES().down + ". " }),
       h("span", { class: "key-clip", text: "Double line" }), h("span", { text: ": beyond the limit. " }),
       h("span", { text: known(data.temperature) ? "Both sides at temperature " + data.temperature + ". " : "" }),
       h("span", { text: unscored.some(Boolean) ? "Not scored, hatched: " + Math.max(...unscored) + " of " + plural(rollout.pieces.length, "token") + "." : "" }));
+}
+
+// Numbers of a dump have units of their own, so a scale for each; A has one for every panel.
+function limitNote(top) {
+  const own = views().filter((view) => !view.pair && data.contexts[view.context].limit);
+  const log = state.log ? ", logarithmic. " : ". ";
+  if (!own.length || state.limit === "fixed") return "Limit \u00b1" + plain(top, 2) + ": " + LIMITS[state.limit][1] + ", one scale for every panel" + log;
+  return "A scale for each: " + own.map((view) => view.title + " \u00b1" + plain(limit(view), limit(view) < 0.1 ? 4 : 2)).join(", ") + log;
 }
 
 function histogram(rollout, view, top) {
@@ -97,7 +105,7 @@ function histogram(rollout, view, top) {
   for (const value of values) counts[level(value, top) + LEVELS] += 1;
   const highest = Math.sqrt(Math.max(...counts, 1));
   const drawing = s("svg", { viewBox: "0 0 132 34", width: "132", height: "34", role: "img", class: "histogram",
-    "aria-label": "Distribution of A under " + view.title + ": " + values.filter((value) => value < 0).length + " of " + plural(values.length, "token") + " negative" });
+    "aria-label": "Distribution of " + NAMES().value + " under " + view.title + ": " + values.filter((value) => value < 0).length + " of " + plural(values.length, "token") + " negative" });
   counts.forEach((count, at) => {
     const size = (Math.sqrt(count) / highest) * 30;
     drawing.append(s("rect", { class: "bin " + levelClass(at - LEVELS), x: at * 4, y: 32 - size, width: 3.4, height: Math.max(size, count ? 1 : 0) }));

@@ -11,7 +11,7 @@ function drawPanels() {
   const rollout = current();
   const shown = views();
   const values = shown.map((view) => valuesOf(rollout, view));
-  const pen = { rollout, top: limit(), special: new Set(rollout.special), joined: new Set(rollout.joined) };
+  const pen = { rollout, special: new Set(rollout.special), joined: new Set(rollout.joined) };
   const sums = rollout.steps.map((step) => values.map((list) => total(list.slice(step[2], step[3]))));
   const largest = Math.max(...sums.flat().map(Math.abs), 1e-9);
   const grid = document.createDocumentFragment();
@@ -30,13 +30,13 @@ function drawPanels() {
         const beside = state.beside && !view.pair ? feedbackStep(rollout, view.context, step, fates) : null;
         cell.append(beside ? h("div", { class: "beside" }, run, beside) : run);
         for (let from = step[2]; from < step[3]; from += STRETCH) {
-          waiting.push({ ...pen, run, step, panel, values: values[panel], from, to: Math.min(from + STRETCH, step[3]) });
+          waiting.push({ ...pen, run, step, panel, values: values[panel], top: limit(view), from, to: Math.min(from + STRETCH, step[3]) });
         }
       }
       grid.append(cell);
     });
   });
-  shown.forEach((view) => grid.append(feedback(rollout, view)));
+  if (!numeric()) shown.forEach((view) => grid.append(feedback(rollout, view)));
   part.panels.className = "panels of-" + shown.length + (state.beside ? " with-feedback" : "");
   part.panels.replaceChildren(grid);
   drawWaiting(FIRST_TOKENS);
@@ -94,7 +94,7 @@ function tokenCell(rollout, token, piece, value, top, special, joined) {
   cell.setAttribute("role", "listitem");
   const text = joined ? "\u205e" : shape(piece) || "\u2205";
   cell.textContent = text;
-  cell.setAttribute("aria-label", "token " + token + ", " + (joined ? "further piece of the character before" : text) + ", A " + signed(value, 3));
+  cell.setAttribute("aria-label", "token " + token + ", " + (joined ? "further piece of the character before" : text) + ", " + NAMES().value + " " + signed(value, 3));
   return cell;
 }
 
@@ -107,7 +107,7 @@ function panelHead(rollout, view, values) {
     if (entry.dropped) facts.push(plural(entry.dropped, "token") + " at its end did not fit and were not shown");
     if (entry.alignment) facts.push(alignmentFacts(entry.alignment));
   }
-  facts.push("\u03a3 " + signed(total(values), 2) + " " + visible(data.unit), "mean " + signed(mean(values), 3));
+  facts.push("\u03a3 " + signed(total(values), 2) + (numeric() ? "" : " " + visible(data.unit)), "mean " + signed(mean(values), numeric() ? 4 : 3));
   return h("div", { class: "panel-head" }, h("h3", { text: view.title }), h("p", { text: facts.join(" \u00b7 ") }));
 }
 

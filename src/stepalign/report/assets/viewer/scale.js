@@ -28,10 +28,12 @@ const LIMITS = {
   fixed: ["limit: fixed", "chosen by hand"],
 };
 
-// One limit for every panel, so that equal colours are equal values.
-function limit() {
-  if (state.limit === "all") return data.limit;
+// One limit for every panel, so that equal colours are equal values; numbers of a dump have one each.
+function limit(view) {
+  const own = view && !view.pair ? data.contexts[view.context].limit : null;
   if (state.limit === "fixed") return state.fixed;
+  if (state.limit === "all") return own || data.limit;
+  if (own) return percentile(contextOf(current(), view.context).a, state.limit === "rollout" ? data.percentile : 100);
   const values = current().contexts.flatMap((entry) => entry.a);
   return percentile(values, state.limit === "rollout" ? data.percentile : 100);
 }

@@ -21,14 +21,15 @@ function drawStrips() {
 
 function strip(rollout, view, width, last) {
   const values = valuesOf(rollout, view);
-  const top = limit();
+  const top = limit(view);
+  const digits = top < 0.1 ? 4 : 1;
   const [from, to] = span();
   const wide = width - FRAME.left - FRAME.right;
   const height = FRAME.top + FRAME.height + (last ? 26 : 8);
   const x = (token) => FRAME.left + (wide * (Math.min(Math.max(token, from), to) - from)) / Math.max(to - from, 1);
   const y = (value) => FRAME.top + (FRAME.height * (top - Math.max(-top, Math.min(top, value)))) / (2 * top);
   const drawing = s("svg", { class: "strip", viewBox: "0 0 " + width + " " + height, width, height, role: "img",
-    "aria-label": "A over token position, " + view.title + ", tokens " + from + " to " + (to - 1) });
+    "aria-label": NAMES().value + " over token position, " + view.title + ", tokens " + from + " to " + (to - 1) });
   rollout.steps.forEach((step, index) => {
     const status = statusOf(step);
     const [left, right] = [x(step[2]), x(step[3])];
@@ -39,7 +40,7 @@ function strip(rollout, view, width, last) {
   });
   for (const tick of [top, 0, -top]) {
     drawing.append(s("line", { class: tick ? "grid" : "rule", x1: FRAME.left, x2: width - FRAME.right, y1: y(tick), y2: y(tick) }));
-    drawing.append(s("text", { class: "tick", x: FRAME.left - 6, y: y(tick) + 4, "text-anchor": "end" }, tick ? signed(tick, 1) : "0"));
+    drawing.append(s("text", { class: "tick", x: FRAME.left - 6, y: y(tick) + 4, "text-anchor": "end" }, tick ? signed(tick, digits) : "0"));
   }
   const stroke = Math.max(0.7, Math.min(7, (0.72 * wide) / Math.max(to - from, 1)));
   const paths = { plus: "", minus: "", clip: "" };
