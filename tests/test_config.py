@@ -30,6 +30,7 @@ from stepalign.config import (
     to_toml,
     validate,
 )
+from stepalign.config.other_names import OTHER_NAMES
 from stepalign.errors import ConfigError
 from stepalign.objectives.divergences import DIVERGENCES
 from stepalign.verbs.compare import arm_differences
@@ -187,6 +188,13 @@ def test_unknown_keys_are_errors_with_the_key_that_was_meant(key: str, meant: st
     assert caught.value.exit_code == 2
     assert key.split(".")[0] in caught.value.what
     assert caught.value.hint == f"did you mean {meant}?"
+
+
+def test_the_words_of_other_trainers_mean_keys_that_exist():
+    assert len(OTHER_NAMES) > 150
+    for word, meaning in OTHER_NAMES.items():
+        assert " " in meaning or meaning in all_keys()
+        assert f"training.{word}" not in all_keys() or meaning == f"training.{word}"
 
 
 def test_an_unknown_key_of_an_arm_is_an_error_too() -> None:

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stepalign.build import open_session
 from stepalign.config import Config, changed, load_config
 from stepalign.domains.arithmetic.task import EMBEDDED
+from stepalign.errors import ConfigError
 from stepalign.events import silent
 from stepalign.models.load import Solver, load_solver
 from stepalign.models.scoring import completion_hidden
@@ -231,3 +232,12 @@ def test_a_resumed_adapter_run_ends_with_the_same_bits(config: Config, tmp_path:
     train_config(config, cut, resume=True, listener=silent, stop=StopRequest())
     files = [folder / "final" / "adapter_model.safetensors" for folder in (whole, cut)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "nope"], ["norm"], []])
+def test_adapters_on_layers_that_are_not_there_are_refused(config: Config, targets: list[str]) -> None:
+    wrong = changed(config, {"model.lora.targets": targets}, "test")
+    with pytest.raises(ConfigError, match="layer") as caught:
+        open_session(wrong, silent)
+    assert caught.value.where == "model.lora.targets"
+    assert "q_proj" in (caught.value.hint or "")

@@ -14,7 +14,7 @@ import pytest
 from stepalign.config import load_config, to_toml
 from stepalign.critics.cache import ReplyCache
 from stepalign.critics.chat import Reply, read_reply
-from stepalign.outside import encodable, parse_json
+from stepalign.outside import difference_shown, encodable, parse_json
 from stepalign.problems.loading import load_problems
 from stepalign.problems.rows import read_rows
 from stepalign.storage.files import read_json, write_json
@@ -128,3 +128,13 @@ BORDERS = [border for name, border in list(globals().items()) if name.startswith
 def test_a_lone_surrogate_becomes_encodable_at(border: Callable[[Path, dict[str, Any]], str], tmp_path: Path) -> None:
     row = {"question": LONE, "answer": "4", "completion": LONE, "metadata": {LONE: LONE}}
     assert border(tmp_path, row) == WHOLE
+
+
+def test_two_long_values_are_shown_where_they_differ() -> None:
+    before = "a" * 500 + "old" + "b" * 500
+    shown = difference_shown(before, before.replace("old", "new"))
+    assert len(shown) < 160
+    assert "aaoldbb" in shown.partition(" there and ")[0]
+    assert "aanewbb" in shown.partition(" there and ")[2]
+    assert difference_shown(3, "x") == "3 there and 'x' here"
+    assert difference_shown("a" * 200, "a" * 300) != difference_shown("a" * 300, "a" * 200)

@@ -24,6 +24,8 @@ FILES = {
     "other/config.toml": "",
     "thesis/thesis.txt": "years of work",
     "twice.jsonl": '{"id": "x", "question": "1", "completion": "2", "contexts": {"c": "3"}}\n' * 2,
+    "adapter/adapter_config.json": '{"base_model_name_or_path": "tiny"}',
+    "tiny/config.json": "{}",
     "ours.py": "def design(group, index):\n    return 'x'\n",
 }
 TRAIN, COMPARE = "train arithmetic --out x", "compare arithmetic --out x"
@@ -53,6 +55,12 @@ CASES: list[tuple[str, int, tuple[str, ...]]] = [
     (f"{TRAIN} --set objective.divergence=revers_kl", 2, ("unknown divergence 'revers_kl'", "reverse_kl")),
     (f"{TRAIN} --set critic.kind=programatic", 2, ("critic.kind", "did you mean programmatic?")),
     (f"{TRAIN} --set training.report_to=trakio", 2, ("training.report_to", "did you mean trackio?")),
+    (f"{TRAIN} --set per_device_train_batch_size=8", 2, ("did you mean training.max_micro_batch_tokens?",)),
+    (f"{TRAIN} --set output_dir=y", 2, ("unknown key output_dir", "--out names the folder of a run")),
+    (f"{TRAIN} --set top_p=0.9", 2, ("unknown key top_p", "sampling.temperature alone")),
+    (f"{TRAIN} --set model.lora.targets=all-linear", 2, ('a list, such as ["a", "b"]', "given 'all-linear'")),
+    (f"{TRAIN} --set model.path=adapter", 2, ("adapter holds an adapter of tiny", "merge_and_unload")),
+    (f"{TRAIN} --set model.path=no-one/nothing", 2, ("the Hub cannot be reached", "hf download no-one/nothing")),
     (f"{TRAIN} --set model.path.x=1", 2, ("path is a value and has no key x", "model.path.x")),
     (f"{EVALUATE} --set evaluation.temprature=1", 2, ("did you mean evaluation.temperature?",)),
     (f"{EVALUATE} --recipe nope", 2, ("no recipe nope", "shipped recipes")),
@@ -149,7 +157,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, t
     words = [case[0] for case in CASES]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], input=json.dumps(words), cwd=folder, capture_output=True, text=True,
-        check=False, env={**os.environ, "STEPALIGN_CACHE": str(folder / "cache")},
+        check=False, env={**os.environ, "HF_HUB_OFFLINE": "1", "STEPALIGN_CACHE": str(folder / "cache")},
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert len(lines) == len(CASES), done.stderr

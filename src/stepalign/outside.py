@@ -63,6 +63,8 @@ def visible(text: object) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Secrets
 
+_SHOWN = 60
+"""Characters of a long value in a message."""
 REDACTED = "[redacted]"
 _SHORTEST_SECRET = 6
 """Characters. Shorter ones would blot out common text."""
@@ -204,6 +206,18 @@ def redacted(text: str) -> str:
     for pattern, kept in _IN_TEXT:
         text = pattern.sub(kept, text)
     return text
+
+
+def difference_shown(before: object, now: object) -> str:
+    """ "A there and B here": of long values the part where they differ."""
+    texts = [repr(before), repr(now)]
+    if max(map(len, texts)) > 2 * _SHOWN:
+        same = next((at for at, (one, other) in enumerate(zip(*texts, strict=False)) if one != other), 0)
+        start = max(0, same - _SHOWN // 3)
+        texts = [
+            f"{'...' * (start > 0)}{one[start : start + _SHOWN]}{'...' * (len(one) > start + _SHOWN)}" for one in texts
+        ]
+    return f"{texts[0]} there and {texts[1]} here"
 
 
 def shown(text: object) -> str:

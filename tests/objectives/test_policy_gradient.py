@@ -80,13 +80,12 @@ def test_a_large_log_ratio_makes_nothing_infinite_that_clipping_bounds(differenc
     kl = kl_to_reference(log_probs.detach() + difference, log_probs)
     for value in (loss, kl):
         (gradient,) = torch.autograd.grad(value.sum(), log_probs)
-        if value is loss and advantage < 0 and difference > 88:
-            assert loss == math.inf, "nothing bounds it: the step is left out"
-            continue
         assert value.isfinite().all()
         assert gradient.isfinite().all()
         if value is loss and clipped:
             assert gradient == 0
+        if value is loss and advantage < 0 and difference > -0.2:
+            assert gradient > 0, "no clip bounds it: the token is made less likely"
         if value is kl:
             assert (gradient < 0) == (difference > 0)
     if abs(difference) < 80:

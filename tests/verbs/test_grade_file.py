@@ -66,6 +66,25 @@ def test_every_row_gets_its_line(tmp_path: Path, grader: Grader) -> None:
     assert os.listdir(tmp_path / "deep") == ["out.jsonl"]
 
 
+def test_a_prompt_that_is_not_known_leaves_open_what_it_may_have_opened(tmp_path: Path, grader: Grader) -> None:
+    opens, chat = "2 + 2?<|assistant|><think>\n", [{"role": "user", "content": "2 + 2?"}]
+    rows = [
+        (opens, "Maybe \\boxed{4}, but", "incorrect"),
+        ("2 + 2?<|assistant|>", "\\boxed{4}", "correct"),
+        (None, "\\boxed{4}", "undecided"),
+        (None, "Hm.</think>\\boxed{4}", "correct"),
+        (chat, "\\boxed{4}", "undecided"),
+        ([*chat, {"role": "assistant", "content": "<think>"}], "Maybe \\boxed{4}, but", "incorrect"),
+        ([*chat, {"role": "assistant", "content": "So"}], "\\boxed{4}", "correct"),
+    ]
+    written = [{"prompt": prompt, "text": text, "gold": "4"} for prompt, text, _ in rows]
+    out = tmp_path / "out.jsonl"
+    source = write(tmp_path / "in.jsonl", *written)
+    grade_file(str(source), out, completion="text", answer="gold", prompt="prompt", grader=grader)
+    verdicts = [json.loads(line)["verdict"] for line in out.read_text().splitlines()]
+    assert verdicts == [verdict for _, _, verdict in rows]
+
+
 def test_parquet_gives_what_json_lines_give(tmp_path: Path, grader: Grader) -> None:
     arrow = pytest.importorskip("pyarrow", reason='Parquet needs the extra "data"')
     import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]

@@ -15,29 +15,13 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from stepalign.config.other_names import OTHER_NAMES
 from stepalign.config.schema import Config, all_keys
 from stepalign.errors import ConfigError
 from stepalign.outside import encodable, keep_secrets_of, parse_json, redact_url, redacted
 
 CRITIC_URLS = "STEPALIGN_CRITIC_URLS"
 """Environment variable with a JSON list that takes the place of ``critic.base_urls``: addresses with a password."""
-OTHER_NAMES = {
-    **dict.fromkeys(["model_name_or_path", "model_name", "name_or_path"], "model.path"),
-    "torch_dtype": "model.dtype",
-    **dict.fromkeys(["lora_r", "lora_rank"], "model.lora.r"),
-    "lora_alpha": "model.lora.alpha",
-    **dict.fromkeys(["lora_target_modules", "target_modules"], "model.lora.targets"),
-    **dict.fromkeys(["max_new_tokens", "max_tokens", "max_completion_length"], "sampling.max_completion_length"),
-    **dict.fromkeys(["num_generations", "group_size"], "sampling.num_generations"),
-    "temperature": "sampling.temperature",
-    **dict.fromkeys(["lr", "learning_rate"], "training.learning_rate"),
-    **dict.fromkeys(["kl_coef", "kl_beta"], "objective.beta"),
-    "lr_scheduler_type": "training.lr_scheduler",
-    "num_iterations": "training.updates_per_batch",
-    **dict.fromkeys(["batch_size", "train_batch_size"], "training.problems_per_step"),
-    **dict.fromkeys(["per_device_train_batch_size", "micro_batch_size"], "training.max_micro_batch_tokens"),
-}
-"""What other libraries call a key, by its last part. A section may have such a key of its own."""
 SHORT_FORMS = {"environment": "environment.kind"}
 """A section -> the key of it that a text in its place sets."""
 Settings = Mapping[str, Any] | Iterable[str]
@@ -174,22 +158,35 @@ def _as_config_error(error: ValidationError, source: str) -> ConfigError:
     key = ".".join(str(part) for part in first["loc"]) or "(whole recipe)"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = sorted(all_keys())
-        last = key.rsplit(".", 1)[-1]
-        section, ours = key.split(".", 1)[0], OTHER_NAMES.get(last, "")
-        beside = f"{section}.{ours.rsplit('.', 1)[-1]}"
-        meant = [beside if beside in known else ours] if ours and section != "critic" else []
-        close = meant or difflib.get_close_matches(key, known, n=1)
-        close = close or [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
-        hint = f"did you mean {close[0]}?" if close else "stepalign train RECIPE --dry-run prints every key"
-        return ConfigError(f"unknown key {key}{more}", where=source, hint=hint)
-    message = first["msg"].removeprefix("Value error, ")
+        return ConfigError(f"unknown key {key}{more}", where=source, hint=_key_meant(key))
+    message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", 'a list, such as ["a", "b"]')
     choices = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected", "")))
     close = difflib.get_close_matches(str(first["input"]), choices, n=1)
     hint = f"did you mean {close[0]}?" if close else f"docs/keys.md says what {key} takes"
     given = "" if isinstance(first["input"], dict | BaseModel) else f", given {first['input']!r}"
     prefix = f"{key}: " if first["loc"] else ""
     return ConfigError(f"{prefix}{message}{given}{more}", where=source, hint=hint)
+
+
+def _key_meant(key: str) -> str:
+    """The hint for an unknown key: the same in our words, or the nearest one."""
+    known = sorted(all_keys())
+    values = [one for one in known if not any(other.startswith(f"{one}.") for other in known)]
+    section, last = key.split(".", 1)[0], key.rsplit(".", 1)[-1]
+    ours = OTHER_NAMES.get(last, "") if section != "critic" else ""
+    if " " in ours:
+        return ours
+    beside = f"{section}.{ours.rsplit('.', 1)[-1]}"
+    same_name = [one for one in values if one.rsplit(".", 1)[-1] == last]
+    parts = {one.rsplit(".", 1)[-1]: one for one in values}
+    close = (
+        ([beside if beside in known else ours] if ours else [])
+        or difflib.get_close_matches(key, [one for one in known if "." not in one], n=1, cutoff=0.8)
+        or same_name
+        or difflib.get_close_matches(key, values, n=1)
+        or [parts[found] for found in difflib.get_close_matches(last, parts, n=1, cutoff=0.75)]
+    )
+    return f"did you mean {close[0]}?" if close else "docs/keys.md lists every key, and so does train RECIPE --dry-run"
 
 
 def check_checkpoint_rule(config: Config, sizes: Mapping[str, int] | None = None) -> None:

@@ -279,8 +279,9 @@ def with_lora(solver: Solver, section: LoraSection, *, seed: int, path: str) -> 
     """The solver with trainable adapters, whose first values follow from the seed.
 
     Raises:
-        ConfigError: peft is not installed, or an adapter on the head.
+        ConfigError: peft is not installed, a target that is no layer, or an adapter on the head.
     """
+    check_targets(solver, section)
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -302,6 +303,19 @@ def with_lora(solver: Solver, section: LoraSection, *, seed: int, path: str) -> 
     adapted = Solver(model, solver.tokenizer)  # type: ignore[arg-type]
     check_head(adapted, path)
     return adapted
+
+
+def check_targets(solver: Solver, section: LoraSection) -> None:
+    """Raises ConfigError for a target that names no layer with a matrix."""
+    layers = [n for n, layer in solver.model.named_modules() if getattr(getattr(layer, "weight", None), "ndim", 0) == 2]
+    unknown = [one for one in section.targets if not any(f".{layer}".endswith(f".{one}") for layer in layers)]
+    if unknown or not section.targets:
+        known = sorted({layer.rsplit(".", 1)[-1] for layer in layers} - {"lm_head"})
+        raise ConfigError(
+            f"the model has no layer {', '.join(unknown)}" if unknown else "no layer gets an adapter",
+            where="model.lora.targets",
+            hint=f"its layers are {', '.join(known)}",
+        )
 
 
 def check_head(solver: Solver, path: str) -> None:

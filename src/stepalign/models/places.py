@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.errors import ConfigError
+from stepalign.hub import has_copy, is_reachable
 
 _SHIPPED = "embedded:"
 _LAYOUT = "give a folder in Hugging Face layout, a run folder, OWNER/NAME on the Hub, or embedded:arithmetic"
@@ -46,6 +47,12 @@ def find_model(path: str) -> str:
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ConfigError(f"no model at {path}", where=str(folder), hint=_LAYOUT)
+    if not (is_reachable() or has_copy(path, "config.json") or has_copy(path, "adapter_config.json")):
+        raise ConfigError(
+            f"no folder {path}, and the Hub cannot be reached",
+            where="model.path",
+            hint=f"{_LAYOUT}; hf download {path}, where there is a network, gives a folder",
+        )
     return path
 
 

@@ -79,7 +79,7 @@ def clipped_policy_loss(
     clipped = ((bounded < 1.0 - epsilon) & (advantages < 0)) | ((bounded > 1.0 + upper) & (advantages > 0))
     # The exponential is not taken where it has no gradient: infinity times 0 is NaN.
     constant = clipped | (advantages == 0)
-    moving = difference.masked_fill(constant, 0.0).exp() * advantages
+    moving = _with_tangent(difference.masked_fill(constant, 0.0), lambda near: near.exp()) * advantages
     loss = -moving.where(~constant, bounded.clamp(1.0 - epsilon, 1.0 + upper) * advantages)
     return loss, clipped
 
@@ -90,9 +90,14 @@ def kl_to_reference(reference_log_probs: Tensor, log_probs: Tensor) -> Tensor:
     Unbiased for tokens drawn from the policy (Schulman 2020); GRPO adds it with the factor ``beta``.
     """
     difference = reference_log_probs - log_probs
-    far = difference > LARGEST_LOG_RATIO
-    tangent = math.exp(LARGEST_LOG_RATIO) * (1.0 + difference - LARGEST_LOG_RATIO)
-    return tangent.where(far, difference.masked_fill(far, 0.0).expm1()) - difference
+    return _with_tangent(difference, lambda near: near.expm1()) - difference
+
+
+def _with_tangent(x: Tensor, exponential: Callable[[Tensor], Tensor]) -> Tensor:
+    """exp or expm1, from LARGEST_LOG_RATIO on along the tangent of exp."""
+    far = x > LARGEST_LOG_RATIO
+    tangent = math.exp(LARGEST_LOG_RATIO) * (1.0 + x - LARGEST_LOG_RATIO)
+    return tangent.where(far, exponential(x.masked_fill(far, 0.0)))
 
 
 def truncated_importance_weights(log_probs: Tensor, sampler_log_probs: Tensor, *, maximum: float = 2.0) -> Tensor:

@@ -166,7 +166,10 @@ def load_selection(folder: str, name: str, *, limit: int | None = None) -> Probl
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError("This is no manifest of a selection.", where=str(path / "manifest.json")) from None
     if name not in files:
-        raise ConfigError(f"The selection has no {name} problems; it has {', '.join(files) or 'none'}.", where=folder)
+        hint = f"--set data.{name}=FILE names other problems; stepalign select sets some aside for the test by "
+        hint += "selection.test_share"
+        has = ", ".join(files) or "none"
+        raise ConfigError(f"The selection has no {name} problems; it has {has}.", where=folder, hint=hint)
     file, expected = files[name]
     if not file.is_file() or sha256_of_file(file) != expected:
         raise ConfigError(

@@ -15,6 +15,7 @@ from typing import Any
 
 from stepalign.config import recipe_folder
 from stepalign.errors import ConfigError
+from stepalign.hub import is_reachable
 from stepalign.outside import encodable, parse_json
 
 _INSTALL_DATA = 'pip install "stepalign[data]"'
@@ -160,6 +161,7 @@ _ON_THE_HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?")
 
 def _read_hub(source: str) -> Iterator[tuple[int, Row]]:
     name, configuration, split = _hub_name(source)
+    offline = not os.path.isdir(name) and not is_reachable()
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -169,10 +171,11 @@ def _read_hub(source: str) -> Iterator[tuple[int, Row]]:
         rows = datasets.load_dataset(name, configuration, split=split, streaming=True)
         yield from enumerate(map(encodable, rows), start=1)
     except Exception as error:  # the library raises a dozen types for "not found" and "no network"
+        fetch = f"hf download --repo-type dataset {name}, where there is a network, gives a folder: hub:./FOLDER"
         raise ConfigError(
             f"The data set cannot be read: {type(error).__name__}: {str(error)[:300]}",
             where=source,
-            hint="Check the name, the configuration, the split and the network",
+            hint=f"The Hub does not answer; {fetch}" if offline else "Check the name, the configuration and the split",
         ) from None
 
 

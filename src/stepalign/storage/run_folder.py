@@ -22,6 +22,7 @@ from typing import Any, TextIO
 import stepalign
 from stepalign.config import Config, changed, difference, load_config, to_toml
 from stepalign.errors import ConfigError, LockedError, UserError
+from stepalign.outside import difference_shown
 from stepalign.storage import jsonl
 from stepalign.storage.files import write_atomically, write_json
 from stepalign.storage.fingerprint import RunningSum, sha256_of_file
@@ -149,7 +150,7 @@ class RunFolder:
         if refused:
             key, (before, now) = next(iter(refused.items()))
             raise LockedError(
-                f"the folder holds another {kind}: {key} is {before!r} there and {now!r} here"
+                f"the folder holds another {kind}: {key} is {difference_shown(before, now)}"
                 + (f" ({len(refused)} keys differ)" if len(refused) > 1 else ""),
                 where=str(self.path),
                 hint="give another --out, or the settings of that run",

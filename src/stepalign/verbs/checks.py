@@ -19,7 +19,7 @@ from stepalign.errors import ConfigError
 from stepalign.events import Listener, line, silent, warning
 from stepalign.feedback.designs import Need, find_condition, find_design
 from stepalign.feedback.prompts import load_template
-from stepalign.models.places import find_model
+from stepalign.models.places import adapted_base, find_model
 from stepalign.problems.columns import as_preset
 from stepalign.problems.loading import ProblemSet
 from stepalign.problems.sets import named
@@ -242,6 +242,26 @@ def model_is_there(inputs: Inputs) -> None:
     find_model(inputs.config.model.path)
 
 
+def whole_model(inputs: Inputs) -> None:
+    """A run does not train an adapter on: a new one would take its place."""
+    model = inputs.config.model
+    if inputs.config.training.max_steps and (base := adapted_base(find_model(model.path))):
+        raise ConfigError(
+            f"{model.path} holds an adapter of {base}, which training would leave out",
+            where="model.path",
+            hint=f'merge it and copy its tokenizer: python -c "from peft import AutoPeftModelForCausalLM as M; '
+            f"M.from_pretrained('{model.path}').merge_and_unload().save_pretrained('MERGED')\"",
+        )
+
+
+def adapter_targets(inputs: Inputs) -> None:
+    """The layers that get adapters are there."""
+    if inputs.config.model.lora is not None:
+        from stepalign.models.load import check_targets
+
+        check_targets(inputs.solver, inputs.config.model.lora)
+
+
 def templates(inputs: Inputs) -> None:
     """The templates are there and ask for nothing unknown; the self-teacher's has a place for the context."""
     config = inputs.config
@@ -321,9 +341,10 @@ CHECKS = (
     Check("the loss has a signal", False, terms),
     Check("the templates ask for what there is", False, templates),
     Check("the columns are a preset or a map", False, columns),
-    Check("the model is there", False, model_is_there),
     Check("the checkpoint rule has a choice", False, checkpoint_rule),
     Check("problems have what the condition shows", False, material),
+    Check("the model is there", False, model_is_there),
+    Check("the model is a whole one", False, whole_model),
     Check("rollout servers are named", False, rollout_servers),
     Check("the loss is the same on many ranks", False, ranks),
     Check("the objective bears old completions", False, old_completions),
@@ -331,6 +352,7 @@ CHECKS = (
     Check("the grader starts", False, grader),
     Check("the environment replies", False, environment),
     Check("the number format can be trained", True, number_format),
+    Check("adapters have layers", True, adapter_targets),
     Check("completions can be drawn from the model", True, sampler),
     Check("the chat template takes further turns", True, turns),
     Check("questions fit the model's context", True, question_lengths),

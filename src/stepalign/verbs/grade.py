@@ -12,9 +12,10 @@ from typing import Any
 from stepalign.domains.math.answers import MAX_LENGTH
 from stepalign.domains.math.grade import undecided
 from stepalign.domains.math.grading import Grader
-from stepalign.domains.math.thinking import assume_thought, opened_thought
+from stepalign.domains.math.thinking import assume_thought, find_thoughts, opened_thought
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, progress, silent
+from stepalign.problems.columns import is_chat
 from stepalign.problems.rows import Malformed, Row, cell_text, did_you_mean, read_rows
 from stepalign.storage.files import move_file
 from stepalign.storage.fingerprint import sha256
@@ -41,7 +42,8 @@ def grade_file(
 
     A line has ``row`` (its number in the source, from 1), ``verdict``, ``extracted`` (the final answer as written, cut
     above 512 characters, or null) and ``reason``. A row that cannot be graded - not JSON, no such column, not text - is
-    "undecided" with that reason. OUT appears when all is done; a second call goes on where the first was stopped.
+    "undecided" with that reason; so is one whose prompt is no text, where its completion does not show the end of a
+    thought. OUT appears when all is done; a second call goes on where the first was stopped.
 
     Args:
         source: JSON lines, JSON or Parquet; see :func:`~stepalign.problems.rows.read_rows`.
@@ -115,13 +117,19 @@ def _texts(row: Row | Malformed, columns: Sequence[str], thinking: bool) -> tupl
     if isinstance(row, Malformed):
         return f"malformed row: {row.reason}"
     cells = [_cell(row, column) for column in columns]
-    for column, cell in zip(columns, cells, strict=True):
+    for column, cell, kinds in zip(columns, cells, (str, str | int | float), strict=False):
         if cell is None:
             return f'malformed row: no "{column}"'
-    for column, cell, kinds in zip(columns, cells, (str, str | int | float, str), strict=False):
         if not isinstance(cell, kinds) or isinstance(cell, bool):
             return f'malformed row: "{column}" is no text'
-    text = "".join(opened_thought(prompt) for prompt in cells[2:]) + cells[0]
+    text = cells[0]
+    for prompt in cells[2:]:
+        if is_chat(prompt) and prompt[-1]["role"] == "assistant":  # the completion goes on with its words
+            prompt = prompt[-1].get("content")
+        if isinstance(prompt, str):
+            text = opened_thought(prompt) + text
+        elif not thinking and not find_thoughts(text)[0]:
+            return f'"{columns[2]}" does not show whether it opened a thought'
     return assume_thought(text) if thinking else text, cell_text(cells[1])
 
 

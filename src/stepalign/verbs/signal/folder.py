@@ -23,6 +23,7 @@ from stepalign.events import Listener, progress, silent
 from stepalign.models.load import Solver
 from stepalign.models.places import weight_files
 from stepalign.models.prompts import PromptBuilder
+from stepalign.outside import difference_shown
 from stepalign.report.page import write_token_page
 from stepalign.storage import jsonl
 from stepalign.storage.files import finite, write_atomically, write_json
@@ -131,8 +132,8 @@ def _check_source(out: Path, source: Mapping[str, Any]) -> None:
     for key in source:
         if before.get(key) != source[key]:
             raise LockedError(
-                f"the folder holds an analysis of something else: {key} is {before.get(key)!r} there, "
-                f"{source[key]!r} here",
+                f"the folder holds an analysis of something else: {key} is "
+                + difference_shown(before.get(key), source[key]),
                 where=str(out),
                 hint="give another --out",
             )
