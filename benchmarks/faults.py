@@ -14,34 +14,39 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from fault_trials.damage import damages
 from fault_trials.kills import kills
 from fault_trials.lab import Lab
+
+TRIALS = {"kills": kills, "damage": damages}
+"""Name -> function of (lab, number of trials, first): one row a trial."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trial", nargs="?", choices=["kills"])
+    parser.add_argument("trial", nargs="?", choices=TRIALS)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--number", type=int, default=100)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "stepalign-faults")
     asked = parser.parse_args()
-    lab = Lab(asked.folder)
-    try:
-        record(asked.folder / "kills.jsonl", lambda done: kills(lab, asked.number - done, first=done))
-    finally:
-        lab.close()
+    for name in [asked.trial] if asked.trial else TRIALS:
+        lab = Lab(asked.folder / name)
+        try:
+            record(lab, name, asked.number)
+        finally:
+            lab.close()
 
 
-def record(file: Path, trials: Any) -> None:
+def record(lab: Lab, name: str, number: int) -> None:
+    file = lab.folder / "rows.jsonl"
     done = len(file.read_bytes().splitlines()) if file.exists() else 0
-    for row in trials(done):
+    for row in TRIALS[name](lab, number - done, first=done):
         with file.open("a", encoding="utf-8") as to:
             to.write(json.dumps(row) + "\n")
-        print(json.dumps(row)[:300], flush=True)
+        print(json.dumps(row)[:400], flush=True)
 
 
 if __name__ == "__main__":

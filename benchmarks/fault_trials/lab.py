@@ -27,7 +27,6 @@ SMALL = {
     "training.problems_per_step": 2,
     "training.save_steps": 1,
     "training.save_total_limit": 2,
-    "sampling.max_completion_length": 24,
     "evaluation.num_samples": 2,
     "evaluation.eval_steps": 3,
     "evaluation.bootstrap_samples": 100,
@@ -101,10 +100,7 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        import torch
-        import transformers  # noqa: F401
-
-        torch.set_num_threads(1)
+        warm_up(folder / "warm")
         self._servers: subprocess.Popen[str] | None = None
         self.addresses: dict[str, str] = {}
 
@@ -176,6 +172,20 @@ class Lab:
 
     def run(self, words: Sequence[str], **options: Any) -> Ended:
         return self.start(words, **options).wait()
+
+
+def warm_up(folder: Path) -> None:
+    """A run of one step in this process, so that the children find every module loaded."""
+    from stepalign.config import load_config
+    from stepalign.events import silent
+    from stepalign.stopping import StopRequest
+    from stepalign.verbs import compare, critique, select  # noqa: F401
+    from stepalign.verbs.signal import folder as signal_folder  # noqa: F401
+    from stepalign.verbs.train import train_config
+
+    with fresh(folder):
+        config = load_config("arithmetic", {**SMALL, "training.max_steps": 1})
+        train_config(config, folder, resume=False, listener=silent, stop=StopRequest())
 
 
 def _become(words: Sequence[str], files: tuple[Path, Path], environment: Mapping[str, str]) -> None:

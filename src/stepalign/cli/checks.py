@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stepalign.cli.commands import app
-from stepalign.cli.options import say
+from stepalign.cli.options import OutFolder, say, working
 
 
 @app.command()
@@ -26,3 +26,42 @@ def doctor(
     if found:
         raise typer.Exit(1)
     say(f"{folder}: all is well")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A run, comparison, selection, signal, ..., or the file of evaluate.")],
+    num: Annotated[
+        int, typer.Option("--num", help="Rollouts to score again for each stored state of the weights.")
+    ] = 32,
+) -> None:
+    """Every reported number once more from the stored samples, and tokens from the stored weights; exit code 1 where
+    one differs."""
+    from stepalign.verbs.verify import verify as run
+
+    with working(transient=True, resume="") as display:
+        found = run(folder, num=num, listener=display)
+    say(*found.different)
+    say(*(f"not verified: {line}" for line in found.skipped))
+    counts = ", ".join(f"{count} {kind}" for kind, count in found.checked.items())
+    say(f"{folder}: {counts or 'nothing'} recomputed, {len(found.different)} differ")
+    if found.different:
+        raise typer.Exit(1)
+
+
+@app.command()
+def reproduce(run: Annotated[Path, typer.Argument(help="A run folder.")], out: OutFolder) -> None:
+    """A run again from its own folder, and where its first bit differs: file, step, key; exit code 1 if one does."""
+    from stepalign.stopping import StopRequest
+    from stepalign.verbs.reproduce import other_versions
+    from stepalign.verbs.reproduce import reproduce as again
+
+    notice = "stopping: the run saves itself after this step; Ctrl-C once more stops at once"
+    with working("reproduce", resume="") as display, StopRequest(notice).listening() as stop:
+        found = again(run, out, listener=display, stop=stop)
+    say(*other_versions(run, out))
+    say(*map(str, found[:20]), *([f"and {len(found) - 20} other files differ"] if len(found) > 20 else []))
+    if found:
+        say(f"the first difference: {found[0]}")
+        raise typer.Exit(1)
+    say(f"{run} and {out}: the same bits in records, samples and weights")

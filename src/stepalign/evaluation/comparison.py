@@ -19,6 +19,7 @@ from stepalign.evaluation.evaluate import metrics_of, read_samples
 from stepalign.evaluation.metrics import NO_SHARES, Metric
 from stepalign.evaluation.statistics import hierarchical_bootstrap, minimum_detectable_difference, paired_difference
 from stepalign.storage.jsonl import read_json_lines
+from stepalign.storage.sums import damaged_since
 
 RULES = get_args(CheckpointRule)
 """The step whose test numbers count: the last one; the one with the highest avg@n on the validation problems; for every
@@ -50,6 +51,11 @@ class Evaluations:
         self.points, self.steps_trained = (
             self._records(folder / name) for name in ("evaluations.jsonl", "metrics.jsonl")
         )
+        try:
+            changed = damaged_since(folder, "summary.json", "evaluations.jsonl", "metrics.jsonl", "samples")
+            self.damage += [f"{folder / name} {what}" for name, what in changed]
+        except ConfigError as error:
+            self.damage.append(_reason(error, folder))
         for number, point in enumerate(self.points, 1):
             if not isinstance(point.get("metrics"), list) or not point.keys() >= _POINT:
                 self.damage.append(f"{folder / 'evaluations.jsonl'}:{number}: this line is no evaluation")

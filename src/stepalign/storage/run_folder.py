@@ -12,6 +12,7 @@ import platform
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -301,9 +302,8 @@ def _lock(path: Path, folder: Path) -> TextIO:
 @cache
 def versions() -> dict[str, Any]:
     """What ran, as a lock: package and revision, interpreter, every installed package, the machine."""
-    import importlib.metadata
-
-    packages = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
+    installed = [path.stem for place in map(Path, sys.path) for path in place.glob("*.dist-info")]  # NAME-VERSION
+    packages = {name: version for name, _, version in (one.partition("-") for one in reversed(installed))}
     return {
         "stepalign": stepalign.__version__,
         "revision": _revision(),

@@ -10,6 +10,7 @@ from typing import Any
 from stepalign.errors import ConfigError
 from stepalign.storage.files import read_json
 from stepalign.storage.jsonl import read_json_lines
+from stepalign.storage.sums import check_sums
 from stepalign.token_signal.table import ScoredCompletion, from_rows, to_page
 
 Row = dict[str, Any]
@@ -55,6 +56,7 @@ def load_signal(folder: Path, rollout: str | None = None) -> dict[str, Any]:
             where=str(path),
             hint=f"write one with: stepalign signal {folder if is_run else 'FILE --model DIR'} --out NEW-FOLDER",
         )
+    check_sums(path.parent, PAGE_DATA, RECORDS)
     signal = read_json(path, hint=AGAIN)
     shown = signal.get("rollouts") or []
     if rollout is None or any(rollout == str(r.get("rollout_id")) for r in shown):

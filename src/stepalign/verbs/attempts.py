@@ -23,6 +23,7 @@ from stepalign.problems.sets import problem_id
 from stepalign.records import Attempt, Problem, Rollout, rollout_from_json
 from stepalign.storage.fingerprint import sha256_of_file
 from stepalign.storage.jsonl import read_json_lines
+from stepalign.storage.sums import check_sums
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "question": ("question", "problem"),
@@ -131,6 +132,7 @@ def _of_run(file: Path) -> tuple[Config, list[Attempt]]:
             where=str(file),
             hint="give the run folder, or a plain file with question and completion",
         )
+    check_sums(file.parent, "config.toml", "rollouts.jsonl")
     config = load_config(str(recipe))
     problems = {problem.problem_id: problem for problem in load_set(config.data, "train").problems}
     return config, [rollout.attempt for rollout in read_rollouts(file, problems)]

@@ -12,6 +12,7 @@ from stepalign.config import Config, Settings, changed, load_config, parse_setti
 from stepalign.domains.table import recipe_of
 from stepalign.errors import ConfigError
 from stepalign.outside import split_url
+from stepalign.storage.sums import check_sums
 
 # A file's question is the whole question: nothing is added to it unless a recipe says so.
 PLAIN_PROMPTS = {
@@ -45,6 +46,8 @@ def config_for_model(model: str, recipe: str, settings: Settings | None, keys: M
         )
     # RUN, RUN/final and RUN/checkpoints/step-N all belong to RUN.
     run = next((f for f in (folder, *folder.absolute().parents[:2]) if _is_run(f)), None)
+    if run:
+        check_sums(run, "config.toml")
     default = str(run / "config.toml") if run else recipe_of(model) or None
     path = str(folder / "final") if run == folder else model
     keys = {**keys, "model.path": path, "model.lora": None, "data.max_test": None}

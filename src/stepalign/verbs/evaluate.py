@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from stepalign.domains.table import holds_sets, load_set
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Listener, line
 from stepalign.models.places import find_model, weight_files
-from stepalign.storage.files import write_atomically, write_json
+from stepalign.storage.files import read_json, write_atomically, write_json
+from stepalign.storage.fingerprint import sha256_of_file
 from stepalign.verbs.checks import Inputs, refuse_long_questions
 from stepalign.verbs.configs import config_for_model
 from stepalign.verbs.progress import for_python
@@ -82,6 +84,7 @@ def evaluate_model(
             where=str(samples),
             hint="give another --out, or remove that file",
         )
+    _refuse_changed_samples(out, samples)
     student = config.prompts.student.strip().splitlines()[0]
     taken = f" (from {origin}; --recipe or --set change it)" if origin else ""
     what = f"student prompt {student!r}, at most {config.evaluation_length} tokens, temperature"
@@ -103,12 +106,28 @@ def evaluate_model(
         "temperature": section.temperature,
         "max_completion_length": config.evaluation_length,
         "samples": str(samples),
+        "samples_sha256": sha256_of_file(samples),
         "confidence": section.confidence,
         "tie_rule": "maj@k: ties share the win equally; unparsed answers neither vote nor win",
         "metrics": rows,
     }
     write_json(out, result)
     return result
+
+
+def _refuse_changed_samples(out: Path, samples: Path) -> None:
+    """Completions that were changed since the numbers in OUT were computed from them are no evaluation."""
+    before: dict[str, Any] = {}
+    with suppress(ConfigError):  # without numbers, or with damaged ones: they are computed again
+        before = read_json(out)
+    if before.get("samples") != str(samples) or "samples_sha256" not in before or not samples.exists():
+        return
+    if sha256_of_file(samples) != before["samples_sha256"]:
+        raise ConfigError(
+            "the completions beside the output are not those that its numbers come from",
+            where=str(samples),
+            hint=f"put the file back as it was, or remove {out} to compute them from these",
+        )
 
 
 def _key(config: Config, problems: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from stepalign.evaluation.evaluate import read_samples
 from stepalign.events import Listener, silent, warning
 from stepalign.storage.files import read_json
 from stepalign.storage.jsonl import read_json_lines
-from stepalign.storage.sums import note_sums
+from stepalign.storage.sums import check_sums, note_sums
 from stepalign.training.timeline import strip, write_trace
 
 BASE = "base"
@@ -171,6 +171,7 @@ def rewrite_results(folder: Path, listener: Listener = silent) -> Path:
             where=str(folder),
             hint="give the --out of stepalign compare",
         )
+    check_sums(folder, "config.toml", "versions.json", "signal.json")
     before = folder / "results.json"
     old = read_json(before, hint="remove the file: it is written again") if before.exists() else {}
     config = load_config(str(file))
@@ -248,6 +249,7 @@ def _config(folder: Path) -> Config:
             where=str(folder),
             hint="give the --out of stepalign train or compare",
         )
+    check_sums(folder, "config.toml", "versions.json")
     return load_config(str(file))
 
 

@@ -72,7 +72,7 @@ def write_signal_folder(
     with RunFolder(out, config, resume=True, kind="analysis", extra=RUN_FILES) as folder:
         _check_source(out, source)
         first: AttemptInContexts | None = None
-        done = kept = 0
+        done = kept = own_prompts = 0
         is_over = False  # whether the lines of an earlier process are used up
         for number, shard in enumerate(windows(attempts, lambda subject: len(subject.ids), SHARD_TOKENS)):
             first = first or shard[0]
@@ -97,6 +97,7 @@ def write_signal_folder(
                 _write_arrays(arrays, analysed, list(labels))
                 folder.append("signal", (row for one in analysed for row in to_rows(one.scored)))
             done += len(shard)
+            own_prompts += sum(one.prompts is not None for one in shard)
             listener(progress("scoring", done, total))
         if first is None:
             raise ConfigError(
@@ -109,7 +110,7 @@ def write_signal_folder(
         head = header(
             config.model.path,
             temperature,
-            prompts=_prompts_used(config, prompts, solver, first, prompts_from),
+            prompts={**_prompts_used(config, prompts, solver, first, prompts_from), "own": own_prompts},
             source={key: source[key] for key in ("name", "sha256") if key in source},
             weights=weights_of(config.model.path, solver),
         )

@@ -19,6 +19,7 @@ from stepalign.models.places import find_model
 from stepalign.records import Critique, Problem, Rollout, critique_from_json
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.run_folder import RunFolder, as_before
+from stepalign.storage.sums import check_sums
 from stepalign.verbs.attempts import read_rollouts
 from stepalign.verbs.signal.collect import more_critiques
 from stepalign.verbs.signal.rows import say_left_out
@@ -53,6 +54,7 @@ def analyse_run(
             where=str(run),
             hint="give the --out of a training, or a JSONL file with question, completion and contexts",
         )
+    check_sums(run, "config.toml", "rollouts.jsonl", "critiques.jsonl")
     config = load_config(str(run / "config.toml"), settings)
     config = changed(config, {"model.path": model or config.model.path, "model.lora": None}, "signal")
     config = as_before(config, out)

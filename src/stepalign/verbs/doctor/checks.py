@@ -1,17 +1,13 @@
-"""``stepalign doctor``: what is wrong with a folder, what that means, and what can safely be mended. Loads no torch.
-
-A finding is a file with a sentence. Nothing that was paid for is removed: what is set aside goes to ``superseded/``.
-"""
+"""The checks of one folder: each yields what is not as it should be."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +19,8 @@ from stepalign.critics.cache import damaged_keys
 from stepalign.errors import ConfigError, UserError
 from stepalign.outside import parse_json
 from stepalign.storage import jsonl
-from stepalign.storage.files import MANIFEST, damaged_file, is_sealed, restore_sealed, set_aside, tidy
+from stepalign.storage.files import MANIFEST, damaged_file, is_sealed, read_json, restore_sealed, set_aside, tidy
 from stepalign.storage.fingerprint import sha256_of_file
-from stepalign.storage.run_folder import refuse_in_use
 from stepalign.storage.sums import SUMS, damaged_since, write_sums
 from stepalign.verbs.report import PAGES, write_reports
 
@@ -57,55 +52,15 @@ class Finding:
     """What it does."""
 
 
-def doctor(folder: str | Path, *, repair: bool = False) -> tuple[list[Finding], list[str]]:
-    """Check a folder that a command has written, with all folders in it, or a cache of replies.
-
-    Args:
-        repair: mend what can be mended safely.
-
-    Returns:
-        What is wrong (after the repair, where one was asked for), and what was mended, a line each.
-
-    Raises:
-        ConfigError: nothing there that a command has written.
-        LockedError: a command is writing there.
-    """
-    folder = Path(folder)
-    if folder.is_file():
-        return list(_cache(folder)), []
-    if not folder.is_dir():
-        raise ConfigError("there is no such folder", where=str(folder), hint="give the --out of a command")
-    if not any((folder / name).exists() for name in ("run.lock", "config.toml", MANIFEST)):
-        raise ConfigError("no command has written this folder", where=str(folder), hint="give the --out of a command")
-    for lock in folder.rglob("run.lock"):
-        refuse_in_use(lock)
-    found, mended = list(examine(folder)), list[str]()
-    if repair:
-        for one in found:
-            if one.mend is not None:
-                one.mend()
-                mended.append(f"{one.path}: {one.what}; {one.repair}")
-        found = list(examine(folder)) if mended else found
-    return found, mended
-
-
-def examine(folder: Path) -> Iterator[Finding]:
-    """What is wrong with a folder, and with those in it."""
-    runs = sorted({lock.parent for lock in folder.rglob("run.lock")} | {folder})
-    for run in runs:
-        named = set[Path]()
-        for finding in _one(run):
-            if finding.path not in named:  # the first sentence about a file is the most telling one
-                named.add(finding.path)
-                yield finding
-
-
-def _one(folder: Path) -> Iterator[Finding]:
+def check(folder: Path) -> Iterator[Finding]:
+    """Everything that is wrong with a folder, those in it left out. The first finding about a file tells most."""
     yield from _left_overs(folder)
     if is_sealed(folder):
         yield from _sealed(folder)
         return
-    yield from _recipe(folder)
+    yield from _evaluations(folder)
+    if (folder / "run.lock").exists() or (folder / "config.toml").exists():
+        yield from _recipe(folder)
     for sealed in (folder / "final", folder / "solver"):
         if sealed.is_dir():
             yield from _sealed(sealed, instead=folder / "checkpoints")
@@ -115,7 +70,7 @@ def _one(folder: Path) -> Iterator[Finding]:
     changed_since = {one.path for one in left}
     damaged = list(_records(folder, state))  # a torn end is no harm, unless the last command ended behind it
     yield from (replace(one, mend=None) if one.path in changed_since else one for one in damaged)
-    yield from _cache(folder / CACHE)
+    yield from check_cache(folder / CACHE)
     yield from _ledger(folder)
     yield from left
     if not any(one.path.parent == folder for one in damaged):  # else their lines tell nothing
@@ -303,6 +258,30 @@ def _missing(folder: Path) -> Iterator[Finding]:
             )
 
 
+def _evaluations(folder: Path) -> Iterator[Finding]:
+    """The files of ``stepalign evaluate``: completions beside the numbers that were computed from them."""
+    again = "the same stepalign evaluate command writes it again from the completions"
+    for samples in folder.glob("*.samples.jsonl"):
+        numbers = samples.with_name(samples.name.removesuffix(".samples.jsonl") + ".json")
+        if not samples.with_suffix(".json").exists():
+            yield Finding(
+                path=samples.with_suffix(".json"),
+                what="is missing",
+                meaning="the completions cannot be told from those of another evaluation",
+            )
+        try:
+            before = read_json(numbers).get("samples_sha256") if numbers.exists() else None
+        except ConfigError as error:
+            yield Finding(path=numbers, what=f"is damaged: {error.what}", meaning=again)
+            continue
+        if before is not None and sha256_of_file(samples) != before:
+            yield Finding(
+                path=samples,
+                what="is not what the numbers beside it were computed from",
+                meaning="the evaluation is refused; put the file back as it was",
+            )
+
+
 def _selection(folder: Path) -> Iterator[Finding]:
     """The frozen problems of a selection against their checksums."""
     file = folder / MANIFEST
@@ -361,7 +340,7 @@ def _write_pages(folder: Path) -> None:
 # Replies that were paid for
 
 
-def _cache(path: Path) -> Iterator[Finding]:
+def check_cache(path: Path) -> Iterator[Finding]:
     if not path.exists():
         return
     try:
@@ -396,12 +375,3 @@ def _ledger(folder: Path) -> Iterator[Finding]:
                 what="is missing",
                 meaning=f"{paid} replies that the ledger knows would be paid again by a command that needs them",
             )
-
-
-def finding_lines(folder: Path, found: Sequence[Finding]) -> list[str]:
-    """One line per finding."""
-    lines = []
-    for one in found:
-        hint = f" (--repair: {one.repair})" if one.mend else ""
-        lines.append(f"{os.path.relpath(one.path, folder)} {one.what}: {one.meaning}{hint}")
-    return lines

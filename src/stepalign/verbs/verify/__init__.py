@@ -1,0 +1,58 @@
+"""``stepalign verify``: every reported number once more, from the stored samples and the stored weights.
+
+Texts are graded anew, metrics are recomputed from the rows they came from, and a sample of rollouts is scored again
+under the weights that drew it. Nothing in the folder is changed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stepalign.errors import ConfigError
+from stepalign.events import Listener, silent
+from stepalign.verbs.verify.others import (
+    verify_comparison,
+    verify_critiques,
+    verify_evaluation,
+    verify_selection,
+    verify_signal,
+)
+from stepalign.verbs.verify.run import verify_run
+from stepalign.verbs.verify.verified import Verified
+
+KINDS = {
+    "rollouts.jsonl": verify_run,
+    "evaluations.jsonl": verify_run,
+    "signal.jsonl": verify_signal,
+    "critiques.jsonl": verify_critiques,
+    "samples.jsonl": verify_selection,
+}
+"""A file that only folders of one kind have -> its check."""
+
+
+def verify(folder: str | Path, *, num: int = 32, listener: Listener = silent) -> Verified:
+    """Recompute the numbers of a run, a comparison, a selection, critiques, a signal, or an evaluation (its file).
+
+    Args:
+        num: rollouts whose tokens are scored again, for every state of the weights that is stored.
+
+    Raises:
+        ConfigError: nothing here that a command has written.
+    """
+    folder, found = Path(folder), Verified()
+    if folder.is_file() and folder.suffix == ".json":
+        verify_evaluation(folder, found)
+    elif (folder / "arms").is_dir():
+        verify_comparison(folder, found, num, listener)
+    else:
+        for name, check in KINDS.items():
+            if (folder / name).exists():
+                check(folder, found, num, listener)
+                break
+        else:
+            raise ConfigError(
+                "there is nothing to verify here",
+                where=str(folder),
+                hint="give the --out of train, compare, select, critique, signal or evaluate",
+            )
+    return found

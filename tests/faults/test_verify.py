@@ -1,0 +1,113 @@
+"""A changed number is found by ``verify``, wherever it is; ``reproduce`` names the first bit that differs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepalign.config import changed, load_config
+from stepalign.events import silent
+from stepalign.stopping import StopRequest
+from stepalign.storage.run_folder import versions
+from stepalign.verbs.reproduce import differences, reproduce
+from stepalign.verbs.train import train_config
+from stepalign.verbs.verify import verify
+
+SETTINGS = {
+    "training.max_steps": 2,
+    "training.problems_per_step": 2,
+    "training.save_steps": 1,
+    "evaluation.num_samples": 2,
+    "evaluation.eval_steps": 2,
+    "evaluation.bootstrap_samples": 100,
+    "objective.teacher.weights": "ema",
+    "data.max_validation": 2,
+    "data.max_test": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("verify") / "run"
+    train_config(load_config("arithmetic", SETTINGS), out, resume=False, listener=silent, stop=StopRequest())
+    return out
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def change(file: Path, line: int, edit: Callable[[dict[str, Any]], None]) -> None:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    row = json.loads(lines[line])
+    edit(row)
+    lines[line] = json.dumps(row)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_every_number_of_a_run_is_recomputed(run: Path) -> None:
+    found = verify(run)
+    assert found.different == []
+    assert found.checked["rollouts scored again"] == 4
+    assert found.checked["mean A_t"] == 2  # under the first weights, and under those of step 1 with its own teacher
+    for kind in ("texts", "grades", "metrics", "contexts", "evaluated numbers", "A_t", "totals"):
+        assert found.checked[kind], kind
+
+
+def test_changed_numbers_are_found_each_at_its_place(run: Path) -> None:
+    def raise_log_prob(row: dict[str, Any]) -> None:
+        row["completion"]["log_probs"][3] += 0.01
+
+    change(run / "rollouts.jsonl", 0, lambda row: row.update(reward=1.0 - row["reward"]))
+    change(run / "rollouts.jsonl", 1, lambda row: row.update(text=row["text"] + " "))
+    change(run / "rollouts.jsonl", 3, raise_log_prob)
+    change(run / "metrics.jsonl", 0, lambda row: row.update(log_ratio=row["log_ratio"] + 0.01))
+    change(run / "metrics.jsonl", 1, lambda row: row.update(total_tokens=row["total_tokens"] + 1))
+    change(run / "contexts.jsonl", 2, lambda row: row.update(text="other"))
+    change(run / "samples" / "step-00002-test.jsonl", 0, lambda row: row["verdicts"].reverse() or row["lengths"].sort())
+    change(run / "evaluations.jsonl", 0, lambda row: row["metrics"][0].update(value=0.123))
+    found = "\n".join(verify(run).different)
+    places = [
+        "s00000-p0000-g00, reward",
+        "s00000-p0001-g00, text",
+        "step 1, log_ratio (mean A_t",
+        "step 2, total_tokens",
+    ]
+    places += ["contexts.jsonl, step 2", "log-probabilities under the weights of step 1", "evaluations.jsonl, step 0"]
+    places += ["summary.json, completion_tokens", "step 2, total_tokens"]
+    assert [place for place in places if place not in found] == []
+
+
+def test_a_run_is_reproduced_to_the_bit_from_its_own_folder(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    assert reproduce(run, out, listener=silent, stop=StopRequest()) == []
+    change(out / "rollouts.jsonl", 2, lambda row: row["completion"]["ids"].reverse())
+    change(out / "metrics.jsonl", 0, lambda row: row.update(loss=5.0, seconds=9.9))
+    first, second = sorted(differences(run, out), key=lambda one: one.step)
+    assert (first.file, first.step, first.key, first.now) == ("metrics.jsonl", 1, "loss", 5.0)
+    assert (second.file, second.step) == ("rollouts.jsonl", 2)
+    assert second.key.startswith("s00001-p0000-g00: completion.ids[")
+
+
+def test_another_seed_differs_from_its_first_step_on(run: Path, tmp_path: Path) -> None:
+    config = changed(load_config(str(run / "config.toml")), {"training.seed": 1, "training.max_steps": 1})
+    train_config(config, tmp_path / "other", resume=False, listener=silent, stop=StopRequest())
+    found = list(differences(run, tmp_path / "other"))
+    assert {one.file for one in found} >= {"rollouts.jsonl", "metrics.jsonl", "final/model.safetensors"}
+    assert min(one.step for one in found) <= 1
+
+
+def test_the_lock_names_every_package_and_the_machine(run: Path) -> None:
+    kept = json.loads((run / "versions.json").read_text(encoding="utf-8"))
+    import numpy
+    import pydantic
+
+    assert kept["packages"]["numpy"] == numpy.__version__
+    assert kept["packages"]["pydantic"] == pydantic.__version__
+    assert kept["machine"]["cores"] == versions()["machine"]["cores"]
