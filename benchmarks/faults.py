@@ -1,10 +1,10 @@
-"""What survives a kill, damage, a full disk, hostile text and hours of faults? Real commands, on this machine.
+"""What survives a kill, damage, a full disk, hostile addresses and hours of faults? Real commands, on this machine.
 
-    python benchmarks/faults.py --quick                   # the short form: a few minutes
-    python benchmarks/faults.py kills --number 100        # the long form of one trial; goes on where it stopped
+    python benchmarks/faults.py --quick                   # the short form of every trial: some minutes
+    python benchmarks/faults.py kills --number 100        # the long form of one; goes on where it stopped
 
-Every trial is a line of JSON in FOLDER/NAME.jsonl (``--folder``, outside of the repository by default).
-docs/results/reliability.md has the figures.
+Every trial is a line of JSON in FOLDER/TRIAL/rows.jsonl (``--folder``, outside of the repository by default); the
+figures over all lines are printed at the end. docs/results/reliability.md has them.
 """
 
 from __future__ import annotations
@@ -13,40 +13,97 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fault_trials.damage import damages
+from fault_trials.disk import full_disks
 from fault_trials.kills import kills
 from fault_trials.lab import Lab
+from fault_trials.secrets import secrets
+from fault_trials.signals import signals
+from fault_trials.soak import slope, soak
 
-TRIALS = {"kills": kills, "damage": damages}
-"""Name -> function of (lab, number of trials, first): one row a trial."""
+Trial = Callable[[Lab, int, int], Iterator[dict[str, Any]]]
+TRIALS: dict[str, tuple[Trial, int, int]] = {
+    "kills": (kills, 100, 5),
+    "damage": (damages, 300, 12),
+    "disk": (full_disks, 40, 4),
+    "secrets": (secrets, 43, 4),
+    "signals": (lambda lab, number, first: signals(number, first=first), 51, 3),
+    "soak": (soak, 2000, 40),
+}
+"""Name -> (trials, their number in the long form and in the short one)."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trial", nargs="?", choices=TRIALS)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--number", type=int, default=100)
+    parser.add_argument("--quick", action="store_true", help="the short form, in a folder of its own")
+    parser.add_argument("--number", type=int, help="trials, or steps of the soak")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "stepalign-faults")
     asked = parser.parse_args()
     for name in [asked.trial] if asked.trial else TRIALS:
-        lab = Lab(asked.folder / name)
+        trials, long, short = TRIALS[name]
+        lab = Lab(asked.folder / ("quick" if asked.quick else "long") / name)
         try:
-            record(lab, name, asked.number)
+            record(lab, trials, asked.number or (short if asked.quick else long), name == "soak")
         finally:
             lab.close()
+        print(f"{name}: {figures(name, lab.folder / 'rows.jsonl')}", flush=True)
 
 
-def record(lab: Lab, name: str, number: int) -> None:
+def record(lab: Lab, trials: Trial, number: int, is_one_run: bool) -> None:
     file = lab.folder / "rows.jsonl"
     done = len(file.read_bytes().splitlines()) if file.exists() else 0
-    for row in TRIALS[name](lab, number - done, first=done):
+    for row in trials(lab, number if is_one_run else max(0, number - done), done):
         with file.open("a", encoding="utf-8") as to:
             to.write(json.dumps(row) + "\n")
-        print(json.dumps(row)[:400], flush=True)
+
+
+def figures(name: str, file: Path) -> str:
+    rows = [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
+    if name == "kills":
+        return _of_kills(rows)
+    if name == "soak":
+        return "; ".join(map(_of_soak, rows))
+    outcomes = Counter(map(_outcome, rows)).most_common()
+    return f"{len(rows)} trials: " + ", ".join(f"{count} {what}" for what, count in outcomes)
+
+
+def _outcome(row: Mapping[str, Any]) -> str:
+    if "well" in row:
+        return "left within ten seconds with its code and one line" if row["well"] else "not as promised"
+    return row.get("outcome") or f"not tried ({row['skipped']})"
+
+
+def _of_kills(rows: list[dict[str, Any]]) -> str:
+    killed = [row for row in rows if any(code < 0 for _, code in row["kills"])]
+    same = sum(row["code"] == 0 and not row["different"] for row in killed)
+    kinds = Counter(row["kind"] for row in killed)
+    paid = [row for row in killed if "paid_twice" in row]
+    return (
+        f"{sum(code < 0 for row in rows for _, code in row['kills'])} SIGKILLs in {len(killed)} runs "
+        f"({', '.join(f'{n} {kind}' for kind, n in kinds.items())}): {same} of {len(killed)} resumed and ended in the "
+        f"same bits; at most {max((row['lost'] for row in rows), default=0)} steps lost; "
+        f"{sum(row['traceback'] for row in rows)} tracebacks, {sum(bool(row['left_over']) for row in rows)} left-overs; "
+        f"{sum(row['paid_twice'] for row in paid)} critiques paid twice in {len(paid)} runs, "
+        f"{sum(row['said_in_flight'] for row in paid)} of them counted as in flight"
+    )
+
+
+def _of_soak(row: Mapping[str, Any]) -> str:
+    points, last = row["points"], row["points"][-1]
+    account = f"{row['sampled']} sampled = {row['trained']} trained + {sum(row['masked'].values())} masked"
+    return (
+        f"{row['kind']}: {last[0]:.0f} steps, exit code {row['code']}, {account}; memory {last[1]:.0f} MB, slope "
+        f"{slope(points):+.1f} MB per 1,000 steps in the second half; handles {points[len(points) // 2][2]:.0f} -> "
+        f"{last[2]:.0f}, threads {points[len(points) // 2][3]:.0f} -> {last[3]:.0f}"
+    )
 
 
 if __name__ == "__main__":
