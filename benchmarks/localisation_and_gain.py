@@ -4,6 +4,8 @@
 
 A folder needs results.json and signal.json: ``stepalign compare`` writes both, ``stepalign report`` the first again
 for the runs that are finished. Arms that change more than the context are left out (``token_signal.foresight``).
+The folder of ``benchmarks/preflight.py`` is read too: its arms, and the looks at them before training, on several
+solvers; an arm with a faulty critic has the signal of that critic.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stepalign.evaluation.statistics import RankCorrelation
+import numpy as np
+
+from stepalign.evaluation.evaluate import read_samples
+from stepalign.evaluation.statistics import RankCorrelation, paired_difference
 from stepalign.token_signal.foresight import TrainedContext, foresight, trained_contexts
 from stepalign.token_signal.localisation import LABELS
 
@@ -29,6 +34,37 @@ def read(folder: Path) -> list[TrainedContext]:
         sys.exit(f"{folder} holds no {' and no '.join(missing)}: stepalign compare writes both")
     results, signal = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     return trained_contexts(results, signal, folder.name)
+
+
+def read_preflight(folder: Path) -> dict[str, list[TrainedContext]]:
+    """By base solver, from arms/BASE/ARM and verdicts/BASE/LOOK/signal.json."""
+    groups: dict[str, list[TrainedContext]] = {}
+    for file in sorted(folder.glob("verdicts/*/*/signal.json")):
+        base, look = file.parts[-3:-1]
+        for entry in json.loads(file.read_text(encoding="utf-8"))["localisation"]:
+            arm = entry["context"] if look in ("plain", "siblings") else look
+            run, start = (folder / "arms" / base / name for name in (arm, "untrained"))
+            if (look not in ("plain", "siblings") and entry["context"] != "step_aligned") or not all(
+                (place / "summary.json").exists() for place in (run, start)
+            ):
+                continue
+            gain = paired_difference(accuracy(run), accuracy(start), share=True)
+            numbers = {n["name"]: math.nan if n["value"] is None else n["value"] for n in entry["numbers"]}
+            names = {
+                "comparison": base,
+                "context": entry["context"],
+                "label": arm.replace("_", " "),
+                "numbers": numbers,
+            }
+            interval = {"gain": gain.difference, "low": gain.low, "high": gain.high, "seeds": 1}
+            groups.setdefault(base, []).append(TrainedContext(**names, **interval))
+    return groups
+
+
+def accuracy(run: Path) -> np.ndarray:
+    """[P], the share of right completions of each test problem after the last step."""
+    newest = max((run / "samples").glob("step-*-test.jsonl"))
+    return np.array([np.mean([verdict == "correct" for verdict in one.verdicts]) for one in read_samples(newest)])
 
 
 def correlation(found: RankCorrelation) -> str:
@@ -85,7 +121,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
-    groups = {folder.name: read(folder) for folder in arguments.folders}
+    groups: dict[str, list[TrainedContext]] = {}
+    for folder in arguments.folders:
+        groups |= read_preflight(folder) if (folder / "verdicts").is_dir() else {folder.name: read(folder)}
     points = [point for group in groups.values() for point in group]
     print(points_table(points))
     for name, group in groups.items():

@@ -63,11 +63,13 @@ def rules_table(results: dict[str, Any], n: int) -> str:
     return table(["arm", *names], rows)
 
 
-def paired_table(results: dict[str, Any], n: int) -> str:
+def paired_table(results: dict[str, Any], n: int, *, to_base: bool) -> str:
+    """Differences of arms, or of arms and the untrained solver, after the last step."""
     labels = {arm["name"]: arm["label"] for arm in results["arms"]} | {"base": "untrained solver"}
     rows = []
     for row in results["paired"]:
-        if row["metric"] != f"avg@{n}" or row["b"] == "base":
+        rule = "last" if to_base else row["checkpoint_rule"]
+        if (row["metric"], row["b"] == "base", row["checkpoint_rule"]) != (f"avg@{n}", to_base, rule):
             continue
         signs = " ".join(f"{100 * d:+.1f}" for d in row["seed_differences"])
         interval = f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
@@ -120,7 +122,8 @@ def main() -> None:
         print(f"\n## {results['recipe']}, seeds {results['seeds']}, revision {results['revision']}\n")
         print(main_table(results, n), "\n")
         print(rules_table(results, n), "\n")
-        print(paired_table(results, n), "\n")
+        print(paired_table(results, n, to_base=False), "\n")
+        print(paired_table(results, n, to_base=True), "\n")
         print(curve_table(results, n), "\n")
         if (folder / "signal.json").exists():
             print(signal_table(json.loads((folder / "signal.json").read_text(encoding="utf-8"))), "\n")
