@@ -508,6 +508,33 @@ def test_prompts_of_trl_text_or_chat(tmp_path: Path, row: dict[str, Any]) -> Non
     assert "--set data.columns=trl" in str(raised.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("row", "preset"),
+    [
+        ({"messages": [USER, ANSWER]}, "messages"),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "What is 2 + 2?"},
+                    {"from": "gpt", "value": "So \\boxed{4}."},
+                ]
+            },
+            "messages",
+        ),
+        ({"prompt": [USER], "reward_model": {"style": "rule", "ground_truth": "4"}}, "trl"),
+        ({"text": "Write f.", "test_list": ["assert f() == 4"], "code": "def f(): return 4"}, "python"),
+    ],
+)
+def test_the_hint_names_the_preset_that_reads_such_rows(tmp_path: Path, row: dict[str, Any], preset: str) -> None:
+    path = write(tmp_path / "p.jsonl", [row])
+    with pytest.raises(ConfigError) as raised:
+        load_problems(path, "stepalign")
+    assert f"--set data.columns={preset}" in str(raised.value.hint)
+    (problem,) = load_problems(path, preset).problems
+    assert problem.question in ("What is 2 + 2?", "Write f.")
+    assert problem.answer in ("4", "assert f() == 4")
+
+
 def test_a_chat_of_several_turns_is_a_skipped_row(tmp_path: Path) -> None:
     long = {"prompt": [USER, ANSWER, {"role": "user", "content": "And 3 + 3?"}], "answer": "6"}
     found = load_problems(write(tmp_path / "p.jsonl", [{"prompt": [USER], "answer": "4"}, long]), "trl")

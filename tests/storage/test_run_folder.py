@@ -49,6 +49,17 @@ def test_a_new_folder_holds_its_configuration_and_versions(tmp_path: Path) -> No
         assert sorted(os.listdir(folder.path)) == ["config.toml", "run.lock", "versions.json"]
 
 
+def test_a_server_may_be_elsewhere_when_a_finished_run_goes_on(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", CONFIG, resume=False) as folder:
+        folder.append("metrics", [{"step": 1}])
+    assert (tmp_path / "run" / "sums.json").exists()
+    for port in (8001, 8002):
+        moved = changed(CONFIG, {"critic.base_urls": [f"http://127.0.0.1:{port}/v1"]})
+        RunFolder.check(tmp_path / "run", moved, resume=True)
+        RunFolder(tmp_path / "run", moved, resume=True).close()
+        assert load_config(str(tmp_path / "run" / "config.toml")) == moved
+
+
 def test_resume_is_needed_and_is_harmless_on_a_new_folder(tmp_path: Path) -> None:
     for resume in (True, True):
         RunFolder(tmp_path / "run", CONFIG, resume=resume).close()

@@ -30,6 +30,10 @@ _HINTS = (
     (re.compile(r"response_format|json_schema|guided|grammar", re.I), "--set critic.structured=false"),
     (re.compile(r"temperature", re.I), "--set critic.temperature=NUMBER, one that the model takes"),
     (re.compile(r"max_tokens|context length|too many tokens", re.I), "--set critic.max_tokens=NUMBER, a smaller one"),
+    (
+        re.compile(r"HTTP 40[13]"),
+        "--set critic.api_key_env=NAME, a variable of the environment that holds a key for it",
+    ),
     (re.compile(r"system", re.I), "--set prompts.critic=FILE, a template without the block system"),
 )
 """Words of a refusal -> the change that mends it."""

@@ -35,9 +35,17 @@ def is_chat(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
 
 
+def _in_openai_words(messages: Any) -> Any:
+    """Messages of ShareGPT's form, {"from": "human", "value": ...}, as roles and contents."""
+    roles = {"human": "user", "gpt": "assistant"}
+    if not isinstance(messages, list) or not all(isinstance(m, Mapping) and "from" in m for m in messages):
+        return messages
+    return [{"role": roles.get(m["from"], m["from"]), "content": m.get("value")} for m in messages]
+
+
 def _from_messages(row: Row) -> Row | str:
     """A chat: the last user message is the question, the assistant message after it a worked solution."""
-    messages: Any = row.get("messages")
+    messages: Any = _in_openai_words(row.get("messages") or row.get("conversations"))
     if not is_chat(messages):
         return "no list of messages"
     found = read_chat(messages, "user", several=True)
@@ -63,8 +71,11 @@ def read_chat(messages: Sequence[Mapping[str, Any]], role: str, *, several: bool
 
 
 def _of_chat_cells(row: Row) -> Row | str:
-    """Cells that hold a chat become its text: what the user asks, or the assistant's words where no user asks."""
+    """Cells that hold a chat become its text: what the user asks, or the assistant's words where no user asks. An
+    answer within the column of a reward model gets a column of its own."""
     read: dict[str, Any] = {}
+    if isinstance(checked := row.get("reward_model"), Mapping) and "ground_truth" in checked:  # as verl has it
+        read["ground_truth"] = checked["ground_truth"]
     for name, value in row.items():
         if is_chat(value) and name != "messages":
             asks = any(message.get("role") == "user" for message in value)
@@ -214,13 +225,17 @@ def choose_map(maps: Sequence[ColumnMap], row: Row, where: str) -> ColumnMap:
         ConfigError: none fits; names the first column that the layout nearest to fitting lacks.
     """
 
-    def lacking(columns: ColumnMap) -> list[str]:
+    def lacking(columns: ColumnMap, row: Row = row) -> list[str]:
         named = (columns.question, columns.answer, columns.reference, *columns.metadata)
         return [name for name in named if name is not None and name not in row]
 
+    def fits(preset: Preset) -> bool:
+        prepared = preset.prepare(row)
+        return not isinstance(prepared, str) and any(not lacking(columns, prepared) for columns in preset.maps)
+
     best = min(maps, key=lambda columns: len(lacking(columns)))
     for missing in lacking(best):
-        fitting = [name for name, preset in PRESETS.items() if any(not lacking(columns) for columns in preset.maps)]
+        fitting = [name for name, preset in PRESETS.items() if fits(preset)]
         presets = f"the preset {fitting[0]} fits them: --set data.columns={fitting[0]}; or " if fitting else ""
         raise ConfigError(
             f'There is no column "{missing}".',

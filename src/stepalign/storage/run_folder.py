@@ -27,7 +27,7 @@ from stepalign.outside import difference_shown
 from stepalign.storage import jsonl
 from stepalign.storage.files import write_atomically, write_json
 from stepalign.storage.fingerprint import RunningSum, sha256_of_file
-from stepalign.storage.sums import SUMS, check_sums, write_sums
+from stepalign.storage.sums import SUMS, check_sums, note_sums, write_sums
 
 RECORDS = ("rollouts", "critiques", "contexts", "metrics", "evaluations", "timeline")
 
@@ -164,6 +164,7 @@ class RunFolder:
             )
         if differing:
             write_atomically(file, to_toml(config))
+            note_sums(self.path, file)
 
     def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Append records to NAME.jsonl, one write for all of them."""
