@@ -381,6 +381,11 @@ def make_critic(
     if not forms:
         return None
     form, section = forms[0], config.critic
+    if form == "turns":
+        from stepalign.critics.turns import TurnByTurn
+
+        one = make_critic(config, folder, ["step_aligned"], listener, ledger_folder)
+        return None if one is None else TurnByTurn(one, reads_questions=section.kind == "endpoint")
     if form in OWN_FORMS:
         return _own_critic(config, folder, form, listener, ledger_folder, session)
     if section.kind != "endpoint":

@@ -22,10 +22,10 @@ FinishReason = Literal["stop", "length"]
 CritiqueStatus = Literal["ok", "malformed", "failed"]
 StepStatus = Literal["right", "wrong", "after_error", "unknown"]
 Role = Literal["solver", "tool", "user"]
-CritiqueForm = Literal["trace", "paraphrase", "hint", "comment", "own", "second_turn"]
+CritiqueForm = Literal["trace", "paraphrase", "hint", "comment", "own", "second_turn", "turns"]
 """The text that a critic writes: the corrected trace in the solver's words, the same in other words, the place of the
 first error without its correction, a comment in words of its own; "own" is a trace that the solver itself writes, and
-"second_turn" a trace with the solver's next attempt behind it."""
+"second_turn" a trace with the solver's next attempt behind it; "turns" is a trace for each turn of the solver."""
 
 
 UNGRADED = Grade(score=float("nan"), answer=None)
@@ -209,6 +209,8 @@ class Critique:
     """The finding that decided it, "" where none did."""
     form: CritiqueForm = "trace"
     """The form that the critic was asked for."""
+    turns: tuple[str, ...] = ()
+    """In the form "turns": the text for each turn of the solver, "" where there is none; ``text`` has them all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,6 +225,8 @@ class Context:
     """Why there is no text, counted in the metrics; "" when there is one, or when the design needs none."""
     introduction: str = ""
     """The sentence in front of the text, where the self-teacher's prompt has a place for it."""
+    turn: int | None = None
+    """Place of the one turn of the rollout that it teaches, among all turns; None: it teaches the whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,12 +270,16 @@ def to_json(record: Any) -> dict[str, Any]:
     row = dataclasses.asdict(record)
     row.pop("unpaid", None)  # a run stops there: no such critique is written
     row.pop("truth", None)
+    for name, nothing in (("turns", ()), ("turn", None)):  # left out where they say nothing
+        if name in row and row[name] == nothing:
+            del row[name]
     return row
 
 
 def critique_from_json(row: Mapping[str, Any]) -> Critique:
     """The critique of a line of critiques.jsonl."""
     fields = {name: value for name, value in row.items() if name != "record_step"}
+    fields["turns"] = tuple(fields.get("turns", ()))
     kind = row["critic"].partition(":")[0]
     return Critique(**fields, truth={"programmatic": True, "faulty": False, "own": False}.get(kind))
 

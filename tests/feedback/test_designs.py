@@ -124,7 +124,8 @@ def test_what_each_design_shows(design: str) -> None:
 
 
 def test_every_design_is_tested_here() -> None:
-    assert SHOWN.keys() | {"shuffled", "execution_trace"} == DESIGNS.keys()
+    turns = {"hindsight", "tool_error", "turn_critique", "episode_critique", "sibling_episode"}  # test_turn_designs.py
+    assert SHOWN.keys() | {"shuffled", "execution_trace"} | turns == DESIGNS.keys()
 
 
 @pytest.mark.parametrize("design", DESIGNS)

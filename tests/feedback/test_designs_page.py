@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stepalign.critics.turns import TurnByTurn
 from stepalign.domains.arithmetic.critic import ArithmeticCritic
 from stepalign.domains.arithmetic.task import make_problem, parse_question
 from stepalign.domains.math.grade import Grade
@@ -18,7 +19,8 @@ from stepalign.feedback.designs.custom import TEMPLATE_NEEDS
 from stepalign.feedback.designs.design import joined
 from stepalign.feedback.prompts import load_template
 from stepalign.problems.loading import load_problems
-from stepalign.records import Attempt, Problem
+from stepalign.records import Attempt, Problem, Turn
+from stepalign.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "designs.md").read_text(encoding="utf-8")
@@ -62,6 +64,21 @@ def arithmetic_group(form: str) -> Group:
     )
 
 
+def conversation_group(form: str) -> Group:
+    """The conversation of the page, as a wrong attempt and as a right one."""
+    question, *_ = block("The attempt").splitlines()
+    problem = make_problem(parse_question(question), rho=1.0)
+    parts = re.findall(r"^\[(\w+)\]\n(.*?)(?=\n\n\[|\Z)", block("A conversation"), re.M | re.S)
+    turns = tuple(Turn(role=role, text=text, start=at, end=at + 1) for at, (role, text) in enumerate(parts))  # type: ignore[arg-type]
+    attempts = [
+        replace(attempt_at(problem, name, parts[0][1], verdict), turns=turns)
+        for name, verdict in (("a", "incorrect"), ("b", "correct"))
+    ]
+    critic = ArithmeticCritic(form="trace" if form == "turns" else form)  # type: ignore[arg-type]
+    asked = TurnByTurn(critic, reads_questions=False) if form == "turns" else critic
+    return Group(problem=problem, attempts=attempts, critiques=[wait_for(asked.critique(one)) for one in attempts])
+
+
 def python_group() -> Group:
     (problem, *_) = load_problems(ROOT / "recipes" / "data" / "python_problems.jsonl", "python").problems
     text = "```python\n" + block("`execution_trace`") + "\n```"
@@ -79,6 +96,9 @@ def test_the_page_shows_what_the_design_shows(name: str) -> None:
         if why_unavailable():
             pytest.skip(f"no sandbox here: {why_unavailable()}")
         assert block(f"`{name}`", 1) == make_contexts(name, python_group())[0].text
+    elif name in ("hindsight", "tool_error", "turn_critique", "episode_critique", "sibling_episode"):
+        contexts = make_contexts(name, conversation_group(design.form))
+        assert block(f"`{name}`") == next(one.text for one in contexts if one.text)
     else:
         assert (
             block(f"`{name}`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +347,22 @@ def test_the_environment_has_a_short_form(tmp_path: Path) -> None:
     assert load_config(None).environment.kind == "auto"
     with pytest.raises(ConfigError, match="an environment is one of"):
         load_config(None, ["environment=python_tol"])
+
+
+def test_the_example_of_the_documents_plays_its_game(byte_tokenizer, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "game.py").write_text(code, encoding="utf-8")
+    section = EnvironmentSection(kind=f"{tmp_path / 'game.py'}:Game", max_turns=9)
+    rollout = talk(byte_tokenizer, section, "9", "five", "2", "5")
+    assert said(rollout)[1::2] == [("tool", "lower"), ("tool", "a number, please"), ("tool", "higher")]
+    assert rollout.reward == 1.0
+    short = talk(byte_tokenizer, section.model_copy(update={"options": {"most": 2}}), "9", "2", "5")
+    assert (len(short.attempt.turns), short.reward) == (3, 0.0)
+    for table in re.findall(r"^```toml\n(.*?)^```", page, re.M | re.S):
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(table, encoding="utf-8")
+        assert load_config(recipe).environment.kind != "auto"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class SampleMaker:
     truth: Truth | None = None
 
     def make(self, groups: Sequence[JudgedGroup], step: int) -> Prepared:
-        """Contexts and Samples of groups of equal size."""
+        """Contexts and Samples of groups of equal size; of a design for turns one of each per turn of the solver."""
         rewards = [[rollout.reward for rollout in group.rollouts] for group in groups]
         advantages_PG = group_advantages(torch.tensor(rewards), scale=self.objective.scale_rewards).tolist()
         critiques = [critique for group in groups for critique in group.critiques if critique is not None]
@@ -60,9 +60,10 @@ class SampleMaker:
             counts["skipped_groups"] += skipped
             contexts = self._contexts(group, usable, problems)
             found.contexts += contexts
-            for rollout, critique, context, advantage in zip(
-                group.rollouts, group.critiques, contexts, advantages_G, strict=True
-            ):
+            members = zip(group.rollouts, group.critiques, advantages_G, strict=True)
+            of_rollout = {rollout.rollout_id: (rollout, critique, a) for rollout, critique, a in members}
+            for context in contexts:
+                rollout, critique, advantage = of_rollout[context.rollout_id]
                 weights = self._weights(rollout, critique, context, step, counts)
                 if skipped:
                     weights = LossWeights(first_token=len(rollout.completion.ids))
@@ -71,7 +72,8 @@ class SampleMaker:
                     teacher_ids = self._teacher_ids(group.problem, context.text, context.introduction, counts)
                 elif context.masked:
                     found.masked[context.masked] += 1
-                found.samples.append(self._sample(rollout, group.prompt_ids, teacher_ids, advantage, weights))
+                sample = self._sample(rollout, group.prompt_ids, teacher_ids, advantage, weights)
+                found.samples.append(sample if context.turn is None else _of_turn(sample, rollout, context.turn))
         if not HYBRIDS[self.objective.hybrid].needs_error:
             del counts["unlocated_errors"]
         found.numbers = {name: float(count) for name, count in counts.items()}
@@ -89,13 +91,16 @@ class SampleMaker:
         shown = designs.make_contexts(design, shown_group)
         if not designs.find_design(design).needs_critic:
             return shown
-        for index, (context, critique) in enumerate(zip(shown, group.critiques, strict=True)):
+        references = {one.rollout_id: one for one in designs.make_contexts("reference", shown_group)}
+        critiques = {one.rollout_id: one for one in group.critiques if one is not None}
+        for index, context in enumerate(shown):
+            critique = critiques.get(context.rollout_id)
             if critique is None:
                 continue
             if critique.policy == "mask" and context.text is not None:
                 shown[index] = replace(context, text=None, masked=f"critique with the finding {critique.decided_by}")
             elif critique.policy == "fall_back":
-                shown[index] = designs.make_contexts("reference", shown_group)[index]
+                shown[index] = replace(references[context.rollout_id], turn=context.turn)
         return shown
 
     def _weights(
@@ -141,6 +146,23 @@ class SampleMaker:
             entropy_damping=weights.entropy_damping,
             probe=self.truth.wrong_result(rollout.attempt, completion.ids) if self.truth else None,
         )
+
+
+def _of_turn(sample: Sample, rollout: Rollout, place: int) -> Sample:
+    """The part of a sample that is one turn: the very ids before it go behind both prompts."""
+    if not rollout.attempt.turns:
+        return sample
+    turn = rollout.attempt.turns[place]
+    before, inside = sample.completion_ids[: turn.start], slice(turn.start, turn.end)
+    return replace(
+        sample,
+        student_prompt_ids=(*sample.student_prompt_ids, *before),
+        teacher_prompt_ids=None if sample.teacher_prompt_ids is None else (*sample.teacher_prompt_ids, *before),
+        completion_ids=sample.completion_ids[inside],
+        sampler_log_probs=sample.sampler_log_probs[inside],
+        loss_mask=sample.loss_mask[inside],
+        probe=None,
+    )
 
 
 def _has_two_rewards(rewards: Sequence[float]) -> bool:

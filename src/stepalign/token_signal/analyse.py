@@ -22,6 +22,7 @@ from stepalign.token_signal.marks import Labels, mark_steps
 from stepalign.token_signal.score import Pair, Scores, ScoringJob, SideScores, score
 from stepalign.token_signal.summary import CASES, header, summarise
 from stepalign.token_signal.table import DIGITS, LEAST_ALTERNATIVE, ScoredCompletion, TokenTable
+from stepalign.token_signal.turns import key_of, of_the_turns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +34,12 @@ class Shown:
     """The sentence in front of it."""
     penalty: float = 0.0
     """Without a text: the advantage of unlikely tokens, in the place of A."""
+    turns: Mapping[int, str] = field(default_factory=dict)
+    """Place of a turn -> the text that teaches it alone; ``text`` then has them all."""
+
+    def texts(self, name: str) -> dict[str, str]:
+        """The texts to score, each under a name of its own."""
+        return {key_of(name, place): text for place, text in self.turns.items()} or {name: self.text}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +127,11 @@ def attempts_under(
                     shown[context.rollout_id][name] = Shown(text="", penalty=penalty * is_wrong)
                 elif context.text is None:
                     left_out[name][context.masked or "nothing to show"] += 1
+                elif attempt_of[context.rollout_id].turns and context.turn is not None:
+                    before = shown[context.rollout_id].get(name)
+                    turns = {**(before.turns if before else {}), context.turn: context.text}
+                    text, words = "\n\n".join(turns.values()), context.introduction
+                    shown[context.rollout_id][name] = Shown(text=text, introduction=words, turns=turns)
                 else:
                     shown[context.rollout_id][name] = Shown(text=context.text, introduction=context.introduction)
     attempts = [
@@ -173,12 +185,13 @@ def analyse_attempts(
             problem, own = subject.attempt.problem, subject.prompts or prompts
             student_ids = check_positions(solver, own, subject)
             teachers = {
-                name: own.self_teacher(
-                    problem, shown.text, introduction=shown.introduction, completion_length=len(subject.ids)
+                key: own.self_teacher(
+                    problem, text, introduction=shown.introduction, completion_length=len(subject.ids)
                 )
-                if shown.text
+                if text
                 else TeacherPrompt(student_ids, 0)
                 for name, shown in subject.contexts.items()
+                for key, text in shown.texts(name).items()
             }
             waiting.append((subject, teachers))
             yield ScoringJob(
@@ -194,7 +207,12 @@ def analyse_attempts(
     options = {"temperature": temperature, "top_k": top_k, "max_micro_batch_tokens": max_micro_batch_tokens}
     for scores in score(solver, jobs(), **options, kept=kept):
         subject, teachers = waiting.pop(0)
-        scores = _punished(subject, scores)
+        taught = {name: tuple(shown.turns) for name, shown in subject.contexts.items()}
+        scores = of_the_turns(_punished(subject, scores), subject.attempt.turns, taught)
+        for name, places in taught.items():
+            if places:
+                dropped = sum(teachers[key_of(name, place)].dropped_tokens for place in places)
+                teachers[name] = TeacherPrompt((), dropped)
         yield Analysed(subject, _lay_out(solver, subject, scores, teachers, name_of, truth), scores)
 
 

@@ -21,6 +21,7 @@ from stepalign.feedback.steps import split_steps
 from stepalign.models.prompts import tokens_to_steps
 from stepalign.records import Attempt, Critique, Step
 from stepalign.token_signal.table import MarkedStep
+from stepalign.token_signal.turns import split_turns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +62,7 @@ def mark_steps(
     Raises:
         ConfigError: a label names a step or a passage that the attempt does not have.
     """
-    steps = split_steps(text)
+    steps = split_turns(text, spans, attempt.turns) if attempt.turns else split_steps(text)
     owner = np.array(tokens_to_steps(text, spans, [step.start for step in steps]), dtype=np.int64)
     passage = _passage(text, labels, attempt)
     wrong = _first_wrong(steps, labels, passage, attempt, critique)

@@ -42,10 +42,11 @@ class SamplerCheck:
             EndpointError: the mean is above ``STOP``.
         """
         fresh: list[Scored] = []
-        for rollout, sample in zip(batch.rollouts, batch.samples, strict=True):
+        prompts = {sample.rollout_id: sample.student_prompt_ids for sample in reversed(batch.samples)}
+        for rollout in batch.rollouts:  # the first sample of each has no earlier turn behind its prompt
             drawn = rollout.completion
             if drawn.policy_version == step and sum(len(one[1]) for one in fresh) < LEAST_TOKENS:
-                fresh.append((sample.student_prompt_ids, drawn.ids, drawn.log_probs, drawn.sampled_mask))
+                fresh.append((prompts[rollout.rollout_id], drawn.ids, drawn.log_probs, drawn.sampled_mask))
         if not fresh and batch.samples and (not self._drew or step % self._every == 0):
             fresh = self._draw(batch.samples[0].student_prompt_ids, step)
         mean, largest = difference(self._solver, fresh, self._temperature) if fresh else (math.nan, math.nan)

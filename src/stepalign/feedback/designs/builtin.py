@@ -99,6 +99,49 @@ def worked_example(group: Group, index: int) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Turns
+
+_FAULT = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt|Iteration)\b|timed out$|exit code |the program )", re.M)
+"""A line of a tool's message that says that its call has failed."""
+
+
+def sibling_episode(group: Group, index: int) -> str:
+    """The whole of a correct sibling, each turn behind the name of its author."""
+    return sibling(group, index, "correct").transcript
+
+
+def _next_turn(group: Group, index: int, place: int, role: str) -> str:
+    turns = group.attempts[index].turns
+    if place + 1 >= len(turns) or turns[place + 1].role != role:
+        raise NothingToShow(f"no {role} replied to the turn")
+    return turns[place + 1].text
+
+
+def hindsight(group: Group, index: int, place: int) -> str:
+    """The user's next message: what was said about the turn."""
+    return _next_turn(group, index, place, "user")
+
+
+def tool_error(group: Group, index: int, place: int) -> str:
+    """The tool's message, where the call of the turn has failed."""
+    message = _next_turn(group, index, place, "tool")
+    if not _FAULT.search(message):
+        raise NothingToShow("the call of the turn did not fail")
+    return message
+
+
+def turn_critique(group: Group, index: int, place: int) -> str:
+    """The critique of the turn."""
+    critique = usable_critique(group, index)
+    solver = [turn.role == "solver" for turn in group.attempts[index].turns[:place]]
+    texts = critique.turns or (critique.text,)
+    text = texts[sum(solver)] if len(texts) > sum(solver) else ""
+    if not text:
+        raise NothingToShow("no usable critique of the turn")
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Critiques
 
 

@@ -73,12 +73,15 @@ class Design:
     needs: tuple[Need, ...] = ()
     form: CritiqueForm = "trace"
     """The form of critique that the design needs."""
+    show_turn: Callable[[Group, int, int], str] | None = None
+    """(group, index, place of a turn of the solver) -> the text that teaches this turn alone, in the place of ``show``;
+    an attempt of a single turn has the place 0."""
     penalty: float = 0.0
     """Without a context: the advantage of unlikely tokens of wrong attempts."""
 
     @property
     def has_context(self) -> bool:
-        return self.show is not nothing
+        return self.show is not nothing or self.show_turn is not None
 
     @property
     def needs_critic(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from stepalign.errors import ConfigError
@@ -97,6 +97,34 @@ DESIGNS: dict[str, Design] = _Designs(
             f"{FEEDBACK.removesuffix('.')}, and what you wrote after reading it.",
             _CRITIC,
             "second_turn",
+        ),
+        "sibling_episode": Design(
+            builtin.sibling_episode,
+            "correct sibling, turn by turn",
+            "Here is a conversation in which this problem was solved.",
+            ("siblings",),
+        ),
+        "episode_critique": Design(
+            builtin.as_written,
+            "critique of the whole conversation",
+            f"{_ATTEMPTED} Here is what a reader says about the whole conversation.",
+            _CRITIC,
+            "comment",
+        ),
+        "turn_critique": Design(
+            nothing, "critique of the turn", f"{_TRACE} in your own steps.", _CRITIC, "turns", builtin.turn_critique
+        ),
+        "hindsight": Design(
+            nothing,
+            "the user's next message",
+            f"{_ATTEMPTED} Here is what the user said after your reply.",
+            show_turn=builtin.hindsight,
+        ),
+        "tool_error": Design(
+            nothing,
+            "error output of the tool",
+            f"{_ATTEMPTED} Here is how the call in that attempt failed.",
+            show_turn=builtin.tool_error,
         ),
         "fixed_negative": Design(nothing, "unlikely tokens of wrong attempts punished", "", penalty=-1.0),
         "contrast": Design(
@@ -206,17 +234,26 @@ def group_rollouts(rollouts: Sequence[Rollout]) -> list[list[int]]:
 
 
 def make_contexts(name: str, group: Group) -> list[Context]:
-    """One context per attempt of a group."""
-    design = find_design(name)
-    return [_make_context(name, design, group, index) for index in range(len(group.attempts))]
+    """One context per attempt of a group, or one per turn of the solver, in their order."""
+    design, contexts = find_design(name), list[Context]()
+    for index, attempt in enumerate(group.attempts):
+        if design.show_turn is None:
+            contexts.append(_make_context(name, design, group, index, None))
+            continue
+        places = [place for place, turn in enumerate(attempt.turns) if turn.role == "solver"] or [0]
+        contexts += [_make_context(name, design, group, index, place) for place in places]
+    return contexts
 
 
-def _make_context(name: str, design: Design, group: Group, index: int) -> Context:
-    rollout_id = group.attempts[index].rollout_id
+def _make_context(name: str, design: Design, group: Group, index: int, place: int | None) -> Context:
+    made = Context(rollout_id=group.attempts[index].rollout_id, design=name, text=None, turn=place)
     try:
-        text = (design.show(group, index) or "").strip()
+        if place is None or design.show_turn is None:
+            text = (design.show(group, index) or "").strip()
+        else:
+            text = design.show_turn(group, index, place).strip()
         if not text:
             raise NothingToShow("the design shows nothing")
     except NothingToShow as reason:
-        return Context(rollout_id=rollout_id, design=name, text=None, masked=str(reason))
-    return Context(rollout_id=rollout_id, design=name, text=text, introduction=design.introduction)
+        return replace(made, masked=str(reason))
+    return replace(made, text=text, introduction=design.introduction)
