@@ -249,7 +249,8 @@ class Sample:
     distillation_weight: float
     policy_weight: float
     magnitude_mixing: float = 0.0
-    """The self-teacher's share in the size of each token's advantage, in [0, 1]; its sign stays the verdict's."""
+    """The self-teacher's share in the size of each token's advantage, in [-1, 1]; its sign stays the verdict's. Negative
+    turns the self-teacher's signal around."""
     entropy_damping: float = 0.0
     """Each token's distillation weight is multiplied by exp(-damping * entropy of the self-teacher)."""
     probe: tuple[int, int] | None = None

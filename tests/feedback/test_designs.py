@@ -124,8 +124,15 @@ def test_what_each_design_shows(design: str) -> None:
 
 
 def test_every_design_is_tested_here() -> None:
-    turns = {"hindsight", "tool_error", "turn_critique", "episode_critique", "sibling_episode"}  # test_turn_designs.py
-    assert SHOWN.keys() | {"shuffled", "execution_trace"} | turns == DESIGNS.keys()
+    turns = {
+        "shortest_sibling",
+        "hindsight",
+        "tool_error",
+        "turn_critique",
+        "episode_critique",
+        "sibling_episode",
+    }  # test_turn_designs.py
+    assert SHOWN.keys() | {"shuffled", "execution_trace", "shortest_sibling"} | turns == DESIGNS.keys()
 
 
 @pytest.mark.parametrize("design", DESIGNS)

@@ -25,7 +25,7 @@ from stepalign.objectives.divergences import DIVERGENCES, Remainder, Support, fi
 from stepalign.objectives.policy_gradient import AdvantageScale, LossType
 
 TeacherWeights = Literal["initial", "ema", "live", "trust_region"]
-Hybrid = Literal["none", "weighted_sum", "rlsd", "srpo", "rosd"]
+Hybrid = Literal["none", "weighted_sum", "rlsd", "srpo", "rosd", "rebellious", "cliff"]
 Budget = Literal["optimizer_steps", "rollouts", "completion_tokens", "training_seconds"]
 CheckpointRule = Literal["last", "best_on_validation", "best_per_metric_on_test"]
 
@@ -163,7 +163,8 @@ class ObjectiveSection(Section):
     hybrid: Hybrid = "none"
     """How verdict and self-teacher work together (docs/objective.md): none = as the condition says, weighted_sum = both
     terms, rlsd = the verdict's direction with the self-teacher's magnitude, srpo = correct completions by the verdict
-    and wrong ones by the self-teacher, rosd = the self-teacher from the first error on."""
+    and wrong ones by the self-teacher, rosd = the self-teacher from the first error on, rebellious = the verdict, most
+    where the self-teacher expected otherwise, cliff = the self-teacher only where none of the group is right."""
     distillation_weight: float = Field(default=0.5, ge=0, le=1)
     """weighted_sum: weight of the self-teacher's term; the policy term gets the rest."""
     rlsd_mixing: float = Field(default=0.5, ge=0, le=1)

@@ -164,14 +164,16 @@ def sized_advantages(
     Args:
         advantages: [N], the completion's advantage repeated over its tokens.
         log_ratio: [N], A_t of the taken tokens; used without gradient.
-        mixing: share of the self-teacher in the size, in [0, 1]; 0 returns the advantages. One value, or [N].
+        mixing: share of the self-teacher in the size, in [-1, 1]; 0 returns the advantages. One value, or [N]. Negative
+            turns its signal around: tokens that it would not have predicted count more, as in RLRT (arXiv 2605.10781).
         clip: half-width of the allowed sizes around 1.
 
     Returns:
         [N], for ``clipped_policy_loss``.
     """
-    magnitude = (advantages.sign() * log_ratio.detach()).exp().clamp(1.0 - clip, 1.0 + clip)
-    return advantages * ((1.0 - mixing) + mixing * magnitude)
+    share, direction = abs(mixing), 2 * (mixing >= 0) - 1
+    magnitude = (advantages.sign() * direction * log_ratio.detach()).exp().clamp(1.0 - clip, 1.0 + clip)
+    return advantages * ((1.0 - share) + share * magnitude)
 
 
 def _unbiased_deviation(values: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ class Facts:
     """Index of the first token of the first wrong step; None where there is none or it was not found."""
     step: int
     """Optimizer step, from 0."""
+    group_solved: bool = False
+    """Whether any rollout of the group is correct."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,12 +89,27 @@ def _rosd(condition: Condition, facts: Facts, section: ObjectiveSection) -> Loss
     return replace(_as_the_condition_says(condition, facts, section), first_token=facts.first_error or 0)
 
 
+def _rebellious(_: Condition, facts: Facts, section: ObjectiveSection) -> LossWeights:
+    """RLRT (arXiv 2605.10781): the verdict, and on correct rollouts most where the self-teacher expected otherwise."""
+    turned = -1.0 if facts.verdict == "correct" and facts.has_context else 0.0
+    return LossWeights(policy_weight=1.0, magnitude_mixing=turned)
+
+
+def _cliff(_: Condition, facts: Facts, section: ObjectiveSection) -> LossWeights:
+    """HDPO (arXiv 2603.23871): the verdict, and the self-teacher only where no rollout of the group is correct."""
+    if facts.has_context and not facts.group_solved:
+        return LossWeights(distillation_weight=1.0)
+    return LossWeights(policy_weight=1.0)
+
+
 HYBRIDS: dict[Hybrid, Credit] = {
     "none": Credit(_as_the_condition_says),
     "weighted_sum": Credit(_weighted_sum),
     "rlsd": Credit(_rlsd),
     "srpo": Credit(_srpo),
     "rosd": Credit(_rosd, needs_error=True),
+    "rebellious": Credit(_rebellious),
+    "cliff": Credit(_cliff),
 }
 """The samples that a rollout trains on, by ``objective.hybrid``."""
 
@@ -115,7 +132,7 @@ def check_terms(
             where="sampling.skip_zero_std_groups",
             hint="--set sampling.num_generations=8, or leave the key out",
         )
-    example = Facts(verdict="correct", has_context=True, first_error=None, step=0)
+    example = Facts(verdict="correct", has_context=True, first_error=None, step=0, group_solved=True)
     uses_verdicts = HYBRIDS[hybrid].weigh(condition, example, objective).policy_weight
     is_compared = uses_verdicts and not find_design(condition.design).penalty
     if is_compared and sampling.num_generations < 2 and training.max_steps:

@@ -64,7 +64,8 @@ class SampleMaker:
             of_rollout = {rollout.rollout_id: (rollout, critique, a) for rollout, critique, a in members}
             for context in contexts:
                 rollout, critique, advantage = of_rollout[context.rollout_id]
-                weights = self._weights(rollout, critique, context, step, counts)
+                solved = any(one.verdict == "correct" for one in group.rollouts)
+                weights = self._weights(rollout, critique, context, step, counts, solved)
                 if skipped:
                     weights = LossWeights(first_token=len(rollout.completion.ids))
                 teacher_ids = None
@@ -104,13 +105,20 @@ class SampleMaker:
         return shown
 
     def _weights(
-        self, rollout: Rollout, critique: Critique | None, context: Context, step: int, counts: Counter[str]
+        self,
+        rollout: Rollout,
+        critique: Critique | None,
+        context: Context,
+        step: int,
+        counts: Counter[str],
+        solved: bool,
     ) -> LossWeights:
         credit = HYBRIDS[self.objective.hybrid]
         first_error = first_wrong_token(rollout, critique, self.tokenizer) if credit.needs_error else None
         counts["unlocated_errors"] += rollout.verdict == "incorrect" and first_error is None
         has_context = context.text is not None
-        facts = Facts(verdict=rollout.verdict, has_context=has_context, first_error=first_error, step=step)
+        known = {"verdict": rollout.verdict, "first_error": first_error, "step": step}
+        facts = Facts(**known, has_context=has_context, group_solved=solved)
         return credit.weigh(self.condition, facts, self.objective)
 
     def _teacher_ids(self, problem: Problem, text: str, introduction: str, counts: Counter[str]) -> tuple[int, ...]:

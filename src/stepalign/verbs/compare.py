@@ -47,7 +47,7 @@ from stepalign.verbs.report import BASE, SIGNAL, arm_differences, collect_result
 SHARED = (
     *("model.path", "prompts.student", "prompts.system"),
     *("data.validation", "data.test", "data.max_validation", "data.max_test", "data.grader"),
-    *("evaluation.", "signal.", "selection.", "compare."),
+    *("environment", "evaluation.", "signal.", "selection.", "compare."),
 )
 """Beginnings of keys that no arm may set: all arms start from one untrained solver and answer the same questions."""
 OWN = ("evaluation.eval_steps",)

@@ -69,6 +69,18 @@ def peer_demonstration(group: Group, index: int) -> str:
     return sibling(group, index, "correct").text
 
 
+def shortest_sibling(group: Group, index: int) -> str:
+    """The shortest correct sibling, for the longest wrong attempt of the group alone: SSOPD (arXiv 2605.17497)."""
+    of = {
+        verdict: [a for a in group.attempts if a.verdict == verdict and a.text] for verdict in ("correct", "incorrect")
+    }
+    if not of["correct"]:
+        raise NothingToShow("no correct sibling")
+    if not of["incorrect"] or max(of["incorrect"], key=lambda one: len(one.text)) is not group.attempts[index]:
+        raise NothingToShow("not the longest wrong attempt of its group")
+    return min(of["correct"], key=lambda one: len(one.text)).text
+
+
 def majority(group: Group, index: int) -> str:
     """The shortest other attempt with the answer that most of the group agree on, as in U-OPSD (arXiv 2608.06296): no
     solution, no grade. Of answers with equally many votes the first one counts; one vote is no majority."""

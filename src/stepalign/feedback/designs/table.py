@@ -82,6 +82,12 @@ DESIGNS: dict[str, Design] = _Designs(
         "peer_demonstration": Design(
             builtin.peer_demonstration, "correct sibling", "Here is a right solution of this problem.", ("siblings",)
         ),
+        "shortest_sibling": Design(
+            builtin.shortest_sibling,
+            "shortest correct sibling, for the longest wrong",
+            "Here is a right solution of this problem.",
+            ("siblings",),
+        ),
         "majority": Design(
             builtin.majority,
             "most frequent answer's attempt",
