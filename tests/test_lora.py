@@ -11,9 +11,11 @@ import torch
 
 pytest.importorskip("peft", reason="the extra `lora` is not installed")
 
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
 
 from stepalign.build import open_session
 from stepalign.config import Config, changed, load_config
@@ -21,6 +23,7 @@ from stepalign.domains.arithmetic.task import EMBEDDED
 from stepalign.errors import ConfigError
 from stepalign.events import silent
 from stepalign.models.load import Solver, load_solver
+from stepalign.models.places import find_model
 from stepalign.models.scoring import completion_hidden
 from stepalign.records import Sample
 from stepalign.stopping import StopRequest
@@ -218,6 +221,10 @@ def test_a_run_saves_adapters_that_load_again(config: Config, tmp_path: Path) ->
     ids = torch.tensor([[2, 30, 9, 12, 3]])
     with torch.no_grad():
         assert not torch.allclose(trained.model(ids).logits, base.model(ids).logits, atol=1e-3)
+        # Plain transformers and peft load it, without anything of ours.
+        plain = AutoModelForCausalLM.from_pretrained(find_model(EMBEDDED), dtype=torch.float32)
+        adapted = PeftModel.from_pretrained(plain, str(out / "final"))
+        torch.testing.assert_close(adapted(ids).logits, trained.model(ids).logits)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from stepalign.cli.commands import app
-from stepalign.cli.options import OutFolder, Recipe, Resume, Set, note_new_run, say, working
+from stepalign.cli.options import OutFile, OutFolder, Recipe, Resume, Set, note_new_run, say, working
 from stepalign.errors import ConfigError
 from stepalign.events import line, progress
 
@@ -192,6 +192,18 @@ def critique(
     say(*critique_lines(summary))
     say(f"page: {out / 'index.html'}")
     refuse_without_critiques(summary)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or what `stepalign critique` wrote.")],
+    to: Annotated[str, typer.Option("--to", help="trl, verl, swift, or jsonl: the columns that they read.")],
+    out: OutFile,
+) -> None:
+    """Contexts and critiques as a data set of another trainer; .jsonl, or .parquet with the extra data."""
+    from stepalign.verbs.export import export as write
+
+    say(f"{write(folder, to, out)} rows: {out}")
 
 
 @app.command()
