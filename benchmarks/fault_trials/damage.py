@@ -30,10 +30,7 @@ def make_folders(lab: Lab) -> dict[str, tuple[Path, list[str]]]:
     commands = {
         "run": ["train", "arithmetic", "--out", str(run), *words],
         "GRPO": ["train", "arithmetic", "--out", str(root / "GRPO"), *words, *setting_words(GRPO)],
-        "comparison": [
-            w if w != "training.max_steps=6" else "training.max_steps=2"
-            for w in words_of("compare", lab, root / "comparison")
-        ],
+        "comparison": words_of("compare", lab, root / "comparison", **TINY),
         "selection": [
             "select",
             "arithmetic",

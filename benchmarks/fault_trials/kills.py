@@ -17,8 +17,8 @@ CLOCKS = ("seconds", "seconds_by_phase", "peak_memory_bytes", "timings")
 COMPARED = ("rollouts.jsonl", "critiques.jsonl", "contexts.jsonl", "metrics.jsonl", "evaluations.jsonl")
 
 
-def words_of(kind: str, lab: Lab, out: Path) -> list[str]:
-    words = setting_words({**SMALL, **RUNS[kind]})
+def words_of(kind: str, lab: Lab, out: Path, **settings: Any) -> list[str]:
+    words = setting_words({**SMALL, **settings, **RUNS[kind]})
     if kind != "compare":
         return ["train", "arithmetic", "--out", str(out), *words]
     recipe = lab.folder / "compare.toml"

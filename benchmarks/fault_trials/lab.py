@@ -21,17 +21,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-STEPS = 6
+STEPS = 4
 SMALL = {
     "training.max_steps": STEPS,
     "training.problems_per_step": 2,
     "training.save_steps": 1,
     "training.save_total_limit": 2,
     "evaluation.num_samples": 2,
-    "evaluation.eval_steps": 3,
+    "evaluation.at_start": False,
+    "evaluation.eval_steps": 2,
     "evaluation.bootstrap_samples": 100,
-    "data.max_validation": 4,
-    "data.max_test": 4,
+    "data.max_validation": 2,
+    "data.max_test": 2,
 }
 GRPO = {"condition": "grpo", "sampling.num_generations": 4, "training.learning_rate": 3e-4}
 CRITIC = {"critic.kind": "endpoint", "critic.base_urls": ["{critic}"], "critic.model": "critic"}

@@ -14,7 +14,7 @@ from stepalign.evaluation.statistics import bootstrap_mean
 from stepalign.events import Listener, progress, silent
 from stepalign.records import FinishReason, Problem, Rollout, Verdict
 from stepalign.storage import jsonl
-from stepalign.storage.files import write_atomically
+from stepalign.storage.files import make_durable, write_atomically
 
 CHUNK = 256
 """Problems sampled in one call, from a seed of its own."""
@@ -102,6 +102,8 @@ def sample_and_grade(
     in_order = [done[problem_id] for problem_id in wanted]
     if file is not None and done.keys() == wanted.keys() and list(done) != list(wanted):
         write_atomically(file, "".join(jsonl.to_json_line(asdict(problem)) + "\n" for problem in in_order))
+    elif file is not None and file.exists():
+        make_durable(file)  # before the numbers computed from it
     return in_order
 
 

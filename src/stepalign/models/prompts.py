@@ -41,6 +41,16 @@ class TeacherPrompt:
     """Tokens of the context that did not fit. The question and the generation suffix are never cut."""
 
 
+_OWN_OPTIONS = frozenset(
+    (
+        *("conversation", "chat_template", "tokenize", "return_dict", "return_tensors", "tokenizer_kwargs"),
+        *("add_generation_prompt", "continue_final_message", "sanitize_control_tokens", "truncation", "max_length"),
+    )
+)
+"""Arguments of the function that applies a template. Through them an option could change the template, or let control
+tokens of a problem through."""
+
+
 class PromptBuilder:
     """Renders what student and self-teacher read.
 
@@ -91,6 +101,12 @@ class PromptBuilder:
     def _check_template(self) -> None:
         """Raises ConfigError where the chat template refuses the options, or refuses or drops the system message."""
         for side, options in (("student", self._student_options), ("teacher", self._teacher_options)):
+            if taken := sorted(_OWN_OPTIONS & options.keys()):
+                raise ConfigError(
+                    f"{taken[0]} is no option of a chat template",
+                    where=f"prompts.{side}_chat_options",
+                    hint="options are variables of the model's own template, such as enable_thinking",
+                )
             user = [{"role": "user", "content": "x"}]
             try:
                 without = self._apply(user, **options)

@@ -103,10 +103,15 @@ def open_log(path: Path) -> BinaryIO:
     return path.open("ab")
 
 
+def make_durable(path: Path) -> None:
+    """Write a file's content to the disk itself."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def move_file(finished: Path, target: Path) -> None:
     """Make a file durable and give it its final name."""
-    with finished.open("rb") as file:
-        os.fsync(file.fileno())
+    make_durable(finished)
     finished.replace(target)
     sync_folder(target.parent)
 
@@ -128,8 +133,7 @@ def seal(folder: Path) -> None:
     """Make all files of a folder durable and write their checksums last."""
     manifest = {}
     for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        make_durable(path)
         manifest[path.name] = {"sha256": sha256_of_file(path), "bytes": path.stat().st_size}
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2))  # without its last byte it is no JSON
 
