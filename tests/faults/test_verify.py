@@ -11,10 +11,16 @@ from typing import Any
 import pytest
 
 from stepalign.config import changed, load_config
+from stepalign.errors import ConfigError
 from stepalign.events import silent
+from stepalign.feedback.prompts import load_template
+from stepalign.models.prompts import PromptBuilder
 from stepalign.stopping import StopRequest
 from stepalign.storage.run_folder import versions
+from stepalign.verbs.configs import config_for_model
+from stepalign.verbs.report import run_results
 from stepalign.verbs.reproduce import differences, reproduce
+from stepalign.verbs.signal.from_run import analyse_run
 from stepalign.verbs.train import train_config
 from stepalign.verbs.verify import verify
 
@@ -101,6 +107,39 @@ def test_another_seed_differs_from_its_first_step_on(run: Path, tmp_path: Path) 
     found = list(differences(run, tmp_path / "other"))
     assert {one.file for one in found} >= {"rollouts.jsonl", "metrics.jsonl", "final/model.safetensors"}
     assert min(one.step for one in found) <= 1
+
+
+def test_what_reads_a_finished_run_refuses_a_damaged_file_or_names_it(run: Path, tmp_path: Path) -> None:
+    readers: dict[str, Callable[[], Any]] = {
+        "rollouts.jsonl": lambda: analyse_run(run, tmp_path / "signal"),
+        "critiques.jsonl": lambda: analyse_run(run, tmp_path / "signal"),
+        "config.toml": lambda: config_for_model(str(run), "", None, {}),
+    }
+    for name, read in readers.items():
+        before = (run / name).read_bytes()
+        (run / name).write_bytes(before.replace(b"0", b"1", 1))
+        with pytest.raises(ConfigError, match=f"the file {name} has other content"):
+            read()
+        (run / name).write_bytes(before)
+    assert run_results([run])["damage"] == []
+    for name in ("summary.json", "metrics.jsonl", "samples/step-00002-test.jsonl"):
+        before = (run / name).read_bytes()
+        (run / name).write_bytes(before.replace(b"0", b"1", 1))
+        results = run_results([run])
+        assert f"{run / name} has other content" in results["damage"][0]["reason"]
+        assert results["metrics"] == []
+        (run / name).write_bytes(before)
+
+
+@pytest.mark.parametrize("name", ["chat_template", "sanitize_control_tokens", "tokenize"])
+def test_a_chat_option_does_not_change_what_is_done_with_the_template(name: str, byte_tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is no option of a chat template"):
+        PromptBuilder(
+            byte_tokenizer,
+            student=load_template("{{ question }}"),
+            self_teacher=load_template("{{ question }} {{ feedback }}"),
+            student_chat_options={name: False},
+        )
 
 
 def test_the_lock_names_every_package_and_the_machine(run: Path) -> None:
