@@ -25,7 +25,8 @@ from stepalign.rollouts.order import derive_seed
 from stepalign.rollouts.review import make_rules
 from stepalign.stopping import StopRequest
 from stepalign.storage.run_folder import RunFolder
-from stepalign.training.distributed import ONE_PROCESS, Ranks, Team, join, num_ranks, shard
+from stepalign.training.distributed import Team, shard
+from stepalign.training.ranks import ONE_PROCESS, Ranks, join, num_ranks
 from stepalign.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def make_run(
 
     config, solver = session.config, session.solver
     sampling, training, objective = config.sampling, config.training, config.objective
-    learner, teacher = _make_team(config, solver) if num_ranks() > 1 else _make_learner(config, solver, ONE_PROCESS)
+    learner, teacher = _make_team(config, solver) if num_ranks() > 1 else make_learner(config, solver, ONE_PROCESS)
     stream = Stream(
         collector=RolloutCollector(
             maker=session.maker,
@@ -293,7 +294,8 @@ def make_run(
     )
 
 
-def _make_learner(config: Config, solver: Solver, ranks: Ranks) -> tuple[Learner, Teacher]:
+def make_learner(config: Config, solver: Solver, ranks: Ranks) -> tuple[Learner, Teacher]:
+    """The learner of this process, and its self-teacher."""
     from stepalign.training.learner import Learner
     from stepalign.training.teacher import Teacher
 
@@ -313,7 +315,7 @@ def _make_team(config: Config, whole: Solver | None) -> tuple[Team, Teacher]:
     ranks = join(config.training.rank_timeout)
     config = Config.model_validate(ranks.say(config.model_dump(mode="json") if whole else None))
     solver = shard(whole or _trained_solver(config))
-    learner, teacher = _make_learner(config, solver, ranks)
+    learner, teacher = make_learner(config, solver, ranks)
     return Team(ranks, solver, learner, teacher, whole), teacher
 
 

@@ -113,6 +113,32 @@ def test_a_killed_rank_ends_the_run_which_one_process_then_finishes(
     assert max(float((final[0][name] - final[1][name]).abs().max()) for name in final[0]) <= 1e-4
 
 
+def test_a_rank_that_hangs_ends_the_run_at_the_timeout_with_its_name(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = write_recipe(
+        training={"max_steps": 10_000, "problems_per_step": 4, "save_steps": 1, "rank_timeout": 12.0},
+        evaluation={"num_samples": 1, "at_start": False},
+    )
+    out = tmp_path / "run"
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(
+            [*TORCHRUN, "-m", "stepalign", "train", str(recipe), "--out", str(out)], stdout=log, stderr=log
+        )
+        deadline = time.monotonic() + 120
+        while not list(out.glob("checkpoints/step-*/manifest.json")):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        ranks = {environment("RANK", pid): pid for pid in children(process.pid)}
+        os.kill(ranks["1"], signal.SIGSTOP)
+        assert process.wait(timeout=60) != 0
+        log.seek(0)
+        text = log.read()
+    assert "error: rank 1 of 2 has given no sign for" in text or "rank 1 at " in text
+    assert all(not Path(f"/proc/{pid}").exists() for pid in ranks.values())
+
+
 def children(pid: int) -> list[int]:
     return [int(c) for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
 

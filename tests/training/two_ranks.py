@@ -20,8 +20,9 @@ from stepalign.models.load import Solver
 from stepalign.objectives.divergences import DIVERGENCES
 from stepalign.records import Sample
 from stepalign.training.checkpoint import Checkpoint, load_latest, restore_optimizer, save_checkpoint, write_state
-from stepalign.training.distributed import Ranks, Team, join, shard
+from stepalign.training.distributed import Team, shard
 from stepalign.training.learner import Learner
+from stepalign.training.ranks import Ranks, join
 from stepalign.training.teacher import Teacher
 
 STEPS, VOCABULARY = 3, 48

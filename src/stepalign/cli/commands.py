@@ -6,12 +6,13 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stepalign.cli.options import (
     DryRun,
+    Measure,
     OutFile,
     OutFolder,
     Recipe,
@@ -23,6 +24,9 @@ from stepalign.cli.options import (
     working,
 )
 from stepalign.stopping import PROCESS
+
+if TYPE_CHECKING:
+    from stepalign.config import Config
 
 app = typer.Typer(
     add_completion=False,
@@ -59,7 +63,12 @@ def demo(out: OutFolder = Path("runs/demo"), settings: Set = None, resume: Resum
 
 @app.command()
 def compare(
-    recipe: Recipe, out: OutFolder, settings: Set = None, resume: Resume = False, dry_run: DryRun = False
+    recipe: Recipe,
+    out: OutFolder,
+    settings: Set = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    measure: Measure = False,
 ) -> None:
     """Run every arm of a recipe with every seed; results.json and report.html land in the folder."""
     from stepalign.config import load_config
@@ -67,9 +76,9 @@ def compare(
     from stepalign.verbs.report import summary_lines
 
     config = load_config(recipe, settings or ())
-    if dry_run:
+    if dry_run or measure:
         print(describe_arms(config, out))
-        return _dry_run(config)
+        return _dry_run(config, measures=measure, with_arms=True)
     note_new_run(out, resume)
     with working(kept="every run keeps what it has saved") as display:
         results = compare_config(config, recipe, out, resume=resume, listener=display)
@@ -84,14 +93,19 @@ def compare(
 
 @app.command()
 def train(
-    recipe: Recipe, out: OutFolder, settings: Set = None, resume: Resume = False, dry_run: DryRun = False
+    recipe: Recipe,
+    out: OutFolder,
+    settings: Set = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    measure: Measure = False,
 ) -> None:
     """Train one condition; the last weights land in final/ of the folder."""
     from stepalign.config import load_config
 
     config = load_config(recipe, settings or ())
-    if dry_run:
-        return _dry_run(config)
+    if dry_run or measure:
+        return _dry_run(config, measures=measure)
     from stepalign.verbs.train import train_config
 
     note_new_run(out, resume)
@@ -99,6 +113,42 @@ def train(
         done = train_config(config, out, resume=resume, listener=display, stop=PROCESS)
     say(f"{done.step} steps, {done.num_rollouts} rollouts, {done.num_tokens} tokens")
     say(f"weights: {out / 'final'}")
+    return None
+
+
+@app.command()
+def launch(
+    recipe: Recipe,
+    out: OutFolder,
+    servers: Annotated[int, typer.Option("--servers", help="vLLM servers that draw the rollouts.", min=0)] = 0,
+    ranks: Annotated[int, typer.Option("--ranks", help="Processes that learn together.", min=1)] = 1,
+    compares: Annotated[bool, typer.Option("--compare", help="Run every arm of the recipe, as compare does.")] = False,
+    python: Annotated[str, typer.Option("--python", help="Interpreter of the environment that has vLLM.")] = "python3",
+    port: Annotated[int, typer.Option("--port", help="Of the first server.", min=1, max=65000)] = 8000,
+    restarts: Annotated[int, typer.Option("--restarts", help="How often a process is started again.", min=0)] = 3,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the commands, and run none.")] = False,
+    settings: Set = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Start rollout servers and a training run on this machine, watch them, and stop them together."""
+    from stepalign.config import load_config
+    from stepalign.verbs.launch import Fleet, jobs_of
+    from stepalign.verbs.launch import launch as start
+
+    fleet = Fleet(servers=servers, ranks=ranks, port=port, python=python, restarts=restarts, compares=compares)
+    words = [*(settings or ()), *fleet.settings]
+    config = load_config(recipe, words)
+    if dry_run:
+        return _dry_run(config, ranks=ranks, with_arms=compares)
+    jobs, run = jobs_of(fleet, config, recipe, out, words)
+    if only_print:
+        return print(*jobs, run, sep="\n")
+    notice = "stopping: the run saves itself, the servers end with it; once more stops at once"
+    note_new_run(out, resume)
+    with working("launch", kept="the run keeps what it has saved") as display, PROCESS.held(notice) as stop:
+        start(fleet, jobs, run, config, resume=resume, stop=stop, listener=display)
+    say(f"done: {out}")
     return None
 
 
@@ -117,10 +167,12 @@ def prepare(recipe: Recipe, out: OutFolder, settings: Set = None, resume: Resume
     say(f"weights: {out / 'solver'}")
 
 
-def _dry_run(config: object) -> None:
+def _dry_run(config: Config, *, measures: bool = False, ranks: int | None = None, with_arms: bool = False) -> None:
+    from stepalign.config import arm_config
     from stepalign.verbs.dry_run import describe
 
-    print(describe(config))  # type: ignore[arg-type]
+    arms = {arm.name: arm_config(config, arm, config.compare.seeds[0]) for arm in config.compare.arms}
+    print(describe(config, measures=measures, ranks=ranks, arms=arms if with_arms else {}))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -241,11 +241,15 @@ def serve(
     gpu: Annotated[
         bool | None, typer.Option("--gpu/--cpu", help="Where the server runs; by default on a GPU if one is here.")
     ] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option("--gpu-memory", help="Share of the card, where it is not alone there.", min=0, max=1)
+    ] = None,
 ) -> None:
     """Run a vLLM server that sampling.engine = "vllm" draws rollouts from."""
     from stepalign.verbs.serve import run, server_command
 
-    command = server_command(model, port=port, python=python, max_model_len=length, lora_rank=lora_rank, gpu=gpu)
+    options = {"port": port, "python": python, "max_model_len": length, "lora_rank": lora_rank, "gpu": gpu}
+    command = server_command(model, **options, gpu_memory=gpu_memory)
     if only_print:
         return print(command)
     raise typer.Exit(run(command))

@@ -50,7 +50,13 @@ Set = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in the folder.")]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print configuration, prompts of one problem, tokens and memory; do nothing else."),
+    typer.Option(
+        "--dry-run", help="Print changed keys, prompts of one problem, memory, tokens, hours; do nothing else."
+    ),
+]
+
+Measure = Annotated[
+    bool, typer.Option("--measure", help="With --dry-run: load the model and work for 20 seconds to estimate hours.")
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -171,6 +171,18 @@ def _of_turn(sample: Sample, rollout: Rollout, place: int) -> Sample:
         loss_mask=sample.loss_mask[inside],
         probe=None,
     )
+
+
+def joined(parts: Iterable[Prepared]) -> Prepared:
+    """What was made of groups one by one, as one step."""
+    whole, numbers = Prepared(), Counter[str]()
+    for part in parts:
+        whole.contexts += part.contexts
+        whole.samples += part.samples
+        whole.masked += part.masked
+        numbers.update(part.numbers)
+    whole.numbers = dict(numbers)
+    return whole
 
 
 def _has_two_rewards(rewards: Sequence[float]) -> bool:

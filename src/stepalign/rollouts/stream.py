@@ -21,7 +21,7 @@ from stepalign.rollouts.collect import RolloutCollector
 from stepalign.rollouts.early import Collected, JudgedGroup, from_line, to_line
 from stepalign.rollouts.metrics import critique_numbers, rollout_numbers
 from stepalign.rollouts.order import problems_of_step
-from stepalign.rollouts.samples import SampleMaker
+from stepalign.rollouts.samples import Prepared, SampleMaker, joined
 from stepalign.stopping import PROCESS, Interrupted
 from stepalign.waiting import BackgroundLoop, result_of, wait_for, wait_for_item
 
@@ -119,30 +119,38 @@ class Stream:
     def arriving(self, step: int) -> Generator[list[Sample], None, Batch]:
         """The samples of a step in parts, those groups that are judged by the time of asking; the batch at the end.
 
+        Samples are made in the thread that waits, while the one that asks learns.
+
         Raises:
             BudgetSpentError: see ``review.ask``.
         """
-        groups: queue.SimpleQueue[JudgedGroup | None] = queue.SimpleQueue()
-        problems = self._problems_of(step)
+        ready: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
+        made: dict[int, Prepared] = {}
+
+        def judged(group: JudgedGroup) -> None:
+            made[id(group)] = self.samples.make([group], step)
+            ready.put(made[id(group)])
+
         with BackgroundLoop("rollouts") as loop:
-            future = loop.run(self.collector.collect(problems, step, self.seed, on_group=groups.put))
-            future.add_done_callback(lambda _: groups.put(None))
+            future = loop.run(self.collector.collect(self._problems_of(step), step, self.seed, on_group=judged))
+            future.add_done_callback(lambda _: ready.put(None))
             is_open = True
             while is_open:
-                found = [wait_for_item(groups)]
-                while not groups.empty():
-                    found.append(groups.get())
+                found = [wait_for_item(ready)]
+                while not ready.empty():
+                    found.append(ready.get())
                 is_open = None not in found
-                if judged := [group for group in found if group is not None]:
-                    yield self.samples.make(judged, step).samples
-            return self._batch(future.result(), step)
+                if samples := [sample for part in found if part is not None for sample in part.samples]:
+                    yield samples
+            collected = future.result()
+            return self._batch(collected, step, joined(made[id(group)] for group in collected.groups))
 
     def _problems_of(self, step: int) -> list[Problem]:
         return problems_of_step(self.problems, step, self.problems_per_step, self.seed)
 
-    def _batch(self, collected: Collected, step: int) -> Batch:
+    def _batch(self, collected: Collected, step: int, prepared: Prepared | None = None) -> Batch:
         groups = collected.groups
-        prepared = self.samples.make(groups, step)
+        prepared = prepared or self.samples.make(groups, step)
         critiques = [critique for group in groups for critique in group.critiques if critique is not None]
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         return Batch(

@@ -10,20 +10,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
-import os
 import signal
-import socket
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from stepalign.errors import UserError
 from stepalign.records import Sample
+from stepalign.training.ranks import RankLostError, Ranks, Watch
 
 if TYPE_CHECKING:
     import torch
@@ -35,75 +30,7 @@ if TYPE_CHECKING:
 
 WAITING = timedelta(days=30)
 """For the next announcement: rank 0 may sample and evaluate for as long as that takes."""
-
-
-class RankLostError(UserError):
-    """The ranks cannot reach each other any more (exit code 1)."""
-
-
-def this_rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def num_ranks() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-if num_ranks() > 1:  # read when torch is loaded; it warns about its own process groups otherwise
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """This rank among all; of one process by default."""
-
-    rank: int = 0
-    size: int = 1
-    store: Any = None
-    """Keys and values that all ranks see."""
-
-    def sum(self, numbers: Sequence[float]) -> list[float]:
-        """The sums over all ranks."""
-        if self.size == 1:
-            return list(numbers)
-        import torch
-
-        sums = torch.tensor(numbers, dtype=torch.float64)
-        torch.distributed.all_reduce(sums)
-        return sums.tolist()
-
-    def say(self, message: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Rank 0's message, on every rank."""
-        import torch
-
-        text = (
-            torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
-            if message is not None
-            else torch.empty(0)
-        )
-        length = torch.tensor([len(text)])
-        torch.distributed.broadcast(length, 0)
-        text = text if message is not None else torch.empty(int(length), dtype=torch.uint8)
-        torch.distributed.broadcast(text, 0)
-        return json.loads(bytes(text.tolist()))
-
-
-ONE_PROCESS = Ranks()
-
-
-def join(timeout: float) -> Ranks:
-    """Meet the other ranks. ``timeout`` in seconds: how long a rank waits for another one that is at work."""
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
-    return Ranks(rank, size, PrefixStore("stepalign", store))
+LOOK_SECONDS = 1.5
 
 
 def shared_out(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
@@ -165,7 +92,7 @@ class Team:
             "write": self._write,
             "read": self._read,
         }
-        self._watch_the_others()
+        self._watch = Watch(ranks)
 
     # -- rank 0 -------------------------------------------------------------------------------------------------------
 
@@ -196,10 +123,14 @@ class Team:
         try:
             return self._parts[part](**self._announce({"do": part, **fields}))
         except RuntimeError as error:  # of torch: the connection or the time for an answer is lost
+            time.sleep(
+                LOOK_SECONDS
+            )  # a rank that has died is named by the thread that watches, which ends this process
             self._ended = True
+            self._watch.close()
             raise RankLostError(
                 f"the {self._ranks.size} ranks have lost each other: {str(error).splitlines()[0]}",
-                where=part,
+                where=f"{part}: {self._watch.places()}",
                 hint="give the command again with --resume; a rank waits training.rank_timeout seconds for another",
             ) from error
 
@@ -304,25 +235,9 @@ class Team:
         import torch
 
         self._ended = True
+        self._watch.close()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-    def _watch_the_others(self) -> None:
-        """End this process within a second of the death of another one of this machine: torchrun only asks it to."""
-        ranks, here = self._ranks, socket.gethostname()
-        ranks.store.set(f"rank {ranks.rank}", f"{os.getpid()} {here}")
-        found = [ranks.store.get(f"rank {rank}").decode().split(" ", 1) for rank in range(ranks.size)]
-        others = {r: int(pid) for r, (pid, host) in enumerate(found) if host == here and r != ranks.rank}
-        others = {rank: pid for rank, pid in others.items() if _is_alive(pid)}
-
-        def watch() -> None:
-            while not self._ended:
-                for rank, pid in others.items():
-                    if not _is_alive(pid) and not self._ended:
-                        _end(rank, pid, ranks, says=ranks.rank == (0 if rank else 1))
-                time.sleep(0.5)
-
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def _spread(value: torch.Tensor, like: Any) -> torch.Tensor:
@@ -332,20 +247,3 @@ def _spread(value: torch.Tensor, like: Any) -> torch.Tensor:
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _end(rank: int, pid: int, ranks: Ranks, *, says: bool) -> NoReturn:
-    if says:
-        hint = "the run goes on from its last checkpoint with --resume"
-        os.write(2, f"error: rank {rank} of {ranks.size} (process {pid}) has died\n  hint: {hint}\n".encode())
-    os._exit(1)

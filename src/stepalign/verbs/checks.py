@@ -25,7 +25,7 @@ from stepalign.problems.loading import ProblemSet
 from stepalign.problems.sets import named
 from stepalign.records import Problem
 from stepalign.rollouts.order import problems_of_step
-from stepalign.training.distributed import num_ranks
+from stepalign.training.ranks import num_ranks
 from stepalign.training.trackers import check_trackers
 
 if TYPE_CHECKING:

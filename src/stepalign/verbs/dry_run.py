@@ -2,43 +2,145 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
-from stepalign.config import Config, to_toml
+from stepalign.config import Config, SelectionSection, difference, to_toml
 from stepalign.critics import critic_prompt
 from stepalign.domains.math.grade import Grade
+from stepalign.errors import ConfigError
 from stepalign.feedback import designs
+from stepalign.feedback.designs import find_condition, find_design
 from stepalign.feedback.prompts import load_template
 from stepalign.records import Attempt, Critique, CritiqueForm, Problem
 from stepalign.report.text import visible
+from stepalign.rollouts.order import problems_of_step
+from stepalign.training.ranks import num_ranks
+from stepalign.verbs.checks import CHECKS, Inputs, checkpoint_rule, material
+from stepalign.verbs.duration import Rates, describe_hours, measured, published
+from stepalign.verbs.footprint import SHAPES, describe_memory, describe_tokens, known_shape, memory_parts
+
+if TYPE_CHECKING:
+    from stepalign.models.load import Solver
 
 
-def describe(config: Config) -> str:
+QUESTION_TOKENS = 256
+"""Of a prompt, where model or problems are not here yet."""
+NEED_PROBLEMS = (checkpoint_rule, material)
+
+
+def describe(
+    config: Config,
+    *,
+    measures: bool = False,
+    ranks: int | None = None,
+    arms: Mapping[str, Config] = MappingProxyType({}),
+) -> str:
     """Everything that a run would do first, without doing it. Loads the tokenizer; of the model its shapes only.
+
+    A model of ``footprint.SHAPES``, and problems that are yet to be selected, may be missing: sizes are known without.
+
+    Args:
+        measures: load the model and work for twenty seconds, for an estimate of hours.
+        ranks: of the learner; None takes those of torchrun.
+        arms: of a comparison, whose cost is wanted by arm.
 
     Raises:
         ConfigError: anything the recipe got wrong.
     """
-    from stepalign.build import model_choice
-    from stepalign.training.distributed import num_ranks
-    from stepalign.verbs.checks import Inputs, run_checks
-    from stepalign.verbs.footprint import describe_memory, describe_tokens, memory_parts
-
     inputs = Inputs(config)
-    run_checks(inputs)
+    missing = _not_here(inputs)
+    for check in CHECKS:
+        if not missing or not (check.loads_model or check.function in NEED_PROBLEMS):
+            check.function(inputs)
+    parts = [("changed keys", _changes(config))]
+    if missing:
+        parts.append(("not here yet", "\n".join(f"{key}: {reason}" for key, reason in missing.items())))
+        solver = known_shape(config.model.path) if config.model.path in SHAPES else inputs.solver
+        context = min(config.sampling.max_completion_length, config.prompts.max_teacher_prompt_length - QUESTION_TOKENS)
+        sizes = _Sizes(solver, QUESTION_TOKENS, QUESTION_TOKENS + max(0, context), {})
+    else:
+        shown, sizes = _prompts(config, inputs)
+        parts += shown
+    parts.append(("token budgets", _budgets(config, sizes.student_tokens)))
+    rates = None
+    if measures:
+        if missing:
+            raise ConfigError("a measurement needs model and problems", where="--measure", hint="leave it out")
+        first = problems_of_step(inputs.problems["train"], 0, config.training.problems_per_step, config.training.seed)
+        design = find_condition(config.condition).design
+        rates = measured(config, first, lambda problem: _example_context(design, problem))
+    parts.append(("cost", "\n".join(_cost(config, sizes, rates, num_ranks() if ranks is None else ranks))))
+    if arms:
+        lines = [f"{name}: {'; '.join(_cost(arm, sizes, rates, ranks or num_ranks()))}" for name, arm in arms.items()]
+        parts.append((f"cost of each arm, times {len(config.compare.seeds)} seeds", "\n".join(lines)))
+    parts.append(("configuration", to_toml(config)))
+    # Problems and templates are foreign text: what a terminal would obey is made visible.
+    return "\n\n".join(f"== {title} ==\n{visible(text.rstrip())}" for title, text in parts)
+
+
+class _Sizes(NamedTuple):
+    solver: Solver
+    student_tokens: int
+    teacher_tokens: int
+    """Of a prompt; an attempt stands for the context where the recipe itself shows none."""
+    held_out: dict[str, int]
+    """Problems of each set that is measured."""
+
+
+def _not_here(inputs: Inputs) -> dict[str, str]:
+    """What a run needs and this machine has not got yet, where sizes are known without it: by key, with the reason."""
+    config, found = inputs.config, {}
+    problems = config.data.train
+    if config.selection != SelectionSection() and ":" not in problems and not Path(problems).exists():
+        found["data.train"] = (
+            f"{problems} is yet to be written by stepalign select; questions count as {QUESTION_TOKENS} tokens"
+        )
+    if config.model.path in SHAPES and not Path(config.model.path).exists():
+        try:
+            _ = inputs.solver
+        except ConfigError as error:
+            found["model.path"] = f"{error.what}; its shapes are known"
+    return found
+
+
+def _changes(config: Config) -> str:
+    """The keys that recipe and command set, without the arms of a comparison."""
+    keys = {key: new for key, (_, new) in difference(Config(), config).items() if key != "compare.arms"}
+    return "\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()) or "none"
+
+
+def _cost(config: Config, sizes: _Sizes, rates: Rates | None, ranks: int) -> list[str]:
+    """The lines that begin with "memory", "tokens" and "hours"."""
+    from stepalign.build import model_choice
+
+    distils = find_condition(config.condition).distillation_weight
+    student, teacher = sizes.student_tokens, sizes.teacher_tokens if distils else 0
+    tokens = {"student_tokens": student, "teacher_tokens": teacher}
+    device, dtype = model_choice(config.model)
+    memory = memory_parts(config, sizes.solver, **tokens, device=device, dtype=dtype, ranks=ranks)
+    rates = rates or published(config, sizes.solver, **tokens, device=device)
+    hours = describe_hours(config, rates, student_tokens=student, held_out=sizes.held_out)
+    return [describe_memory(memory), describe_tokens(config, **tokens), hours]
+
+
+def _prompts(config: Config, inputs: Inputs) -> tuple[list[tuple[str, str]], _Sizes]:
+    """The prompts of one problem as sections, and their sizes."""
     sets, solver, prompts = inputs.sets, inputs.solver, inputs.prompts
-    condition = designs.find_condition(config.condition)
-    problem = sets["train"].problems[0]
+    design_name = find_condition(config.condition).design
+    design, problem = find_design(design_name), sets["train"].problems[0]
     student_ids = prompts.student(problem)
     parts = [
-        ("configuration", to_toml(config)),
         ("problems", "\n".join(f"{name}: {_count(found.problems, found.skipped)}" for name, found in sets.items())),
         (f"student prompt ({len(student_ids)} tokens)", solver.tokenizer.decode(list(student_ids))),
     ]
-    design = designs.find_design(condition.design)
-    teacher_tokens = 0
-    if condition.distillation_weight:
-        context = _example_context(condition.design, problem)
+    teacher_tokens = len(student_ids) + config.sampling.max_completion_length
+    if find_condition(config.condition).distillation_weight:
+        context = _example_context(design_name, problem)
         teacher = prompts.self_teacher(problem, context, introduction=design.introduction)
         teacher_tokens = len(teacher.ids)
         note = "" if not design.needs_critic else "; the reference replaces the critique that a run would ask for"
@@ -47,13 +149,8 @@ def describe(config: Config) -> str:
         )
     if design.needs_critic:
         parts.append(("critic prompt", _critic_prompt(config, problem, design.form)))
-    parts.append(("token budgets", _budgets(config, len(student_ids))))
-    tokens = {"student_tokens": len(student_ids), "teacher_tokens": teacher_tokens}
-    device, dtype = model_choice(config.model)
-    sizes = memory_parts(config, solver, **tokens, device=device, dtype=dtype, ranks=num_ranks())
-    parts.append(("cost", f"{describe_memory(sizes)}\n{describe_tokens(config, **tokens)}"))
-    # Problems and templates are foreign text: what a terminal would obey is made visible.
-    return "\n\n".join(f"== {title} ==\n{visible(text.rstrip())}" for title, text in parts)
+    held_out = {name: len(found.problems) for name, found in sets.items() if name != "train"}
+    return parts, _Sizes(solver, len(student_ids), teacher_tokens, held_out)
 
 
 def _count(problems: tuple[Problem, ...], skipped: object) -> str:

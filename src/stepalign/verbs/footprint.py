@@ -20,6 +20,32 @@ SAVED_HIDDEN, SAVED_ATTENTION, SAVED_MLP, SAVED_ADAPTED = 7, 7, 4.5, 0.4
 layers with an adapter. Fitted to measured peaks (docs/scale.md)."""
 
 
+SHAPES = {
+    "Qwen/Qwen3-0.6B": (28, 1024, 3072, 16, True),
+    "Qwen/Qwen3-1.7B": (28, 2048, 6144, 16, True),
+    "Qwen/Qwen3-4B": (36, 2560, 9728, 32, True),
+    "Qwen/Qwen3-8B": (36, 4096, 12288, 32, False),
+}
+"""Layers, hidden width, feed-forward width, heads, and whether the embeddings are the head: of models that recipes
+name, so that a dry run needs no download. All have 8 key heads of 128 and 151,936 entries."""
+
+
+def known_shape(path: str) -> Solver:
+    """A solver of ``SHAPES`` without weights and tokenizer."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from stepalign.models.load import Solver
+
+    layers, hidden, mlp, heads, tied = SHAPES[path]
+    config = Qwen3Config(
+        vocab_size=151_936, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=8, head_dim=128, tie_word_embeddings=tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        return Solver(Qwen3ForCausalLM(config), None)  # type: ignore[arg-type]
+
+
 def memory_parts(
     config: Config, solver: Solver, *, student_tokens: int, teacher_tokens: int, device: str, dtype: str, ranks: int = 1
 ) -> dict[str, float]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
+import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +29,9 @@ POLL_SECONDS = 0.1
 _BY_CODE = {kind.exit_code: kind for kind in (ConfigError, EndpointError, LockedError, BudgetSpentError)}
 _PHASE = re.compile(r"(?:[^:]+: )?(?P<name>(?!step )\w[\w ]*): (?P<done>\d+) of (?P<total>\d+)\b")
 """How ``progress.Display`` writes the progress of a phase to a child's log."""
-_STOPPED = (130, -signal.SIGTERM, 128 + signal.SIGTERM)
+MARK = "STEPALIGN_CHILD"
+"""Environment variable of a child and of all that it starts: the marks of its parents and its own."""
+STOPPED = (130, -signal.SIGTERM, 128 + signal.SIGTERM)
 """Exit codes of a child that was asked to stop: it saved itself, had nothing to save yet, or was too slow to save."""
 
 
@@ -45,6 +49,15 @@ class Job:
     """Optimizer steps that it will take, for its progress."""
     environment: dict[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """A line for a shell."""
+        return shell_line(self.environment, self.command)
+
+
+def shell_line(environment: Mapping[str, str], words: Sequence[str]) -> str:
+    """A command as a shell takes it."""
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in environment.items()), shlex.join(words)])
+
 
 def run_all(jobs: Sequence[Job], num_parallel: int, *, stop: StopRequest, listener: Listener) -> dict[str, UserError]:
     """Run all jobs, in their order, and return why they failed by name. The others go on when one fails.
@@ -54,7 +67,7 @@ def run_all(jobs: Sequence[Job], num_parallel: int, *, stop: StopRequest, listen
         listener: receives the events of each child with its name as ``run``, and how it ended.
 
     """
-    todo, running = deque(jobs), list[_Child]()
+    todo, running = deque(jobs), list[Child]()
     failures: dict[str, UserError] = {}
     try:
         while todo or running:
@@ -63,7 +76,7 @@ def run_all(jobs: Sequence[Job], num_parallel: int, *, stop: StopRequest, listen
                 for child in running:
                     child.ask_to_stop()
             while todo and len(running) < num_parallel:
-                running.append(_Child(todo.popleft()))
+                running.append(Child(todo.popleft()))
                 listener(Event(kind="progress", name="running", run=running[-1].job.name))
             for child in list(running):
                 code = child.process.poll()  # before the news, so that none is missed
@@ -75,7 +88,7 @@ def run_all(jobs: Sequence[Job], num_parallel: int, *, stop: StopRequest, listen
                 child.close()
                 if code == 0:
                     listener(Event(kind="finished", run=child.job.name))
-                elif not (stop.asked and code in _STOPPED):
+                elif not (stop.asked and code in STOPPED):
                     error = failures[child.job.name] = child.failure(code)
                     listener(Event(kind="failed", run=child.job.name, text=error.what))
             time.sleep(POLL_SECONDS)
@@ -86,17 +99,18 @@ def run_all(jobs: Sequence[Job], num_parallel: int, *, stop: StopRequest, listen
     return failures
 
 
-class _Child:
+class Child:
     """A running process with what has been read of its files."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.asked = job, False
+        self.job, self.asked, self._mark = job, False, uuid.uuid4().hex
         self._begin = self._read = job.log.stat().st_size if job.log.exists() else 0
         """Bytes of the log before this attempt; bytes read so far."""
         self._step, self._sizes = 0, {"metrics": 0, "evaluations": 0}
         self._evaluated = {(row["step"], row["set"]) for row in read_json_lines(job.folder / "evaluations.jsonl")}
         # One torch thread a process unless the user says otherwise: small matrices lose on more.
         environment = {"OMP_NUM_THREADS": "1", **os.environ, **job.environment, LIFELINE: "1"}
+        environment[MARK] = os.environ.get(MARK, "") + self._mark
         with open_log(job.log) as log:
             self.process = subprocess.Popen(
                 job.command,
@@ -108,17 +122,37 @@ class _Child:
             )
 
     def ask_to_stop(self) -> None:
+        """Ask the process that saves: rank 0, as torchrun would end its ranks half a minute later, or all of them."""
         self.asked = True
-        self.signal(signal.SIGTERM)
+        own = [(pid, found) for pid, found in self._marked().items() if found[MARK].endswith(self._mark)]
+        if first := [pid for pid, found in own if found.get("RANK") == "0"]:
+            _signal(first, signal.SIGTERM)
+        else:
+            self.signal(signal.SIGTERM)
 
     def signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
     def close(self) -> None:
+        """Wait for its end. What it has left behind after a failure, in whatever group or session, is ended too."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         self.process.wait()
+        while self.process.returncode and (left := self._marked()):
+            _signal(left, signal.SIGKILL)
+            time.sleep(0.02)
+
+    def _marked(self) -> dict[int, dict[str, str]]:
+        """The environments of its living processes, by process; of none where the system has no /proc."""
+        found = {}
+        for place in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                content = place.read_bytes()
+                if self._mark.encode() in content:
+                    pairs = (word.partition("=") for word in content.decode(errors="replace").split("\0"))
+                    found[int(place.parent.name)] = {name: value for name, _, value in pairs}
+        return found
 
     def news(self) -> list[Event]:
         """The events in its files since the last call."""
@@ -152,7 +186,7 @@ class _Child:
         """Why it failed, from its exit code and the end of its log."""
         if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
             return UserError("its process was killed (SIGKILL), as the kernel does when memory runs out")
-        if code in _STOPPED:
+        if code in STOPPED:
             return UserError("its process was asked to stop from outside")
         with self.job.log.open("rb") as log:
             log.seek(self._begin)
@@ -168,3 +202,9 @@ class _Child:
         failure.where = str(self.job.log)
         failure.add_note(text)
         return failure
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

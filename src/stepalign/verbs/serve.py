@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from stepalign.errors import ConfigError
 from stepalign.stopping import PROCESS, StopRequest
+from stepalign.verbs.processes import shell_line
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for ``--max-lora-rank``."""
@@ -29,7 +29,7 @@ class ServerCommand:
 
     def __str__(self) -> str:
         """A line for a shell."""
-        return " ".join([*(f"{name}={shlex.quote(v)}" for name, v in self.environment.items()), shlex.join(self.words)])
+        return shell_line(self.environment, self.words)
 
 
 def server_command(
@@ -41,6 +41,7 @@ def server_command(
     lora_rank: int = 64,
     max_num_seqs: int = 0,
     gpu: bool | None = None,
+    gpu_memory: float | None = None,
 ) -> ServerCommand:
     """The command for a model.
 
@@ -51,6 +52,7 @@ def server_command(
         lora_rank: of the largest adapter.
         max_num_seqs: completions at once; 0 is vLLM's own choice.
         gpu: None: whether this machine has one.
+        gpu_memory: share of the card's memory, where something else works on it; None is vLLM's own choice.
 
     Raises:
         ConfigError: no such model, or an adapter that is too large.
@@ -62,7 +64,7 @@ def server_command(
     if not ranks:
         raise ConfigError(f"vLLM serves adapters up to rank {LORA_RANKS[-1]}", where=f"--lora-rank {lora_rank}")
     length = min([max_model_len, *_context_length(Path(folder))])
-    on_gpu = Path("/dev/nvidia0").exists() if gpu is None else gpu
+    on_gpu = bool(cards()) if gpu is None else gpu
     environment = {
         "PYTHONPATH": str(Path(__file__).parents[1] / "models" / "sampling" / "on_server"),
         "VLLM_SERVER_DEV_MODE": "1",  # pause, weight transfer: the server listens on the loopback address only
@@ -77,11 +79,19 @@ def server_command(
         *("--enable-lora", "--max-lora-rank", str(ranks[0]), "--max-loras", "2", "--max-cpu-loras", "4"),
         *("--worker-extension-cls", "stepalign_sync.Extension", "--weight-transfer-config", '{"backend": "file"}'),
         *(("--max-num-seqs", str(max_num_seqs)) if max_num_seqs else ()),
+        *(("--gpu-memory-utilization", str(gpu_memory)) if gpu_memory else ()),
     ]
     if not on_gpu:  # chunked prefill ends the CPU engine when requests have seeds
         words += ["--enforce-eager", "--dtype", "float32", "--no-enable-chunked-prefill"]
         words += ["--max-num-batched-tokens", str(max(8192, length))]
     return ServerCommand(environment=environment, words=words)
+
+
+def cards() -> list[str]:
+    """The GPUs of this machine that this process may use."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [card for card in chosen.split(",") if card]
+    return sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
 
 
 def run(command: ServerCommand) -> int:

@@ -19,7 +19,7 @@ from stepalign.feedback.designs import find_condition
 from stepalign.stopping import StopRequest
 from stepalign.storage.files import write_json
 from stepalign.storage.run_folder import RunFolder, as_before
-from stepalign.training.distributed import this_rank
+from stepalign.training.ranks import this_rank
 from stepalign.verbs.checks import Inputs, run_checks
 from stepalign.verbs.progress import for_python
 
