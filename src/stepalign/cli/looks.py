@@ -234,6 +234,9 @@ def report(
 def serve(
     model: Annotated[str, typer.Argument(help="A model as in model.path: a folder, a Hub name, embedded:arithmetic.")],
     only_print: Annotated[bool, typer.Option("--print", help="Print the server's command, and do not run it.")] = False,
+    host: Annotated[
+        str, typer.Option("--host", help="Another address than this machine's own only on a private network.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
     python: Annotated[str, typer.Option("--python", help="Interpreter of the environment that has vLLM.")] = "python3",
     length: Annotated[int, typer.Option("--max-model-len", help="Tokens of prompt and completion.", min=1)] = 4096,
@@ -248,8 +251,16 @@ def serve(
     """Run a vLLM server that sampling.engine = "vllm" draws rollouts from."""
     from stepalign.verbs.serve import run, server_command
 
-    options = {"port": port, "python": python, "max_model_len": length, "lora_rank": lora_rank, "gpu": gpu}
-    command = server_command(model, **options, gpu_memory=gpu_memory)
+    command = server_command(
+        model,
+        host=host,
+        port=port,
+        python=python,
+        max_model_len=length,
+        lora_rank=lora_rank,
+        gpu=gpu,
+        gpu_memory=gpu_memory,
+    )
     if only_print:
         return print(command)
     raise typer.Exit(run(command))

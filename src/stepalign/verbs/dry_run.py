@@ -55,8 +55,13 @@ def describe(
     inputs = Inputs(config)
     missing = _not_here(inputs)
     for check in CHECKS:
-        if not missing or not (check.loads_model or check.function in NEED_PROBLEMS):
+        if missing and (check.loads_model or check.function in NEED_PROBLEMS):
+            continue
+        try:
             check.function(inputs)
+        except ConfigError as error:
+            if error.where not in missing:
+                raise
     parts = [("changed keys", _changes(config))]
     if missing:
         parts.append(("not here yet", "\n".join(f"{key}: {reason}" for key, reason in missing.items())))
@@ -110,7 +115,8 @@ def _not_here(inputs: Inputs) -> dict[str, str]:
 
 def _changes(config: Config) -> str:
     """The keys that recipe and command set, without the arms of a comparison."""
-    keys = {key: new for key, (_, new) in difference(Config(), config).items() if key != "compare.arms"}
+    changes = difference(Config(), config).items()
+    keys = {key: new for key, (old, new) in changes if key not in ("compare.arms", "model.lora") or old}
     return "\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()) or "none"
 
 

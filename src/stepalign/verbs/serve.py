@@ -35,6 +35,7 @@ class ServerCommand:
 def server_command(
     model: str,
     *,
+    host: str = "127.0.0.1",
     port: int = 8000,
     python: str = "python3",
     max_model_len: int = 4096,
@@ -47,6 +48,7 @@ def server_command(
 
     Args:
         model: as ``model.path`` of a recipe.
+        host: the address that it listens on; its routes can run code there.
         python: an interpreter of the environment that has vLLM.
         max_model_len: tokens of prompt and completion; at most the model's own context.
         lora_rank: of the largest adapter.
@@ -67,14 +69,14 @@ def server_command(
     on_gpu = bool(cards()) if gpu is None else gpu
     environment = {
         "PYTHONPATH": str(Path(__file__).parents[1] / "models" / "sampling" / "on_server"),
-        "VLLM_SERVER_DEV_MODE": "1",  # pause, weight transfer: the server listens on the loopback address only
+        "VLLM_SERVER_DEV_MODE": "1",  # pause, weight transfer: the power of code, hence the loopback address
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
         **({} if on_gpu else {"VLLM_CPU_KVCACHE_SPACE": "1"}),
     }
     words = [
         *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", "solver"),
-        *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(length)),
+        *("--host", host, "--port", str(port), "--max-model-len", str(length)),
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
         *("--enable-lora", "--max-lora-rank", str(ranks[0]), "--max-loras", "2", "--max-cpu-loras", "4"),
         *("--worker-extension-cls", "stepalign_sync.Extension", "--weight-transfer-config", '{"backend": "file"}'),
