@@ -168,6 +168,7 @@ _COMMANDS = (
         "evaluate",
         "grade",
         "select",
+        "preflight",
         "signal",
         "lab",
         "critique",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stepalign.records import Attempt, Context, Critique, Grade, Problem, Sample
     from stepalign.verbs.compare import compare
     from stepalign.verbs.evaluate import evaluate
+    from stepalign.verbs.preflight import preflight
     from stepalign.verbs.signal.notebook import Signal, signal
     from stepalign.verbs.train import train
 
@@ -59,6 +60,7 @@ __all__ = [
     "load_config",
     "load_solver",
     "make_prompts",
+    "preflight",
     "reverse_kl",
     "signal",
     "silent",
@@ -82,6 +84,7 @@ _HOMES = {
     "records": ("Attempt", "Context", "Critique", "Grade", "Problem", "Sample"),
     "verbs.compare": ("compare",),
     "verbs.evaluate": ("evaluate",),
+    "verbs.preflight": ("preflight",),
     "verbs.signal.notebook": ("Signal", "signal"),
     "verbs.train": ("train",),
 }

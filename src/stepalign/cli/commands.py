@@ -232,6 +232,32 @@ def grade(
 
 
 @app.command()
+def preflight(
+    recipe: Recipe,
+    out: OutFolder,
+    designs: Annotated[
+        str, typer.Option("--designs", help="Names separated by commas; signal.contexts of the recipe by default.")
+    ] = "",
+    num: Annotated[int, typer.Option("--num", help="Rollouts to look at.", min=2)] = 32,
+    settings: Set = None,
+) -> None:
+    """Know before training whether the feedback will teach, and what it would cost; exit code 6 where it will not."""
+    from stepalign.config import load_config
+    from stepalign.report.preflight import preflight_lines
+    from stepalign.verbs.preflight import PAGE, preflight_config, refuse_no
+
+    config = load_config(recipe, settings or ())
+    names = [name.strip() for name in designs.split(",") if name.strip()]
+    with working(
+        "preflight", transient=True, resume="", kept="nothing is kept of a look that is not finished"
+    ) as display:
+        found = preflight_config(config, out, names=names, num=num, listener=display)
+    say(*preflight_lines(found))
+    say(f"page: {out / PAGE}")
+    refuse_no(found, out)
+
+
+@app.command()
 def select(
     recipe: Recipe,
     out: OutFolder,

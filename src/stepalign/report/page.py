@@ -54,18 +54,18 @@ def write_token_page(signal: Mapping[str, Any], path: Path) -> Path:
 
 def report_html(results: Mapping[str, Any], signal: Mapping[str, Any] | None = None) -> str:
     """The whole report as one HTML text."""
-    return render_page("report.html.j2", {**_report_values(read_results(results)), **_signal_values(signal)})
+    return render_page("report.html.j2", {**_report_values(read_results(results)), **signal_values(signal)})
 
 
 def token_html(signal: Mapping[str, Any]) -> str:
     """The token viewer by itself as one HTML text."""
     values = {"provenance": provenance_rows(signal, stepalign.__version__), "example_prompts": example_prompts(signal)}
-    return render_page("tokens.html.j2", {**_signal_values(signal), **values})
+    return render_page("tokens.html.j2", {**signal_values(signal), **values})
 
 
 def frame_html(signal: Mapping[str, Any]) -> str:
     """The viewer of one rollout alone, for a frame inside another page."""
-    return render_page("frame.html.j2", _signal_values(signal))
+    return render_page("frame.html.j2", signal_values(signal))
 
 
 def lab_html(beginning: Mapping[str, Any]) -> str:
@@ -112,7 +112,7 @@ def _report_values(results: Results) -> dict[str, Any]:
     }
 
 
-def _signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
+def signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
     if signal is None:
         return {"signal": None, "levels": Markup(), "localisation": ([], [])}
     index, rollouts = page_elements(signal)

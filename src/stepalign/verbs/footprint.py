@@ -145,5 +145,43 @@ def _money(config: Config, calls: int, student_tokens: int) -> float:
     return calls * (prompt + config.critic.max_tokens * prices.get("completion", 0.0)) / 1e6
 
 
+def expected(
+    config: Config,
+    *,
+    completion_tokens: float,
+    critic_tokens: tuple[float, float],
+    seconds: Mapping[str, float],
+) -> dict[str, float]:
+    """What the whole run would take, from means that were measured on a few rollouts.
+
+    Args:
+        completion_tokens: of a completion.
+        critic_tokens: of a critique: prompt, completion.
+        seconds: of a sampled "token", of a "critique", and of scoring one "side" of a rollout.
+    """
+    training, condition = config.training, find_condition(config.condition)
+    rollouts = training.max_steps * training.problems_per_step * config.sampling.num_generations
+    asks = rollouts * find_design(condition.design).needs_critic
+    sides = 3 + bool(condition.distillation_weight)  # forward and backward of the student; forward of the self-teacher
+    prices = config.critic.prices
+    cost = sum(
+        asks * tokens * prices.get(kind, 0.0) / 1e6
+        for kind, tokens in zip(("prompt", "completion"), critic_tokens, strict=True)
+    )
+    work = {
+        "sampling": rollouts * completion_tokens * seconds["token"],
+        "feedback": asks * seconds["critique"],
+        "learning": rollouts * sides * seconds["side"],
+    }
+    return {
+        "rollouts": float(rollouts),
+        "sampled_tokens": rollouts * completion_tokens,
+        "critic_tokens": asks * sum(critic_tokens),
+        "cost": cost,
+        "hours": sum(work.values()) / 3600,
+        **{f"{name}_hours": value / 3600 for name, value in work.items()},
+    }
+
+
 def _size(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

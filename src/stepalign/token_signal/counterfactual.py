@@ -1,0 +1,144 @@
+"""What if? Continuations from just before a strong token, as written and with the self-teacher's token in its place.
+
+A_t says what training would do to a token; the success of both continuations says whether that would be right. The
+student continues, without the context. No training is involved ("Unmasking OPD", arXiv 2605.10889, has the idea).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stepalign.evaluation.statistics import Interval, bootstrap_mean, paired_difference, rank_correlation
+from stepalign.models.prompts import decode
+from stepalign.records import Completion, Problem
+from stepalign.waiting import wait_for
+
+if TYPE_CHECKING:
+    from stepalign.rollouts.collect import RolloutMaker
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spike:
+    """A token that a context suppresses, and the self-teacher's likeliest token in its place."""
+
+    rollout_id: str
+    context: str
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    """The student's prompt."""
+    before: tuple[int, ...]
+    """The completion up to the token."""
+    token: int
+    replacement: int
+    log_ratio: float
+
+
+def suppressed(log_ratio: np.ndarray, ids: Sequence[int], likeliest: np.ndarray, count: int) -> list[int]:
+    """Positions of the most suppressed tokens for which the self-teacher would write another one, strongest first.
+
+    Args:
+        likeliest: [T], the self-teacher's likeliest token at each position.
+    """
+    values = np.where((np.asarray(ids) != likeliest) & (log_ratio < 0), log_ratio, 0.0)
+    return [int(at) for at in np.argsort(values, kind="stable")[:count] if values[at] < 0]
+
+
+def resample(
+    maker: RolloutMaker,
+    spikes: Sequence[Spike],
+    *,
+    num_samples: int,
+    temperature: float,
+    max_tokens: int,
+    seed: int,
+    end_ids: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Success of ``num_samples`` continuations of both tokens of every spike; JSON-ready rows (docs/formats.md)."""
+    starts = {(s.problem.problem_id, s.prompt_ids, (*s.before, token)): s.problem for s in spikes for token in _both(s)}
+    open_starts = {key: problem for key, problem in starts.items() if key[2][-1] not in end_ids}
+    room = max_tokens - min((len(written) for _, _, written in open_starts), default=0)
+    drawn = (
+        wait_for(
+            maker.complete(
+                list(open_starts.values()),
+                [(*prompt, *written) for _, prompt, written in open_starts],
+                num_samples=num_samples,
+                temperature=temperature,
+                max_tokens=max(1, room),
+                seed=seed,
+            )
+        )
+        if open_starts
+        else []
+    )
+    rates: dict[Any, Interval] = {}
+    ends = dict(zip(open_starts, drawn, strict=True))
+    for key, problem in starts.items():
+        completions = ends.get(key, [None])
+        texts = [maker.written(key[1], _whole(key[2], completion)) for completion in completions]
+        grades = maker.grader.grade_many(texts, [problem.answer] * len(texts))
+        rates[key] = bootstrap_mean([float(g.verdict == "correct") for g in grades], share=True, resamples=500)
+    return [
+        _row(spike, rates[_key(spike, spike.token)], rates[_key(spike, spike.replacement)], num_samples, maker)
+        for spike in spikes
+    ]
+
+
+def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of one context's rows: the change of success, and its rank correlation with how strongly the token is
+    suppressed."""
+    change = [row["replaced"]["value"] - row["as_written"]["value"] for row in rows]
+    found = rank_correlation([-row["log_ratio"] for row in rows], change, resamples=2000)
+    versions = ([row[name]["value"] for row in rows] for name in ("replaced", "as_written"))
+    mean = paired_difference(*versions, resamples=2000) if rows else None
+    return {
+        "spikes": len(rows),
+        "change": interval_row(Interval(mean.difference, mean.low, mean.high)) if mean else None,
+        "correlation": {"value": found.value, "low": found.low, "high": found.high},
+    }
+
+
+def interval_row(found: Interval) -> dict[str, float]:
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def _both(spike: Spike) -> tuple[int, int]:
+    return spike.token, spike.replacement
+
+
+def _key(spike: Spike, token: int) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    return spike.problem.problem_id, spike.prompt_ids, (*spike.before, token)
+
+
+def _whole(written: tuple[int, ...], more: Completion | None) -> Completion:
+    """The completion so far with its continuation; None where its last token ends it."""
+    tail = more.ids if more else ()
+    mask = (True,) * len(written) + (more.sampled_mask if more else ())
+    return Completion(
+        ids=(*written, *tail),
+        log_probs=(float("nan"),) * (len(written) + len(tail)),
+        finish_reason=more.finish_reason if more else "stop",
+        policy_version=0,
+        sampled_mask=mask,
+    )
+
+
+def _row(spike: Spike, as_written: Interval, replaced: Interval, count: int, maker: RolloutMaker) -> dict[str, Any]:
+    def name(token: int) -> str:
+        return decode(maker.tokenizer, [token]) or str(maker.tokenizer.convert_ids_to_tokens(token))
+
+    return {
+        "rollout_id": spike.rollout_id,
+        "context": spike.context,
+        "position": len(spike.before),
+        "token": name(spike.token),
+        "replacement": name(spike.replacement),
+        "log_ratio": round(spike.log_ratio, 6),
+        "num_samples": count,
+        "as_written": interval_row(as_written),
+        "replaced": interval_row(replaced),
+    }
