@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fault_trials.damage import damages
+from fault_trials.damage import damages, named
 from fault_trials.disk import full_disks
 from fault_trials.kills import kills
 from fault_trials.lab import Lab
@@ -31,6 +31,7 @@ from fault_trials.soak import slope, soak
 Trial = Callable[[Lab, int, int], Iterator[dict[str, Any]]]
 TRIALS: dict[str, tuple[Trial, int, int]] = {
     "kills": (kills, 100, 5),
+    "damage-named": (named, 300, 100),
     "damage": (damages, 300, 12),
     "disk": (full_disks, 40, 4),
     "secrets": (secrets, 43, 4),

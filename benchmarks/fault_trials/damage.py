@@ -7,6 +7,7 @@ writes is held against what it says and writes of the whole folder.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -137,6 +138,35 @@ def damages(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
             row["said"] = (ended.out + ended.err)[-600:]
         shutil.rmtree(folder)
         kept.rename(folder)
+        yield row
+
+
+def named(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
+    """``number`` damages, and what ``doctor`` says: is that file named, and no other folder's?"""
+    from stepalign.errors import UserError
+    from stepalign.verbs.doctor import doctor, finding_lines
+
+    folders = make_folders(lab)
+    places = [(kind, file, way) for kind, (folder, _) in folders.items() for file in _files(folder) for way in WAYS]
+    random.Random(1).shuffle(places)
+    for trial in range(first, first + number):
+        kind, file, way = places[trial % len(places)]
+        path = folders[kind][0] / file
+        content, stat = path.read_bytes(), path.stat()
+        row: dict[str, Any] = {"kind": kind, "file": str(file), "way": way, "seed": trial}
+        changed = damage(path, way, random.Random(trial))
+        try:
+            found = doctor(folders[kind][0])[0]
+            beside = {one.path.parent for one in found} == {path.parent} and file.name == "manifest.json"
+            row["said"] = finding_lines(folders[kind][0], found)[:3]
+            is_named = beside or any(one.path in (path, path.parent) for one in found)
+            row["outcome"] = "named" if is_named else "nothing changed" if not changed else "not named"
+        except UserError as error:
+            row |= {"said": [str(error)], "outcome": "named" if file.name in str(error) else "refused without its name"}
+        except Exception as error:
+            row |= {"said": [repr(error)], "outcome": "traceback"}
+        path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         yield row
 
 
