@@ -89,9 +89,10 @@ def _of_kills(rows: list[dict[str, Any]]) -> str:
     paid = [row for row in killed if "paid_twice" in row]
     return (
         f"{sum(code < 0 for row in rows for _, code in row['kills'])} SIGKILLs in {len(killed)} runs "
-        f"({', '.join(f'{n} {kind}' for kind, n in kinds.items())}): {same} of {len(killed)} resumed and ended in the "
-        f"same bits; at most {max((row['lost'] for row in rows), default=0)} steps lost; "
-        f"{sum(row['traceback'] for row in rows)} tracebacks, {sum(bool(row['left_over']) for row in rows)} left-overs; "
+        f"({', '.join(f'{n} {kind}' for kind, n in kinds.items())}): {same} resumed to the same bits; "
+        f"at most {max((row['lost'] for row in rows), default=0)} steps lost; "
+        f"{sum(row['traceback'] for row in rows)} tracebacks, "
+        f"{sum(bool(row['left_over']) for row in rows)} left-overs; "
         f"{sum(row['paid_twice'] for row in paid)} critiques paid twice in {len(paid)} runs, "
         f"{sum(row['said_in_flight'] for row in paid)} of them counted as in flight"
     )

@@ -59,7 +59,8 @@ PHASES: dict[str, Phase] = {
     ),
     "train, steps": Phase(("train", *ARITHMETIC, "--out", "out"), _holds("out/metrics.jsonl"), is_short=True),
     "train, saving at each step": Phase(
-        ("train", *ARITHMETIC, "--set", "training.save_steps=1", "--out", "out"), _holds("out/checkpoints/*/manifest.json")
+        ("train", *ARITHMETIC, "--set", "training.save_steps=1", "--out", "out"),
+        _holds("out/checkpoints/*/manifest.json"),
     ),
     "train, evaluating": Phase(
         ("train", "arithmetic", "--set", "evaluation.num_samples=64", "--out", "out"), _holds("out/samples/*")
