@@ -18,9 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from stepalign.evaluation.evaluate import read_samples
+from paired import accuracy
 from stepalign.evaluation.statistics import RankCorrelation, paired_difference
 from stepalign.token_signal.foresight import TrainedContext, foresight, trained_contexts
 from stepalign.token_signal.localisation import LABELS
@@ -48,7 +46,8 @@ def read_preflight(folder: Path) -> dict[str, list[TrainedContext]]:
                 (place / "summary.json").exists() for place in (run, start)
             ):
                 continue
-            gain = paired_difference(accuracy(run), accuracy(start), share=True)
+            newest = [max((place / "samples").glob("step-*-test.jsonl")) for place in (run, start)]
+            gain = paired_difference(*(accuracy(file)[1] for file in newest), share=True)
             numbers = {n["name"]: math.nan if n["value"] is None else n["value"] for n in entry["numbers"]}
             names = {
                 "comparison": base,
@@ -59,12 +58,6 @@ def read_preflight(folder: Path) -> dict[str, list[TrainedContext]]:
             interval = {"gain": gain.difference, "low": gain.low, "high": gain.high, "seeds": 1}
             groups.setdefault(base, []).append(TrainedContext(**names, **interval))
     return groups
-
-
-def accuracy(run: Path) -> np.ndarray:
-    """[P], the share of right completions of each test problem after the last step."""
-    newest = max((run / "samples").glob("step-*-test.jsonl"))
-    return np.array([np.mean([verdict == "correct" for verdict in one.verdicts]) for one in read_samples(newest)])
 
 
 def correlation(found: RankCorrelation) -> str:
