@@ -784,7 +784,11 @@ def where(device: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--tiny", action="store_true", help="a tiny shape on the CPU: checks the code, measures nothing"
+        "--smoke",
+        "--tiny",
+        dest="tiny",
+        action="store_true",
+        help="a tiny shape on the CPU: checks the code, measures nothing",
     )
     parser.add_argument("--completions", type=int, nargs="+", default=[2048, 8192], help="tokens of a completion")
     parser.add_argument("--rounds", type=int, default=3, help="half as many where completions are longer than 4,096")
@@ -794,7 +798,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write gpu_step.md and gpu_step.jsonl into this folder")
     args = parser.parse_args()
     if not args.tiny and not torch.cuda.is_available():
-        sys.exit("no CUDA device: run it where there is one, or with --tiny to try the code")
+        sys.exit("no CUDA device: run it where there is one, or with --smoke to try the code")
     device, dtype = ("cpu", torch.float32) if args.tiny else ("cuda", torch.bfloat16)
     size = TINY if args.tiny else Size()
     if args.tiny:

@@ -125,7 +125,7 @@ def test_a_rank_that_hangs_ends_the_run_at_the_timeout_with_its_name(
         process = subprocess.Popen(
             [*TORCHRUN, "-m", "stepalign", "train", str(recipe), "--out", str(out)], stdout=log, stderr=log
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not list(out.glob("checkpoints/step-*/manifest.json")):
             assert process.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline

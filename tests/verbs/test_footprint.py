@@ -13,10 +13,14 @@ from typing import Any
 import pytest
 
 from stepalign.build import find_terms, recipe_solver
-from stepalign.config import Config, load_config
+from stepalign.config import Config, arm_config, load_config
+from stepalign.domains.table import load_sets
+from stepalign.errors import ConfigError
 from stepalign.training.learner import Learner
 from stepalign.training.teacher import Teacher
-from stepalign.verbs.footprint import describe_tokens, memory_parts
+from stepalign.verbs.dry_run import describe
+from stepalign.verbs.duration import Rates, describe_hours, measured
+from stepalign.verbs.footprint import describe_tokens, known_shape, memory_parts
 
 MIB = 2**20
 
@@ -107,3 +111,59 @@ def run_command() -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-1.7B", 1_720_574_976),
+        ("Qwen/Qwen3-4B", 4_022_468_096),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
+    ],
+)
+def test_known_shapes_have_the_parameters_of_their_models(name: str, parameters: int) -> None:
+    """The numbers that the models' cards give."""
+    assert sum(p.numel() for p in known_shape(name).model.parameters()) == parameters
+
+
+def test_a_dry_run_of_the_paper_needs_neither_its_model_nor_its_problems(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config("paper")
+    arms = {arm.name: arm_config(config, arm, 0) for arm in config.compare.arms}
+    lines = describe(config, ranks=8, arms=arms).splitlines()
+    assert lines[0] == "== changed keys =="
+    assert "training.save_steps = 10" in lines
+    assert any(line.startswith("data.train: data/openmathreasoning is yet to be written") for line in lines)
+    assert any(line.startswith("model.path: ") for line in lines)
+    for word in ("memory", "tokens", "hours"):
+        assert len([line for line in lines if line.startswith(word)]) == 1
+    assert [line.partition(":")[0] for line in lines if line.startswith(tuple(arms))] == ["grpo", "refsol", "stepalign"]
+
+
+def test_a_model_that_is_not_there_and_not_known_is_still_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        describe(load_config("paper", {"model.path": "Nobody/Qwen3-1.7B"}))
+
+
+def test_hours_are_tokens_over_rates() -> None:
+    """By hand: 10 steps of 5 completions of 20 tokens behind 30; 2 x 3 samples of 20 tokens on two problems."""
+    sizes = {"training.max_steps": 10, "training.problems_per_step": 5, "sampling.max_completion_length": 20}
+    config = load_config("arithmetic", {**sizes, "evaluation.num_samples": 3, "evaluation.eval_steps": 0})
+    rates = Rates(sampled=1000 / 3600, learnt=2500 / 3600, length=10.0, source="by hand")
+    text = describe_hours(config, rates, student_tokens=30, held_out={"validation": 2, "test": 2})
+    # validation at the start and at the end, test at the end: 3 x 2 x 3 x 20 = 360 tokens
+    assert text.startswith("hours at most: 2.4 = sampling 1.0, learning 1.0, evaluation 0.36 (by hand)")
+    assert "; 1.5 with completions of 10 tokens" in text
+
+
+@pytest.mark.slow
+def test_a_measurement_of_this_machine_takes_a_part_of_a_step() -> None:
+    config = load_config("arithmetic", {"training.problems_per_step": 4})
+    problems = load_sets(config.data)["train"].problems[:4]
+    rates = measured(config, problems, lambda problem: problem.reference or "", seconds=1.0)
+    assert rates.sampled > 0
+    assert rates.learnt > 0
+    assert "measured here on 4 completions" in rates.source

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -125,16 +126,22 @@ class Watch:
 
     def places(self) -> str:
         """Where the main thread of every rank is."""
-        beats = {rank: self._beat(rank).partition(" ")[2] for rank in range(self._ranks.size)}
+        beats: dict[int, str] = {}
+        with suppress(RuntimeError):  # the store may be gone
+            beats = {rank: self._beat(rank).partition(" ")[2] for rank in range(self._ranks.size)}
         return ", ".join(f"rank {rank} at {place}" for rank, place in beats.items())
 
     def _watch(self) -> None:
         ranks, count, main = self._ranks, 0, threading.main_thread().ident or 0
-        beats = {rank: ("", time.monotonic()) for rank in range(ranks.size) if rank != ranks.rank}
+        watched = [0] if ranks.rank else range(1, ranks.size)  # rank 0 watches all, and is watched by all
+        beats = {rank: ("", time.monotonic()) for rank in watched}
         try:
             while not self._ended:
                 count += 1
                 self._store.set(f"beat {ranks.rank}", f"{count} {_place(sys._current_frames().get(main))}")
+                for rank, process in self._processes.items():
+                    if not _is_alive(process) and not self._ended:
+                        self._end(rank, f"(process {process}) has died")
                 for rank in beats:
                     beats[rank] = self._look(rank, *beats[rank])
                 time.sleep(0.5)
@@ -143,14 +150,11 @@ class Watch:
 
     def _look(self, rank: int, last: str, heard: float) -> tuple[str, float]:
         """The sign that a rank has given last, and when it was new."""
-        process = self._processes.get(rank)
-        if process and not _is_alive(process) and not self._ended:
-            self._end(rank, f"(process {process}) has died")
         if (beat := self._beat(rank)) != last:
             return beat, time.monotonic()
         silent = time.monotonic() - heard
         if silent > self._ranks.timeout and not self._ended:
-            if process:
+            if process := self._processes.get(rank):
                 os.kill(process, signal.SIGKILL)  # torchrun would only ask it
             self._end(rank, f"has given no sign for {silent:.0f} s; it was at {beat.partition(' ')[2]}")
         return last, heard
