@@ -47,7 +47,7 @@ def read_preflight(folder: Path) -> dict[str, list[TrainedContext]]:
             ):
                 continue
             newest = [max((place / "samples").glob("step-*-test.jsonl")) for place in (run, start)]
-            gain = paired_difference(*(accuracy(file)[1] for file in newest), share=True)
+            gain = paired_difference(*([*accuracy(file).values()] for file in newest), share=True)
             numbers = {n["name"]: math.nan if n["value"] is None else n["value"] for n in entry["numbers"]}
             names = {
                 "comparison": base,
