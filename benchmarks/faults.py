@@ -20,11 +20,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from fault_trials.canaries import secrets
 from fault_trials.damage import damages, named
 from fault_trials.disk import full_disks
 from fault_trials.kills import kills
 from fault_trials.lab import Lab
-from fault_trials.secrets import secrets
 from fault_trials.signals import signals
 from fault_trials.soak import slope, soak
 

@@ -127,8 +127,9 @@ def _close(one: Any, other: Any) -> bool:
     return one == other
 
 
-def kills(lab: Lab, number: int, kinds: tuple[str, ...] = tuple(RUNS), first: int = 0) -> Any:
+def kills(lab: Lab, number: int, first: int = 0) -> Any:
     """``number`` trials over the kinds in turn."""
+    kinds = tuple(RUNS)
     wholes: dict[str, tuple[Path, float]] = {}
     for trial in range(first, first + number):
         kind = kinds[trial % len(kinds)]

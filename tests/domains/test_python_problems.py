@@ -151,6 +151,7 @@ def test_a_run_on_python_problems(tmp_path: Path, write_recipe: Callable[..., Pa
 
     file = tmp_path / "run" / "rollouts.jsonl"
     file.write_text("".join(json.dumps({**row, "detail": ""}) + "\n" for row in rollouts))
+    (tmp_path / "run" / "sums.json").unlink()  # neither had it checksums
     analyse_run(tmp_path / "run", tmp_path / "signal", contexts=("execution_trace",), model="")
     shown = [row["context_text"] for row in read_json_lines(tmp_path / "signal" / "signal.jsonl")]
     assert shown == ["No code block.\nThe attempt has no complete code block."] * 2

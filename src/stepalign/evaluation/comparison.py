@@ -51,11 +51,6 @@ class Evaluations:
         self.points, self.steps_trained = (
             self._records(folder / name) for name in ("evaluations.jsonl", "metrics.jsonl")
         )
-        try:
-            changed = damaged_since(folder, "summary.json", "evaluations.jsonl", "metrics.jsonl", "samples")
-            self.damage += [f"{folder / name} {what}" for name, what in changed]
-        except ConfigError as error:
-            self.damage.append(_reason(error, folder))
         for number, point in enumerate(self.points, 1):
             if not isinstance(point.get("metrics"), list) or not point.keys() >= _POINT:
                 self.damage.append(f"{folder / 'evaluations.jsonl'}:{number}: this line is no evaluation")
@@ -79,6 +74,12 @@ class Evaluations:
                     state = f"holds {len(samples)} of {size} problems" if file.exists() else "is missing"
                     self.damage.append(f"{file} {state}")
             self.metrics[step, name] = metrics_of(samples, ks)
+        try:
+            changed = damaged_since(folder, "summary.json", "evaluations.jsonl", "metrics.jsonl", "samples")
+            named = "\n".join(self.damage)
+            self.damage += [f"{folder / name} {what}" for name, what in changed if str(folder / name) not in named]
+        except ConfigError as error:
+            self.damage.append(_reason(error, folder))
         if self.damage:
             self.metrics.clear()
 
