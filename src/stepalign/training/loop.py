@@ -153,10 +153,10 @@ class Run:
             with self.stop.held(_STOPPING):
                 self._train()
         finally:
-            self.timeline.write()
-            write_trace(self.folder.path)
             self.trackers.close()
             self.learner.close()
+            self.timeline.write()
+            write_trace(self.folder.path)
         save_final(self.solver, self.folder.path / "final")
 
     def _train(self) -> None:

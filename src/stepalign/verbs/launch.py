@@ -25,7 +25,7 @@ from stepalign.errors import ConfigError, EndpointError, UserError
 from stepalign.events import Listener, line, warning
 from stepalign.stopping import Interrupted, StopRequest
 from stepalign.storage.jsonl import whole_lines
-from stepalign.storage.run_folder import RunFolder
+from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.verbs.checks import Inputs, run_checks
 from stepalign.verbs.processes import POLL_SECONDS, STOPPED, Child, Job
 from stepalign.verbs.serve import cards
@@ -127,7 +127,7 @@ def launch(
         _check_port(fleet.port + one)
     if not fleet.compares:
         run_checks(Inputs(config), loads_model=False)
-        RunFolder.check(run.folder, config, resume=resume, extra=RUN_FILES)
+        RunFolder.check(run.folder, as_before(config, run.folder), resume=resume, extra=RUN_FILES)
     watched = [_Server(job, f"http://127.0.0.1:{fleet.port + one}") for one, job in enumerate(servers)]
     with _Supervisor(fleet, watched, run, config.sampling.timeout, stop, listener) as supervisor:
         supervisor.go(resume)
