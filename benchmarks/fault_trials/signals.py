@@ -54,9 +54,6 @@ PHASES: dict[str, Phase] = {
     "train, ahead, waiting for a critic": Phase(
         ("train", *ARITHMETIC, *SERVED, "--set", "rollouts.ahead=1", "--out", "out"), _asked
     ),
-    "train, groups as they come": Phase(
-        ("train", *ARITHMETIC, *SERVED, "--set", "rollouts.accumulate=true", "--out", "out"), _asked
-    ),
     "train, steps": Phase(("train", *ARITHMETIC, "--out", "out"), _holds("out/metrics.jsonl"), is_short=True),
     "train, saving at each step": Phase(
         ("train", *ARITHMETIC, "--set", "training.save_steps=1", "--out", "out"),
@@ -108,7 +105,7 @@ def stopped(phase: Phase, number: int, *, again: int = 0) -> dict[str, Any]:
                 [sys.executable, "-u", "-m", "stepalign", *words], stdout=out, stderr=err, cwd=folder, process_group=0
             )
         try:
-            while not phase.begun(folder, server) and process.poll() is None:
+            while process.poll() is None and not (_listens(process.pid) and phase.begun(folder, server)):
                 time.sleep(0.02)
             time.sleep(0.3)
             begin = time.monotonic()
@@ -134,6 +131,13 @@ def stopped(phase: Phase, number: int, *, again: int = 0) -> dict[str, Any]:
         }
 
 
+def _listens(pid: int) -> bool:
+    """Whether the process has come to our own code: before, signals are the interpreter's."""
+    status = Path(f"/proc/{pid}/status")
+    caught = int(status.read_text().partition("SigCgt:\t")[2].split()[0], 16) if status.exists() else 0
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
 def is_well(row: dict[str, Any], number: int) -> bool:
     """Left in time with the code of the signal and one last line."""
     in_time = row["seconds"] < MOST_SECONDS and row["code"] == 128 + number
@@ -142,6 +146,7 @@ def is_well(row: dict[str, Any], number: int) -> bool:
 
 def signals(number: int, *, first: int = 0) -> Iterator[dict[str, Any]]:
     """``number`` trials: every phase with SIGINT, with SIGTERM, and with a second signal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     kinds = [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGTERM, signal.SIGINT)]
     trials = [(name, *kind) for kind in kinds for name in PHASES]
     for index in range(first, first + number):

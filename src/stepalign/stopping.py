@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LIFELINE = "STEPALIGN_LIFELINE"
 """Environment variable of a child process: its parent keeps the child's standard input open as long as it lives."""
 IS_CHILD = LIFELINE in os.environ
-PATIENCE = 6.0 if IS_CHILD else 8.0
+PATIENCE = 5.0 if IS_CHILD else 7.0
 """Seconds from a request to the end of the process, saved or not; a child's parent waits for it."""
 ONE_REQUEST, ONE_REQUEST_OF_RANKS = 0.2, 3.0
 """Seconds within which several signals are one request: torchrun passes on what its whole process group gets."""
@@ -54,7 +54,13 @@ class StopRequest:
 
     @contextmanager
     def held(self, notice: str = "") -> Iterator[StopRequest]:
-        """Inside the block a signal only asks, and ``notice`` is printed; at its end the request interrupts."""
+        """Inside the block a signal only asks, and ``notice`` is printed; at its end the request interrupts.
+
+        Signals come to the main thread: in others the block is like any other.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
         before, self._held, self._notice = self._notice, self._held + 1, notice or self._notice
         try:
             yield self

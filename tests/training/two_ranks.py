@@ -136,7 +136,11 @@ def compare(case: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     samples = make_samples(case.get("samples", "distilled"), case.get("count", 8))
     plain = build(**case)
     learner, teacher = learn(shard(plain), case, ranks)
-    numbers = [learner.update(samples, teacher, step) for step in range(STEPS)]
+    numbers = [learner.update(samples, teacher, 0)]
+    learner.keep(1, teacher)
+    learner.update(samples, teacher, 1, 50.0)  # a step that wrecks, and is taken back
+    learner.back(1, teacher)
+    numbers += [learner.update(samples, teacher, step) for step in range(1, STEPS)]
     weights = whole_weights(learner._solver)
     alone = (
         []

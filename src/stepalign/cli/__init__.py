@@ -30,6 +30,13 @@ def __getattr__(name: str) -> Any:
     return commands.app
 
 
+_OF_THE_DISK = {
+    errno.ENOSPC: "make room, and continue with --resume",
+    errno.EDQUOT: "make room, and continue with --resume",
+    errno.EIO: "the disk fails: copy the folder to another one, and continue there with --resume",
+}
+
+
 def main() -> None:
     """Entry point. Prints a user's error without a traceback and exits with its code; 130 after Ctrl-C, 143 after
     SIGTERM."""
@@ -37,9 +44,7 @@ def main() -> None:
         try:
             _main()
         except SystemExit:
-            if (
-                PROCESS.asked
-            ):  # nothing is left to do: a thread that is still at work, or one more signal, changes nothing
+            if PROCESS.asked:  # whatever a thread still does, and whatever signal comes
                 sys.stdout.flush()
                 os._exit(PROCESS.exit_code)
             raise
@@ -61,10 +66,9 @@ def _main() -> None:
     except KeyboardInterrupt:
         code = 130
     except OSError as error:  # a full disk, a file without permission: what, where, no traceback
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if error.filename is None and not full:
+        hint = _OF_THE_DISK.get(error.errno or 0)
+        if error.filename is None and hint is None:
             raise
-        hint = "make room, and continue with --resume" if full else None
         _fail(ConfigError(error.strerror or str(error), where=error.filename and str(error.filename), hint=hint), debug)
     except Exception as error:
         if not hasattr(error, "format_message"):

@@ -40,6 +40,7 @@ from stepalign.config.schema import (
 from stepalign.config.sections import (
     CriticSection,
     EnvironmentSection,
+    GuardPolicy,
     GuardsSection,
     PoliciesSection,
     Policy,

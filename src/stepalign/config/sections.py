@@ -209,9 +209,31 @@ class CriticSection(Section):
         return self.kind == "endpoint" or any(self.policies.model_dump().values())
 
 
-class GuardsSection(Section):
-    """Signs that a run decays: they warn with the reason, and stop the run if asked."""
+GuardPolicy = Literal["warn", "stop", "roll_back"]
 
+
+class GuardsSection(Section):
+    """Breaks that wreck a run within a few steps end it or take it back; slower signs of decay warn with the reason."""
+
+    policy: GuardPolicy = "stop"
+    """What follows a break. stop = the run ends and keeps its last healthy checkpoint; roll_back = weights, optimizer
+    and self-teacher of the last healthy step, a lower learning rate, and on with other problems; warn = it is said."""
+    gradient: GuardPolicy | None = None
+    """Instead of ``policy``, for three steps in a row without a finite gradient."""
+    scale: GuardPolicy | None = None
+    """For a loss or divergence ten times above all of the last window, or at a size that no text has."""
+    entropy: GuardPolicy | None = None
+    """For an entropy of the student that doubles, or falls to a tenth, within two steps."""
+    pass_rate: GuardPolicy | None = None
+    """For a pass rate of the rollouts that breaks down within ten steps."""
+    answers: GuardPolicy | None = None
+    """For completions that have no answer any more within ten steps."""
+    repetition: GuardPolicy | None = None
+    """For completions that repeat themselves within ten steps."""
+    nothing: GuardPolicy | None = None
+    """For a window of steps that trained on nothing, while not every attempt is right."""
+    learning_rate_factor: float = Field(default=0.5, gt=0, le=1)
+    """The learning rate is multiplied by it at each roll-back."""
     window: int = Field(default=10, ge=2)
     """Steps that are averaged before they are compared with the best window so far."""
     reward_drop: float = Field(default=0.15, gt=0)
@@ -233,7 +255,7 @@ class GuardsSection(Section):
     distinct_share: float = Field(default=0.5, ge=0, lt=1)
     """Share of its first window under which the different answers of a group may not fall unless the pass rate rose."""
     stop: bool = False
-    """Stop the run, saved, at the first warning; --resume goes on all the same."""
+    """Stop the run, saved, at the first warning of a slower sign, too; --resume goes on all the same."""
 
 
 class ServerSection(Section):

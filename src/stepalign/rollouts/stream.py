@@ -80,19 +80,19 @@ class Stream:
         self._early.clear()
         for step, saved in enumerate(early, start):
             self._early.append((step, _done(from_line(saved, self._problems_of(step)))))
-        upcoming = start + len(early)
         in_a_thread = self.ahead and self.overlaps
         with BackgroundLoop("rollouts") if in_a_thread else nullcontext() as loop:
             for step in range(start, end):
+                upcoming = self._early[-1][0] + 1 if self._early else step
                 for one in range(upcoming, min(step + self.ahead + 1, end)):
                     # In a thread nothing is shown: the display belongs to the step that trains.
                     work = self.collector.collect(
                         self._problems_of(one), one, self.seed, silent if in_a_thread else listener
                     )
                     self._early.append((one, loop.run(work) if loop is not None else _done(wait_for(work))))
-                    upcoming = one + 1
                 yield self._batch(result_of(self._early[0][1]), step)
-                self._early.popleft()
+                if self._early:
+                    self._early.popleft()
 
     def collected_early(self, start: int) -> list[str]:
         """The steps from ``start`` on that are collected already, one text each; those under way are waited for.
@@ -111,6 +111,12 @@ class Stream:
             if step >= start:
                 lines.append(to_line(future.result()))
         return lines
+
+    def forget(self) -> None:
+        """Drop what is collected, or on its way, before it trains: the weights that drew it are taken back."""
+        for _, future in self._early:
+            future.cancel()
+        self._early.clear()
 
     def batch(self, problems: Sequence[Problem], step: int, listener: Listener = silent) -> Batch:
         """Collect and prepare one step."""

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, TextIO
 
 import stepalign
-from stepalign.config import Config, changed, difference, load_config, to_toml
+from stepalign.config import Config, GuardsSection, changed, difference, load_config, to_toml
 from stepalign.errors import ConfigError, LockedError, UserError
 from stepalign.outside import difference_shown
 from stepalign.storage import jsonl
@@ -49,6 +49,7 @@ MAY_CHANGE = frozenset(
         *(f"critic.{key}" for key in (*_REACHING, *_SPENDING)),
         *(f"selection.{key}" for key in _GATES),
         *(f"sampling.{key}" for key in ("base_urls", "sync_folder", "timeout", "check_steps")),
+        *(f"guards.{key}" for key in GuardsSection.model_fields),
         *("compare.launcher", "compare.processes", "training.rank_timeout"),
     ]
 )
@@ -115,7 +116,6 @@ class RunFolder:
             raise ConfigError(f"cannot write here: {what}", where=str(path), hint="give another --out") from error
         try:
             self._check_or_write_config(config, resume=resume, kind=kind)
-            check_sums(path)
         except BaseException:
             self.close()
             raise
@@ -162,6 +162,7 @@ class RunFolder:
                 where=str(self.path),
                 hint="continue it with --resume, or give another --out",
             )
+        check_sums(self.path)
         if differing:
             write_atomically(file, to_toml(config))
             note_sums(self.path, file)

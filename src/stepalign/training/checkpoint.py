@@ -23,6 +23,8 @@ from stepalign.storage.files import MANIFEST, damaged_file, tidy, whole_folder
 
 TRAINABLE = "trainable.safetensors"
 """Written only where the Hugging Face files do not hold the trainable weights under the model's own names."""
+WRECK = "wreck"
+"""A file beside the others of a checkpoint whose weights a guard has found broken, with the reason."""
 SHARDS = "shard-*.safetensors"
 """Optimizer and self-teacher of a run on many ranks, a file a rank, instead of one file for each of the two."""
 
@@ -93,17 +95,32 @@ def _folders(root: Path) -> list[Path]:
     return sorted((p for p, step in found.items() if step.isdecimal()), key=lambda p: int(found[p]))
 
 
-def load_latest(root: Path, listener: Listener = silent) -> Checkpoint | None:
+def is_wreck(folder: Path) -> bool:
+    return (folder / WRECK).exists()
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def load_latest(root: Path, listener: Listener = silent, *, wrecks: bool = False) -> Checkpoint | None:
     """The newest checkpoint whose files match their checksums; None when there is none.
 
-    What a killed process has left half done is tidied up first. Damaged checkpoints are named to the listener.
+    What a killed process has left half done is tidied up first. Damaged checkpoints, and wrecks that are passed over,
+    are named to the listener.
+
+    Args:
+        wrecks: take one that a guard has found broken, too.
 
     Raises:
-        ConfigError: there are checkpoints, but every one is damaged.
+        ConfigError: there are checkpoints, but every one is damaged or a wreck.
     """
     tidy(root)
     damaged = []
     for folder in reversed(_folders(root)):
+        if is_wreck(folder) and not wrecks:
+            damaged.append(f"{folder.name} (a wreck: {(folder / WRECK).read_text(encoding='utf-8').strip()})")
+            continue
         parts = () if any(folder.glob(SHARDS)) else ("optimizer.safetensors", "teacher.safetensors")
         fault = damaged_file(folder, ("state.json", *parts))
         if fault is None:
@@ -113,7 +130,9 @@ def load_latest(root: Path, listener: Listener = silent) -> Checkpoint | None:
         damaged.append(f"{folder.name}/{fault}")
     if damaged:
         raise ConfigError(
-            f"every checkpoint is damaged: {', '.join(damaged)}", where=str(root), hint="start again with another --out"
+            f"every checkpoint is damaged: {', '.join(damaged)}",
+            where=str(root),
+            hint="start again with another --out; --set guards.policy=warn takes a wreck",
         )
     return None
 

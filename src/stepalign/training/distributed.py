@@ -89,6 +89,8 @@ class Team:
         self._parts: dict[str, Callable[..., Any]] = {
             "update": self._update,
             "gather": self._gather,
+            "keep": lambda step, drop: self._learner.keep(step, self._teacher, drop),
+            "back": lambda step: self._learner.back(step, self._teacher),
             "write": self._write,
             "read": self._read,
         }
@@ -96,9 +98,20 @@ class Team:
 
     # -- rank 0 -------------------------------------------------------------------------------------------------------
 
-    def update(self, samples: Sequence[Sample], teacher: Teacher, step: int) -> dict[str, float]:
+    def update(
+        self, samples: Sequence[Sample], teacher: Teacher, step: int, rate_factor: float = 1.0
+    ) -> dict[str, float]:
         """``Learner.update``, the same numbers on every rank."""
-        return self._lead("update", samples=[dataclasses.asdict(sample) for sample in samples], step=step)
+        rows = [dataclasses.asdict(sample) for sample in samples]
+        return self._lead("update", samples=rows, step=step, rate_factor=rate_factor)
+
+    def keep(self, step: int, teacher: Teacher, drop: Sequence[int] = ()) -> None:
+        """Keep all that a step changes in memory, each rank its part."""
+        self._lead("keep", step=step, drop=list(drop))
+
+    def back(self, step: int, teacher: Teacher) -> None:
+        """Everything as it was after ``step``."""
+        self._lead("back", step=step)
 
     def gather(self) -> None:
         """Bring the trained weights to the whole copy."""
@@ -158,11 +171,11 @@ class Team:
 
     # -- every rank ---------------------------------------------------------------------------------------------------
 
-    def _update(self, samples: list[dict[str, Any]], step: int) -> dict[str, float]:
+    def _update(self, samples: list[dict[str, Any]], step: int, rate_factor: float) -> dict[str, float]:
         def frozen(row: dict[str, Any]) -> dict[str, Any]:
             return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
 
-        return self._learner.update([Sample(**frozen(row)) for row in samples], self._teacher, step)
+        return self._learner.update([Sample(**frozen(row)) for row in samples], self._teacher, step, rate_factor)
 
     def _gather(self) -> None:
         import torch

@@ -1,4 +1,4 @@
-"""Guards: say early, and with the reason, that a run decays.
+"""Guards: say early, and with the reason, that a run decays. ``breaks`` has what cannot wait for a warning.
 
 Self-distillation can collapse while its loss looks healthy: the teacher turns into a noisy copy of the student, both
 heat up, and the pass rate falls. Other runs shrink, ramble, repeat themselves, or train on nothing at all. Each guard
@@ -9,10 +9,13 @@ It speaks once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from stepalign.config import GuardsSection, TeacherWeights
+from stepalign.training import breaks
+from stepalign.training.breaks import BREAK_Z
 
 WATCHED = (
     *("reward", "student_entropy", "teacher_entropy", "right_value_probability", "grad_norm"),
@@ -22,8 +25,6 @@ WATCHED = (
 )
 RISE = 0.05
 """A pass rate that much above its first window has risen: then a calmer or another style is learning, not decay."""
-BREAK_Z = 5.0
-"""Standard errors between two pass rates that chance does not explain, over all the looks of a long run."""
 SLOWER = "lower training.learning_rate"
 
 
@@ -106,8 +107,8 @@ def pass_rate_broke(history: History) -> str:
     rewards, problems = history.last("reward", 2 * window), history.last("num_problems", 2 * window)
     for length in range(1, min(window, len(rewards))):
         start = max(0, len(rewards) - length - window)
-        before, n = _pooled(rewards[start:-length], problems[start:-length])
-        after, m = _pooled(rewards[-length:], problems[-length:])
+        before, n = breaks.pooled(rewards[start:-length], problems[start:-length])
+        after, m = breaks.pooled(rewards[-length:], problems[-length:])
         if not after < before - min(history.section.reward_drop, before / 2):  # also where one is undefined
             continue
         pooled = (before * n + after * m) / (n + m)
@@ -231,10 +232,12 @@ class Guards:
     """
 
     def __init__(self, section: GuardsSection, teacher: TeacherWeights = "live") -> None:
-        self._section = section
+        self.section = section
         self._follows = teacher in ("live", "trust_region")
         self.history: list[dict[str, float]] = []
         self.warned: list[str] = []
+        self.broke: breaks.Broke | None = None
+        """A break in the last step that asks for more than a warning."""
         self._means: dict[str, list[float]] = {}
 
     def look(self, numbers: Mapping[str, float], masked: Mapping[str, int] | None = None) -> list[str]:
@@ -244,12 +247,31 @@ class Guards:
             numbers: the step's numbers, as in metrics.jsonl.
             masked: samples masked in the whole run so far, by reason.
         """
-        self.history.append({name: numbers.get(name, math.nan) for name in WATCHED})
-        history = History(self.history, self._section, masked or {}, self._follows, self._means)
+        self.history.append(_watched(numbers))
+        history = History(self.history, self.section, masked or {}, self._follows, self._means)
         found = {name: guard(history) for name, guard in GUARDS.items() if name not in self.warned}
         new = {name: text for name, text in found.items() if text}
         self.warned += new
+        self.broke = breaks.find_break(self.history, self.section)
+        if self.broke is not None and self.broke.policy == "warn":
+            name = self.broke.guard
+            if name not in self.warned and breaks.SIGNS.get(name) not in self.warned:
+                new[name] = self.broke.sentence
+                self.warned.append(name)
+            self.broke = None
         return list(new.values())
+
+    def take_back(self, to: int) -> None:
+        """Forget the steps after ``to``: the run goes on from the weights behind it."""
+        self.history = [row for row in self.history if not row["step"] > to]
+        self._means.clear()
+
+    def remember(self, metrics: Iterable[Mapping[str, Any]]) -> None:
+        """The history of a run, from its metrics.jsonl."""
+        for row in metrics:
+            self.history.append(_watched({name: value for name, value in row.items() if value is not None}))
+            if "rolled_back_to" in row:
+                self.take_back(row["rolled_back_to"])
 
 
 MUCH_CUT = 0.3
@@ -281,14 +303,11 @@ def first_step(numbers: Mapping[str, float]) -> str:
     return f"{'there is no gradient: ' if still else ''}{seen}: {advice}"
 
 
+def _watched(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name: numbers.get(name, math.nan) for name in ("step", *WATCHED, *breaks.WATCHED)}
+
+
 def _mean(values: Sequence[float]) -> float:
     """Mean of what is defined; NaN when nothing is."""
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
-
-
-def _pooled(rates: Sequence[float], counts: Sequence[float]) -> tuple[float, float]:
-    """The rate over all the steps in which it is defined, and how many problems that are."""
-    known = [(rate, n) for rate, n in zip(rates, counts, strict=True) if not math.isnan(rate * n) and n > 0]
-    total = sum(n for _, n in known)
-    return (sum(rate * n for rate, n in known) / total, total) if total else (math.nan, 0.0)

@@ -25,7 +25,7 @@ from stepalign.training.checkpoint import Checkpoint, restore_optimizer, write_s
 from stepalign.training.distributed import shared_out
 from stepalign.training.loss import Objective, Side, WatchedSums, batch_loss, is_rewarded, uses_teacher
 from stepalign.training.ranks import ONE_PROCESS, Ranks
-from stepalign.training.teacher import Teacher, reshard
+from stepalign.training.teacher import Teacher, local, reshard
 
 WATCHED = (
     *("divergence", "student_entropy", "teacher_entropy", "log_ratio", "abs_log_ratio", "clip_ratio", "kl"),
@@ -51,6 +51,15 @@ class _Sums:
     tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What the optimizer changes, as it was after a step; tensors in the memory of the CPU."""
+
+    weights: list[torch.Tensor]
+    optimizer: list[dict[str, torch.Tensor]]
+    teacher: dict[str, torch.Tensor]
+
+
 class Learner:
     """Holds the optimizer. ``update`` is the only thing that changes the solver's weights."""
 
@@ -70,9 +79,10 @@ class Learner:
         self._objective = make_objective(objective, temperature, solver.head_VH)
         self._training = training
         self._max_completion_length = max_completion_length
-        parameters = [p for p in solver.model.parameters() if p.requires_grad]
+        self._trained = [p for p in solver.model.parameters() if p.requires_grad]
+        self._kept: dict[int, _Kept] = {}
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=training.learning_rate, weight_decay=training.weight_decay, betas=(0.9, 0.999)
+            self._trained, lr=training.learning_rate, weight_decay=training.weight_decay, betas=(0.9, 0.999)
         )
 
     def learning_rate(self, step: int) -> float:
@@ -88,8 +98,13 @@ class Learner:
         }[section.lr_scheduler]
         return section.learning_rate * decay
 
-    def update(self, samples: Sequence[Sample], teacher: Teacher, step: int) -> dict[str, float]:
+    def update(
+        self, samples: Sequence[Sample], teacher: Teacher, step: int, rate_factor: float = 1.0
+    ) -> dict[str, float]:
         """``updates_per_batch`` optimizer updates on the samples.
+
+        Args:
+            rate_factor: of the learning rate, after roll-backs.
 
         Raises:
             Interrupted: asked to stop before the weights have changed.
@@ -97,7 +112,7 @@ class Learner:
         Returns:
             The step's numbers: nats per token for divergence, entropies and log-ratios; NaN where nothing was scored.
         """
-        rate = self._set_rate(step)
+        rate = self._set_rate(step, rate_factor)
         numbers: dict[str, float] = {}
         for update in range(self._training.updates_per_batch):
             sums = self._begin()
@@ -106,11 +121,13 @@ class Learner:
             teacher.update(self._solver.model)
         return {**numbers, "learning_rate": rate}
 
-    def update_as_they_come(self, parts: Iterable[Sequence[Sample]], teacher: Teacher, step: int) -> dict[str, float]:
+    def update_as_they_come(
+        self, parts: Iterable[Sequence[Sample]], teacher: Teacher, step: int, rate_factor: float = 1.0
+    ) -> dict[str, float]:
         """``update`` on samples that arrive in parts: the gradients of a plain sum, divided once before they are
         clipped. What a part costs is up to rounding what it costs among the others; the order of arrival decides the
         rounding. One process, one update; not for ``bnpo``, whose means depend on the cut."""
-        rate = self._set_rate(step)
+        rate = self._set_rate(step, rate_factor)
         sums, samples = self._begin(), list[Sample]()
         for part in parts:
             self._add(part, sums, teacher, self._counts(()), may_stop=True)
@@ -125,8 +142,8 @@ class Learner:
         teacher.update(self._solver.model)
         return {**numbers, "learning_rate": rate}
 
-    def _set_rate(self, step: int) -> float:
-        rate = self.learning_rate(step)
+    def _set_rate(self, step: int, factor: float) -> float:
+        rate = self.learning_rate(step) * factor
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -145,6 +162,32 @@ class Learner:
         """Put back what ``write`` wrote."""
         restore_optimizer(self.optimizer, found.optimizer)
         teacher.load(found.teacher)
+
+    def keep(self, step: int, teacher: Teacher, drop: Sequence[int] = ()) -> None:
+        """Keep in memory what a step changes, as it is after ``step``; that of the steps ``drop`` no longer."""
+        for old in drop:
+            self._kept.pop(old, None)
+        reshard(self._solver.model)
+        self._kept[step] = _Kept(
+            [_copy(parameter) for parameter in self._trained],
+            [{name: _copy(value) for name, value in self.optimizer.state.get(p, {}).items()} for p in self._trained],
+            {name: _copy(value) for name, value in teacher.moving.items()},
+        )
+
+    @torch.no_grad()
+    def back(self, step: int, teacher: Teacher) -> None:
+        """Everything as it was after ``step``, which was kept."""
+        kept = self._kept[step]
+        reshard(self._solver.model)
+        for parameter, weights, state in zip(self._trained, kept.weights, kept.optimizer, strict=True):
+            local(parameter).copy_(weights)
+            if not state:  # before the first step
+                self.optimizer.state.pop(parameter, None)
+            for name, value in state.items():
+                local(self.optimizer.state[parameter][name]).copy_(value)
+        for name, value in kept.teacher.items():
+            teacher.moving[name].copy_(value)
+        self._kept = {other: one for other, one in self._kept.items() if other <= step}
 
     def _counts(self, samples: Sequence[Sample]) -> StepCounts:
         """The contents of the step besides micro-batches; of no samples the counts of a plain sum."""
@@ -253,6 +296,10 @@ class Learner:
     def _score_reference(self, sequences: Sequence[Scored], teacher: Teacher) -> Side:
         with teacher.reference_in_place(self._solver.model) as keep:
             return Side(completion_hidden(self._solver, sequences), keep(self._solver.head_VH))
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return local(tensor).to("cpu", copy=True)
 
 
 def _zero(student: Side) -> torch.Tensor:

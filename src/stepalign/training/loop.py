@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,75 +26,23 @@ from stepalign.models.sampling import Sampler
 from stepalign.records import Sample, to_json
 from stepalign.rollouts.stream import Batch, Stream
 from stepalign.stopping import Interrupted, StopRequest
-from stepalign.storage.files import remove_folder, tidy, whole_folder
+from stepalign.storage.files import tidy, whole_folder
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.run_folder import RunFolder
 from stepalign.training import checkpoint as checkpoints
+from stepalign.training.breaks import Broke
 from stepalign.training.distributed import Team
 from stepalign.training.health import Guards, first_step
 from stepalign.training.learner import Learner
 from stepalign.training.mismatch import SamplerCheck
+from stepalign.training.progress import Progress
+from stepalign.training.recovery import SNAPSHOT_STEPS, Past
 from stepalign.training.teacher import Teacher
 from stepalign.training.timeline import Timeline, write_trace
 from stepalign.training.trackers import Trackers
 from stepalign.waiting import wait_for
 
 _STOPPING = "stopping: the run saves itself; once more stops at once"
-MOST_SKIPPED = 3
-"""Steps without a finite gradient, one after another, that end a run: its weights do not move any more."""
-PHASES = ("sampling", "feedback", "learning", "evaluation", "saving")
-
-
-@dataclass(slots=True)
-class Progress:
-    """The progress of a run; it is part of every checkpoint."""
-
-    step: int = 0
-    """Finished optimizer steps."""
-    num_rollouts: int = 0
-    num_tokens: int = 0
-    """Completion tokens sampled for training."""
-    seconds: float = 0.0
-    """Spent in training phases, evaluation and saving left out."""
-    seconds_by_phase: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    critic: Counter[str] = field(default_factory=Counter)
-    masked: Counter[str] = field(default_factory=Counter)
-    findings: Counter[str] = field(default_factory=Counter)
-    warnings: list[str] = field(default_factory=list)
-    guard_history: list[dict[str, float]] = field(default_factory=list)
-    guards_spoken: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    def load(self, fields: Mapping[str, Any]) -> None:
-        """Take over what ``as_json`` gave."""
-        for name, value in fields.items():
-            setattr(self, name, Counter(value) if isinstance(getattr(self, name), Counter) else value)
-
-    def count(self, batch: Batch, paid: Mapping[str, int]) -> dict[str, float]:
-        """Add a batch, and return the totals that stand beside its numbers.
-
-        Args:
-            paid: attempts and tokens that a served critic has cost so far.
-        """
-        self.num_rollouts += len(batch.rollouts)
-        self.num_tokens += int(batch.numbers["num_tokens"])
-        self.masked += batch.masked
-        for critique in batch.critiques:
-            self.critic["calls"] += 1
-            self.critic[critique.status] += 1
-            self.critic["cached"] += critique.cached
-            self.critic["retries"] += critique.retries
-            self.findings.update(critique.findings)
-        for name, count in paid.items():
-            self.critic[name] = count
-        return {
-            "masked": float(sum(batch.masked.values())),
-            "total_rollouts": float(self.num_rollouts),
-            "total_tokens": float(self.num_tokens),
-            "seconds": self.seconds,
-        }
 
 
 class Measure(Protocol):
@@ -145,7 +91,17 @@ class Run:
             BudgetSpentError: the critic's budget is spent; a checkpoint is on disk.
         """
         self._early: Sequence[str] = ()
-        self._skipped = 0
+        self._checkpoints = self.folder.path / "checkpoints"
+        self.past = Past(
+            self.solver,
+            self.learner,
+            self.teacher,
+            self._checkpoints,
+            self.guards.section,
+            ahead=self.stream.ahead,
+            limit=self.training.save_total_limit,
+        )
+        self.past.keep(0)
         self.timeline = Timeline(self.folder, self.stream.ahead + 1)
         self._resume()
         self.trackers = self.open_trackers(self.progress.step)
@@ -160,6 +116,7 @@ class Run:
         save_final(self.solver, self.folder.path / "final")
 
     def _train(self) -> None:
+        self.past.keep(self.progress.step)
         self.publish_weights()
         if self.evaluation.at_start if self.progress.step == 0 else self.due(self.evaluation.eval_steps):
             self.evaluate()  # before the first step, or where an evaluation was interrupted
@@ -180,6 +137,8 @@ class Run:
                 numbers |= batch.staleness(self.progress.step)
             self.progress.step += 1
             self.record(batch, numbers)
+            if self.progress.step % SNAPSHOT_STEPS == 0:
+                self.past.keep(self.progress.step)
             self.publish_weights()
             if self.due(self.evaluation.eval_steps):
                 self.evaluate()
@@ -197,7 +156,10 @@ class Run:
         self.stop_if_asked()
         with self.timed("learning"):
             numbers = self._check_sampler(batch)
-            return batch, numbers | self.learner.update(batch.samples, self.teacher, self.progress.step)
+            return batch, numbers | self._update(batch)
+
+    def _update(self, batch: Batch) -> dict[str, float]:
+        return self.learner.update(batch.samples, self.teacher, self.progress.step, self.progress.rate_factor)
 
     def _learn_as_they_come(self) -> tuple[Batch, dict[str, float]]:
         """Learn from the groups of a step while others are out; waiting for them is booked as sampling."""
@@ -221,7 +183,7 @@ class Run:
         checked: dict[str, float] = {}
         assert isinstance(self.learner, Learner)  # one process: the recipe was checked
         with contextlib.ExitStack() as last:
-            numbers = self.learner.update_as_they_come(parts(), self.teacher, step)
+            numbers = self.learner.update_as_they_come(parts(), self.teacher, step, self.progress.rate_factor)
         self.timeline.collected(step + 1, found[0].times)
         return found[0], checked | numbers
 
@@ -244,23 +206,25 @@ class Run:
         self.folder.append("rollouts", ({"record_step": done, **to_json(r)} for r in batch.rollouts))
         self.folder.append("critiques", ({"record_step": done, **to_json(c)} for c in batch.critiques))
         self.folder.append("contexts", ({"record_step": done, **to_json(c)} for c in batch.contexts))
-        sentences = self.guards.look(row, progress.masked)
+        sentences = self.guards.look({"step": done, **row}, progress.masked)
         sentences += [first] if done == 1 and (first := first_step(row)) else []
         warnings = [f"step {done}: {sentence}" for sentence in sentences]
         progress.warnings += warnings
         for sentence in warnings:
             self.listener(warning(sentence))
+        broke, back = self.guards.broke, None
+        if broke is not None:
+            self.past.mark_wrecks(broke, done)
+            if broke.policy == "roll_back":
+                back = self.past.back(broke, done, [one["step"] for one in progress.roll_backs])
+            if back is not None:
+                row["rolled_back_to"] = back
         self.folder.append("metrics", [{"step": done, **row}])
         self.timeline.write()
         self.listener(step(done, self.training.max_steps, row))
         self.trackers.step(done, row)
-        self._skipped = 0 if math.isfinite(row["grad_norm"]) else self._skipped + 1
-        if self._skipped == MOST_SKIPPED:
-            raise ConfigError(
-                f"{MOST_SKIPPED} steps in a row had no finite gradient: the run has diverged",
-                where=f"{self.folder.path}, step {done}",
-                hint="lower training.learning_rate and give another --out; the checkpoints before it are kept",
-            )
+        if broke is not None:
+            self._meet(broke, back)
         if warnings and self.stops_at_warnings:
             self.save(keeps_all=True)
             raise ConfigError(
@@ -268,6 +232,29 @@ class Run:
                 where=str(self.folder.path),
                 hint="change the recipe; the last checkpoint is kept, and --resume goes on from it all the same",
             )
+
+    def _meet(self, broke: Broke, back: int | None) -> None:
+        """Go on from where a break was taken back to, or end the run."""
+        progress, done = self.progress, self.progress.step
+        if back is None:
+            healthy = self.past.last_checkpoint()
+            again = "no checkpoint is healthy"
+            if healthy:
+                again = f"{healthy} is the last healthy one: --resume --set guards.policy=roll_back goes on from there"
+            raise ConfigError(
+                f"the run was stopped by a guard ({broke.guard}): step {done}: {broke.sentence}",
+                where=str(self.folder.path),
+                hint=f"{again}; or lower training.learning_rate, with another --out",
+            )
+        factor = self.guards.section.learning_rate_factor
+        progress.rate_factor *= factor
+        progress.roll_backs.append({"step": done, "to": back, "guard": broke.guard, "sentence": broke.sentence})
+        text = f"step {done}: {broke.sentence}: rolled back to step {back}, learning rate x {progress.rate_factor:g}"
+        progress.warnings.append(text)
+        self.listener(warning(text))
+        self.guards.take_back(back)
+        self.stream.forget()
+        self.save()
 
     def evaluate(self) -> None:
         """Measure the held-out sets that are due at this step."""
@@ -289,7 +276,7 @@ class Run:
         """Write a checkpoint and delete the oldest; with ``keeps_all`` none, as this one may hold diverged weights."""
         with self.timed("saving"):
             progress = self.progress
-            progress.guard_history, progress.guards_spoken = self.guards.history, self.guards.warned
+            progress.guards_spoken = self.guards.warned
             state = {
                 "progress": progress.as_json(),
                 "sizes": self.folder.sizes(),
@@ -297,17 +284,16 @@ class Run:
                 "problems": self.fingerprints,
                 "collected_early": self.stream.collected_early(progress.step),
             }
-            root = self.folder.path / "checkpoints"
             checkpoints.save_checkpoint(
-                root,
+                self._checkpoints,
                 progress.step,
                 solver=self.solver,
                 write=lambda folder: self.learner.write(folder, self.teacher),
                 state=json.loads(json.dumps(state)),
             )
-            limit = self.training.save_total_limit
-            for old in checkpoints.find_checkpoints(root)[:-limit] if limit and not keeps_all else []:
-                remove_folder(old)
+            if not keeps_all:
+                self.past.thin(progress.step, ended=self.ended)
+        self.past.keep(progress.step)
         self.stop.kept = f"the run is saved after {self._steps_done}"
 
     @property
@@ -318,7 +304,8 @@ class Run:
 
     def _resume(self) -> None:
         tidy(self.folder.path)
-        found = checkpoints.load_latest(self.folder.path / "checkpoints", self.listener)
+        wrecks = self.guards.section.policy == "warn"
+        found = checkpoints.load_latest(self._checkpoints, self.listener, wrecks=wrecks)
         for name, digest in (found.state.get("problems", {}) if found else {}).items():
             if digest != self.fingerprints[name]:
                 raise ConfigError(
@@ -326,19 +313,30 @@ class Run:
                     where=f"data.{name}",
                     hint="put the old ones back, or give another --out",
                 )
+        self._refuse_lost_checkpoints(found)
         saved = found.state if found else {}
         self.folder.rewind(saved.get("sizes", {}), saved.get("sums", {}))
         rows = read_json_lines(self.folder.path / "evaluations.jsonl")
         self.evaluated = {(row["step"], row["set"]) for row in rows}
         if found is None:
             return
-        checkpoints.restore_weights(self.solver, found.weights)
-        self.learner.read(found, self.teacher)
+        self.past.restore(found)
         self.progress.load(found.state["progress"])
         self._early = found.state.get("collected_early", ())
-        self.guards.history, self.guards.warned = self.progress.guard_history, self.progress.guards_spoken
+        self.guards.warned = self.progress.guards_spoken
+        self.guards.remember(read_json_lines(self.folder.path / "metrics.jsonl"))
         self.stop.kept = f"the run is saved after {self._steps_done}"
         self.listener(line(f"continues from {found.folder.name}"))
+
+    def _refuse_lost_checkpoints(self, found: checkpoints.Checkpoint | None) -> None:
+        """Before the first checkpoint a run begins anew; behind it there must be one."""
+        *_, last = {"step": 0}, *read_json_lines(self.folder.path / "metrics.jsonl")
+        if found is None and 0 < self.training.save_steps < last["step"]:
+            raise ConfigError(
+                f"there is no checkpoint, and the records go to step {last['step']}: {self._checkpoints.name}/ is lost",
+                where=str(self._checkpoints),
+                hint="put it back; without it, begin anew with another --out",
+            )
 
     @property
     def ended(self) -> bool:

@@ -72,7 +72,12 @@ class Teacher:
             return
         reshard(model)
         for name, parameter in _trainable(model):
-            self.values[name].lerp_(_local(parameter).to(self.values[name].dtype), 1 - self._section.ema_decay)
+            self.values[name].lerp_(local(parameter).to(self.values[name].dtype), 1 - self._section.ema_decay)
+
+    @property
+    def moving(self) -> Weights:
+        """The values that an optimizer step changes."""
+        return self.values if self._section.weights == "ema" else {}
 
     def state(self) -> Weights:
         """All that must be saved, every tensor once."""
@@ -112,12 +117,12 @@ def _in_place(model: torch.nn.Module, values: Weights) -> Iterator[Keep]:
     reshard(model)
     sharded = {name for name, parameter in model.named_parameters() if _is_sharded(parameter)}
     parameters = dict(_trainable(model))
-    own = {name: _local(p).clone() if name in sharded else p.data for name, p in parameters.items()}
+    own = {name: local(p).clone() if name in sharded else p.data for name, p in parameters.items()}
 
     def put(weights: Weights) -> None:
         for name, parameter in parameters.items():
             if name in sharded:
-                _local(parameter).copy_(weights[name])
+                local(parameter).copy_(weights[name])
             else:
                 parameter.data = weights[name].to(parameter.dtype)  # the very tensor where the dtype is the same
 
@@ -151,7 +156,7 @@ def _is_sharded(parameter: Tensor) -> bool:
     return hasattr(parameter, "to_local")
 
 
-def _local(parameter: Tensor) -> Tensor:
+def local(parameter: Tensor) -> Tensor:
     """The storage of a parameter, or of this process's shard of it."""
     value: Any = parameter.detach()
     return value.to_local() if _is_sharded(parameter) else value
@@ -159,7 +164,7 @@ def _local(parameter: Tensor) -> Tensor:
 
 def _copies(model: torch.nn.Module) -> Weights:
     reshard(model)
-    return {name: _local(parameter).clone() for name, parameter in _trainable(model)}
+    return {name: local(parameter).clone() for name, parameter in _trainable(model)}
 
 
 def _trainable(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:

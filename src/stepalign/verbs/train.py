@@ -25,7 +25,7 @@ from stepalign.verbs.progress import for_python
 
 if TYPE_CHECKING:
     from stepalign.models.load import Solver
-    from stepalign.training.loop import Progress
+    from stepalign.training.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,7 @@ def run_summary(config: Config, solver: Solver, progress: Progress) -> dict[str,
         "critic": critic,
         "masked": dict(progress.masked),
         "warnings": progress.warnings,
+        "roll_backs": progress.roll_backs,
         "peak_memory_bytes": _peak_memory(),
     }
 
