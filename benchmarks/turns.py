@@ -39,6 +39,8 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "tool, critique of each turn": ("tools", {"condition": "turn_critique", **_ONE}),
     "user, hindsight": ("tools", {"condition": "hindsight", **_USER, **_ONE}),
     "user, GRPO on whole episodes": ("tools", _USER),
+    "text, GRPO on the score": ("text", {}),
+    "text, StepAlignFB": ("text", {"condition": "stepalign", **_ONE}),
 }
 """Name -> shipped recipe, and what is changed in it."""
 
@@ -53,12 +55,14 @@ def run(name: str, seed: int, out: Path) -> Path:
 
 
 def curve(folder: Path) -> dict[int, float]:
-    """Avg@n on the validation problems by step."""
+    """Avg@n on the validation problems by step, of texts their mean score."""
+    is_text = folder.name.startswith("text")
     rows = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
-        row["step"]: row["value"]
+        row["step"]: one["value"]
         for row in rows
-        if row["set"] == "validation" and row["metric"].startswith("avg@") and row["k"] == row["n"]
+        for one in row["metrics"]
+        if row["set"] == "validation" and one["metric"] == ("mean_score" if is_text else f"avg@{one['n']}")
     }
 
 
@@ -76,7 +80,12 @@ def table(out: Path) -> str:
             mean = sum(values) / len(values)
             cells.append(f"{step}: {mean:.1%} ({min(values):.1%} to {max(values):.1%})")
         lines.append(f"| {name} | {len(curves)} | {'; '.join(cells)} |")
-    return "\n".join(["| curve | seeds | step: Avg@2 of 40 validation problems (smallest to largest) |", *lines])
+    return "\n".join(
+        [
+            "| curve | seeds | step: Avg@2 (of texts mean score) of 40 validation problems (smallest to largest) |",
+            *lines,
+        ]
+    )
 
 
 def main() -> None:

@@ -249,8 +249,8 @@ class Sample:
     distillation_weight: float
     policy_weight: float
     magnitude_mixing: float = 0.0
-    """The self-teacher's share in the size of each token's advantage, in [-1, 1]; its sign stays the verdict's. Negative
-    turns the self-teacher's signal around."""
+    """The self-teacher's share in the size of each token's advantage, in [-1, 1]; its sign stays the verdict's. Below 0
+    the self-teacher's signal is turned around."""
     entropy_damping: float = 0.0
     """Each token's distillation weight is multiplied by exp(-damping * entropy of the self-teacher)."""
     probe: tuple[int, int] | None = None

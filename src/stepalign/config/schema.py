@@ -20,6 +20,7 @@ from stepalign.config.sections import (
     RolloutsSection,
     SamplingSection,
     Section,
+    ServerSection,
 )
 from stepalign.objectives.divergences import DIVERGENCES, Remainder, Support, find_divergence
 from stepalign.objectives.policy_gradient import AdvantageScale, LossType
@@ -69,13 +70,16 @@ class DataSection(Section):
     """Without a validation file: set this share of the training problems aside, chosen by a hash of the question."""
     columns: str | dict[str, str] = "stepalign"
     """A preset ("stepalign", "gsm8k", "openmathreasoning", ...) or a map from our names to the file's columns. Problems
-    of the preset "python" have tests for an answer, and completions are run against them in a sandbox."""
+    of the preset "python" have tests for an answer, and completions are run against them in a sandbox; those of "text"
+    have a rubric."""
     grader: str = ""
     """Import path ``module:function`` of a grader of your own, called as ``function(completion, expected_answer)`` in a
     limited child process; the module may lie in the current folder. ``verifiers:TASKSET`` grades with the rewards of
     an environment. "" takes the environment that ``train`` names, else the built-in grader."""
     grader_seconds: float = Field(default=1.0, gt=0)
     """CPU time of one comparison; longer ones are undecided."""
+    judge: ServerSection = ServerSection()
+    """Columns "text": a served model that judges rubrics in prose; a rubric that is a list is read by a program."""
     max_train: int | None = Field(default=None, ge=1)
     max_validation: int | None = Field(default=None, ge=1)
     max_test: int | None = Field(default=None, ge=1)

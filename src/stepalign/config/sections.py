@@ -271,10 +271,12 @@ class ServerSection(Section):
     """Of a reply, its thinking included."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """More fields of each request; see ``critic.extra_body``."""
+    cache: str = ""
+    """sqlite file that keeps replies; "" keeps those of a user in the run folder, and those of a judge nowhere."""
 
     def as_critic(self, critic: CriticSection, **changes: Any) -> CriticSection:
         """The keys of a critic's requests with this model in its place."""
-        own = {**self.model_dump(), "kind": "endpoint", "answers_as": "", "structured": False, **changes}
+        own = {**self.model_dump(), "kind": "endpoint", "answers_as": "", "structured": False, "cache": "", **changes}
         return CriticSection.model_validate({**critic.model_dump(), **own})
 
 

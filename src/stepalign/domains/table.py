@@ -9,6 +9,7 @@ from stepalign.domains.arithmetic.domain import ARITHMETIC
 from stepalign.domains.domain import Domain, open_grader
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.python.grading import PYTHON
+from stepalign.domains.text.domain import TEXT
 from stepalign.domains.words.domain import WORDS
 from stepalign.errors import ConfigError
 from stepalign.problems.loading import ProblemSet
@@ -36,7 +37,7 @@ def _open_rewards(data: DataSection) -> Grader:
 MATH = Domain(name="math", calculates=True)
 VERIFIERS = Domain(name="verifiers", source="verifiers:", load=_load_tasks, grade=_open_rewards, has_answers=False)
 
-DOMAINS = {domain.name: domain for domain in (ARITHMETIC, MATH, PYTHON, VERIFIERS, WORDS)}
+DOMAINS = {domain.name: domain for domain in (ARITHMETIC, MATH, PYTHON, TEXT, VERIFIERS, WORDS)}
 
 
 def find_domain(data: DataSection) -> Domain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from stepalign.errors import ConfigError, LockedError
-from stepalign.evaluation.metrics import NO_SHARES, GradedCompletion, Metric, compute_metrics
+from stepalign.evaluation.metrics import NO_SHARES, GradedCompletion, Metric, compute_metrics, mean_score
 from stepalign.evaluation.statistics import bootstrap_mean
 from stepalign.events import Listener, progress, silent
 from stepalign.records import FinishReason, Problem, Rollout, Verdict
@@ -43,6 +44,12 @@ class EvaluatedProblem:
     question: str = ""
     answer: str = ""
     """The expected answer. Both for the reader of the file; folders of earlier versions have neither."""
+    scores: tuple[float, ...] = ()
+    """In [0, 1], NaN undecided; empty where the verdicts say it all."""
+
+    def verdict_scores(self) -> tuple[float, ...]:
+        """Scores as the verdicts have them."""
+        return tuple({"correct": 1.0, "incorrect": 0.0}.get(verdict, math.nan) for verdict in self.verdicts)
 
     def graded(self) -> list[GradedCompletion]:
         """As the metrics take them."""
@@ -86,7 +93,7 @@ def sample_and_grade(
             return
         done[problem.problem_id] = problem
         if file is not None:
-            jsonl.append(file, [asdict(problem)])
+            jsonl.append(file, [_row(problem)])
         right.update(problem.verdicts)
         note = f"{right['correct']} of {right.total()} completions right"
         listener(progress("evaluation", len(done), len(wanted), note))
@@ -101,13 +108,19 @@ def sample_and_grade(
             keep(rollouts)
     in_order = [done[problem_id] for problem_id in wanted]
     if file is not None and done.keys() == wanted.keys() and list(done) != list(wanted):
-        write_atomically(file, "".join(jsonl.to_json_line(asdict(problem)) + "\n" for problem in in_order))
+        write_atomically(file, "".join(jsonl.to_json_line(_row(problem)) + "\n" for problem in in_order))
     elif file is not None and file.exists():
         make_durable(file)  # before the numbers computed from it
     return in_order
 
 
+def _row(problem: EvaluatedProblem) -> dict[str, Any]:
+    row = asdict(problem)
+    return row if problem.scores else {name: value for name, value in row.items() if name != "scores"}
+
+
 def _evaluated(rollouts: Sequence[Rollout], canonical: Callable[[str], str]) -> EvaluatedProblem:
+    scores = tuple(rollout.reward for rollout in rollouts)
     return EvaluatedProblem(
         problem_id=rollouts[0].problem_id,
         answers=tuple(None if rollout.answer is None else canonical(rollout.answer) for rollout in rollouts),
@@ -117,6 +130,7 @@ def _evaluated(rollouts: Sequence[Rollout], canonical: Callable[[str], str]) -> 
         texts=tuple(rollout.text for rollout in rollouts),
         question=rollouts[0].problem.question,
         answer=rollouts[0].problem.answer,
+        scores=scores if any(0 < score < 1 for score in scores) else (),
     )
 
 
@@ -135,6 +149,7 @@ def read_samples(file: Path) -> list[EvaluatedProblem]:
             if not all(type(length) is int for length in columns["lengths"]):
                 raise ValueError
             columns |= {name: str(row.get(name) or "") for name in ("question", "answer")}
+            columns["scores"] = tuple(math.nan if one is None else float(one) for one in row.get("scores", ()))
             found.append(EvaluatedProblem(problem_id=str(row["problem_id"]), **columns))
         except (KeyError, TypeError, ValueError):
             raise ConfigError(
@@ -146,8 +161,11 @@ def read_samples(file: Path) -> list[EvaluatedProblem]:
 
 
 def metrics_of(problems: Sequence[EvaluatedProblem], ks: Sequence[int]) -> dict[str, Metric]:
-    """Every metric by name, with its value per problem."""
-    return compute_metrics([p.graded() for p in problems], ks)
+    """Every metric by name, with its value per problem; "mean_score" where scores say more than verdicts."""
+    found = compute_metrics([p.graded() for p in problems], ks)
+    if any(problem.scores for problem in problems):
+        found["mean_score"] = mean_score([problem.scores or problem.verdict_scores() for problem in problems])
+    return found
 
 
 def metric_rows(metrics: dict[str, Metric], *, level: float, resamples: int) -> list[dict[str, Any]]:

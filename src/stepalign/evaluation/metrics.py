@@ -240,6 +240,28 @@ def compute_metrics(problems: Iterable[Sequence[GradedCompletion]], ks: Iterable
     return table
 
 
+def mean_score(scores: Iterable[Sequence[float]]) -> Metric:
+    """The mean over problems of the mean score of their decided completions (a NaN score is undecided)."""
+    decided = [[one for one in of_problem if not math.isnan(one)] for of_problem in scores]
+    values = [math.fsum(of_problem) / len(of_problem) if of_problem else math.nan for of_problem in decided]
+    return _metric("mean_score", None, [len(of_problem) for of_problem in decided], values, None)
+
+
+def win_rate(mine: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Metric:
+    """The chance that a completion of the first solver has a higher score than one of the second, a tie counting half;
+    over all pairs of completions of the same problem. Problems without a decided pair are NaN.
+
+    Args:
+        mine: the scores of each problem's completions, NaN undecided.
+        theirs: of the same problems.
+    """
+    values = []
+    for one, other in zip(mine, theirs, strict=True):
+        pairs = [(a > b) + 0.5 * (a == b) for a in one for b in other if not (math.isnan(a) or math.isnan(b))]
+        values.append(math.fsum(pairs) / len(pairs) if pairs else math.nan)
+    return _metric("win_rate", None, [len(values)], values, None)
+
+
 def _majority(completions: list[GradedCompletion], k: int) -> float:
     correct = [c.verdict == "correct" for c in completions]
     if k == 1:

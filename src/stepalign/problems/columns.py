@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -131,6 +132,16 @@ def _from_python(row: Row) -> Row | str:
     return {"question": question, "tests": tests.strip(), "reference": str(reference)}
 
 
+def _from_text(row: Row) -> Row | str:
+    """A question with its rubric: prose, or a list of items."""
+    rubric = row.get("rubric")
+    rubric = json.dumps(rubric, ensure_ascii=False) if isinstance(rubric, list) and rubric else rubric
+    if not isinstance(rubric, str) or not rubric.strip():
+        return "no rubric"
+    question = row.get("question") or row.get("prompt")
+    return {"question": question, "rubric": rubric, "reference": str(row.get("reference") or "")}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     maps: tuple[ColumnMap, ...]
@@ -190,6 +201,7 @@ PRESETS: dict[str, Preset] = {
             if answer or reference
         )
     ),
+    "text": Preset(maps=(ColumnMap(answer="rubric", reference="reference", verbatim=True),), prepare=_from_text),
     "python": Preset(maps=(ColumnMap(answer="tests", reference="reference", verbatim=True),), prepare=_from_python),
 }
 

@@ -202,6 +202,7 @@ def _user(
     if section.served.base_urls:
         served = section.served.as_critic(critic, sees="nothing")
         cache, ledger = (folder / USER_CACHE, folder / USER_LEDGER) if folder else (None, None)
+        cache = Path(section.served.cache) if section.served.cache else cache
         return ServedUser(
             EndpointCritic(served, prompt=section.prompt, form="comment", cache_path=cache, ledger_path=ledger)
         )

@@ -1,0 +1,74 @@
+"""A served model as the judge of a rubric: a score in [0, 1] with its reasons. Cached as critiques are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from stepalign.config import CriticSection, ServerSection
+from stepalign.critics.endpoint import EndpointCritic
+from stepalign.domains.math.bounded import GraderConfig
+from stepalign.domains.math.grade import Grade, undecided
+from stepalign.domains.math.grading import Grader
+from stepalign.domains.math.thinking import after_thinking
+from stepalign.domains.text.rubric import GRADER, read_rubric
+from stepalign.feedback.json_reply import find_object
+from stepalign.records import Attempt, Critique, Problem
+from stepalign.storage.fingerprint import sha256
+
+MOST = 10
+"""The judge's best score."""
+
+
+class JudgedGrader(Grader):
+    """Rubrics in prose go to the judge, lists of items to the program. Equal texts have equal grades."""
+
+    def __init__(self, section: ServerSection, prompt: str = "judge") -> None:
+        super().__init__(GraderConfig(function=GRADER))
+        critic = section.as_critic(CriticSection(), sees="answer")
+        cache = Path(section.cache) if section.cache else None
+        self._judge = EndpointCritic(critic, prompt=prompt, form="comment", cache_path=cache)
+
+    def check(self) -> None:
+        """Raises EndpointError where the judge does not answer."""
+        self._judge.check()
+
+    def grade(self, text: str, expected: str) -> Grade:
+        return self.grade_many([text], [expected])[0]
+
+    def grade_many(self, texts: Iterable[str], expected: Iterable[str]) -> list[Grade]:
+        """In the order of the texts; the judge reads them side by side."""
+        pairs = list(zip(texts, expected, strict=True))
+        asked = [self._judge.submit(_attempt(*pair)) if _is_prose(pair[1]) else None for pair in pairs]
+        return [
+            super(JudgedGrader, self).grade(*pair) if future is None else read_judgement(future.result())
+            for pair, future in zip(pairs, asked, strict=True)
+        ]
+
+    def close(self) -> None:
+        super().close()
+        self._judge.close()
+
+
+def read_judgement(found: Critique) -> Grade:
+    """The grade in a judge's reply, undecided where there is none."""
+    if found.status != "ok":
+        return undecided(f"the judge: {found.reason}")
+    data = find_object(found.text, {"score"}) or {}
+    score = data.get("score")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        return undecided("the judge gives no score")
+    if not 0 <= score <= MOST:
+        return undecided(f"the judge's score is not between 0 and {MOST}")
+    return Grade(score / MOST, reason=f"judged {score:g} of {MOST}", detail=str(data.get("reasons", "")))
+
+
+def _is_prose(rubric: str) -> bool:
+    return rubric.strip()[:1] != "[" or isinstance(read_rubric(rubric), str)
+
+
+def _attempt(text: str, rubric: str) -> Attempt:
+    """The text without its thinking, and the rubric in the place of the answer."""
+    problem = Problem(problem_id="", question="", answer=rubric)
+    return Attempt(rollout_id=sha256(text)[:12], problem=problem, text=after_thinking(text))
