@@ -5,7 +5,8 @@
 32 completions a step end after 0 to 0.4 s, spread evenly; a critique takes 1 s in one of 32 slots; the update takes
 0.5 s, 0.05 of it for the optimizer. Everything between is the package's own: collector, grader, designs, Samples,
 threads. Floors: the chain of the slowest completion, its critique and the update; with ``ahead`` = k the longest stage
-or chain / (k + 1); with ``accumulate`` the last critique and the optimizer. Prints a table and a timeline.
+or chain / (k + 1); with ``accumulate`` the last critique and the optimizer, or, as here, the first critique and the
+whole update, which is then never interrupted. Prints a table and a timeline.
 """
 
 from __future__ import annotations
@@ -136,7 +137,11 @@ def _collected(batch: Batch) -> Spans:
 
 MODES: dict[str, tuple[Callable[..., tuple[list[float], Spans]], int, float]] = {
     "ahead = 0": (one_after_another, 0, CHAIN),
-    "ahead = 0, accumulate": (as_they_come, 0, LONGEST + CRITIC + OPTIMIZER),
+    "ahead = 0, accumulate": (
+        as_they_come,
+        0,
+        max(LONGEST + CRITIC + OPTIMIZER, LONGEST / SAMPLES + CRITIC + UPDATE),
+    ),
     "ahead = 1": (one_after_another, 1, max(STAGE, CHAIN / 2)),
     "ahead = 2": (one_after_another, 2, max(STAGE, CHAIN / 3)),
 }
