@@ -43,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cache.put("b", {"content": "two"})
         (path / "samples").mkdir()
         (path / "samples" / "step-00002-test.jsonl").write_text('{"problem_id": "p"}\n')
-        (path / "summary.json").write_text("{}")
+        (path / "summary.json").write_text('{"steps": 2}')
         (path / "report.html").write_text("<html></html>")
     return path
 
@@ -89,6 +89,14 @@ def test_a_damaged_file_is_named_and_the_others_are_not(run: Path, name: str, da
     assert finding_lines(run, doctor(run)[0]) == finding_lines(run, found)  # looking changes nothing
 
 
+def test_lost_checksums_of_finished_work_are_written_anew(run: Path) -> None:
+    (run / "sums.json").unlink()
+    assert [one.path.name for one in doctor(run)[0]] == ["sums.json"]
+    assert len(doctor(run, repair=True)[1]) == 1
+    flip(run / "summary.json")
+    assert [one.path.name for one in doctor(run)[0]] == ["summary.json"]
+
+
 def test_the_next_command_refuses_damaged_files_and_names_them(run: Path) -> None:
     flip(run / "samples" / "step-00002-test.jsonl")
     with pytest.raises(ConfigError, match=r"samples/step-00002-test\.jsonl has other content") as error:
@@ -107,7 +115,7 @@ def test_records_of_a_killed_run_are_held_against_its_checkpoint(run: Path) -> N
         with pytest.raises(ConfigError, match="records of contexts are not those"):
             folder.rewind(state["sizes"], state["sums"])
     (run / "sums.json").unlink()
-    assert [one.path.name for one in doctor(run)[0]] == ["contexts.jsonl"]
+    assert [one.path.name for one in doctor(run)[0]] == ["contexts.jsonl", "sums.json"]
 
 
 def test_repair_mends_what_is_safe_and_keeps_what_was_paid_for(run: Path) -> None:
@@ -122,7 +130,7 @@ def test_repair_mends_what_is_safe_and_keeps_what_was_paid_for(run: Path) -> Non
     (run / ".summary.json.99999999").write_text("half")
     found, mended = doctor(run, repair=True)
     assert found == []
-    assert len(mended) == 6
+    assert len(mended) == 7
     assert doctor(run) == ([], [])
     assert (run / "superseded" / "rollouts.jsonl").read_bytes() == torn + b"\n"
     assert (run / "final" / "model.safetensors").read_bytes() == b"weights of step 2"

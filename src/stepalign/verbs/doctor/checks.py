@@ -36,6 +36,8 @@ AGAIN = {
     "timeline.json": "it is a picture of times: no number depends on it",
     "config.toml": "nothing can be resumed or read without it; the recipe and its --set words make it again",
 }
+FINISHED = ("summary.json", "results.json", "findings.json", "funnel.json", "signal.json", "prepare.json")
+"""The file that a command of each kind writes last."""
 _TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)")
 
 
@@ -318,6 +320,14 @@ def _as_left(folder: Path) -> Iterator[Finding]:
             repair="written anew from the files as they are",
         )
         return
+    if not (folder / SUMS).exists() and any((folder / name).exists() for name in FINISHED) and _has_lock(folder):
+        yield Finding(
+            path=folder / SUMS,
+            what="is missing",
+            meaning="it guards the files of finished work; a command was killed here, or it was removed",
+            mend=partial(write_sums, folder),
+            repair="written anew from the files as they are",
+        )
     pages = [folder / name for name, _ in found if name in PAGES]
     for name, what in found:
         is_page = name in PAGES and len(pages) == len(found)
@@ -328,6 +338,13 @@ def _as_left(folder: Path) -> Iterator[Finding]:
             mend=partial(_write_pages, folder) if is_page else None,
             repair="written again",
         )
+
+
+def _has_lock(folder: Path) -> bool:
+    """Whether the folder is of a version that writes sums: its versions.json has a lock of the packages."""
+    with contextlib.suppress(ConfigError):
+        return "packages" in read_json(folder / "versions.json")
+    return False
 
 
 def _write_pages(folder: Path) -> None:
