@@ -100,3 +100,17 @@ def test_completions_of_other_problems_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(LockedError, match="other problems"):
         sample_and_grade(others, num_samples=2, seed=5, attempt=Drawing(0), canonical=str, file=file)
     assert file.read_bytes() == before
+
+
+def test_a_grader_that_fails_is_named_with_the_share_that_it_left_undecided(tmp_path: Path) -> None:
+    from stepalign.verbs.evaluate import evaluate
+
+    problems, heard = tmp_path / "p.jsonl", list[Event]()
+    problems.write_text('{"question": "3 + 4", "answer": "7"}\n', encoding="utf-8")
+    few = {"evaluation.num_samples": 2, "evaluation.ks": [1], "evaluation.max_completion_length": 4}
+    overrides = {**few, "data.grader": "operator:sub"}  # takes no texts
+    numbers = evaluate(
+        "embedded:arithmetic", problems=problems, out=tmp_path / "e.json", overrides=overrides, listener=heard.append
+    )
+    assert {row["metric"]: row["value"] for row in numbers["metrics"]}["undecided_share"] == 1
+    assert any("100.0 % of the completions are undecided" in str(event) for event in heard)

@@ -11,7 +11,7 @@ from stepalign.build import open_session, prompt_templates
 from stepalign.config import Config, Settings, changed, parse_settings
 from stepalign.domains.table import holds_sets, load_set
 from stepalign.errors import ConfigError, LockedError
-from stepalign.events import Listener, line
+from stepalign.events import Listener, line, warning
 from stepalign.models.places import find_model, weight_files
 from stepalign.storage.files import read_json, write_atomically, write_json
 from stepalign.storage.fingerprint import sha256_of_file
@@ -97,6 +97,10 @@ def evaluate_model(
     finally:
         session.close()
     section = config.evaluation
+    undecided = next((row["value"] for row in rows if row["metric"] == "undecided_share"), 0.0)
+    if undecided > 0:
+        share = f"{100 * undecided:.1f} % of the completions are undecided and count as not correct"
+        listener(warning(f"{share}: the grader failed, or had no time (data.grader, data.grader_seconds)"))
     result = {
         "model": config.model.path,
         "problems": f"{problems} (test)" if holds_sets(problems) else problems,

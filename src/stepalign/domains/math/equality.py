@@ -129,18 +129,21 @@ def _is_name(text: str) -> bool:
 
 def _equal_times(gold: Answer, answer: Answer) -> Grade | None:
     """Times of day, which are no ratios, as written or by 24 hours; None where neither is one."""
-    halves = ("am", "pm")
-    clocks = [_CLOCK.fullmatch(f"{one.text}:00" if one.unit in halves else one.text) for one in (gold, answer)]
-    clocks = [_CLOCK.fullmatch(one.text) or clock for one, clock in zip((gold, answer), clocks, strict=True)]
-    if not any(clocks):
+    if not any(_CLOCK.fullmatch(one.text) for one in (gold, answer)):
         return None
-    times = [tuple(int(part or 0) for part in clock.groups()) if clock else () for clock in clocks]
-    days = [
-        (time[0] % 12 + 12 * (one.unit == "pm"), *time[1:]) if time and one.unit in halves else time
-        for one, time in zip((gold, answer), times, strict=True)
-    ]
-    same = times[0] == times[1] or days[0] == days[1]
-    return correct("equal time") if same else incorrect("different time")
+    wanted, given = _times(gold), _times(answer)
+    same = wanted[:1] == given[:1] or wanted[1:] == given[1:]
+    return correct("equal time") if wanted and given and same else incorrect("different time")
+
+
+def _times(answer: Answer) -> list[tuple[int, ...]]:
+    """Hours, minutes and seconds as written and by 24 hours; empty where it is no time. 6 pm is 6:00 pm."""
+    has_half = answer.unit in ("am", "pm")
+    clock = _CLOCK.fullmatch(answer.text) or (_CLOCK.fullmatch(f"{answer.text}:00") if has_half else None)
+    if clock is None:
+        return []
+    hour, *rest = (int(part or 0) for part in clock.groups())
+    return [(hour, *rest), (hour % 12 + 12 * (answer.unit == "pm") if has_half else hour, *rest)]
 
 
 def _equal_ratios(gold: str, answer: str) -> Grade | None:

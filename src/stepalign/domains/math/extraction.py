@@ -75,8 +75,8 @@ _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|\*\*|$)")
 _LEAD = re.compile(r"(?:therefore|thus|then|simply|just|exactly|about|approximately|roughly|equal to),?[ \t]+", re.I)
 _REASON = re.compile(
     r"[,;:(–—-]{0,2} [(]?(?:because|since|as|which|given|due to|so)\b(?! to\b)"
-    r"|(?:[,;:]| ?[(\[]| [-–—]{1,3}) ?(?:see|by|from|using|that|we|this|it|not|but|though|after|when|where|i\.e)\b"
-    r"(?! [=<>])",
+    r"|(?:[,;:]| ?[(\[]| [-–—]{1,3}) ?(?:i\.e\b|by(?= (?:\w{3}|\$))"
+    r"|(?:see|from|using|that|we|this|it|not|but|though|after|when|where)(?= [\w($\\])(?! [=<>]))",
     re.IGNORECASE,
 )
 """What explains an answer in its own sentence."""
