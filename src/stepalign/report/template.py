@@ -23,7 +23,7 @@ from stepalign.storage.fingerprint import digest
 
 VIEWER_PARTS = (
     *("dom", "text", "scale", "data", "list", "head", "panels", "beside", "strip", "numbers", "card", "moves", "links"),
-    *("export", "main"),
+    *("export", "drop", "main"),
 )
 """Source files of the viewer, in the order in which they are joined."""
 DARK_ARMS = ("#35b8a6", "#e8a04c", "#a994f0", "#ec7aa8", "#84c464", "#6fb5ee", "#c8a774", "#a3afc0")

@@ -100,7 +100,7 @@ function showSignal({ index, rollouts }) {
   const same = before && before.length === data.contexts.length;
   if (!same) state.shown = data.contexts.map((_, at) => at);
   if (state.shown.length < 2) state.diff = false;
-  if (!part.main) { build(); state.token = Math.max(strongest(valuesOf(current(), views()[0])), 0); }
+  if (!part.main) { build(); listenToPage(); state.token = Math.max(strongest(valuesOf(current(), views()[0])), 0); }
   state.token = Math.min(state.token, length - 1);
   drawList();
   drawRollout();

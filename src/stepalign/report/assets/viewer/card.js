@@ -160,11 +160,13 @@ function alternatives(rollout, contexts, readings, token) {
   if (readings[0] && readings[0].topStudent.length) lists.push(["Student would write", readings[0].topStudent]);
   contexts.forEach((context, at) => { if (readings[at].topTeacher.length) lists.push(["With " + label(context), readings[at].topTeacher]); });
   if (!lists.length) return null;
+  if (!lab) contexts.forEach((context, at) => { const moved = exchange(readings[at]); if (moved) lists.push(["Gains and losses with " + label(context), moved]); });
   // A token that is a piece of a character shows a mark in its place. Stored alternatives may
   // come without the blank that a piece of running text carries in front.
   const bare = (text) => text.trim() || text;
   const written = bare(rollout.pieces[token]);
   const region = h("div", { class: "tops", tabindex: "0", role: "region", "aria-label": "Alternatives to token " + token }, ...lists.map(([title, flat]) => {
+    if (Array.isArray(flat[0])) return exchangeList(title, flat);
     const items = [];
     for (let at = 0; at < flat.length; at += 2) {
       const bar = s("svg", { class: "chance", viewBox: "0 0 40 6", width: "40", height: "6", preserveAspectRatio: "none", "aria-hidden": "true" });
@@ -175,6 +177,25 @@ function alternatives(rollout, contexts, readings, token) {
   }));
   region.style.setProperty("--lists", lists.length);
   return region;
+}
+
+// The entries of the vocabulary whose probability the context moves most, and what moves among all that are not kept.
+function exchange({ topStudent, topTeacher }) {
+  if (!topStudent || !topStudent.length || !topTeacher.length) return null;
+  const chances = (flat) => new Map(flat.flatMap((text, at) => (at % 2 ? [] : [[text, Math.exp(flat[at + 1])]])));
+  const [before, after] = [chances(topStudent), chances(topTeacher)];
+  const both = [...before.keys()].filter((text) => after.has(text));
+  const rows = both.map((text) => [text, before.get(text), after.get(text)]).sort((a, b) => Math.abs(b[2] - b[1]) - Math.abs(a[2] - a[1])).slice(0, 5);
+  const rest = (sides) => Math.max(0, 1 - both.reduce((sum, text) => sum + sides.get(text), 0));
+  return [...rows, [null, rest(before), rest(after)]];
+}
+
+function exchangeList(title, rows) {
+  const share = (value) => (100 * value).toFixed(1);
+  return h("div", { class: "exchange" }, h("p", { class: "tops-title", title, text: title }), h("ol", {}, ...rows.map(([text, before, after]) =>
+    h("li", {}, text === null ? h("span", { text: "all others" }) : h("code", { text: oneLine(text.replace(/\ufffd/g, "\u205e")) }),
+      h("span", { class: "faint", text: share(before) + " \u2192 " + share(after) + " %" }),
+      h("b", { text: signed(100 * (after - before), 1) })))));
 }
 
 function copyCards(button) {

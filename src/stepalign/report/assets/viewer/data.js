@@ -10,7 +10,7 @@ const FATE = { copied: "kept", edited: "rewritten", missing: "dropped", added: "
 let data; // the index: contexts, scale, one summary per rollout
 let stored = []; // one per rollout: its data, still packed or open
 const state = {
-  rollout: 0, token: 0, panel: 0, shown: [0, 1], diff: false, beside: false, log: false, limit: "all", fixed: 1,
+  rollout: 0, token: 0, panel: 0, at: null, shown: [0, 1], diff: false, beside: false, log: false, limit: "all", fixed: 1,
   spaces: false, pins: [], range: null, verdict: "", case: "", sort: "file", search: "", collapsed: new Set(),
 };
 
@@ -42,7 +42,10 @@ const NAMES = () => (numeric()
 const current = () => stored[state.rollout].rollout;
 const label = (context) => visible(data.contexts[context].label);
 const contextOf = (rollout, context) => rollout.contexts.find((entry) => entry.context === context);
-const available = (rollout) => rollout.contexts.map((entry) => entry.context);
+const stepped = () => known(data.contexts[0]) && known(data.contexts[0].step); // the same rollouts at several checkpoints
+const steps = () => [...new Set(data.contexts.map((context) => context.step))].sort((a, b) => a - b);
+const atStep = (context) => !stepped() || data.contexts[context].step === state.at;
+const available = (rollout) => rollout.contexts.map((entry) => entry.context).filter(atStep);
 const side = (rollout, entry, key) => entry[key] || rollout[key] || [];
 const caseName = (name) => CASES[name] || (name ? visible(name).replace(/_/g, " ") : "no case");
 const caseFact = (name) => (name && name !== "unknown" ? caseName(name) : "");

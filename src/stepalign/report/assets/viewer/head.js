@@ -39,6 +39,7 @@ function drawTools() {
     if (Number(event.target.value) > 0) { state.fixed = Number(event.target.value); redraw(); writeHash(); }
   } });
   part.tools.replaceChildren(
+    stepped() ? stepSlider() : "",
     group(...contexts),
     group(
       chip("difference", toggleDifference, { key: "d", pressed: state.diff, off: rollout.contexts.length < 2 }),
@@ -50,6 +51,21 @@ function drawTools() {
       chip(state.collapsed.size ? "open all" : "fold all", foldAll, { key: "f" }),
       chip("SVG", exportSvg, { key: "e", kind: "export-svg" }), chip("PNG", exportPng, { kind: "export-png" }), chip("CSV", exportCsv, { kind: "export-csv" }),
       chip("", () => part.help.showModal(), { key: "?", name: "Keyboard help" })));
+}
+
+// Moves all panels to another checkpoint; the designs stay.
+function stepSlider() {
+  const all = steps();
+  const go = (event) => {
+    const designs = state.shown.map((context) => data.contexts[context].of);
+    state.at = all[Number(event.target.value)];
+    state.shown = designs.map((design) => data.contexts.findIndex((context) => context.of === design && context.step === state.at)).filter((at) => at >= 0);
+    redraw();
+    writeHash();
+  };
+  return h("label", { class: "group checkpoint" }, h("span", { text: "checkpoint" }),
+    h("input", { type: "range", min: "0", max: String(all.length - 1), step: "1", value: String(all.indexOf(state.at)), "aria-valuetext": "step " + state.at, oninput: go }),
+    h("output", { text: "step " + state.at }));
 }
 
 // Which two contexts are subtracted, and in which order.

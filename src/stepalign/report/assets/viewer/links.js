@@ -14,8 +14,10 @@ function writeHash() {
 
 // Sets the state from the address; false where it names nothing on the page.
 async function readHash() {
-  if (!location.hash.startsWith("#rollout=")) return false;
-  const fields = new URLSearchParams(location.hash.slice(1));
+  // "#ROLLOUT&TOKEN", as one writes it by hand, names a token too.
+  const short = /^#([^=&]+)&(\d+)$/.exec(location.hash);
+  if (!short && !location.hash.startsWith("#rollout=")) return false;
+  const fields = new URLSearchParams(short ? { rollout: decodeURIComponent(short[1]), t: short[2] } : location.hash.slice(1));
   const name = fields.get("rollout");
   let at = data.rollouts.findIndex((rollout) => rollout.id === name);
   if (at < 0 && /^\d+$/.test(name)) at = Number(name) - 1;
@@ -27,6 +29,7 @@ async function readHash() {
   const shown = numbers("c", ",").map((context) => context - 1).filter((context) => data.contexts[context]);
   state.token = Math.max(0, Math.min(length - 1, Number(fields.get("t")) || 0));
   if (shown.length) state.shown = [...new Set(shown)].slice(0, 4);
+  if (shown.length && stepped()) state.at = data.contexts[shown[0]].step;
   state.diff = fields.get("d") === "1" && state.shown.length > 1;
   state.beside = fields.get("f") === "1";
   state.log = fields.get("log") === "1";

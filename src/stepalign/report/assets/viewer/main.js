@@ -22,13 +22,17 @@ function build() {
     const token = event.target.closest(".t");
     if (token && Number(token.dataset.t) !== state.token) select(Number(token.dataset.t));
   });
-  document.addEventListener("keydown", keys);
-  window.addEventListener("hashchange", async () => { if (await readHash()) { drawList(); drawRollout(); } });
   let width = 0;
   new ResizeObserver(() => {
     if (Math.abs(part.main.clientWidth - width) > 2) { width = part.main.clientWidth; drawStrips(); }
   }).observe(part.main);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawStrips);
+}
+
+function listenToPage() {
+  document.addEventListener("keydown", keys);
+  window.addEventListener("hashchange", async () => { if (await readHash()) { drawList(); drawRollout(); } });
+  if (!lab) listenForFiles();
 }
 
 function drawRollout() {
@@ -54,8 +58,9 @@ function complain(error) {
 
 // Two of the contexts that the rollouts have: the step-aligned critique and the reference before any others.
 function firstShown() {
-  const rank = (at) => (FIRST.indexOf(data.contexts[at].name) + 1 || FIRST.length + 1);
-  const there = [...new Set(data.rollouts.flatMap((rollout) => rollout.contexts))];
+  if (stepped()) state.at = steps()[0];
+  const rank = (at) => (FIRST.indexOf(data.contexts[at].of || data.contexts[at].name) + 1 || FIRST.length + 1);
+  const there = [...new Set(data.rollouts.flatMap((rollout) => rollout.contexts))].filter(atStep);
   return there.sort((a, b) => rank(a) - rank(b) || a - b).slice(0, 2).sort((a, b) => a - b);
 }
 
@@ -66,6 +71,7 @@ async function start() {
   state.shown = firstShown();
   root.classList.toggle("single", data.rollouts.length === 1);
   build();
+  listenToPage();
   const linked = await readHash();
   if (!linked) {
     // First look: a rollout with one wrong step, where the designs differ most; at its strongest token.
