@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from stepalign.evaluation.canaries import (
     REPETITIVE,
     distinct_answers,
+    distinct_ngrams,
     hedge_words,
     is_repetitive,
+    mentions_feedback,
+    overconfidence,
     tail_compression,
 )
 from stepalign.evaluation.metrics import GradedCompletion, compute_metrics
@@ -87,3 +90,45 @@ def test_the_canaries_are_among_the_metrics() -> None:
     assert (found["hedge_words"].numerator, found["hedge_words"].denominator) == (2, 4)
     assert list(found["distinct_answers"].per_problem) == [1.0, 0.5]
     assert REPETITIVE == 10.0
+
+
+@pytest.mark.parametrize(
+    ("texts", "size", "expected"),
+    [
+        (["a b c", "a b c"], 2, 2 / 4),
+        (["a b", "c d"], 2, 1.0),
+        (["a b a b a"], 2, math.nan),  # one completion has no group
+        (["a", "b"], 2, math.nan),
+        (["a a", "a a"], 1, 1 / 4),
+    ],
+)
+def test_distinct_ngrams_are_those_of_the_group_together(texts: list[str], size: int, expected: float) -> None:
+    assert distinct_ngrams(texts, size) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "mentions"),
+    [
+        ("According to the feedback, step 2 is wrong.", True),
+        ("My previous attempt had an error, so I start again.", True),
+        ("The reference solution uses induction.", True),
+        ("The correct answer is given as 12.", True),
+        ("As the hint says, use symmetry.", True),
+        ("The answer is 12.", False),
+        ("Feedback loops in circuits are stable.", False),
+        ("We attempt to factor; the first factor is x - 1.", False),
+        ("Let the point of reference be the origin.", False),
+        ("<step_1> 3 + 4 = 7 ; <answer> 7", False),
+    ],
+)
+def test_a_completion_that_speaks_of_its_feedback_is_found(text: str, mentions: bool) -> None:
+    assert mentions_feedback(text) is mentions
+
+
+def test_overconfidence_is_confidence_minus_accuracy_of_the_majority() -> None:
+    sure_and_wrong = (["5", "5", "5", "6"], ["incorrect"] * 3 + ["correct"])
+    half_and_right = (["5", "5", None, "6"], ["correct", "correct", "incorrect", "incorrect"])
+    assert overconfidence([sure_and_wrong]) == 0.75
+    assert overconfidence([half_and_right]) == -0.5
+    assert overconfidence([sure_and_wrong, half_and_right]) == 0.125
+    assert math.isnan(overconfidence([([None, None], ["incorrect"] * 2), (["1"], ["undecided"])]))

@@ -33,6 +33,7 @@ HEALTHY = {
     "completions/repetitive_ratio": 0.02,
     "completions/hedge_words": 3.0,
     "completions/distinct_answers": 0.5,
+    "completions/mentions_feedback": 0.01,
 }
 
 
@@ -234,6 +235,10 @@ MASKED = {"critique malformed": 60, "no reference": 4}
         (
             "distinct_answers", {"completions/distinct_answers": 0.6}, {"completions/distinct_answers": 0.125},
             {"distinct_share": 0.1}, "one answer whatever it is",
+        ),
+        (
+            "mentions_feedback", {"completions/mentions_feedback": 0.0}, {"completions/mentions_feedback": 0.4},
+            {"mention_rise": 0.5}, "of the completions mention feedback",
         ),
     ],
 )  # fmt: skip

@@ -41,6 +41,9 @@ def signal(
     critiques: Annotated[
         Path | None, typer.Option("--critiques", help="What `stepalign critique` wrote of the same dump.")
     ] = None,
+    checkpoints: Annotated[
+        str, typer.Option("--checkpoints", help="Of a run: all, or steps separated by commas; 0 is untrained.")
+    ] = "",
     tokenizer: Annotated[
         str, typer.Option("--tokenizer", help="Spells the token ids of a dump that is shown without --model.")
     ] = "",
@@ -72,6 +75,14 @@ def signal(
         elif path.is_dir():
             if recipe:
                 raise ConfigError("a run brings its own recipe", where="--recipe", hint="change keys with --set")
+            if checkpoints:
+                from stepalign.verbs.signal.over_training import analyse_checkpoints
+
+                page = analyse_checkpoints(
+                    path, out, checkpoints, contexts=names, num=num, settings=settings or (), listener=display
+                )
+                say(f"page: {page}")
+                return
             from stepalign.verbs.signal.from_run import analyse_run
 
             page = analyse_run(

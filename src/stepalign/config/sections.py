@@ -254,6 +254,8 @@ class GuardsSection(Section):
     """Share of its first window under which hedge words per completion may not fall."""
     distinct_share: float = Field(default=0.5, ge=0, lt=1)
     """Share of its first window under which the different answers of a group may not fall unless the pass rate rose."""
+    mention_rise: float = Field(default=0.1, gt=0, le=1)
+    """Share of completions by which those that mention feedback or a reference may not rise over the first window."""
     stop: bool = False
     """Stop the run, saved, at the first warning of a slower sign, too; --resume goes on all the same."""
 

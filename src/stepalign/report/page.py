@@ -11,6 +11,7 @@ from markupsafe import Markup
 import stepalign
 from stepalign.report import charts, costs, curves, localisation, summary_text
 from stepalign.report.drawing import drawn
+from stepalign.report.over_training import curve_charts
 from stepalign.report.payload import page_elements
 from stepalign.report.provenance import example_prompts, provenance_rows
 from stepalign.report.results import ResultsTable, differences, result_intervals, results_tables
@@ -129,6 +130,7 @@ def signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
             ]
         ),
         "localisation": localisation.localisation_rows(signal),
+        "over_training": curve_charts(signal.get("over_training", ())),
     }
 
 

@@ -44,6 +44,10 @@ def rollout_numbers(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         "completions/repetitive_ratio": sum(map(canaries.is_repetitive, texts)) / len(texts),
         "completions/hedge_words": sum(map(canaries.hedge_words, texts)) / len(texts),
         "completions/distinct_answers": _mean_of_defined(distinct),
+        "completions/distinct_bigrams": _mean_of_defined(
+            [canaries.distinct_ngrams([rollout.text for rollout in group]) for group in groups]
+        ),
+        "completions/mentions_feedback": sum(map(canaries.mentions_feedback, texts)) / len(texts),
         "num_problems": float(num_problems),
         "num_rollouts": float(len(rollouts)),
         "num_tokens": float(sum(lengths)),

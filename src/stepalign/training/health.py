@@ -21,7 +21,7 @@ WATCHED = (
     *("reward", "student_entropy", "teacher_entropy", "right_value_probability", "grad_norm"),
     *("num_problems", "num_rollouts", "active_samples", "masked"),
     *("completions/clipped_ratio", "completions/mean_length", "completions/repetitive_ratio"),
-    *("completions/hedge_words", "completions/distinct_answers"),
+    *("completions/hedge_words", "completions/distinct_answers", "completions/mentions_feedback"),
 )
 RISE = 0.05
 """A pass rate that much above its first window has risen: then a calmer or another style is learning, not decay."""
@@ -219,6 +219,12 @@ GUARDS: dict[str, Callable[[History], str]] = {
         lambda means, section: means[0] >= 0.5 and means[-1] < section.hedge_share * means[0],
         "hedge words (wait, maybe, let me check, ...) fell to {last:.2f} a completion from {first:.2f}: rich contexts "
         "unlearn doubt, which can cost accuracy elsewhere; show the self-teacher less, or keep it frozen",
+    ),
+    "mentions_feedback": Guard(
+        "completions/mentions_feedback",
+        lambda means, section: means[-1] > means[0] + section.mention_rise,
+        "{last:.0%} of the completions mention feedback, a reference or an earlier attempt{before}: the student "
+        "repeats what only its self-teacher is shown; a context with less to quote may help",
     ),
     "distinct_answers": answers_are_alike,
 }
