@@ -70,6 +70,7 @@ def empty(path: Path) -> None:
 DAMAGES: list[Callable[[Path], None]] = [cut, flip, empty, Path.unlink]
 FILES = ["config.toml", "versions.json", "rollouts.jsonl", "contexts.jsonl", "metrics.jsonl", "summary.json"]
 FILES += ["report.html", "samples/step-00002-test.jsonl", "final/model.safetensors", "final/manifest.json"]
+FILES += ["sums.json"]
 FILES += [f"checkpoints/step-00002/{name}" for name in ("model.safetensors", "state.json", "manifest.json")]
 
 

@@ -5,13 +5,14 @@ A killed command leaves none; its records are guarded by those that every checkp
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stepalign.errors import ConfigError
 from stepalign.storage.files import MANIFEST, read_json, write_json
-from stepalign.storage.fingerprint import sha256_of_file
+from stepalign.storage.fingerprint import sha256, sha256_of_file
 
 SUMS = "sums.json"
 _OTHERS = ("superseded", "tensorboard", "wandb", "critiques.sqlite", "run.lock")
@@ -42,7 +43,7 @@ def note_sums(folder: Path, *paths: Path, anew: bool = False) -> None:
     known = {} if anew else read_sums(folder)
     for path in paths:
         known[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-    write_json(folder / SUMS, {"format": 1, "files": known})
+    write_json(folder / SUMS, {"format": 1, "files": known, "sha256": _sum_of(known)})
 
 
 def read_sums(folder: Path) -> dict[str, Any]:
@@ -53,10 +54,19 @@ def read_sums(folder: Path) -> dict[str, Any]:
     """
     if not (folder / SUMS).exists():
         return {}
-    files = read_json(folder / SUMS).get("files")
-    if not isinstance(files, dict) or not all(isinstance(one, dict) and "sha256" in one for one in files.values()):
+    found = read_json(folder / SUMS)
+    files = found.get("files")
+    if (
+        found.get("sha256", _sum_of(files)) != _sum_of(files)
+        or not isinstance(files, dict)
+        or not all(isinstance(one, dict) and "sha256" in one for one in files.values())
+    ):
         raise ConfigError(f"{SUMS} is damaged", where=str(folder / SUMS), hint=f"stepalign doctor {folder}")
     return files
+
+
+def _sum_of(files: Any) -> str:
+    return sha256(json.dumps(files, sort_keys=True))
 
 
 def damaged_since(folder: Path, *names: str) -> list[tuple[str, str]]:
