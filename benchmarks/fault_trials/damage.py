@@ -92,10 +92,13 @@ def make_folders(lab: Lab) -> dict[str, tuple[Path, list[str]]]:
         "evaluation": commands["evaluation"],
     }
     for name, command in commands.items():
-        if not (root / name).exists():
+        done = root / f"{name}.done"  # else a trial that was killed has left half of it
+        if not done.exists():
+            shutil.rmtree(root / name, ignore_errors=True)
             ended = lab.run(command)
             if ended.code:
                 raise RuntimeError(f"{name}: {ended.code} {ended.err[-2000:]}")
+            done.touch()
     return {name: (root / name, readers[name]) for name in commands}
 
 
