@@ -130,6 +130,13 @@ def _designs(config: Config, names: Sequence[str]) -> list[str]:
         asked = [designs.find_condition(name).design for name in names or config.signal.contexts]
     except ConfigError as error:
         raise ConfigError(error.what, where="--designs", hint=error.hint) from None
+    for name in (own, *asked):
+        if designs.find_design(name).show_turn is not None:
+            raise ConfigError(
+                f"the design {name} shows a context for every turn, and a preflight looks at whole attempts",
+                where="--designs, condition",
+                hint="stepalign signal RUN --contexts NAME shows the tokens of its turns",
+            )
     return list(dict.fromkeys([own, *asked]))
 
 
