@@ -9,6 +9,7 @@ import pytest
 
 from stepalign.config import changed, load_config
 from stepalign.domains.table import load_set
+from stepalign.errors import ConfigError
 from stepalign.feedback.designs import DESIGNS, group_rollouts
 from stepalign.stopping import StopRequest
 from stepalign.token_signal.files import read_rows
@@ -89,3 +90,29 @@ def test_a_comparison_draws_groups_where_a_context_shows_siblings(tmp_path: Path
     scored = {entry["context"]: entry["num_rollouts"] for entry in found["localisation"]}
     assert scored["step_aligned"] == scored["hint"] == 24
     assert 0 < scored["peer_demonstration"] <= 24
+
+
+@pytest.mark.slow
+def test_the_strongest_tokens_of_a_run_get_continuations_of_both_versions(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "signal"
+    names = ("step_aligned", "fixed_negative")
+    analyse_run(run, out, contexts=names, num=8, counterfactual=2, settings=("signal.num_shown=2",))
+    signal = json.loads((out / "signal.json").read_text(encoding="utf-8"))
+    found = signal["counterfactual"]
+    assert list(found) == ["step_aligned"]  # the other one shows nothing that could be written instead
+    rows = found["step_aligned"]["rows"]
+    assert 0 < len(rows) == found["step_aligned"]["spikes"] <= 8
+    assert len({row["rollout_id"] for row in rows}) == len(rows)
+    lines = {row["rollout_id"]: row for row in read_rows(out) if row["context"] == "step_aligned"}
+    for row in rows:
+        line = lines[row["rollout_id"]]
+        assert line["tokens"][row["position"]].strip() == row["token"].strip()
+        assert line["log_ratio"][row["position"]] == pytest.approx(row["log_ratio"], abs=1e-5)
+        assert row["log_ratio"] < 0
+        assert row["replacement"] != row["token"]
+        assert row["as_written"]["value"] in (0.0, 0.5, 1.0)
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert f'"{rows[0]["rollout_id"]} step_aligned {rows[0]["position"]}"' in page
+    settings = ("signal.top_k=0",)
+    with pytest.raises(ConfigError, match="no alternatives are kept"):
+        analyse_run(run, tmp_path / "without", contexts=names, num=4, counterfactual=2, settings=settings)

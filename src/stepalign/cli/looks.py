@@ -47,6 +47,9 @@ def signal(
     tokenizer: Annotated[
         str, typer.Option("--tokenizer", help="Spells the token ids of a dump that is shown without --model.")
     ] = "",
+    counterfactual: Annotated[
+        int, typer.Option("--counterfactual", help="Continuations at the strongest tokens of a run, each.", min=0)
+    ] = 0,
     settings: Set = None,
 ) -> None:
     """A_t of attempts under several contexts: signal.jsonl, arrays and a page; goes on where it stopped."""
@@ -56,6 +59,8 @@ def signal(
     path = find_file(source)
     names = tuple(name.strip() for name in contexts.split(",") if name.strip())
     dump = None if (path / "config.toml").exists() else open_dump(path)
+    if counterfactual and (dump is not None or not path.is_dir()):
+        raise ConfigError("only a run has problems to go on with", where="--counterfactual", hint="give a run folder")
     with working(transient=True, resume="", kept="analysed rollouts are kept") as display:
         if dump is not None:
             from stepalign.config import load_config
@@ -86,7 +91,14 @@ def signal(
             from stepalign.verbs.signal.from_run import analyse_run
 
             page = analyse_run(
-                path, out, contexts=names, model=model, num=num, settings=settings or (), listener=display
+                path,
+                out,
+                contexts=names,
+                model=model,
+                num=num,
+                counterfactual=counterfactual,
+                settings=settings or (),
+                listener=display,
             )
         else:
             from stepalign.verbs.configs import config_for_file, prompts_said

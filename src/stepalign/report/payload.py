@@ -21,7 +21,7 @@ import numpy as np
 
 from stepalign.feedback.alignment import Alignment
 from stepalign.report.scale import PERCENTILE, limit_of
-from stepalign.report.text import escape_json, number, safe_json
+from stepalign.report.text import escape_json, number, percent, safe_json
 from stepalign.token_signal.table import (
     DIGITS,
     LEAST_ALTERNATIVE,
@@ -89,7 +89,22 @@ def viewer_data(signal: Json, *, alternatives: int = 5, digits: int = 4) -> dict
         "alternatives": alternatives,
         "digits": digits,
         "contexts": [{"name": name, "label": label, **more[name]} for name, label in labels.items()],
+        "what_if": _what_ifs(signal),
         "rollouts": [_rollout(rollout, list(labels), alternatives, digits) for rollout in rollouts],
+    }
+
+
+def _what_ifs(signal: Json) -> dict[str, str]:
+    """ "ROLLOUT CONTEXT TOKEN" -> the success of its continuations, in words."""
+
+    def success(rate: Json) -> str:
+        return f"{percent(rate['value'])} [{percent(rate['low'], unit=False)}, {percent(rate['high'], unit=False)}]"
+
+    return {
+        f"{row['rollout_id']} {row['context']} {row['position']}": f"{success(row['as_written'])} as written, "
+        f"{success(row['replaced'])} with {row['replacement'].strip() or 'white space'} ({row['num_samples']} each)"
+        for found in (signal.get("counterfactual") or {}).values()
+        for row in found["rows"]
     }
 
 

@@ -233,9 +233,9 @@ def _signal(look: Look) -> dict[str, Any]:
         label = designs.find_design(name).label
         labels |= {name: label, name + NULL: f"{label}: null", name + SHUFFLED: f"{label}: another attempt's"}
     head = header(look.config.model.path, look.config.sampling.temperature)
-    return summarise(
-        lambda: [one.scored for one in look.analysed], head, labels, num_shown=look.config.signal.num_shown
-    )
+    scored, num_shown = [one.scored for one in look.analysed], look.config.signal.num_shown
+    what_ifs = {name: shown.what_if for name, shown in look.shown.items() if shown.what_if}
+    return {**summarise(lambda: scored, head, labels, num_shown=num_shown), "counterfactual": what_ifs}
 
 
 def _numbers(found: Mapping[str, Interval]) -> dict[str, dict[str, float]]:

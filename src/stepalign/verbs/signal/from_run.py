@@ -32,6 +32,7 @@ def analyse_run(
     contexts: tuple[str, ...] = (),
     model: str = "",
     num: int | None = None,
+    counterfactual: int = 0,
     settings: Iterable[str] = (),
     listener: Listener = silent,
 ) -> Path:
@@ -42,6 +43,7 @@ def analyse_run(
             use the stored ones; a programmatic critic writes those that are not there.
         model: scores the rollouts; the run's untrained solver when empty.
         num: rollouts, from the first on; 256 when None.
+        counterfactual: continuations of each version of the strongest tokens; 0 draws none.
         listener: receives what is left out.
 
     Raises:
@@ -78,7 +80,7 @@ def analyse_run(
         attempts, left_out = attempts_under(rollouts, names, more)
         for name, reasons in left_out.items():
             say_left_out(listener, name, reasons, len(rollouts))
-        return write_signal_folder(
+        page = write_signal_folder(
             out,
             config,
             session.solver,
@@ -91,6 +93,13 @@ def analyse_run(
             total=len(attempts),
             listener=listener,
         )
+        if counterfactual:
+            from stepalign.verbs.signal.what_if import add_what_ifs
+
+            with RunFolder(out, config, resume=True, kind="analysis", extra=RUN_FILES):
+                shown = [name for name in names if designs.find_design(name).has_context]
+                add_what_ifs(out, session, [rollout for rollout, _ in rollouts], shown, counterfactual, listener)
+        return page
 
 
 def _with_details(

@@ -116,12 +116,19 @@ function drawDock() {
       h("p", { class: "dock-acts" },
         chip(pinned ? "pinned" : "pin", () => setPins(pinned ? state.pins.filter((one) => one !== token) : [...state.pins, token]), { pressed: pinned }),
         chip(state.pins.length > 1 ? "copy " + state.pins.length + " as JSON" : "copy JSON", (event) => copyCards(event.currentTarget), { kind: "copy" }))),
-    scrollable("Values of token " + token, valueTable(contexts, readings)),
+    scrollable("Values of token " + token, valueTable(contexts, readings, whatIfs(contexts, token))),
     alternatives(rollout, contexts, readings, token),
   ].filter(known)));
 }
 
-function valueTable(contexts, readings) {
+// Success of continuations from just before a token, where some were drawn.
+function whatIfs(contexts, token) {
+  const id = data.rollouts[state.rollout].id;
+  const found = contexts.map((context) => (data.what_if || {})[id + " " + data.contexts[context].name + " " + token]);
+  return found.some(known) ? h("tr", { class: "what-if" }, h("th", { scope: "row", text: "what if: right" }), ...found.map((text) => h("td", { text: text ? visible(text) : MISSING }))) : null;
+}
+
+function valueTable(contexts, readings, more = null) {
   const row = (name, show, kind) => h("tr", { class: kind || null }, h("th", { scope: "row", text: name }), ...readings.map((values) => h("td", {}, ...[show(values)].flat())));
   const both = (logProb) => [h("span", { text: plain(logProb, 6) }), h("span", { class: "faint", text: " " + chance(logProb) })];
   return h("table", {},
@@ -136,7 +143,7 @@ function valueTable(contexts, readings) {
       row("log p, self-teacher", (values) => both(values.teacher)),
       row("forward KL", (values) => plain(values.kl, data.digits)),
       row("entropies", (values) => plain(values.studentEntropy, data.digits) + " \u2192 " + plain(values.teacherEntropy, data.digits)),
-    ]), differenceRow(contexts.length)));
+    ]), differenceRow(contexts.length), more));
 }
 
 function differenceRow(width) {
