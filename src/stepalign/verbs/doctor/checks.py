@@ -64,7 +64,7 @@ def check(folder: Path) -> Iterator[Finding]:
     if (folder / "run.lock").exists() or (folder / "config.toml").exists():
         yield from _recipe(folder)
     for sealed in (folder / "final", folder / "solver"):
-        if sealed.is_dir():
+        if sealed.is_dir() and ((sealed / MANIFEST).exists() or _has_lock(folder)):  # older versions sealed none
             yield from _sealed(sealed, instead=folder / "checkpoints")
     state = yield from _checkpoints(folder / "checkpoints")
     yield from _selection(folder)
@@ -115,8 +115,9 @@ def _sealed(folder: Path, instead: Path | None = None) -> Iterator[Finding]:
     whole = spare is not None and _last_step(folder.parent) == int(spare.name.removeprefix("step-"))
     yield Finding(
         path=folder / name,
-        what="is not what the manifest says",
-        meaning="these weights are refused" + (f"; {spare.name} has the same" if spare and whole else ""),
+        what="is not what the manifest says" if (folder / MANIFEST).exists() else "is missing",
+        meaning=("these weights are refused" if (folder / MANIFEST).exists() else "nothing guards these weights")
+        + (f"; {spare.name} has the same" if spare and whole else ""),
         mend=partial(restore_sealed, folder, spare) if spare and whole else None,
         repair=f"the weights of {spare.name} are there again" if spare else "",
     )
