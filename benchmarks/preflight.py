@@ -129,7 +129,7 @@ def judge_arms(out: Path, base: str, arms: list[str]) -> None:
     plain = [arm for arm in arms if not ARMS[arm]]
     siblings = [arm for arm in arms if ARMS[arm] is GROUPS]
     calls = {"plain": plain, "siblings": siblings} | {arm: ["step_aligned"] for arm in arms if "condition" in ARMS[arm]}
-    for name, designs in calls.items():
+    for name, designs in ((name, designs) for name, designs in calls.items() if designs):
         folder = out / "verdicts" / base / name
         if not (folder / "preflight.json").exists():
             keys = {**SHARED, **ARMS.get(name, {}), "condition": designs[0], "model.path": model}
