@@ -80,12 +80,8 @@ def table(out: Path) -> str:
             mean = sum(values) / len(values)
             cells.append(f"{step}: {mean:.1%} ({min(values):.1%} to {max(values):.1%})")
         lines.append(f"| {name} | {len(curves)} | {'; '.join(cells)} |")
-    return "\n".join(
-        [
-            "| curve | seeds | step: Avg@2 (of texts mean score) of 40 validation problems (smallest to largest) |",
-            *lines,
-        ]
-    )
+    head = "| curve | seeds | step: Avg@2, of texts the mean score, of 40 validation problems (smallest to largest) |"
+    return "\n".join([head, "| --- | --- | --- |", *lines])
 
 
 def main() -> None:
