@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -320,8 +321,11 @@ def test_the_fixed_negative_control_punishes_unlikely_tokens_of_wrong_rollouts_a
         sampled_mask=(True, True, False, True, True),
     )
 
+    numbers = itertools.count()
+
     def rollout(score: float, completion: Completion = completion) -> Rollout:
-        attempt = Attempt(rollout_id="r", problem=PROBLEMS[0], text="x", grade=Grade(score=score, answer=None))
+        name = f"r{next(numbers)}"
+        attempt = Attempt(rollout_id=name, problem=PROBLEMS[0], text="x", grade=Grade(score=score, answer=None))
         return Rollout(attempt=attempt, completion=completion, step=0, group_index=0)
 
     sure = replace(completion, log_probs=(0.0,) * 5)
