@@ -31,6 +31,7 @@ from stepalign.config import (
     validate,
 )
 from stepalign.config.other_names import OTHER_NAMES
+from stepalign.config.sections import ENVIRONMENTS
 from stepalign.errors import ConfigError
 from stepalign.objectives.divergences import DIVERGENCES
 from stepalign.verbs.compare import arm_differences
@@ -51,6 +52,8 @@ def leaves(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, st.Se
             found |= leaves(hint, f"{key}.")
         elif key == "objective.divergence":
             found[key] = st.sampled_from([*DIVERGENCES, "jensen_shannon(0.3)"])
+        elif key == "environment.kind":  # a name of the table, or a class
+            found[key] = st.sampled_from([*ENVIRONMENTS, "replies.py:Echo"])
         elif key == "sampling.stop":  # no empty text ends a completion
             found[key] = st.lists(TEXT.filter(bool), max_size=3).map(tuple)
         elif key not in ("compare.arms", "evaluation.ks"):
