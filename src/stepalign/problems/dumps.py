@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import struct
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.errors import ConfigError
-from stepalign.outside import parse_json
 from stepalign.problems.columns import is_chat
 from stepalign.problems.dumped import (
     Dumped,
@@ -375,7 +372,7 @@ def _read(row: Row | Malformed, layout: Layout) -> Dumped:
 
 def _rows(file: Path) -> Iterator[tuple[int, Row | Malformed]]:
     """The rows of a file; a log gives its samples, an episode its traces."""
-    for number, row in _zipped_samples(file) if file.suffix == ".eval" else read_rows(str(file)):
+    for number, row in read_rows(str(file)):
         inner = None if isinstance(row, Malformed) else row.get("samples" if "eval" in row else "traces")
         if not isinstance(inner, list):
             yield number, row
@@ -383,35 +380,3 @@ def _rows(file: Path) -> Iterator[tuple[int, Row | Malformed]]:
         yield from ((number, one if isinstance(one, Mapping) else Malformed("not an object")) for one in inner)
         if not inner:
             yield number, Malformed("an episode or log without attempts")
-
-
-_ZSTANDARD = 93
-"""Method of compression in a zip file that Python knows from 3.14 on, and inspect_ai uses."""
-
-
-def _zipped_samples(file: Path) -> Iterator[tuple[int, Row | Malformed]]:
-    """The samples of an inspect_ai log in its zipped form."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = [e for e in archive.infolist() if e.filename.startswith("samples/")]
-            for number, entry in enumerate(entries, 1):
-                row = parse_json(archive.read(entry) if entry.compress_type != _ZSTANDARD else _unpacked(file, entry))
-                yield number, row if isinstance(row, dict) else Malformed("not an object with named columns")
-    except (zipfile.BadZipFile, ImportError, OSError, ValueError) as error:
-        needed = 'pip install "stepalign[data]", or ' if isinstance(error, ImportError) else ""
-        raise ConfigError(
-            f"this log cannot be opened: {error}",
-            where=str(file),
-            hint=f"{needed}write it as JSON: inspect log convert {file} --to json --output-dir FOLDER",
-        ) from None
-
-
-def _unpacked(file: Path, entry: zipfile.ZipInfo) -> bytes:
-    """A member that is compressed by Zstandard."""
-    import pyarrow  # pyright: ignore[reportMissingImports]
-
-    with file.open("rb") as raw:
-        raw.seek(entry.header_offset + 26)  # the lengths of name and extra field end the header of 30 bytes
-        behind = sum(struct.unpack("<HH", raw.read(4)))
-        raw.seek(behind, 1)
-        return pyarrow.CompressedInputStream(pyarrow.BufferReader(raw.read(entry.compress_size)), "zstd").read()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import struct
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +68,7 @@ def read_rows(source: str) -> Iterator[tuple[int, Row | Malformed]]:
             where=source,
             hint=f"A folder that holds a data set of the Hub is read with hub:{path.absolute()}",
         )
-    return {".parquet": _read_parquet, ".json": _read_json}.get(path.suffix, _read_json_lines)(path)
+    return {".parquet": _read_parquet, ".json": _read_json, ".eval": _read_log}.get(path.suffix, _read_json_lines)(path)
 
 
 def is_nested(value: Any) -> bool:
@@ -150,6 +152,38 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
         yield from enumerate(rows, start=1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"This file cannot be read as Parquet: {error}.", where=str(path)) from None
+
+
+_ZSTANDARD = 93
+"""Method of compression in a zip file that Python knows from 3.14 on, and inspect_ai uses."""
+
+
+def _read_log(file: Path) -> Iterator[tuple[int, Row | Malformed]]:
+    """The samples of an inspect_ai log in its zipped form."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = [e for e in archive.infolist() if e.filename.startswith("samples/")]
+            for number, entry in enumerate(entries, 1):
+                packed = entry.compress_type == _ZSTANDARD
+                yield number, _row(parse_json(_unpacked(file, entry) if packed else archive.read(entry)))
+    except (zipfile.BadZipFile, ImportError, OSError, ValueError) as error:
+        needed = f"{_INSTALL_DATA}, or " if isinstance(error, ImportError) else ""
+        raise ConfigError(
+            f"this log cannot be opened: {error}",
+            where=str(file),
+            hint=f"{needed}write it as JSON: inspect log convert {file} --to json --output-dir FOLDER",
+        ) from None
+
+
+def _unpacked(file: Path, entry: zipfile.ZipInfo) -> bytes:
+    """A member that is compressed by Zstandard."""
+    import pyarrow  # pyright: ignore[reportMissingImports]
+
+    with file.open("rb") as raw:
+        raw.seek(entry.header_offset + 26)  # the lengths of name and extra field end the header of 30 bytes
+        behind = sum(struct.unpack("<HH", raw.read(4)))
+        raw.seek(behind, 1)
+        return pyarrow.CompressedInputStream(pyarrow.BufferReader(raw.read(entry.compress_size)), "zstd").read()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
