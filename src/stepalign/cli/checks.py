@@ -52,13 +52,12 @@ def verify(
 @app.command()
 def reproduce(run: Annotated[Path, typer.Argument(help="A run folder.")], out: OutFolder) -> None:
     """A run again from its own folder, and where its first bit differs: file, step, key; exit code 1 if one does."""
-    from stepalign.stopping import StopRequest
+    from stepalign.stopping import PROCESS
     from stepalign.verbs.reproduce import other_versions
     from stepalign.verbs.reproduce import reproduce as again
 
-    notice = "stopping: the run saves itself after this step; Ctrl-C once more stops at once"
-    with working("reproduce", resume="") as display, StopRequest(notice).listening() as stop:
-        found = again(run, out, listener=display, stop=stop)
+    with working("reproduce", resume="") as display:
+        found = again(run, out, listener=display, stop=PROCESS)
     say(*other_versions(run, out))
     say(*map(str, found[:20]), *([f"and {len(found) - 20} other files differ"] if len(found) > 20 else []))
     if found:
