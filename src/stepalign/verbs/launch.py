@@ -40,7 +40,9 @@ STOP_SECONDS = 15.0
 ASK_SECONDS = 10.0
 """Between two questions whether a server answers."""
 ANSWER_SECONDS = 5.0
-_EXIT_CODE = re.compile(r"^ *exitcode *: (-?\d+)", re.MULTILINE)
+WRONG = (2, 4, 5)
+"""Exit codes after which another attempt would end alike: a wrong recipe, a folder in use, a spent budget."""
+_EXIT_CODE = re.compile(r"^ *rank *: (\d+) .*\n *exitcode *: (-?\d+)", re.MULTILINE)
 """How torchrun reports the rank that failed first, behind those that failed after it."""
 
 
@@ -203,9 +205,12 @@ class _Supervisor:
                     return
                 if self._stop.asked:
                     raise Interrupted
-                error = self._run.failure(code)
+                error, ranks = self._run.failure(code), self._ranks_that_failed()
+                if ranks and error.what.startswith("="):  # the end of torchrun's report
+                    error.what = "rank {} ended with exit code {}".format(*ranks[-1])
+                code = int(ranks[-1][1]) if ranks else code
                 deaths += 1
-                if not self._may_go_on(code) or deaths > self._fleet.restarts:
+                if code in (*STOPPED, *WRONG) or deaths > self._fleet.restarts:
                     raise error
                 self._say(warning(f"the run ended: {error.what}; it goes on from its last checkpoint"))
                 self._begin(resume=True)
@@ -225,13 +230,11 @@ class _Supervisor:
             self._read += len(content)
             self._say(line(content.decode(errors="replace").rstrip()))
 
-    def _may_go_on(self, code: int) -> bool:
-        """Whether another attempt may end otherwise: not after a wrong recipe, a spent budget, a folder in use."""
+    def _ranks_that_failed(self) -> list[tuple[str, str]]:
+        """(rank, exit code) as torchrun reports them, the first that failed last."""
         with self._job.log.open("rb") as log:
             log.seek(self._begun)
-            codes = _EXIT_CODE.findall(log.read().decode(errors="replace"))
-        code = int(codes[-1]) if codes else code
-        return code not in (*STOPPED, 2, 4, 5)
+            return _EXIT_CODE.findall(log.read().decode(errors="replace"))
 
     def _start(self, server: _Server) -> None:
         self._say(line(f"{server.job.name} at {server.url}, log {server.job.log}"))
