@@ -95,7 +95,7 @@ def kl_to_reference(reference_log_probs: Tensor, log_probs: Tensor) -> Tensor:
 
 def _with_tangent(x: Tensor, exponential: Callable[[Tensor], Tensor]) -> Tensor:
     """exp or expm1, from LARGEST_LOG_RATIO on along the tangent of exp."""
-    far = x > LARGEST_LOG_RATIO
+    far = (x > LARGEST_LOG_RATIO) & x.isfinite()  # an infinite ratio breaks the step, not the weights
     tangent = math.exp(LARGEST_LOG_RATIO) * (1.0 + x - LARGEST_LOG_RATIO)
     return tangent.where(far, exponential(x.masked_fill(far, 0.0)))
 
