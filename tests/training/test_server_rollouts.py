@@ -81,7 +81,7 @@ def test_a_server_that_reports_probabilities_before_temperature_is_noticed(serve
 
 
 def test_a_server_that_does_not_answer_is_found_before_the_model_is_loaded(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("stepalign.build._trained_solver", None)
+    monkeypatch.setattr("stepalign.build.session.trained_solver", None)
     served = {"sampling.engine": "vllm", "sampling.base_urls": ["http://name:secret-word@127.0.0.1:1/v1"]}
     config = load_config("arithmetic", {**SETTINGS, **served})
     with pytest.raises(EndpointError, match="no rollout server answers") as raised:

@@ -14,42 +14,50 @@ from stepalign.cli.options import OutFile, OutFolder, Recipe, Resume, Set, note_
 from stepalign.errors import ConfigError
 from stepalign.events import line, progress
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE_OR_RUN",
+        help="JSONL with question, completion and contexts (name -> text), a run folder, a dump of another trainer "
+        "(docs/dumps.md), or a shipped example (fizzbuzz, integral, correct, one-wrong-step, wrong-approach).",
+    ),
+]
+ScoringModel = Annotated[
+    str, typer.Option("--model", help="Scores the rollouts: a folder or a Hub name. A run brings its own.")
+]
+ContextNames = Annotated[
+    str, typer.Option("--contexts", help="Names separated by commas: designs for a run, columns of a file.")
+]
+Num = Annotated[
+    int | None, typer.Option("--num", help="Rollouts from the first on; 256 of a run, all of a file.", min=1)
+]
+FileRecipe = Annotated[str, typer.Option("--recipe", help="Prompts and temperature for a file come from this recipe.")]
+Critiques = Annotated[
+    Path | None, typer.Option("--critiques", help="What `stepalign critique` wrote of the same dump.")
+]
+Checkpoints = Annotated[
+    str, typer.Option("--checkpoints", help="Of a run: all, or steps separated by commas; 0 is untrained.")
+]
+Spelling = Annotated[
+    str, typer.Option("--tokenizer", help="Spells the token ids of a dump that is shown without --model.")
+]
+Counterfactual = Annotated[
+    int, typer.Option("--counterfactual", help="Continuations at the strongest tokens of a run, each.", min=0)
+]
+
 
 @app.command()
 def signal(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE_OR_RUN",
-            help="JSONL with question, completion and contexts (name -> text), a run folder, a dump of another trainer "
-            "(docs/dumps.md), or a shipped example (fizzbuzz, integral, correct, one-wrong-step, wrong-approach).",
-        ),
-    ],
+    source: Source,
     out: OutFolder,
-    model: Annotated[
-        str, typer.Option("--model", help="Scores the rollouts: a folder or a Hub name. A run brings its own.")
-    ] = "",
-    contexts: Annotated[
-        str, typer.Option("--contexts", help="Names separated by commas: designs for a run, columns of a file.")
-    ] = "",
-    num: Annotated[
-        int | None, typer.Option("--num", help="Rollouts from the first on; 256 of a run, all of a file.", min=1)
-    ] = None,
-    recipe: Annotated[
-        str, typer.Option("--recipe", help="Prompts and temperature for a file come from this recipe.")
-    ] = "",
-    critiques: Annotated[
-        Path | None, typer.Option("--critiques", help="What `stepalign critique` wrote of the same dump.")
-    ] = None,
-    checkpoints: Annotated[
-        str, typer.Option("--checkpoints", help="Of a run: all, or steps separated by commas; 0 is untrained.")
-    ] = "",
-    tokenizer: Annotated[
-        str, typer.Option("--tokenizer", help="Spells the token ids of a dump that is shown without --model.")
-    ] = "",
-    counterfactual: Annotated[
-        int, typer.Option("--counterfactual", help="Continuations at the strongest tokens of a run, each.", min=0)
-    ] = 0,
+    model: ScoringModel = "",
+    contexts: ContextNames = "",
+    num: Num = None,
+    recipe: FileRecipe = "",
+    critiques: Critiques = None,
+    checkpoints: Checkpoints = "",
+    tokenizer: Spelling = "",
+    counterfactual: Counterfactual = 0,
     settings: Set = None,
 ) -> None:
     """A_t of attempts under several contexts: signal.jsonl, arrays and a page; goes on where it stopped."""
