@@ -1,0 +1,28 @@
+"""From a configuration to live objects: the only factory, and the last place that sees the whole configuration.
+
+Importing it loads no torch; opening a session does.
+"""
+
+from stepalign.build.critic import OWN_FORMS, check_critic, make_critic
+from stepalign.build.run import find_terms, follow_rank_0, make_learner, make_run
+from stepalign.build.session import Session, make_replier, make_sampler, open_session
+from stepalign.build.solver import find_truth, make_prompts, model_choice, prompt_templates, recipe_solver
+
+__all__ = [
+    "OWN_FORMS",
+    "Session",
+    "check_critic",
+    "find_terms",
+    "find_truth",
+    "follow_rank_0",
+    "make_critic",
+    "make_learner",
+    "make_prompts",
+    "make_replier",
+    "make_run",
+    "make_sampler",
+    "model_choice",
+    "open_session",
+    "prompt_templates",
+    "recipe_solver",
+]
