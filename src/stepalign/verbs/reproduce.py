@@ -123,13 +123,13 @@ def _checkpoints(run: Path) -> list[str]:
 
 
 def _of_records(name: str, run: Path, out: Path, last: int) -> Iterator[Difference]:
-    rows = [(row for row in read_json_lines(folder / name) if _step(row) <= last) for folder in (run, out)]
-    yield from _first(name, zip_longest(*rows, fillvalue={}))
+    before, now = ((row for row in read_json_lines(folder / name) if _step(row) <= last) for folder in (run, out))
+    yield from _first(name, zip_longest(before, now, fillvalue={}))
 
 
 def _of_lines(name: str, run: Path, out: Path, step: int) -> Iterator[Difference]:
-    rows = [read_json_lines(folder / name) for folder in (run, out)]
-    yield from (replace(found, step=step) for found in _first(name, zip_longest(*rows, fillvalue={})))
+    pairs = zip_longest(read_json_lines(run / name), read_json_lines(out / name), fillvalue={})
+    yield from (replace(found, step=step) for found in _first(name, pairs))
 
 
 def _step(row: Mapping[str, Any]) -> int:
