@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import re
@@ -19,6 +18,7 @@ from stepalign.critics.equations import evaluate, find_equations, states
 from stepalign.domains.words.stories import KINDS, Story
 from stepalign.domains.words.task import Options, draw_stories, make_problem
 from stepalign.records import Attempt, CritiqueForm, Problem
+from stepalign.waiting import wait_for
 
 QUESTION = "Mia has 80 stamps. Mia finds 48 more. Mia loses 31. How many stamps does Mia have now?"
 CALCULATIONS = ["80 + 48 = 128", "128 - 31 = 97"]
@@ -298,7 +298,7 @@ def test_the_critic_writes_every_form(problem: Problem) -> None:
         "comment": "<step_2> wrong, right is: 128 - 31 = 97",
     }
     for form, expected in forms.items():
-        critique = asyncio.run(CalculationCritic(form).critique(Attempt(rollout_id="r", problem=problem, text=text)))
+        critique = wait_for(CalculationCritic(form).critique(Attempt(rollout_id="r", problem=problem, text=text)))
         assert (critique.status, critique.text, critique.first_error) == ("ok", expected, "2")
         assert (critique.case, critique.truth, critique.critic) == ("D", True, "programmatic:calculation")
 

@@ -229,7 +229,7 @@ REFUSALS: dict[str, tuple[int, Any, str]] = {
         "critic.structured",
     ),
     "FastAPI": (422, {"detail": [{"loc": ["body"], "msg": "extra fields not permitted"}]}, "docs/critics.md"),
-    "a proxy": (403, "<html>no</html>", "docs/critics.md"),
+    "a proxy": (403, "<html>no</html>", "critic.api_key_env"),
 }
 
 

@@ -19,6 +19,7 @@ from stepalign.models.prompts import PromptBuilder
 from stepalign.models.sampling import OnFinished
 from stepalign.records import Attempt, Completion, critique_from_json, to_json
 from stepalign.rollouts.own_critic import OwnCritic, SecondTries, SecondTurn
+from stepalign.waiting import wait_for
 
 PROBLEM = make_problem(parse_question("17 + 6 - 5"), rho=0.0)
 WRONG = "<step_1> 17 + 6 = 4 ; <step_2> 4 - 5 = 19 ; <answer> 19"
@@ -83,7 +84,7 @@ def ask(critic: Any, count: int) -> list[Any]:
     async def every() -> list[Any]:
         return await asyncio.gather(*(critic.critique(one) for one in attempts(count)))
 
-    return asyncio.run(every())
+    return wait_for(every())
 
 
 def test_prompts_that_come_while_others_are_drawn_go_together() -> None:
@@ -99,7 +100,7 @@ def test_prompts_that_come_while_others_are_drawn_go_together() -> None:
         await asyncio.gather(first, *(critic.critique(one) for one in attempts(5)))
 
     sampler.batches.clear()
-    asyncio.run(later())
+    wait_for(later())
     assert [len(batch) for batch in sampler.batches] == [1, 5]
 
 

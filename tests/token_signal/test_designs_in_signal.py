@@ -29,7 +29,8 @@ SETTINGS = {
     "data.test": None,
     "data.validation": None,
 }
-SCORED = [name for name in DESIGNS if name not in ("none", "execution_trace")]
+OF_TURNS = ("hindsight", "tool_error")  # nothing to show where nobody replies
+SCORED = [name for name in DESIGNS if name not in ("none", "execution_trace", *OF_TURNS)]
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +71,10 @@ def test_the_forms_of_critique_are_asked_for_once_each(run: Path) -> None:
     pairs = stored_rollouts(run, problems, 32)
     found = more_critiques(config, None, pairs, SCORED)
     forms = [critique.form for critique in found]
-    assert sorted(set(forms)) == ["comment", "hint", "paraphrase", "trace"]
-    assert len(forms) == 4 * 32
+    assert sorted(set(forms)) == ["comment", "hint", "paraphrase", "trace", "turns"]
+    assert len(forms) == 5 * 32
     traces = [(r, c) for (r, _), c in zip(pairs, found[:32], strict=True)]
-    assert {c.form for c in more_critiques(config, None, traces, SCORED)} == {"comment", "hint", "paraphrase"}
+    assert {c.form for c in more_critiques(config, None, traces, SCORED)} == {"comment", "hint", "paraphrase", "turns"}
 
 
 def test_a_comparison_draws_groups_where_a_context_shows_siblings(tmp_path: Path) -> None:

@@ -428,7 +428,7 @@ def test_an_arm_cannot_move_its_anchor(key: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "where"),
     [
-        ({"model.path": "no/model"}, "no/model"),
+        ({"model.path": "no/model"}, "model.path"),
         ({"data.test": "embedded:arithmetic", "data.train": "shared.jsonl"}, "data.train, data.test"),
         ({"data.train": "bare.jsonl"}, "arm refsol: condition, data.train"),
         ({"prompts.self_teacher": "{{ nothing }}"}, "template inline"),

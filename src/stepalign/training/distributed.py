@@ -136,9 +136,7 @@ class Team:
         try:
             return self._parts[part](**self._announce({"do": part, **fields}))
         except RuntimeError as error:  # of torch: the connection or the time for an answer is lost
-            time.sleep(
-                LOOK_SECONDS
-            )  # a rank that has died is named by the thread that watches, which ends this process
+            time.sleep(LOOK_SECONDS)  # the thread that watches names a rank that has died, and ends this process
             self._ended = True
             self._watch.close()
             raise RankLostError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from stepalign.errors import UserError
 
 START_SECONDS = 600.0
 """For all ranks to start."""
+_CLOSE_SECONDS = 5.0
 
 
 class RankLostError(UserError):
@@ -113,16 +115,19 @@ class Watch:
     """A thread that shows that this process lives, and ends it soon after another rank has died or shows nothing."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self._ranks, self._ended, here = ranks, False, socket.gethostname()
+        self._ranks, self._closing, here = ranks, threading.Event(), socket.gethostname()
         ranks.store.set(f"rank {ranks.rank}", f"{os.getpid()} {here}")
         found = [ranks.store.get(f"rank {rank}").decode().split(" ", 1) for rank in range(ranks.size)]
         processes = {rank: int(pid) for rank, (pid, host) in enumerate(found) if host == here and rank != ranks.rank}
         self._processes = {rank: pid for rank, pid in processes.items() if _is_alive(pid)}  # hosts may share a name
         self._store = ranks.store.clone()  # the main thread blocks the other connection while it waits
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        atexit.register(self.close)  # a thread that is in torch's code while Python ends would abort the process
 
     def close(self) -> None:
-        self._ended = True
+        self._closing.set()
+        self._thread.join(_CLOSE_SECONDS)
 
     def places(self) -> str:
         """Where the main thread of every rank is."""
@@ -136,15 +141,15 @@ class Watch:
         watched = [0] if ranks.rank else range(1, ranks.size)  # rank 0 watches all, and is watched by all
         beats = {rank: ("", time.monotonic()) for rank in watched}
         try:
-            while not self._ended:
+            while not self._closing.is_set():
                 count += 1
                 self._store.set(f"beat {ranks.rank}", f"{count} {_place(sys._current_frames().get(main))}")
                 for rank, process in self._processes.items():
-                    if not _is_alive(process) and not self._ended:
+                    if not _is_alive(process) and not self._closing.is_set():
                         self._end(rank, f"(process {process}) has died")
                 for rank in beats:
                     beats[rank] = self._look(rank, *beats[rank])
-                time.sleep(0.5)
+                self._closing.wait(0.5)
         except RuntimeError:  # of torch: the store is gone with the process that holds it, and torchrun ends all
             return
 
@@ -153,7 +158,7 @@ class Watch:
         if (beat := self._beat(rank)) != last:
             return beat, time.monotonic()
         silent = time.monotonic() - heard
-        if silent > self._ranks.timeout and not self._ended:
+        if silent > self._ranks.timeout and not self._closing.is_set():
             if process := self._processes.get(rank):
                 os.kill(process, signal.SIGKILL)  # torchrun would only ask it
             self._end(rank, f"has given no sign for {silent:.0f} s; it was at {beat.partition(' ')[2]}")
