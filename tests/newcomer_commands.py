@@ -24,7 +24,7 @@ import typer.main
 from stepalign.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACEHOLDERS = {"MODEL": "embedded:arithmetic", "RECIPE": "arithmetic", "DIR": "runs/dir", "DUMP": "attempts.jsonl"}
+PLACEHOLDERS = {"MODEL": "embedded:arithmetic", "RECIPE": "arithmetic", "DIR": "runs/dir", "DUMP": "completions.jsonl"}
 # Pattern of a command line -> why it is not run here.
 NEEDS = {
     r"https?://": "a server",
@@ -33,6 +33,7 @@ NEEDS = {
     r"train gsm8k|^stepalign \w+ (paper|words)\b": "the network, for the model",
     r"verifiers:": "the package verifiers and a taskset",
     r"--gpu|torchrun|sampling\.engine=vllm|^stepalign launch": "a card or servers",
+    r"\bRUN\b|--critiques runs/": "a run that this page makes before",
     r"path/to/|\.gguf\b": "a file of yours",
 }
 LONG = re.compile(r"^stepalign (train|compare|prepare|select|demo|preflight|reproduce)\b")
@@ -64,6 +65,9 @@ def write_files(folder: Path) -> None:
     }
     attempt = wrong | {"solution": wrong["completion"], "contexts": {"critique": "3 + 4 = 7", "vague": "Look again."}}
     (folder / "attempts.jsonl").write_text(json.dumps(attempt) + "\n", encoding="utf-8")
+    dump = {"step": 1, "prompt": "10 + 1 + 4 - 3", "solution": "12"}
+    rows = [dump | {"completion": f"<answer> {n}", "accuracy_reward": float(n == 12)} for n in (11, 12)]
+    (folder / "completions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for name, numbers in {"train": range(1, 9), "test": range(11, 15)}.items():
         rows = [
             {"question": f"What is {n} + {n}?", "answer": f"{n} + {n} = <<{n}+{n}={2 * n}>>{2 * n}\n#### {2 * n}"}
