@@ -200,6 +200,17 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(gone)
 
 
+def step_folders(root: Path) -> list[Path]:
+    """The folders ``step-N`` of a folder of checkpoints, whole or not, oldest first."""
+    found = [folder for folder in root.glob("step-*") if folder.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """N of a folder ``step-N``."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def set_aside(path: Path) -> None:
     """Move a damaged file or folder into ``superseded/`` beside it, under a name that is free."""
     folder = path.parent / SUPERSEDED

@@ -16,7 +16,7 @@ from stepalign.storage.fingerprint import sha256, sha256_of_file
 
 SUMS = "sums.json"
 _OTHERS = ("superseded", "tensorboard", "wandb", "critiques.sqlite", "run.lock")
-"""Files that change behind a command's back, or that nobody reads again."""
+"""Files that change between commands, or are never read again."""
 
 
 def files_of(folder: Path) -> Iterator[Path]:

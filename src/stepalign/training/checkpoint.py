@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent, warning
 from stepalign.models.load import Solver, save_solver
-from stepalign.storage.files import MANIFEST, damaged_file, tidy, whole_folder
+from stepalign.storage.files import MANIFEST, damaged_file, step_folders, tidy, whole_folder
 
 TRAINABLE = "trainable.safetensors"
 """Written only where the Hugging Face files do not hold the trainable weights under the model's own names."""
@@ -87,20 +87,11 @@ def save_checkpoint(
 
 def find_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
-    return [folder for folder in _folders(root) if (folder / MANIFEST).exists()]
-
-
-def _folders(root: Path) -> list[Path]:
-    found = {p: p.name.removeprefix("step-") for p in root.glob("step-*")}
-    return sorted((p for p, step in found.items() if step.isdecimal()), key=lambda p: int(found[p]))
+    return [folder for folder in step_folders(root) if (folder / MANIFEST).exists()]
 
 
 def is_wreck(folder: Path) -> bool:
     return (folder / WRECK).exists()
-
-
-def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
 
 
 def load_latest(root: Path, listener: Listener = silent, *, wrecks: bool = False) -> Checkpoint | None:
@@ -117,7 +108,7 @@ def load_latest(root: Path, listener: Listener = silent, *, wrecks: bool = False
     """
     tidy(root)
     damaged = []
-    for folder in reversed(_folders(root)):
+    for folder in reversed(step_folders(root)):
         if is_wreck(folder) and not wrecks:
             damaged.append(f"{folder.name} (a wreck: {(folder / WRECK).read_text(encoding='utf-8').strip()})")
             continue

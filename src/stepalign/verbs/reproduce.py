@@ -15,7 +15,7 @@ from stepalign.critics import CACHE
 from stepalign.errors import ConfigError
 from stepalign.events import Event, Listener
 from stepalign.stopping import Interrupted, StopRequest
-from stepalign.storage.files import read_json
+from stepalign.storage.files import read_json, step_folders, step_of
 from stepalign.storage.jsonl import read_json_lines
 
 CLOCKS = ("seconds", "attempts", "cached")
@@ -108,18 +108,14 @@ def differences(run: Path, out: Path) -> Iterator[Difference]:
         step = int(file.stem.split("-")[1])
         if step < last or (step == last and finished):
             yield from _of_lines(f"samples/{file.name}", run, out, step)
-    both = [folder for folder in ("final", *_checkpoints(run)) if (run / folder).is_dir() and (out / folder).is_dir()]
-    for folder in both:
-        step = int(folder.rpartition("-")[2]) if folder != "final" else last
-        yield from _of_weights(folder, run, out, step)
+    stored = {f"checkpoints/{folder.name}": step_of(folder) for folder in step_folders(run / "checkpoints")}
+    for folder, step in {"final": last, **stored}.items():
+        if (run / folder).is_dir() and (out / folder).is_dir():
+            yield from _of_weights(folder, run, out, step)
 
 
 def _last_step(run: Path) -> int:
     return max((row["step"] for row in read_json_lines(run / "metrics.jsonl")), default=0)
-
-
-def _checkpoints(run: Path) -> list[str]:
-    return sorted(f"checkpoints/{folder.name}" for folder in run.glob("checkpoints/step-*"))
 
 
 def _of_records(name: str, run: Path, out: Path, last: int) -> Iterator[Difference]:
@@ -173,16 +169,16 @@ def _of_weights(folder: str, run: Path, out: Path, step: int) -> Iterator[Differ
                 one, other = before.get_tensor(name), now.get_tensor(name) if name in now.keys() else None  # noqa: SIM118
                 if other is not None and one.equal(other):
                     continue
-                where = f"{name}: first element {_first_element(one, other)}" if other is not None else name
-                values = (None, None) if other is None else _values(one, other)
+                where, values = name, (None, None)
+                if other is not None:
+                    place = _first_element(one, other)
+                    where, values = (
+                        f"{name}: first element {place}",
+                        tuple(float(t.flatten()[place]) for t in (one, other)),
+                    )
                 yield Difference(f"{folder}/{file.name}", step, where, *values)
                 break
 
 
 def _first_element(one: Any, other: Any) -> int:
     return int((one.flatten() != other.flatten()).nonzero()[0]) if one.shape == other.shape else 0
-
-
-def _values(one: Any, other: Any) -> tuple[float, float]:
-    place = _first_element(one, other)
-    return float(one.flatten()[place]), float(other.flatten()[place])

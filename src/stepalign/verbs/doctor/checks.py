@@ -19,7 +19,17 @@ from stepalign.critics.cache import damaged_keys
 from stepalign.errors import ConfigError, UserError
 from stepalign.outside import parse_json
 from stepalign.storage import jsonl
-from stepalign.storage.files import MANIFEST, damaged_file, is_sealed, read_json, restore_sealed, set_aside, tidy
+from stepalign.storage.files import (
+    MANIFEST,
+    damaged_file,
+    is_sealed,
+    read_json,
+    restore_sealed,
+    set_aside,
+    step_folders,
+    step_of,
+    tidy,
+)
 from stepalign.storage.fingerprint import sha256_of_file
 from stepalign.storage.sums import SUMS, damaged_since, write_sums
 from stepalign.verbs.report import PAGES, write_reports
@@ -111,8 +121,8 @@ def _sealed(folder: Path, instead: Path | None = None) -> Iterator[Finding]:
     name = damaged_file(folder)
     if name is None:
         return
-    spare = next((c for c in reversed(_steps(instead)) if damaged_file(c) is None), None) if instead else None
-    whole = spare is not None and _last_step(folder.parent) == int(spare.name.removeprefix("step-"))
+    spare = next((c for c in reversed(step_folders(instead)) if damaged_file(c) is None), None) if instead else None
+    whole = spare is not None and _last_step(folder.parent) == step_of(spare)
     yield Finding(
         path=folder / name,
         what="is not what the manifest says" if (folder / MANIFEST).exists() else "is missing",
@@ -121,11 +131,6 @@ def _sealed(folder: Path, instead: Path | None = None) -> Iterator[Finding]:
         mend=partial(restore_sealed, folder, spare) if spare and whole else None,
         repair=f"the weights of {spare.name} are there again" if spare else "",
     )
-
-
-def _steps(root: Path) -> list[Path]:
-    found = [p for p in root.glob("step-*") if p.name.removeprefix("step-").isdecimal()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
 def _last_step(run: Path) -> int:
@@ -138,7 +143,7 @@ def _last_step(run: Path) -> int:
 def _checkpoints(root: Path) -> Iterator[Finding]:  # returns the state of the newest whole one
     """Every checkpoint against its manifest. Returns the state of the newest whole one, {} without any."""
     state: dict[str, Any] = {}
-    folders = _steps(root)
+    folders = step_folders(root)
     faults = {folder: damaged_file(folder, ("state.json",)) for folder in folders}
     whole = [folder for folder in folders if faults[folder] is None]
     for folder, name in faults.items():

@@ -13,7 +13,7 @@ from stepalign.errors import ConfigError
 from stepalign.evaluation import canaries
 from stepalign.events import Listener, line, silent
 from stepalign.report.page import write_token_page
-from stepalign.storage.files import finite, read_json, write_json
+from stepalign.storage.files import finite, read_json, step_folders, step_of, write_json
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.token_signal.files import PAGE_DATA, read_completions
 from stepalign.token_signal.summary import summarise
@@ -71,7 +71,7 @@ def analyse_checkpoints(
 
 def _models(run: Path, which: str) -> dict[int, str]:
     """Step -> what scores, "" for the untrained solver."""
-    there = {int(folder.name.removeprefix("step-")): str(folder) for folder in sorted(run.glob("checkpoints/step-*"))}
+    there = {step_of(folder): str(folder) for folder in step_folders(run / "checkpoints")}
     known = {0: "", **there}
     wanted = list(known) if which == "all" else [int(text) for text in which.split(",") if text.strip().isdigit()]
     missing = [step for step in wanted if step not in known]

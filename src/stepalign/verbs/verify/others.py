@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stepalign.build import open_session
 from stepalign.config import Config, changed, load_config
@@ -20,9 +20,6 @@ from stepalign.storage.jsonl import read_json_lines
 from stepalign.verbs.report import collect_results
 from stepalign.verbs.verify.run import regrade, verify_run
 from stepalign.verbs.verify.verified import Verified
-
-if TYPE_CHECKING:
-    pass
 
 DIGITS_TOLERANCE = 2e-5
 """Nats: numbers that were written with six decimals, scored again in batches of another cut."""

@@ -17,7 +17,7 @@ from stepalign.evaluation.evaluate import EvaluatedProblem, metric_rows, metrics
 from stepalign.events import Listener, progress
 from stepalign.records import Critique, Problem, Rollout, Sample, critique_from_json, rollout_from_json, to_json
 from stepalign.rollouts.early import JudgedGroup
-from stepalign.storage.files import damaged_file, finite, read_json
+from stepalign.storage.files import damaged_file, finite, read_json, step_of
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.verbs.verify.verified import Verified
 
@@ -175,7 +175,7 @@ def _weights(
         rollouts[one.completion.policy_version].append(one)
     prompts = {s.rollout_id: s.student_prompt_ids for of_step in samples.values() for s in of_step}
     rows = {row["step"]: row for row in read_json_lines(folder / "metrics.jsonl")}
-    stored = {int(path.name[5:]): path for path in checkpoints.find_checkpoints(folder / "checkpoints")}
+    stored = {step_of(path): path for path in checkpoints.find_checkpoints(folder / "checkpoints")}
     first = checkpoints.trainable_weights(solver)
     kind = config.objective.teacher.weights
     for version in sorted(rollouts.keys() & ({0} | stored.keys())):
