@@ -15,6 +15,7 @@ import torch
 import stepalign
 from stepalign import Problem
 from stepalign.errors import ConfigError
+from stepalign.evaluation.canaries import mentions_feedback
 from stepalign.models.scoring import completion_hidden
 from stepalign.objectives.divergences import find_divergence
 from stepalign.records import Completion, Sample
@@ -26,7 +27,6 @@ from stepalign.token_signal.evidence import (
     gain,
     gives_away,
     holds_answer,
-    mentions_context,
     share,
     token_numbers,
 )
@@ -265,7 +265,7 @@ def test_an_answer_is_given_away_where_the_way_to_it_is_missing() -> None:
     ],
 )
 def test_completions_that_speak_of_their_context(text: str, says: bool) -> None:
-    assert mentions_context(text) == says
+    assert mentions_feedback(text) == says
 
 
 def test_numbers_of_tokens_are_ratios_of_sums_over_attempts() -> None:

@@ -14,11 +14,15 @@ import numpy as np
 
 from stepalign.evaluation.statistics import Interval, bootstrap_mean, paired_difference, rank_correlation
 from stepalign.models.prompts import decode
-from stepalign.records import Completion, Problem
+from stepalign.records import Completion, Problem, Rollout
 from stepalign.waiting import wait_for
 
 if TYPE_CHECKING:
     from stepalign.rollouts.collect import RolloutMaker
+
+
+SPIKES = 24
+"""Strong tokens of a context that are resampled: the strongest of each rollout, and of these the strongest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +49,26 @@ def suppressed(log_ratio: np.ndarray, ids: Sequence[int], likeliest: np.ndarray,
     """
     values = np.where((np.asarray(ids) != likeliest) & (log_ratio < 0), log_ratio, 0.0)
     return [int(at) for at in np.argsort(values, kind="stable")[:count] if values[at] < 0]
+
+
+def strongest(
+    rollout: Rollout, context: str, prompt_ids: tuple[int, ...], log_ratio: np.ndarray, likeliest: np.ndarray
+) -> list[Spike]:
+    """The most suppressed token of a rollout under a context, if it has one. Arguments as ``suppressed``."""
+    ids = rollout.completion.ids
+    return [
+        Spike(
+            rollout_id=rollout.rollout_id,
+            context=context,
+            problem=rollout.problem,
+            prompt_ids=prompt_ids,
+            before=tuple(ids[:at]),
+            token=ids[at],
+            replacement=int(likeliest[at]),
+            log_ratio=float(log_ratio[at]),
+        )
+        for at in suppressed(log_ratio, ids, likeliest, 1)
+    ]
 
 
 def resample(

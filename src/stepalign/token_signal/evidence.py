@@ -151,18 +151,8 @@ def _places(scored: ScoredCompletion, entropy: np.ndarray) -> dict[str, np.ndarr
 # ---------------------------------------------------------------------------------------------------------------------
 # Texts
 
-_MENTION = re.compile(
-    r"\b(?:the|this|that|your|given) (?:feedback|critique|hint|reference|reader)\b|\breference solution\b"
-    r"|\b(?:earlier|previous|first|last) attempt\b|\bas (?:the )?(?:feedback|hint) (?:says|suggests)\b",
-    re.I,
-)
 BARE = 0.5
 """A context with fewer words than this share of the attempt's shows no way to the answer that it holds."""
-
-
-def mentions_context(text: str) -> bool:
-    """Whether a completion speaks of feedback, a reference or an earlier attempt. English only."""
-    return bool(_MENTION.search(text))
 
 
 def holds_answer(context: str, answer: str) -> bool:

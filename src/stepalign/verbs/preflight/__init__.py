@@ -19,6 +19,7 @@ from stepalign.critics import RUN_FILES
 from stepalign.domains.math.thinking import without_thinking
 from stepalign.domains.table import find_domain
 from stepalign.errors import ConfigError, UserError
+from stepalign.evaluation.canaries import mentions_feedback
 from stepalign.evaluation.statistics import Interval
 from stepalign.events import Listener, line
 from stepalign.feedback import designs
@@ -175,7 +176,7 @@ def _row(look: Look, name: str, solver: Mapping[str, Interval]) -> dict[str, Any
             "gain_where_wrong": evidence.gain(look.student, failed),
             "self_teacher": share([rate for _, rate in rates], [problem for problem, _ in rates]),
             "unknown_tokens": share(shown.unknown),
-            "mentions": share([evidence.mentions_context(text) for text in shown.texts]),
+            "mentions": share([mentions_feedback(text) for text in shown.texts]),
             "answer_in_context": share([evidence.holds_answer(t, a) for t, a, _ in answers]),
             "bare_answer": share([evidence.gives_away(t, a, r.text) for t, a, r in answers]),
             **_critic_numbers(look, shown),

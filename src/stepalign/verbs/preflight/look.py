@@ -25,7 +25,7 @@ from stepalign.rollouts.environment import SingleTurn
 from stepalign.rollouts.order import derive_seed, problems_of_step
 from stepalign.rollouts.review import make_rules
 from stepalign.rollouts.samples import SampleMaker
-from stepalign.token_signal.counterfactual import Spike, agreement, resample, suppressed
+from stepalign.token_signal.counterfactual import SPIKES, agreement, resample, strongest
 from stepalign.token_signal.evidence import NULL, SHUFFLED
 from stepalign.verbs.signal.collect import more_critiques
 from stepalign.waiting import wait_for
@@ -34,8 +34,8 @@ TRIES = 4
 """Completions of the student for every problem, and of the self-teacher for every attempt."""
 GROUP = 4
 """Attempts at a problem where a design compares siblings."""
-SPIKES, CONTINUATIONS = 24, 4
-"""Strong tokens of a design that are resampled, and continuations of each of their two versions."""
+CONTINUATIONS = 4
+"""Of each of the two versions of a strong token."""
 
 
 @dataclass(slots=True)
@@ -272,20 +272,8 @@ class Look:
         for rollout, one in zip(self.rollouts, self.analysed, strict=True):
             if (found := one.scores.contexts.get(name)) is None:
                 continue
-            ids = rollout.completion.ids
-            for at in suppressed(found.log_ratio, ids, found.teacher.top_ids[:, 0], 1):
-                spikes.append(
-                    Spike(
-                        rollout_id=rollout.rollout_id,
-                        context=name,
-                        problem=rollout.problem,
-                        prompt_ids=self.session.prompts.student(rollout.problem),
-                        before=tuple(ids[:at]),
-                        token=ids[at],
-                        replacement=int(found.teacher.top_ids[at, 0]),
-                        log_ratio=float(found.log_ratio[at]),
-                    )
-                )
+            prompt_ids = self.session.prompts.student(rollout.problem)
+            spikes += strongest(rollout, name, prompt_ids, found.log_ratio, found.teacher.top_ids[:, 0])
         spikes.sort(key=lambda spike: spike.log_ratio)
         self.listener(progress(f"what if: {name}", 0, len(spikes[:SPIKES])))
         rows = resample(

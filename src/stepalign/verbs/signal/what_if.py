@@ -16,11 +16,8 @@ from stepalign.records import Rollout
 from stepalign.report.page import write_token_page
 from stepalign.rollouts.order import derive_seed
 from stepalign.storage.files import finite, read_json, write_json
-from stepalign.token_signal.counterfactual import Spike, agreement, resample, suppressed
+from stepalign.token_signal.counterfactual import SPIKES, Spike, agreement, resample, strongest
 from stepalign.token_signal.files import AGAIN, PAGE_DATA
-
-SPIKES = 24
-"""Strong tokens of a context that are resampled: the strongest of each rollout, and of these the strongest."""
 
 
 def add_what_ifs(
@@ -70,15 +67,5 @@ def _spikes(out: Path, session: Session, rollouts: Mapping[str, Rollout], name: 
             log_ratio, likeliest = arrays.get_tensor(f"{name}/log_ratio"), arrays.get_tensor(f"{name}/top_ids")[:, 0]
         for rollout_id, start, end in zip(ids, offsets[:-1], offsets[1:], strict=True):
             rollout, values = rollouts[rollout_id], np.nan_to_num(log_ratio[start:end])
-            tokens = rollout.completion.ids
-            for at in suppressed(values, tokens, likeliest[start:end], 1):
-                yield Spike(
-                    rollout_id=rollout_id,
-                    context=name,
-                    problem=rollout.problem,
-                    prompt_ids=session.prompts.student(rollout.problem),
-                    before=tuple(tokens[:at]),
-                    token=tokens[at],
-                    replacement=int(likeliest[start + at]),
-                    log_ratio=float(values[at]),
-                )
+            prompt_ids = session.prompts.student(rollout.problem)
+            yield from strongest(rollout, name, prompt_ids, values, likeliest[start:end])
