@@ -151,7 +151,7 @@ def test_the_signal_of_a_turn_is_that_of_its_own_context_and_messages_have_none(
         teacher, student = (side.log_softmax(-1).gather(1, ids)[:, 0] for side in sides)
         expected = (teacher - student).detach().numpy()
         np.testing.assert_allclose(table.log_ratio[turn.start : turn.end], expected, atol=2e-5)
-    for at in (1, 3, 4):  # messages, and a turn that nobody replied to
+    for at in (1, 3, 4):  # messages, and a turn without a reply
         turn = episode.attempt.turns[at]
         assert (table.log_ratio[turn.start : turn.end] == 0).all()
     assert (found.scored.tables["reference"].log_ratio[~np.array(episode.completion.sampled_mask)] == 0).all()

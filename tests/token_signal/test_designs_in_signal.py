@@ -29,7 +29,7 @@ SETTINGS = {
     "data.test": None,
     "data.validation": None,
 }
-OF_TURNS = ("hindsight", "tool_error")  # nothing to show where nobody replies
+OF_TURNS = ("hindsight", "tool_error")  # nothing to show in a single turn
 SCORED = [name for name in DESIGNS if name not in ("none", "execution_trace", *OF_TURNS)]
 
 

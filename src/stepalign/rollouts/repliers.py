@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +19,7 @@ from stepalign.domains.math.grade import Grade
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.math.thinking import after_thinking
 from stepalign.domains.python import sandbox
-from stepalign.errors import ConfigError
+from stepalign.errors import ConfigError, raised_by_own_code
 from stepalign.feedback.designs.custom import import_module_of
 from stepalign.feedback.prompts import Template, load_template
 from stepalign.records import Attempt, Problem, Role, Turn
@@ -158,12 +157,8 @@ class OwnReplier:
         except BrokenOffError:
             raise
         except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            raise ConfigError(
-                f"the environment raises {type(error).__name__}: {error}",
-                where=f"{frame.filename}:{frame.lineno}",
-                hint="return None where the rollout ends; raise BrokenOffError where a service fails for now",
-            ) from error
+            hint = "return None where the rollout ends; raise BrokenOffError where a service fails for now"
+            raise raised_by_own_code("the environment", error, hint) from error
 
     def close(self) -> None:
         getattr(self.own, "close", lambda: None)()

@@ -60,11 +60,11 @@ class SampleMaker:
             counts["skipped_groups"] += skipped
             contexts = self._contexts(group, usable, problems)
             found.contexts += contexts
+            solved = any(one.verdict == "correct" for one in group.rollouts)
             members = zip(group.rollouts, group.critiques, advantages_G, strict=True)
             of_rollout = {rollout.rollout_id: (rollout, critique, a) for rollout, critique, a in members}
             for context in contexts:
                 rollout, critique, advantage = of_rollout[context.rollout_id]
-                solved = any(one.verdict == "correct" for one in group.rollouts)
                 weights = self._weights(rollout, critique, context, step, counts, solved)
                 if skipped:
                     weights = LossWeights(first_token=len(rollout.completion.ids))
@@ -92,8 +92,10 @@ class SampleMaker:
         shown = designs.make_contexts(design, shown_group)
         if not designs.find_design(design).needs_critic:
             return shown
-        references = {one.rollout_id: one for one in designs.make_contexts("reference", shown_group)}
         critiques = {one.rollout_id: one for one in group.critiques if one is not None}
+        references: dict[str, Context] = {}
+        if any(critique.policy == "fall_back" for critique in critiques.values()):
+            references = {one.rollout_id: one for one in designs.make_contexts("reference", shown_group)}
         for index, context in enumerate(shown):
             critique = critiques.get(context.rollout_id)
             if critique is None:

@@ -71,6 +71,16 @@ def _share_breaks(rows: Rows, section: GuardsSection, shares: Sequence[float], s
     return None
 
 
+def _share(name: str, sentence: str, *, others: bool = False) -> Callable[[Rows, GuardsSection], Found]:
+    """The break of one share, or with ``others`` of the rest to 1."""
+
+    def look(rows: Rows, section: GuardsSection) -> Found:
+        shares = [1 - value if others else value for value in values(rows, name)]
+        return _share_breaks(rows, section, shares, sentence)
+
+    return look
+
+
 def _divergence(p: float, q: float) -> float:
     """Of two coins, nats."""
     return sum(a * math.log(a / b) for a, b in ((p, q), (1 - p, 1 - q)) if a > 0 < b)
@@ -110,33 +120,6 @@ def _entropy(rows: Rows, section: GuardsSection) -> Found:
     return 2, f"the student's entropy {how} to {after[-1]:.3g} nats a token from {seen:.3g} within 2 steps"
 
 
-def _pass_rate(rows: Rows, section: GuardsSection) -> Found:
-    return _share_breaks(
-        rows,
-        section,
-        values(rows, "reward"),
-        "the rollouts' pass rate broke to {after:.2f} from {before:.2f} within {steps}",
-    )
-
-
-def _answers(rows: Rows, section: GuardsSection) -> Found:
-    return _share_breaks(
-        rows,
-        section,
-        values(rows, "completions/answered_ratio"),
-        "only {after:.0%} of the completions have an answer, {before:.0%} had one {steps} ago",
-    )
-
-
-def _repetition(rows: Rows, section: GuardsSection) -> Found:
-    return _share_breaks(
-        rows,
-        section,
-        [1 - value for value in values(rows, "completions/repetitive_ratio")],
-        "only {after:.0%} of the completions do not repeat themselves at their end, {before:.0%} did not {steps} ago",
-    )
-
-
 def _nothing(rows: Rows, section: GuardsSection) -> Found:
     """No sample, or no gradient at all. A solver that has nothing left to learn is no wreck."""
     recent = rows[-section.window :]
@@ -151,9 +134,16 @@ BREAKS: dict[str, Callable[[Rows, GuardsSection], Found]] = {
     "gradient": _gradient,
     "scale": _scale,
     "entropy": _entropy,
-    "pass_rate": _pass_rate,
-    "answers": _answers,
-    "repetition": _repetition,
+    "pass_rate": _share("reward", "the rollouts' pass rate broke to {after:.2f} from {before:.2f} within {steps}"),
+    "answers": _share(
+        "completions/answered_ratio",
+        "only {after:.0%} of the completions have an answer, {before:.0%} had one {steps} ago",
+    ),
+    "repetition": _share(
+        "completions/repetitive_ratio",
+        "only {after:.0%} of the completions do not repeat themselves at their end, {before:.0%} did not {steps} ago",
+        others=True,
+    ),
     "nothing": _nothing,
 }
 SIGNS = {"gradient": "grad_norm", "pass_rate": "reward_break", "repetition": "repetition", "nothing": "nothing"}

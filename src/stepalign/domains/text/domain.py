@@ -6,8 +6,7 @@ import json
 from dataclasses import replace
 
 from stepalign.config import DataSection
-from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
-from stepalign.domains.arithmetic.domain import read_problems
+from stepalign.domains.arithmetic.domain import ARITHMETIC, read_problems
 from stepalign.domains.arithmetic.task import parse_question
 from stepalign.domains.domain import Domain, open_grader
 from stepalign.domains.math.grading import Grader
@@ -58,8 +57,6 @@ TEXT = Domain(
     grade=_open_grader,
     has_answers=False,
     has_details=True,
-    critic=lambda section, form, seed: ArithmeticCritic(
-        form=form, faults=Faults(**section.quality.model_dump()), seed=seed
-    ),
+    critic=ARITHMETIC.critic,
     knows=_is_chain,
 )

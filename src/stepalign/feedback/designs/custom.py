@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stepalign.errors import ConfigError
+from stepalign.errors import ConfigError, raised_by_own_code
 from stepalign.feedback.designs import builtin
 from stepalign.feedback.designs.design import FEEDBACK, Design, Group, Need, NothingToShow, sibling, usable_critique
 from stepalign.feedback.prompts import load_template
@@ -115,12 +114,8 @@ def _checked(show: Callable[..., Any], name: str) -> Callable[[Group, int], str 
         except NothingToShow:
             raise
         except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            raise ConfigError(
-                f"the design raises {type(error).__name__}: {error}",
-                where=f"{frame.filename}:{frame.lineno}",
-                hint="raise NothingToShow(reason) for a rollout that has nothing to show",
-            ) from error
+            hint = "raise NothingToShow(reason) for a rollout that has nothing to show"
+            raise raised_by_own_code("the design", error, hint) from error
         if text is not None and not isinstance(text, str):
             raise ConfigError(
                 f"the design returns {type(text).__name__}, not text or None", where=f"context design {name}"
