@@ -253,6 +253,9 @@ class Sample:
     the self-teacher's signal is turned around."""
     entropy_damping: float = 0.0
     """Each token's distillation weight is multiplied by exp(-damping * entropy of the self-teacher)."""
+    contrast_prompt_ids: tuple[int, ...] | None = None
+    """A second prompt of the self-teacher: the size of an advantage is the log-ratio between the two of them, in the
+    place of the one between self-teacher and student."""
     probe: tuple[int, int] | None = None
     """(position of the first wrong token, id of the right one there), where the truth is known. Only watched."""
 

@@ -405,6 +405,26 @@ def test_rlsd_keeps_the_advantage_and_lets_the_teacher_size_it_ever_less(collect
         assert (sample.teacher_prompt_ids is not None) == (mixing > 0)
 
 
+def test_cepo_and_a_calibrated_signal_have_a_second_prompt_in_the_same_words(collect, tiny_solver: Solver) -> None:
+    def last_words(name: str, condition: str) -> list[str | None]:
+        batch, _ = collect(condition, **hybrid(name))  # at step 5
+        for sample in batch.samples:
+            assert sample.teacher_prompt_ids is not None
+            assert (sample.policy_weight, sample.magnitude_mixing) == (1.0, pytest.approx(0.5 * 45 / 50))
+        prompts = [s.contrast_prompt_ids for s in batch.samples]
+        for prompt, sample in zip(prompts, batch.samples, strict=True):
+            assert prompt is None or prompt[:3] == (sample.teacher_prompt_ids or ())[:3]
+        shown = [None if p is None else words(tiny_solver, p) for p in prompts]
+        return [text and text.partition(" Feedback : ")[2].partition(" <|assistant|>")[0] for text in shown]
+
+    # 6 is right and 7 wrong, a cut attempt has no answer, 9 is right and 8 wrong: nothing is contrasted with itself.
+    assert last_words("cepo", "answer") == ["<answer> 7", None, None, None, "<answer> 8", None]
+    assert last_words("cepo", "refsol") == [WRONG, None, None, None, "<answer> 8", None]
+    for text, problem in zip(last_words("calibrated", "answer"), PROBLEMS, strict=False):
+        assert problem.answer not in (text or "").split()
+        assert text == "<answer> ;"
+
+
 def test_srpo_sends_wrong_rollouts_to_the_teacher_and_the_others_to_the_verdict(collect) -> None:
     missing = replace(PROBLEMS[2], reference=None)
     batch, _ = collect("refsol", problems=[*PROBLEMS[:2], missing], **hybrid("srpo", srpo_entropy_damping=0.6))

@@ -61,6 +61,15 @@ def samples() -> list[Sample]:
         make_sample(rng, "damped", distillation_weight=0.9, entropy_damping=1.7),
         make_sample(rng, "idle", teacher_prompt_ids=None, distillation_weight=0.0, policy_weight=1.0, advantage=0.0),
         make_sample(rng, "masked", teacher_prompt_ids=None, distillation_weight=0.0),
+        make_sample(
+            rng,
+            "contrasted",
+            distillation_weight=0.2,
+            policy_weight=0.8,
+            advantage=-0.7,
+            magnitude_mixing=0.7,
+            contrast_prompt_ids=(3, 8, 13, 6),
+        ),
     ]
 
 
@@ -120,6 +129,17 @@ def taught_log_probs(
     return taught.log_softmax(-1)
 
 
+def by_hand_weights(gaps: Sequence[float], mask: Sequence[bool], objective: ObjectiveSection) -> torch.Tensor:
+    """The weights by position, and by discrepancy: 1 + gamma (1 - sum before t of |a| / sum of |a|), trained tokens."""
+    sizes = [abs(gap) * kept for gap, kept in zip(gaps, mask, strict=True)]
+    last, weights = max(1, sum(mask) - 1), []
+    for t in range(len(gaps)):
+        place = max(0, sum(mask[: t + 1]) - 1) / last
+        before = sum(sizes[:t]) / sum(sizes) if sum(sizes) else 0.0
+        weights.append((1 + objective.position_weight * place) * (1 + objective.discrepancy_weight * (1 - before)))
+    return torch.tensor(weights, dtype=torch.float64)
+
+
 def reference_loss(
     model: torch.nn.Module,
     teacher: torch.nn.Module,
@@ -165,8 +185,15 @@ def reference_loss(
             damped = (-s.entropy_damping * -(whole.exp() * whole).sum(-1)).exp()
             stale = (taken - torch.tensor(s.sampler_log_probs, dtype=torch.float64)).detach().exp()
             trusted = stale.clamp(max=objective.importance_clip) if objective.importance_clip is not None else 1.0
-            row = row + s.distillation_weight * damped * trusted * divergence
             gap = (whole.gather(1, torch.tensor(s.completion_ids)[:, None])[:, 0] - taken).detach()
+            weight = s.distillation_weight * damped * trusted * by_hand_weights(gap.tolist(), s.loss_mask, objective)
+            row = row + weight * divergence
+            if s.contrast_prompt_ids is not None:  # log p_T(y_t | context) - log p_T(y_t | contrast)
+                other = taught_log_probs(
+                    model, teacher, replace(s, teacher_prompt_ids=s.contrast_prompt_ids), objective
+                )
+                other = other.gather(1, torch.tensor(s.completion_ids)[:, None])[:, 0]
+                gap = whole.gather(1, torch.tensor(s.completion_ids)[:, None])[:, 0] - other
             magnitude = (math.copysign(1, s.advantage) * gap).exp()
             magnitude = magnitude.clamp(1 - objective.rlsd_clip, 1 + objective.rlsd_clip)
             advantage = advantage * (1 - s.magnitude_mixing + s.magnitude_mixing * magnitude)
@@ -205,6 +232,10 @@ OBJECTIVES = {
     "grpo": {"loss_type": "grpo"},
     "bnpo": {"loss_type": "bnpo"},
     "dr_grpo": {"loss_type": "dr_grpo", "epsilon_high": 0.28},
+    "later tokens weigh more": {"position_weight": 0.8},
+    "earlier tokens weigh more": {"position_weight": -0.6, "loss_type": "grpo", "divergence": "reverse_kl"},
+    "weights by discrepancy": {"discrepancy_weight": 0.5},
+    "all weights": {"discrepancy_weight": 1.5, "position_weight": 0.5, "importance_clip": 1.5},
     "reference": {"beta": 0.3},
     "reference beside ema": {"beta": 0.3, "loss_type": "grpo", "teacher": {"weights": "ema"}},
     "reference beside live": {"beta": 0.3, "loss_type": "bnpo", "teacher": {"weights": "live"}},
@@ -354,7 +385,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_solver, samples: list[S
 
 def test_a_batch_without_any_signal_changes_nothing(make_solver, samples: list[Sample]) -> None:
     setting = Setting(make_solver, {}, weight_decay=0.5)
-    numbers = setting.learner.update(samples[7:], setting.teacher, 0)
+    numbers = setting.learner.update(samples[7:9], setting.teacher, 0)
     assert (numbers["loss"], numbers["grad_norm"], numbers["active_samples"]) == (0.0, 0.0, 0.0)
     assert math.isnan(numbers["divergence"])
     for mine, other in zip(setting.solver.model.parameters(), setting.twin.parameters(), strict=True):

@@ -76,6 +76,7 @@ def make_samples(kind: str, count: int = 8) -> list[Sample]:
                 distillation_weight=0.0 if one in ("grpo", "sized", "idle") else 1.0,
                 policy_weight=1.0 if one in ("grpo", "both", "sized") else 0.0,
                 magnitude_mixing=0.6 if one == "sized" else 0.0,
+                contrast_prompt_ids=(*student[:-1], 6, student[-1]) if one == "sized" and number % 2 else None,
                 entropy_damping=0.3 if one == "damped" else 0.0,
                 probe=(0, 9) if one == "distilled" and number % 2 else None,
             )

@@ -6,7 +6,14 @@ Importing it loads no torch; opening a session does.
 from stepalign.build.critic import OWN_FORMS, check_critic, make_critic
 from stepalign.build.run import find_terms, follow_rank_0, make_learner, make_run
 from stepalign.build.session import Session, make_replier, make_sampler, open_session
-from stepalign.build.solver import find_truth, make_prompts, model_choice, prompt_templates, recipe_solver
+from stepalign.build.solver import (
+    find_truth,
+    make_prompts,
+    model_choice,
+    other_teacher,
+    prompt_templates,
+    recipe_solver,
+)
 
 __all__ = [
     "OWN_FORMS",
@@ -23,6 +30,7 @@ __all__ = [
     "make_sampler",
     "model_choice",
     "open_session",
+    "other_teacher",
     "prompt_templates",
     "recipe_solver",
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepalign.build.session import Session
-from stepalign.build.solver import find_truth, trained_solver
+from stepalign.build.solver import find_truth, other_teacher, trained_solver
 from stepalign.config import Config
 from stepalign.critics import Critic
 from stepalign.events import Listener
@@ -127,7 +127,9 @@ def make_learner(config: Config, solver: Solver, ranks: Ranks) -> tuple[Learner,
         max_completion_length=config.sampling.max_completion_length,
         ranks=ranks,
     )
-    return learner, Teacher(solver.model, config.objective.teacher, keeps_reference=config.objective.beta > 0)
+    section = config.objective.teacher
+    other = other_teacher(config, solver) if section.model else None
+    return learner, Teacher(solver.model, section, keeps_reference=config.objective.beta > 0, other=other)
 
 
 def _make_team(config: Config, whole: Solver | None) -> tuple[Team, Teacher]:

@@ -36,6 +36,21 @@ def recipe_solver(config: Config, *, weights: bool = True) -> Solver:
     )
 
 
+def other_teacher(config: Config, solver: Solver, *, weights: bool = True) -> Solver:
+    """The model of ``objective.teacher.model``, beside the solver and in its number format.
+
+    Raises:
+        ConfigError: it is not there, or has another vocabulary than the solver.
+    """
+    from stepalign.models.load import check_same_vocabulary, dtype_of, load_solver
+
+    path, trust = config.objective.teacher.model, config.model.trust_remote_code
+    device, dtype = (str(solver.device), dtype_of(solver)) if weights else ("cpu", "auto")
+    other = load_solver(path, dtype=dtype, device=device, trust_remote_code=trust, plain_prompts=True, weights=weights)
+    check_same_vocabulary(solver, other, path)
+    return other
+
+
 def trained_solver(config: Config) -> Solver:
     """The recipe's solver as it trains: with adapters, with gradient checkpointing."""
     from stepalign.models.load import limit_threads, with_lora

@@ -32,8 +32,6 @@ from stepalign.config.schema import (
     PromptsSection,
     SelectionSection,
     SignalSection,
-    TeacherSection,
-    TeacherWeights,
     TrainingSection,
     all_keys,
 )
@@ -49,5 +47,7 @@ from stepalign.config.sections import (
     RolloutsSection,
     SamplingSection,
     ServerSection,
+    TeacherSection,
+    TeacherWeights,
     UnusablePolicy,
 )

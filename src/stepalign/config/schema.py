@@ -21,12 +21,12 @@ from stepalign.config.sections import (
     SamplingSection,
     Section,
     ServerSection,
+    TeacherSection,
 )
 from stepalign.objectives.divergences import DIVERGENCES, Remainder, Support, find_divergence
 from stepalign.objectives.policy_gradient import AdvantageScale, LossType
 
-TeacherWeights = Literal["initial", "ema", "live", "trust_region"]
-Hybrid = Literal["none", "weighted_sum", "rlsd", "srpo", "rosd", "rebellious", "cliff"]
+Hybrid = Literal["none", "weighted_sum", "rlsd", "srpo", "rosd", "rebellious", "cliff", "cepo", "calibrated"]
 Budget = Literal["optimizer_steps", "rollouts", "completion_tokens", "training_seconds"]
 CheckpointRule = Literal["last", "best_on_validation", "best_per_metric_on_test"]
 
@@ -115,17 +115,6 @@ class PromptsSection(Section):
     """Tokens. A longer self-teacher prompt has its context cut, never the question; what was cut is counted."""
 
 
-class TeacherSection(Section):
-    """The weights of the self-teacher."""
-
-    weights: TeacherWeights = "initial"
-    """initial = as at the start, ema = a moving average, live = the student's own, trust_region = initial and live."""
-    ema_decay: float = Field(default=0.99, ge=0, lt=1)
-    """ema: teacher <- decay * teacher + (1 - decay) * student, after each optimizer step."""
-    live_share: float = Field(default=0.05, ge=0, le=1)
-    """trust_region: logits = (1 - share) * those of the initial weights + share * those of the live ones."""
-
-
 class ObjectiveSection(Section):
     """The objective of the optimizer. Both sides' logits are divided by ``sampling.temperature``."""
 
@@ -149,6 +138,10 @@ class ObjectiveSection(Section):
     importance_clip: float | None = Field(default=None, gt=0)
     """The self-teacher's term of a token is multiplied by min(importance ratio, this), as in SDPO (2.0): for
     completions that older weights or another engine drew. None trusts them; a number costs two head products."""
+    position_weight: float = Field(default=0.0, gt=-1)
+    """The self-teacher's term of a token is multiplied by 1 + this * its place in the completion, from 0 to 1."""
+    discrepancy_weight: float = Field(default=0.0, gt=-1)
+    """The same with 1 + this * (1 - the part of the completion's sum of |A_t| before the token), as in IW-OPD (0.5)."""
     loss_type: LossType = "dapo"
     """Weight of a token in both terms of the loss: dapo = 1 / tokens of the step, grpo = 1 / (tokens of its completion
     * completions), dr_grpo = 1 / (completions * ``sampling.max_completion_length``), bnpo = a token mean per
@@ -168,15 +161,16 @@ class ObjectiveSection(Section):
     """How verdict and self-teacher work together (docs/objective.md): none = as the condition says, weighted_sum = both
     terms, rlsd = the verdict's direction with the self-teacher's magnitude, srpo = correct completions by the verdict
     and wrong ones by the self-teacher, rosd = the self-teacher from the first error on, rebellious = the verdict, most
-    where the self-teacher expected otherwise, cliff = the self-teacher only where none of the group is right."""
+    where the self-teacher expected otherwise, cliff = the self-teacher only where none of the group is right, cepo and
+    calibrated = rlsd against the self-teacher that is shown a wrong sibling's answer, or words without content."""
     distillation_weight: float = Field(default=0.5, ge=0, le=1)
     """weighted_sum: weight of the self-teacher's term; the policy term gets the rest."""
     rlsd_mixing: float = Field(default=0.5, ge=0, le=1)
-    """rlsd: the self-teacher's share in the magnitude at the first step."""
+    """rlsd, cepo, calibrated: the self-teacher's share in the magnitude at the first step."""
     rlsd_decay_steps: int = Field(default=50, ge=0)
-    """rlsd: optimizer steps over which this share falls to 0, linearly; 0 keeps it."""
+    """The same: optimizer steps over which this share falls to 0, linearly; 0 keeps it."""
     rlsd_clip: float = Field(default=0.2, ge=0, le=1)
-    """rlsd: half-width of the allowed magnitudes around 1."""
+    """The same, and rebellious: half-width of the allowed magnitudes around 1."""
     srpo_entropy_damping: float = Field(default=1.0, ge=0)
     """srpo: a token's distillation weight is multiplied by exp(-damping * the self-teacher's entropy in nats)."""
 

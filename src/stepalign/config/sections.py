@@ -17,6 +17,23 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
+TeacherWeights = Literal["initial", "ema", "live", "trust_region"]
+
+
+class TeacherSection(Section):
+    """The weights of the self-teacher."""
+
+    weights: TeacherWeights = "initial"
+    """initial = as at the start, ema = a moving average, live = the student's own, trust_region = initial and live."""
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    """ema: teacher <- decay * teacher + (1 - decay) * student, after each optimizer step."""
+    live_share: float = Field(default=0.05, ge=0, le=1)
+    """trust_region: logits = (1 - share) * those of the initial weights + share * those of the live ones."""
+    model: str = ""
+    """Another model in the self-teacher's place, of the same vocabulary, loaded once and frozen: a folder, or a name as
+    in ``model.path``. With the condition gkd it reads the question alone."""
+
+
 class SamplingSection(Section):
     """How the solver attempts a problem while training."""
 

@@ -163,6 +163,23 @@ def choose(device: str, dtype: str) -> tuple[str, str]:
     return device, dtype
 
 
+def check_same_vocabulary(solver: Solver, other: Solver, name: str) -> None:
+    """Raises ConfigError unless every id is the same token for both, and the other model has a logit for each."""
+    own, theirs = solver.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    different = min(
+        (token for token in own.keys() | theirs.keys() if own.get(token) != theirs.get(token)), default=None
+    )
+    if different is not None:
+        ids = f"{different!r} is {theirs.get(different)}, not {own.get(different)}"
+        what = f"has another vocabulary than the solver: {ids}"
+    elif len(other.head_VH) < len(solver.head_VH):
+        what = f"has {len(other.head_VH)} logits, and the solver {len(solver.head_VH)}"
+    else:
+        return
+    hint = "a teacher scores the student's own ids: choose one of the same family"
+    raise ConfigError(f"the model {name} {what}", where="objective.teacher.model", hint=hint)
+
+
 def dtype_of(solver: Solver) -> str:
     return str(solver.model.dtype).removeprefix("torch.")
 

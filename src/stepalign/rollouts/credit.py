@@ -7,16 +7,17 @@ terms and weights only, stays blind to it. Formulas, sources and departures: doc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stepalign.config import Hybrid, ObjectiveSection, SamplingSection, TrainingSection
 from stepalign.errors import ConfigError
 from stepalign.feedback.designs import Condition, check_condition, find_design
+from stepalign.feedback.designs.builtin import content_free
 from stepalign.feedback.steps import split_steps
 from stepalign.models.prompts import decode_with_spans, tokens_to_steps
-from stepalign.records import Critique, Rollout, Verdict
+from stepalign.records import Attempt, Context, Critique, Rollout, Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +29,7 @@ class Facts:
 
     verdict: Verdict
     has_context: bool
-    """Whether the self-teacher has something to read."""
+    """Whether the self-teacher has something to read that the student has not, or is another model."""
     first_error: int | None
     """Index of the first token of the first wrong step; None where there is none or it was not found."""
     step: int
@@ -56,6 +57,8 @@ class Credit:
     weigh: Callable[[Condition, Facts, ObjectiveSection], LossWeights]
     needs_error: bool = False
     """Whether it wants to know where the first wrong step begins."""
+    contrast: Callable[[Sequence[Attempt], Context], str | None] | None = None
+    """(attempts of the group, context) -> the text in its place in a second prompt; None where there is none."""
 
 
 def _as_the_condition_says(condition: Condition, facts: Facts, _: ObjectiveSection) -> LossWeights:
@@ -102,6 +105,20 @@ def _cliff(_: Condition, facts: Facts, section: ObjectiveSection) -> LossWeights
     return LossWeights(policy_weight=1.0)
 
 
+def _wrong_sibling(attempts: Sequence[Attempt], context: Context) -> str | None:
+    """CEPO (arXiv 2605.19436): wrong evidence in the form of the right one, an answer or a whole attempt."""
+    others = (one for one in attempts if one.verdict == "incorrect" and one.rollout_id != context.rollout_id)
+    wrong = next((one for one in others if one.answer), None)
+    if wrong is None:
+        return None
+    return f"<answer> {wrong.answer}" if context.design == "answer" else wrong.text
+
+
+def _without_content(attempts: Sequence[Attempt], context: Context) -> str | None:
+    """The form of the context alone: the change that its mere presence makes."""
+    return content_free(context.text or "")
+
+
 HYBRIDS: dict[Hybrid, Credit] = {
     "none": Credit(_as_the_condition_says),
     "weighted_sum": Credit(_weighted_sum),
@@ -110,6 +127,8 @@ HYBRIDS: dict[Hybrid, Credit] = {
     "rosd": Credit(_rosd, needs_error=True),
     "rebellious": Credit(_rebellious),
     "cliff": Credit(_cliff),
+    "cepo": Credit(_rlsd, contrast=_wrong_sibling),
+    "calibrated": Credit(_rlsd, contrast=_without_content),
 }
 """The samples that a rollout trains on, by ``objective.hybrid``."""
 
@@ -120,7 +139,20 @@ def check_terms(
     """A recipe's condition. Raises ConfigError where the loss would have no signal, whatever the rollouts are."""
     hybrid = objective.hybrid
     condition = check_condition(name, sampling.num_generations, training.problems_per_step)
-    if hybrid != "none" and not find_design(condition.design).has_context:
+    design = find_design(condition.design)
+    if condition.bare and not objective.teacher.model:
+        raise ConfigError(
+            f"the condition {name} shows the question alone, and the self-teacher would be the student",
+            where="objective.teacher.model",
+            hint="--set objective.teacher.model=FOLDER, another model of the same vocabulary",
+        )
+    if objective.teacher.model and objective.teacher.weights != "initial":
+        raise ConfigError(
+            f"a teacher that is another model is frozen, and {objective.teacher.weights} is a self-teacher's",
+            where="objective.teacher.weights",
+            hint="--set objective.teacher.weights=initial",
+        )
+    if hybrid != "none" and not (design.has_context or condition.bare):
         raise ConfigError(
             f"the hybrid {hybrid} needs a self-teacher, and the condition {name} shows it nothing",
             where="objective.hybrid",
@@ -134,7 +166,7 @@ def check_terms(
         )
     example = Facts(verdict="correct", has_context=True, first_error=None, step=0, group_solved=True)
     uses_verdicts = HYBRIDS[hybrid].weigh(condition, example, objective).policy_weight
-    is_compared = uses_verdicts and not find_design(condition.design).penalty
+    is_compared = uses_verdicts and not design.penalty
     if is_compared and sampling.num_generations < 2 and training.max_steps:
         raise ConfigError(
             "an advantage compares the completions of a problem, and there is only one",

@@ -68,12 +68,17 @@ class SampleMaker:
                 weights = self._weights(rollout, critique, context, step, counts, solved)
                 if skipped:
                     weights = LossWeights(first_token=len(rollout.completion.ids))
-                teacher_ids = None
-                if context.text is not None and (weights.distillation_weight or weights.magnitude_mixing):
+                teacher_ids = contrast_ids = None
+                if self.condition.bare and (weights.distillation_weight or weights.magnitude_mixing):
+                    teacher_ids = group.prompt_ids
+                elif context.text is not None and (weights.distillation_weight or weights.magnitude_mixing):
                     teacher_ids = self._teacher_ids(group.problem, context.text, context.introduction, counts)
+                    contrast_ids = self._contrast_ids(group, context)
                 elif context.masked:
                     found.masked[context.masked] += 1
                 sample = self._sample(rollout, group.prompt_ids, teacher_ids, advantage, weights)
+                if contrast_ids is not None:
+                    sample = replace(sample, contrast_prompt_ids=contrast_ids)
                 found.samples.append(sample if context.turn is None else _of_turn(sample, rollout, context.turn))
         if not HYBRIDS[self.objective.hybrid].needs_error:
             del counts["unlocated_errors"]
@@ -118,7 +123,7 @@ class SampleMaker:
         credit = HYBRIDS[self.objective.hybrid]
         first_error = first_wrong_token(rollout, critique, self.tokenizer) if credit.needs_error else None
         counts["unlocated_errors"] += rollout.verdict == "incorrect" and first_error is None
-        has_context = context.text is not None
+        has_context = context.text is not None or self.condition.bare
         known = {"verdict": rollout.verdict, "first_error": first_error, "step": step}
         facts = Facts(**known, has_context=has_context, group_solved=solved)
         return credit.weigh(self.condition, facts, self.objective)
@@ -128,6 +133,13 @@ class SampleMaker:
         counts["context_dropped_tokens"] += prompt.dropped_tokens
         counts["contexts_cut"] += prompt.dropped_tokens > 0
         return prompt.ids
+
+    def _contrast_ids(self, group: JudgedGroup, context: Context) -> tuple[int, ...] | None:
+        contrast = HYBRIDS[self.objective.hybrid].contrast
+        text = contrast([one.attempt for one in group.rollouts], context) if contrast else None
+        if text is None:
+            return None
+        return self.prompts.self_teacher(group.problem, text, introduction=context.introduction).ids
 
     def _sample(
         self,
@@ -163,11 +175,13 @@ def _of_turn(sample: Sample, rollout: Rollout, place: int) -> Sample:
     if not rollout.attempt.turns:
         return sample
     turn = rollout.attempt.turns[place]
+    contrast = sample.contrast_prompt_ids
     before, inside = sample.completion_ids[: turn.start], slice(turn.start, turn.end)
     return replace(
         sample,
         student_prompt_ids=(*sample.student_prompt_ids, *before),
         teacher_prompt_ids=None if sample.teacher_prompt_ids is None else (*sample.teacher_prompt_ids, *before),
+        contrast_prompt_ids=None if contrast is None else (*contrast, *before),
         completion_ids=sample.completion_ids[inside],
         sampler_log_probs=sample.sampler_log_probs[inside],
         loss_mask=sample.loss_mask[inside],

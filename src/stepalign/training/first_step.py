@@ -13,7 +13,7 @@ from stepalign.models.packing import micro_batches
 from stepalign.models.scoring import completion_hidden
 from stepalign.objectives.policy_gradient import StepCounts
 from stepalign.records import Sample
-from stepalign.training.loss import Objective, Side, batch_loss, uses_teacher
+from stepalign.training.loss import Objective, Side, batch_loss, uses_contrast, uses_teacher
 
 
 def gradient_sizes(
@@ -33,14 +33,17 @@ def gradient_sizes(
     )
     student = [(s.student_prompt_ids, s.completion_ids) for s in samples]
     teacher = [(s.teacher_prompt_ids or (), s.completion_ids) for s in samples]
-    for batch in micro_batches(student, teacher, max_tokens=max_tokens):
+    contrast = [(s.contrast_prompt_ids or (), s.completion_ids) for s in samples]
+    for batch in micro_batches(student, teacher, contrast, max_tokens=max_tokens):
         chosen = [samples[i] for i in batch]
         taught = [teacher[i] for i in batch if uses_teacher(samples[i])]
         with torch.no_grad():
             hidden_NH = completion_hidden(solver, [student[i] for i in batch])
             side = Side(completion_hidden(solver, taught), head_VH) if taught else None
+            other = [contrast[i] for i in batch if uses_contrast(samples[i])]
+            second = Side(completion_hidden(solver, other), head_VH) if other else None
         hidden_NH = hidden_NH.detach().clone().requires_grad_(True)
-        loss, _ = batch_loss(chosen, counts, Side(hidden_NH, head_VH), side, objective=objective)
+        loss, _ = batch_loss(chosen, counts, Side(hidden_NH, head_VH), side, None, second, objective=objective)
         if not loss.requires_grad:
             continue
         loss.backward()

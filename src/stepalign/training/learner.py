@@ -23,7 +23,7 @@ from stepalign.records import Sample
 from stepalign.stopping import PROCESS, Interrupted
 from stepalign.training.checkpoint import Checkpoint, restore_optimizer, write_state
 from stepalign.training.distributed import shared_out
-from stepalign.training.loss import Objective, Side, WatchedSums, batch_loss, is_rewarded, uses_teacher
+from stepalign.training.loss import Objective, Side, WatchedSums, batch_loss, is_rewarded, uses_contrast, uses_teacher
 from stepalign.training.ranks import ONE_PROCESS, Ranks
 from stepalign.training.teacher import Teacher, local, reshard
 
@@ -216,8 +216,9 @@ class Learner:
         for batches in rounds:  # one micro-batch for each rank
             if PROCESS.asked and may_stop and self._ranks.size == 1:
                 raise Interrupted
-            is_taught = any(uses_teacher(sample) for batch in batches for sample in batch)
-            part, watched, has_gradient = self._loss(batches[self._ranks.rank], counts, teacher, is_taught)
+            rounds_samples = [sample for batch in batches for sample in batch]
+            scored = any(map(uses_teacher, rounds_samples)), any(map(uses_contrast, rounds_samples))
+            part, watched, has_gradient = self._loss(batches[self._ranks.rank], counts, teacher, *scored)
             sums.learns |= has_gradient
             if part.requires_grad:
                 part.backward()
@@ -261,32 +262,41 @@ class Learner:
 
     def _cut(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         """A rank's samples in micro-batches."""
-        sides = _student_side(samples), _teacher_side(samples)
+        sides = _student_side(samples), _teacher_side(samples), _contrast_side(samples)
         cut = micro_batches(*sides, max_tokens=self._training.max_micro_batch_tokens)
         return [[samples[i] for i in batch] for batch in cut]
 
     def _loss(
-        self, samples: Sequence[Sample], counts: StepCounts, teacher: Teacher, is_taught: bool
+        self,
+        samples: Sequence[Sample],
+        counts: StepCounts,
+        teacher: Teacher,
+        is_taught: bool,
+        is_contrasted: bool,
     ) -> tuple[torch.Tensor, WatchedSums, bool]:
         """The forward passes of a micro-batch, what they cost, and whether a token of it trains.
 
-        The student comes last: FSDP2 lets go of what it has gathered for the others. ``is_taught``: whether any rank
-        scores the self-teacher in this round.
+        The student comes last: FSDP2 lets go of what it has gathered for the others. ``is_taught``, ``is_contrasted``:
+        whether any rank scores the self-teacher in this round, and behind a second prompt.
         """
         sequences = _student_side(samples) or NOTHING
         distilled = _teacher_side([sample for sample in samples if uses_teacher(sample)])
+        contrasted = _contrast_side([sample for sample in samples if uses_contrast(sample)])
         reference = self._score_reference(sequences, teacher) if self._objective.beta else None
         taught = self._score_teacher(distilled or NOTHING, teacher) if is_taught else None
+        other = self._score_teacher(contrasted or NOTHING, teacher) if is_contrasted else None
         student = Side(completion_hidden(self._solver, sequences), self._solver.head_VH)
         if not samples:
             return _zero(student), {}, False
-        loss, sums = batch_loss(
-            samples, counts, student, taught if distilled else None, reference, objective=self._objective
-        )
+        sides = student, taught if distilled else None, reference, other if contrasted else None
+        loss, sums = batch_loss(samples, counts, *sides, objective=self._objective)
         return (loss if self._ranks.size == 1 else loss + _zero(student)), sums, loss.requires_grad
 
     @torch.no_grad()
     def _score_teacher(self, sequences: Sequence[Scored], teacher: Teacher) -> Side:
+        if teacher.other is not None:  # its head may have padding that the student's has not
+            head_VH = teacher.other.head_VH.detach()[: len(self._solver.head_VH)]
+            return Side(completion_hidden(teacher.other, sequences), head_VH)
         live_NH = completion_hidden(self._solver, sequences) if teacher.live_share else None
         with teacher.in_place(self._solver.model) as keep:
             hidden_NH = completion_hidden(self._solver, sequences)
@@ -316,6 +326,7 @@ def make_objective(section: ObjectiveSection, temperature: float, head_VH: torch
         raise ConfigError(f"the vocabulary has {vocabulary} entries only", where=f"objective.top_k = {section.top_k}")
     top_k = section.top_k and TopK(section.top_k, section.top_k_support, section.top_k_remainder)
     shared = ("entry_clip", "token_clip", "importance_clip", "epsilon", "epsilon_high", "beta", "loss_type")
+    shared += ("position_weight", "discrepancy_weight")
     return Objective(
         temperature=temperature,
         divergence=find_divergence(name),
@@ -357,6 +368,10 @@ def _score_without_dropout(model: torch.nn.Module) -> None:
 
 def _student_side(samples: Sequence[Sample]) -> list[Scored]:
     return [(s.student_prompt_ids, s.completion_ids) for s in samples]
+
+
+def _contrast_side(samples: Sequence[Sample]) -> list[Scored]:
+    return [(s.contrast_prompt_ids or (), s.completion_ids) for s in samples]
 
 
 def _teacher_side(samples: Sequence[Sample]) -> list[Scored]:

@@ -45,6 +45,10 @@ class Objective:
     token_clip: float | None = None
     importance_clip: float | None = None
     """Bound on the importance ratio that multiplies the self-teacher's term; None takes completions as on-policy."""
+    position_weight: float = 0.0
+    discrepancy_weight: float = 0.0
+    """Times 1 + the first * a token's place in its completion, from 0 to 1, and 1 + the second * the part of the sum of
+    |A_t| that is not yet behind it (IW-OPD, arXiv 2606.22600)."""
     magnitude_clip: float = 0.2
     """Half-width of the sizes around 1 that the self-teacher may give an advantage."""
     epsilon: float = 0.2
@@ -72,6 +76,11 @@ def uses_teacher(sample: Sample) -> bool:
     return bool(sample.distillation_weight or (sample.magnitude_mixing and is_rewarded(sample)))
 
 
+def uses_contrast(sample: Sample) -> bool:
+    """Whether the self-teacher is scored behind a second prompt."""
+    return bool(sample.contrast_prompt_ids and sample.magnitude_mixing and is_rewarded(sample))
+
+
 def is_rewarded(sample: Sample) -> bool:
     """Whether the policy term has a gradient."""
     return bool(sample.policy_weight and sample.advantage)
@@ -83,6 +92,7 @@ def batch_loss(
     student: Side,
     teacher: Side | None = None,
     reference: Side | None = None,
+    contrast: Side | None = None,
     *,
     objective: Objective,
 ) -> tuple[Tensor, WatchedSums]:
@@ -94,6 +104,7 @@ def batch_loss(
         student: all N tokens, with gradients.
         teacher: the tokens of the samples that ``uses_teacher`` names; None where there are none.
         reference: all N tokens, for ``objective.beta``.
+        contrast: of the self-teacher behind its second prompt, the tokens of the samples that ``uses_contrast`` names.
 
     Returns:
         (scalar, watched sums): nats per token for divergence, entropies, log-ratios and KL.
@@ -107,9 +118,19 @@ def batch_loss(
         compared = _distill(batch, distilled_N, student, teacher, objective, watched)
         total = total + compared.loss
         assert compared.log_ratio is not None  # token ids were given
+        log_ratio_N = compared.log_ratio.float()
+        if contrast is not None:
+            contrasted_N = batch.rows(uses_contrast)
+            with torch.no_grad():
+                other = _comparison(batch, contrasted_N, student, contrast, objective)(
+                    weights=log_ratio_N.new_zeros(int(contrasted_N.sum()))
+                )
+            assert other.log_ratio is not None
+            places = batch.move(contrasted_N[distilled_N].nonzero()[:, 0])
+            log_ratio_N = log_ratio_N.index_add(0, places, -other.log_ratio.float())
         sized = sized_advantages(
             _pick(advantages_N, distilled_N),
-            compared.log_ratio.float(),
+            log_ratio_N,
             mixing=batch.move(batch.per_token(lambda s: s.magnitude_mixing)[distilled_N]),
             clip=objective.magnitude_clip,
         )
@@ -150,34 +171,26 @@ def _distill(
 ) -> FusedDivergence:
     """The self-teacher's term on the tokens of the samples that have one, and what is watched of both sides."""
     student_NH = _pick(student.hidden_NH, distilled_N)
-    compare = functools.partial(
-        fused_linear_divergence,
-        student_NH,
-        student.head_VH,
-        teacher.hidden_NH,
-        teacher.head_VH,
-        live_hidden=teacher.live_NH,
-        live_share=teacher.live_share,
-        divergence=objective.divergence,
-        temperature=objective.temperature,
-        token_ids=batch.move(batch.token_ids_N[distilled_N]),
-        top_k=objective.top_k,
-        entry_clip=objective.entry_clip,
-        token_clip=objective.token_clip,
-        fast_logits=objective.fast_logits,
-        compiled=objective.compiled,
-    )
-    weights_N = (batch.weights_N * batch.per_token(lambda s: s.distillation_weight))[distilled_N]
+    compare = _comparison(batch, distilled_N, student, teacher, objective)
+    weights_N = batch.weights_N * batch.per_token(lambda s: s.distillation_weight)
+    if objective.position_weight:
+        weights_N = weights_N * (1.0 + objective.position_weight * batch.places_N)
+    weights_N = weights_N[distilled_N]
     learns = bool(weights_N.any())  # or the self-teacher only sizes advantages
     weights_N = batch.move(weights_N)
     damping_N = batch.per_token(lambda s: s.entropy_damping)[distilled_N]
-    clip = objective.importance_clip
-    if clip is not None or damping_N.any():  # weights that depend on what is compared: look first
+    clip, gamma = objective.importance_clip, objective.discrepancy_weight
+    if clip is not None or gamma or damping_N.any():  # weights that depend on what is compared: look first
         with torch.no_grad():
             seen = compare(weights=weights_N)
         assert seen.teacher_entropy is not None  # token ids were given
         assert seen.student_log_probs is not None
+        assert seen.log_ratio is not None
         weights_N = weights_N * torch.exp(-batch.move(damping_N) * seen.teacher_entropy)
+        if gamma:
+            sizes_N = seen.log_ratio.abs() * batch.move(batch.mask_N[distilled_N])
+            lengths = [len(sample.completion_ids) for sample in batch.samples if uses_teacher(sample)]
+            weights_N = weights_N * (1.0 + gamma * _part_ahead(sizes_N, lengths))
         if clip is not None:
             sampler_N = batch.move(batch.sampler_log_probs_N[distilled_N])
             weights_N = weights_N * truncated_importance_weights(seen.student_log_probs, sampler_N, maximum=clip)
@@ -192,6 +205,35 @@ def _distill(
     distilled = [sample for sample in batch.samples if uses_teacher(sample)]
     _watch_truth(distilled, Side(student_NH, student.head_VH), teacher, objective.temperature, watched)
     return compared
+
+
+def _comparison(
+    batch: _Tokens, rows_N: Tensor, student: Side, teacher: Side, objective: Objective
+) -> Callable[..., FusedDivergence]:
+    """The student against a self-teacher on some rows; the weights of the tokens are yet to be given."""
+    return functools.partial(
+        fused_linear_divergence,
+        _pick(student.hidden_NH, rows_N),
+        student.head_VH,
+        teacher.hidden_NH,
+        teacher.head_VH,
+        live_hidden=teacher.live_NH,
+        live_share=teacher.live_share,
+        divergence=objective.divergence,
+        temperature=objective.temperature,
+        token_ids=batch.move(batch.token_ids_N[rows_N]),
+        top_k=objective.top_k,
+        entry_clip=objective.entry_clip,
+        token_clip=objective.token_clip,
+        fast_logits=objective.fast_logits,
+        compiled=objective.compiled,
+    )
+
+
+def _part_ahead(sizes_N: Tensor, lengths: Sequence[int]) -> Tensor:
+    """1 less the part of a completion's sum that is before a token, completion after completion; 1 of an empty sum."""
+    parts = [(part.flip(0).cumsum(0).flip(0), part.sum()) for part in sizes_N.split(list(lengths))]
+    return torch.cat([torch.where(total > 0, ahead / total, 1.0) for ahead, total in parts])
 
 
 @torch.no_grad()
@@ -267,6 +309,12 @@ class _Tokens:
         Tokens of an environment have none (NaN), and a weight of 0 would not keep that out of the sum.
         """
         return torch.tensor([p for s in self.samples for p in s.sampler_log_probs]).where(self.mask_N, 0.0)
+
+    @property
+    def places_N(self) -> Tensor:
+        """The place of each token among the trained ones of its completion, from 0 to 1, float32."""
+        parts = self.mask_N.float().split([len(s.completion_ids) for s in self.samples])
+        return torch.cat([(part.cumsum(0) - 1.0).clamp(min=0.0) / (part.sum() - 1.0).clamp(min=1.0) for part in parts])
 
     def per_token(self, value: Callable[[Sample], float]) -> Tensor:
         """[N], a value of each sample repeated over its tokens, float32."""

@@ -1,4 +1,4 @@
-"""The weights of the self-teacher: the solver as it was, as it is, on average, or held near where it was.
+"""The self-teacher: the solver as it was, as it is, on average, or held near where it was; or another model.
 
 A teacher is a set of values for the solver's *trainable* parameters; under LoRA it is as small as the adapter, and the
 initial one equals the adapter switched off. Scoring puts these values in place of the current ones. Plain parameters
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stepalign.config import TeacherSection
+from stepalign.models.load import Solver
 
 Weights = dict[str, Tensor]
 """Values of trainable parameters by name, of a sharded one this process's shard; empty: the parameters as they are."""
@@ -33,11 +34,21 @@ class Teacher:
     ``trust_region`` keeps the first values too; the objective mixes their logits with those of the live weights.
     """
 
-    def __init__(self, model: torch.nn.Module, section: TeacherSection, *, keeps_reference: bool = False) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        section: TeacherSection,
+        *,
+        keeps_reference: bool = False,
+        other: Solver | None = None,
+    ) -> None:
+        """``other``: the model of ``objective.teacher.model``, which has weights of its own."""
         self._section = section
-        first = {} if section.weights == "live" and not keeps_reference else _copies(model)
+        self.other = other
+        holds_none = section.weights == "live" or other is not None
+        first = {} if holds_none and not keeps_reference else _copies(model)
         self.values: Weights = {
-            "initial": lambda: first,
+            "initial": dict if other is not None else lambda: first,
             "trust_region": lambda: first,
             # In float32 at least: bfloat16 would round a step of (1 - decay) away.
             "ema": lambda: {name: value.to(_at_least_float32(value), copy=True) for name, value in first.items()},

@@ -10,7 +10,15 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from stepalign.build import find_terms, make_prompts, make_replier, model_choice, prompt_templates, recipe_solver
+from stepalign.build import (
+    find_terms,
+    make_prompts,
+    make_replier,
+    model_choice,
+    other_teacher,
+    prompt_templates,
+    recipe_solver,
+)
 from stepalign.config import Config, check_checkpoint_rule
 from stepalign.critics import critic_prompt
 from stepalign.domains.domain import Domain
@@ -277,6 +285,12 @@ def templates(inputs: Inputs) -> None:
         )
 
 
+def teacher(inputs: Inputs) -> None:
+    """A teacher that is another model is there and has the solver's vocabulary."""
+    if inputs.config.objective.teacher.model:
+        other_teacher(inputs.config, inputs.solver, weights=False)
+
+
 def sampler(inputs: Inputs) -> None:
     """The local sampler knows the architecture."""
     if inputs.config.sampling.engine == "local":
@@ -354,6 +368,7 @@ CHECKS = (
     Check("the number format can be trained", True, number_format),
     Check("adapters have layers", True, adapter_targets),
     Check("completions can be drawn from the model", True, sampler),
+    Check("the teacher has the solver's vocabulary", True, teacher),
     Check("the chat template takes further turns", True, turns),
     Check("questions fit the model's context", True, question_lengths),
     Check("contexts fit the self-teacher's prompt", True, room_for_context),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepalign.config import Config
@@ -63,6 +64,9 @@ def memory_parts(
     trained, trained_width = (adapters, 4) if model.lora else (total, width)
     condition = find_condition(config.condition)
     teacher = config.objective.teacher.weights if condition.distillation_weight else "live"
+    other = 0.0
+    if config.objective.teacher.model and condition.distillation_weight:
+        other, teacher = width * _parameters_of(config.objective.teacher.model, config.model.trust_remote_code), "live"
     copies = {"live": 0, "initial": 1, "trust_region": 1, "ema": 2}[teacher] or int(config.objective.beta > 0)
     completion = config.sampling.max_completion_length
     completions = config.sampling.num_generations * training.problems_per_step
@@ -83,12 +87,21 @@ def memory_parts(
         + (total * width if ranks > 1 else 0),  # rank 0 holds a whole copy
         "gradients": trained * trained_width / ranks,
         "optimizer": 2 * trained * trained_width / ranks,
-        "teacher": copies * trained * trained_width / ranks,
+        "teacher": copies * trained * trained_width / ranks + other,  # another model is whole on every rank
         "activations": row * saved * width,
         "logits": min(CHUNK_TOKENS, row) * shape.vocabulary * CHUNK_ROWS * 4,
         "sampler cache": drawn * shape.layers * 2 * shape.key_values * width if local else 0.0,
     }
     return {name: float(size) for name, size in parts.items()}
+
+
+def _parameters_of(path: str, trust_remote_code: bool) -> int:
+    from stepalign.models.load import load_solver
+
+    known = path in SHAPES and not Path(path).exists()
+    options = {"trust_remote_code": trust_remote_code, "plain_prompts": True, "weights": False}
+    found = known_shape(path) if known else load_solver(path, **options)
+    return sum(parameter.numel() for parameter in found.model.parameters())
 
 
 class _Shape:

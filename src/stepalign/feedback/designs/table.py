@@ -156,13 +156,16 @@ class Condition:
     design: str
     distillation_weight: float
     policy_weight: float
+    bare: bool = False
+    """Whether the teacher reads what the student reads: it is another model then."""
 
 
-# The paper's three by name; every design is a condition of its own as well.
+# The paper's three by name, and distillation from another model; every design is a condition of its own as well.
 CONDITIONS: dict[str, Condition] = {
     "grpo": Condition("none", 0.0, 1.0),
     "refsol": Condition("reference", 1.0, 0.0),
     "stepalign": Condition("step_aligned", 1.0, 0.0),
+    "gkd": Condition("none", 1.0, 0.0, bare=True),
     **{
         name: Condition(name, float(not design.penalty), float(bool(design.penalty)))
         for name, design in DESIGNS.items()

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepalign.build import Session, find_terms, find_truth, open_session
+from stepalign.build import Session, find_terms, find_truth, open_session, other_teacher
 from stepalign.config import Config, changed, load_config
 from stepalign.domains.table import load_sets
 from stepalign.evaluation.evaluate import EvaluatedProblem, metric_rows, metrics_of, read_samples
@@ -23,6 +23,7 @@ from stepalign.verbs.verify.verified import Verified
 
 if TYPE_CHECKING:
     from stepalign.domains.math.grading import Grader
+    from stepalign.models.load import Solver
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.05}
 """Nats: a sampler's log-probability of a token, drawn one by one, against that of a whole scoring pass."""
@@ -204,7 +205,8 @@ def _weights(
             continue
         student = _scores(session, [(s.student_prompt_ids, s.completion_ids) for s in of_step])
         checkpoints.restore_weights(solver, {name: teacher[name] for name in weights})
-        shown = _scores(session, [(s.teacher_prompt_ids or (), s.completion_ids) for s in of_step])
+        taught = solver if not config.objective.teacher.model else other_teacher(config, solver)
+        shown = _scores(session, [(s.teacher_prompt_ids or (), s.completion_ids) for s in of_step], taught)
         pairs = zip(shown, student, of_step, strict=True)
         ratios = [float(t - s) for a, b, one in pairs for t, s, kept in zip(a, b, one.loss_mask, strict=True) if kept]
         where = f"metrics.jsonl, step {version + 1}, log_ratio (mean A_t of {len(ratios)} tokens)"
@@ -229,12 +231,14 @@ def _log_probs(
         found.compare("rollouts scored again", where, 0.0, max(gaps, default=0.0), TOLERANCE[dtype_of(session.solver)])
 
 
-def _scores(session: Session, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Any]:
-    """log p of every completion token behind a prompt."""
+def _scores(
+    session: Session, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], solver: Solver | None = None
+) -> list[Any]:
+    """log p of every completion token behind a prompt, by the session's solver or another."""
     from stepalign.token_signal.score import ScoringJob, score
 
     jobs = [ScoringJob(completion_ids=ids, student_prompt_ids=prompt, teacher_prompt_ids={}) for prompt, ids in pairs]
-    found = score(session.solver, jobs, temperature=session.config.sampling.temperature)
+    found = score(solver or session.solver, jobs, temperature=session.config.sampling.temperature)
     return [one.student.log_probs for one in found]
 
 
