@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from stepalign.config import Config, arm_config, changed, difference, load_config
-from stepalign.verbs.compare import arm_differences, compare_config, plan
+from stepalign.verbs.compare import arm_differences, compare_config, in_order, plan
 
 SMALL = {
     "training.max_steps": 3,
@@ -373,6 +373,13 @@ def test_the_plan_covers_arms_and_seeds_once() -> None:
     assert len(names) == len(set(names))
     assert {n for n in names if "/" in n} == {f"{arm}/seed-{seed}" for arm in ARMS for seed in (3, 4, 5)}
     assert {"base", "signal"} <= set(names)
+
+
+def test_one_seed_of_every_arm_comes_before_the_next() -> None:
+    config = load_config("arithmetic", ["compare.seeds=[5, 3]"])
+    names = [task.name for task in in_order(plan(config, Path("x")), config.compare.seeds)]
+    assert all(names.index(f"{first}/seed-5") < names.index(f"{second}/seed-3") for first in ARMS for second in ARMS)
+    assert max(names.index("base"), names.index("signal")) < min(names.index(f"{arm}/seed-3") for arm in ARMS)
 
 
 @pytest.mark.parametrize(

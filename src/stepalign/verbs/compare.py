@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ class Task:
 
     @property
     def cost(self) -> float:
-        """Completions to sample, roughly: the longest run starts first."""
+        """Completions to sample, roughly."""
         config = self.config
         if self.name == SIGNAL:
             return 8.0 * config.signal.num_rollouts
@@ -139,6 +139,17 @@ def plan(config: Config, out: Path) -> list[Task]:
     if config.signal.num_rollouts and config.signal.contexts:
         tasks.append(Task(SIGNAL, base_config(config), out))
     return tasks
+
+
+def in_order(tasks: Sequence[Task], seeds: Sequence[int]) -> list[Task]:
+    """One seed of all arms before the next, for whole rows where a comparison is cut short; of a seed, the longest."""
+    names = [f"seed-{seed}" for seed in seeds[1:]]
+
+    def round_of(task: Task) -> int:
+        seed = task.name.partition("/")[2]
+        return names.index(seed) + 1 if seed in names else 0
+
+    return sorted(tasks, key=lambda task: (round_of(task), -task.cost))
 
 
 def _check_anchors(shared: Config, arm: ArmSection, config: Config) -> None:
@@ -218,7 +229,7 @@ def compare_config(config: Config, recipe: str, out: Path, *, resume: bool, list
         with _named(arm):
             run_checks(found, loads_model=True)
     with RunFolder(out, config, resume=resume, kind="comparison", extra=RUN_FILES):
-        open_tasks = sorted((t for t in tasks if not t.finished), key=lambda t: -t.cost)
+        open_tasks = in_order([task for task in tasks if not task.finished], config.compare.seeds)
         for task in tasks:
             listener(
                 Event(kind="finished", run=task.name)
