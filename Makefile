@@ -32,7 +32,7 @@ VLLM := build/vllm
 test-vllm: $(VENV)/.dev $(VLLM)/.done
 	STEPALIGN_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest --durations 5 tests/real_server
 
-# TRL's SDPO trains on an export of ours, in an environment of its own (3 minutes, 1.5 GB).
+# TRL's SDPO trains on an export of ours, and with our callback, in an environment of its own (3 minutes, 1.5 GB).
 TRL := build/trl
 
 test-trl: $(VENV)/.dev $(TRL)/.done
@@ -40,7 +40,7 @@ test-trl: $(VENV)/.dev $(TRL)/.done
 
 $(TRL)/.done:
 	$(PYTHON) -m venv $(TRL)
-	$(TRL)/bin/pip install --quiet torch==2.13.0 trl==1.16.0
+	$(TRL)/bin/pip install --quiet torch==2.13.0 trl==1.16.0 --editable .
 	@touch $@
 
 $(VLLM)/.done:

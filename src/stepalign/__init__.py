@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from stepalign.verbs.preflight import preflight
     from stepalign.verbs.signal.notebook import Signal, signal
     from stepalign.verbs.train import train
+    from stepalign.verbs.trl import StepAlignCallback
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "Sample",
     "Signal",
     "Solver",
+    "StepAlignCallback",
     "UserError",
     "align",
     "compare",
@@ -87,6 +89,7 @@ _HOMES = {
     "verbs.preflight": ("preflight",),
     "verbs.signal.notebook": ("Signal", "signal"),
     "verbs.train": ("train",),
+    "verbs.trl": ("StepAlignCallback",),
 }
 _HOME_OF = {name: (module, name) for module, names in _HOMES.items() for name in names}
 _HOME_OF["Critic"] = ("critics.served", "served_critic")

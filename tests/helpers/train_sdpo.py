@@ -1,6 +1,6 @@
-"""Trains TRL's SDPO on an exported file; runs in an environment that has TRL, on the CPU. Prints one line of JSON.
+"""Trains TRL's SDPO on a file of rows; runs in an environment that has TRL, on the CPU. Prints one line of JSON.
 
-python train_sdpo.py EXPORT.jsonl MODEL OUT
+python train_sdpo.py ROWS.jsonl MODEL OUT [CRITIC-URL]
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
 torch.set_num_threads(1)
-export, model, out = sys.argv[1:]
+rows, model, out, *critic_url = sys.argv[1:]
 seen: list[str] = []
+written: list[str] = []
 
 
 class Watched(SDPOTrainer):
@@ -31,6 +32,7 @@ class Watched(SDPOTrainer):
 
 
 def reward(completions, **columns):
+    written.extend(messages[0]["content"] for messages in completions)
     return [0.0] * len(completions)
 
 
@@ -52,11 +54,22 @@ trainer = Watched(
         include_environment_feedback=True,
     ),
     reward_funcs=reward,
-    train_dataset=load_dataset("json", data_files=export, split="train"),
+    train_dataset=load_dataset("json", data_files=rows, split="train"),
     processing_class=AutoTokenizer.from_pretrained(model),
 )
 before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+callback = None
+if critic_url:
+    import stepalign as sa
+    from stepalign.feedback.findings import FINDINGS
+
+    critic = sa.Critic(critic_url, model="critic", prompt="{{ attempt }}", sees="nothing")
+    policies = dict.fromkeys(FINDINGS, "use")  # the server answers with an echo
+    callback = sa.StepAlignCallback(trainer, critic, policies=policies)
+    trainer.add_callback(callback)
 trainer.train()
 logs = [row for row in trainer.state.log_history if "loss" in row]
 moved = sum(not torch.equal(before[name], value) for name, value in trainer.model.named_parameters())
-print(json.dumps({"trl": trl.__version__, "logs": logs, "seen": seen, "moved": moved}))
+cut = callback and callback.cut_prompts
+found = {"trl": trl.__version__, "logs": logs, "seen": seen, "written": written, "moved": moved, "cut": cut}
+print(json.dumps(found))

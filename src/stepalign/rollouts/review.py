@@ -12,9 +12,9 @@ from stepalign.domains.math.extraction import extract_answer
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.table import find_domain
 from stepalign.errors import BudgetSpentError
-from stepalign.feedback import findings
+from stepalign.feedback import designs, findings
 from stepalign.feedback.alignment import Alignment, align
-from stepalign.records import Attempt, Critique
+from stepalign.records import Attempt, Context, Critique
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +98,26 @@ async def ask(critic: Critic, attempt: Attempt, rules: Rules | None) -> Review:
             return found
         earlier, complaint = critique, findings.FINDINGS[found.critique.decided_by].request
     raise AssertionError("a policy asks for more tries than there are")
+
+
+def shown_contexts(design: str, group: designs.Group) -> list[Context]:
+    """The contexts of a design, except for critiques that a policy keeps from the self-teacher."""
+    shown = designs.make_contexts(design, group)
+    if not designs.find_design(design).needs_critic:
+        return shown
+    critiques = {one.rollout_id: one for one in group.critiques if one is not None}
+    references: dict[str, Context] = {}
+    if any(critique.policy == "fall_back" for critique in critiques.values()):
+        references = {one.rollout_id: one for one in designs.make_contexts("reference", group)}
+    for index, context in enumerate(shown):
+        critique = critiques.get(context.rollout_id)
+        if critique is None:
+            continue
+        if critique.policy == "mask" and context.text is not None:
+            shown[index] = replace(context, text=None, masked=f"critique with the finding {critique.decided_by}")
+        elif critique.policy == "fall_back":
+            shown[index] = replace(references[context.rollout_id], turn=context.turn)
+    return shown
 
 
 async def ask_all(

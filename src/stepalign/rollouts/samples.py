@@ -17,6 +17,7 @@ from stepalign.objectives.policy_gradient import group_advantages
 from stepalign.records import Context, Critique, Problem, Rollout, Sample
 from stepalign.rollouts.credit import HYBRIDS, Facts, LossWeights, first_wrong_token, unlikely
 from stepalign.rollouts.early import JudgedGroup
+from stepalign.rollouts.review import shown_contexts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +59,13 @@ class SampleMaker:
         for group, rewards_G, advantages_G in zip(groups, rewards, advantages_PG, strict=True):
             skipped = self.skip_zero_std_groups and not _has_two_rewards(rewards_G)
             counts["skipped_groups"] += skipped
-            contexts = self._contexts(group, usable, problems)
+            shown_group = designs.make_group(
+                [rollout.attempt for rollout in group.rollouts],
+                {critique.rollout_id: critique for critique in group.critiques if critique is not None},
+                usable=usable,
+                other_problems=problems,
+            )
+            contexts = shown_contexts(self.condition.design, shown_group)
             found.contexts += contexts
             solved = any(one.verdict == "correct" for one in group.rollouts)
             members = zip(group.rollouts, group.critiques, advantages_G, strict=True)
@@ -84,32 +91,6 @@ class SampleMaker:
             del counts["unlocated_errors"]
         found.numbers = {name: float(count) for name, count in counts.items()}
         return found
-
-    def _contexts(self, group: JudgedGroup, usable: Sequence[Critique], problems: Sequence[Problem]) -> list[Context]:
-        """The design's contexts, except for critiques that a policy keeps from the self-teacher."""
-        design = self.condition.design
-        shown_group = designs.make_group(
-            [rollout.attempt for rollout in group.rollouts],
-            {critique.rollout_id: critique for critique in group.critiques if critique is not None},
-            usable=usable,
-            other_problems=problems,
-        )
-        shown = designs.make_contexts(design, shown_group)
-        if not designs.find_design(design).needs_critic:
-            return shown
-        critiques = {one.rollout_id: one for one in group.critiques if one is not None}
-        references: dict[str, Context] = {}
-        if any(critique.policy == "fall_back" for critique in critiques.values()):
-            references = {one.rollout_id: one for one in designs.make_contexts("reference", shown_group)}
-        for index, context in enumerate(shown):
-            critique = critiques.get(context.rollout_id)
-            if critique is None:
-                continue
-            if critique.policy == "mask" and context.text is not None:
-                shown[index] = replace(context, text=None, masked=f"critique with the finding {critique.decided_by}")
-            elif critique.policy == "fall_back":
-                shown[index] = replace(references[context.rollout_id], turn=context.turn)
-        return shown
 
     def _weights(
         self,
