@@ -41,6 +41,8 @@ async def _unless_stopped(work: Coroutine[Any, Any, Result]) -> Result:
             task.cancel()
             await asyncio.wait([task], timeout=_CANCEL_SECONDS)
             raise Interrupted
+    if PROCESS.asked and task.cancelled():  # it looked by itself
+        raise Interrupted
     return task.result()
 
 

@@ -31,6 +31,8 @@ from stepalign.rollouts.environment import SingleTurn
 from stepalign.rollouts.order import derive_seed, problems_of_step
 from stepalign.rollouts.samples import SampleMaker
 from stepalign.rollouts.stream import Batch, Stream
+from stepalign.stopping import PROCESS, Interrupted
+from stepalign.waiting import wait_for
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Which problems, and which seeds
@@ -488,3 +490,20 @@ def test_a_loss_that_cannot_have_a_signal_is_refused(settings, where: str) -> No
 )
 def test_a_group_of_one_is_enough_without_a_policy_term(settings) -> None:
     assert find_terms(changed(Config(), settings)) == designs.find_condition(settings["condition"])
+
+
+def test_an_evaluation_that_is_asked_to_stop_waits_for_no_grade(tiny_solver: Solver, monkeypatch) -> None:
+    """All completions end at once, with one token: the first problem is graded when the request comes."""
+    monkeypatch.setattr(PROCESS, "asked", False)
+    graded: list[int] = []
+
+    def heard(row: int, _: object) -> None:
+        graded.append(row)
+        PROCESS.asked = True
+
+    with Grader() as grader:
+        maker = make_stream(tiny_solver, Script(tiny_solver, ATTEMPTS), grader, "grpo").collector.maker
+        work = maker.attempt(PROBLEMS, num_samples=2, temperature=1.0, max_tokens=21, seed=0, on_graded=heard)
+        with pytest.raises(Interrupted):
+            wait_for(work)
+    assert graded == [2]

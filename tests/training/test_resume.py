@@ -159,6 +159,7 @@ def test_a_run_does_not_go_on_with_other_problems(config: Config, tmp_path: Path
 
 MOMENTS: dict[str, Callable[[str, int], bool]] = {
     "in the evaluation before the first step": lambda what, number: what == "evaluated validation" and number == 0,
+    "in the middle of an evaluation": lambda what, number: what == "evaluation" and number == 1,
     "while the first attempts are sampled": lambda what, number: what == "sampling" and number == 1,
     "after the first step": lambda what, number: what == "step" and number == 1,
     "in an evaluation that falls together with a save": lambda what, number: (
@@ -170,12 +171,15 @@ MOMENTS: dict[str, Callable[[str, int], bool]] = {
 
 
 @pytest.mark.parametrize("name", MOMENTS)
-def test_a_run_asked_to_stop_saves_itself_and_goes_on(config: Config, tmp_path: Path, name: str) -> None:
+def test_a_run_asked_to_stop_saves_itself_and_goes_on(
+    config: Config, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train_config(config, whole, resume=False, listener=Watch(), stop=StopRequest())
     stop = StopRequest()
     with pytest.raises(Interrupted):
         train_config(config, broken, resume=False, listener=Watch(stop, MOMENTS[name]), stop=stop)
+    assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
     again = train_config(config, broken, resume=True, listener=Watch(), stop=StopRequest())
     assert again.step == 4
     for records in ("rollouts", "contexts"):

@@ -21,6 +21,7 @@ from stepalign.rollouts.early import Collected, JudgedGroup
 from stepalign.rollouts.environment import BrokenOffError, Environment
 from stepalign.rollouts.order import derive_seed
 from stepalign.rollouts.review import Review, Rules, ask
+from stepalign.stopping import PROCESS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +66,8 @@ class RolloutMaker:
             ends[row, index] = tasks.create_task(further_turns(row, index, completion))
 
         async def further_turns(row: int, index: int, completion: Completion) -> Completion:
+            if PROCESS.asked:  # hundreds may end with one token: their grades are not waited for
+                raise asyncio.CancelledError
             problem, turns = problems[row], [self._turn(completion, 0)]
             while completion.finish_reason == "stop":
                 try:

@@ -45,6 +45,10 @@ from stepalign.waiting import wait_for
 _STOPPING = "stopping: the run saves itself; once more stops at once"
 
 
+class _EvaluationStoppedError(Exception):
+    """An Interrupted that may cross an event loop."""
+
+
 class Measure(Protocol):
     """Samples, grades and measures a held-out set; finished problems are kept in ``file`` and not done again."""
 
@@ -92,15 +96,8 @@ class Run:
         """
         self._early: Sequence[str] = ()
         self._checkpoints = self.folder.path / "checkpoints"
-        self.past = Past(
-            self.solver,
-            self.learner,
-            self.teacher,
-            self._checkpoints,
-            self.guards.section,
-            ahead=self.stream.ahead,
-            limit=self.training.save_total_limit,
-        )
+        parts = (self.solver, self.learner, self.teacher, self._checkpoints, self.guards.section)
+        self.past = Past(*parts, ahead=self.stream.ahead, limit=self.training.save_total_limit)
         self.past.keep(0)
         self.timeline = Timeline(self.folder, self.stream.ahead + 1)
         self._resume()
@@ -195,8 +192,7 @@ class Run:
     def publish_weights(self) -> None:
         """Let the sampler draw from the weights as they are now."""
         self.learner.gather()
-        named = self.solver.model.named_parameters()
-        weights = {name: parameter for name, parameter in named if parameter.requires_grad}
+        weights = {name: one for name, one in self.solver.model.named_parameters() if one.requires_grad}
         wait_for(self.sampler.publish(weights, self.progress.step))
 
     def record(self, batch: Batch, numbers: Mapping[str, float]) -> None:
@@ -265,7 +261,10 @@ class Run:
                 if name not in self.held_out or (done, name) in self.evaluated:
                     continue
                 file = self.folder.path / "samples" / f"step-{done:05d}-{name}.jsonl"
-                rows = self.measure(name, file, self._evaluating)
+                try:
+                    rows = self.measure(name, file, self._evaluating)
+                except _EvaluationStoppedError:
+                    raise Interrupted from None
                 self.evaluated.add((done, name))
                 totals = {"rollouts": self.progress.num_rollouts, "seconds": self.progress.seconds}
                 self.folder.append("evaluations", [{"step": done, "set": name, **totals, "metrics": rows}])
@@ -372,8 +371,8 @@ class Run:
 
     def _evaluating(self, event: Event) -> None:
         self.listener(event)
-        if event.done < event.total:  # what is evaluated is kept: a long evaluation goes on where it stopped
-            self.stop_if_asked()
+        if self.stop.asked and event.done < event.total:  # a long evaluation goes on where it stopped
+            raise _EvaluationStoppedError
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
