@@ -3,6 +3,7 @@
     python benchmarks/turns.py --out runs/turns            # all curves, three seeds
     python benchmarks/turns.py --out runs/turns --only hindsight --seeds 0
     python benchmarks/turns.py --out runs/turns --table    # of what is there
+    python benchmarks/turns.py --out runs/turns --domains  # step-aligned critiques against the others, domain by domain
 
 A finished run is not run again. Times are those of the machine and not compared.
 """
@@ -14,7 +15,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import stepalign as sa
+from stepalign.evaluation.comparison import Evaluations
+from stepalign.evaluation.statistics import paired_difference
 
 _SHORT = {
     "training.max_steps": 12,
@@ -24,6 +30,14 @@ _SHORT = {
     "data.test": None,
     "training.save_steps": 0,
 }
+_EQUAL = {
+    "condition": "grpo",
+    "sampling.num_generations": 4,
+    "training.problems_per_step": 4,
+    "training.learning_rate": 3e-4,
+}
+"""As many rollouts a step as the arms with a self-teacher."""
+_TOOLS = {"training.max_steps": 6}
 _ONE = {"sampling.num_generations": 1, "training.problems_per_step": 16, "training.learning_rate": 1e-3}
 _USER = {
     "environment": {
@@ -35,14 +49,26 @@ _USER = {
     "sampling.max_completion_length": 192,
 }
 CURVES: dict[str, tuple[str, dict[str, Any]]] = {
-    "tool, GRPO on whole episodes": ("tools", {}),
-    "tool, critique of each turn": ("tools", {"condition": "turn_critique", **_ONE}),
+    "tool, GRPO on whole episodes": ("tools", {**_TOOLS, **_EQUAL}),
+    "tool, critique of each turn": ("tools", {"condition": "turn_critique", **_TOOLS, **_ONE}),
+    "tool, RefSol": ("tools", {"condition": "refsol", **_TOOLS, **_ONE}),
     "user, hindsight": ("tools", {"condition": "hindsight", **_USER, **_ONE}),
-    "user, GRPO on whole episodes": ("tools", _USER),
-    "text, GRPO on the score": ("text", {}),
+    "text, GRPO on the score": ("text", _EQUAL),
+    "text, RefSol": ("text", {"condition": "refsol", **_ONE}),
     "text, StepAlignFB": ("text", {"condition": "stepalign", **_ONE}),
+    "arithmetic, GRPO": ("arithmetic", _EQUAL),
+    "arithmetic, RefSol": ("arithmetic", {"condition": "refsol", **_ONE}),
+    "arithmetic, StepAlignFB": ("arithmetic", {"condition": "stepalign", **_ONE}),
 }
 """Name -> shipped recipe, and what is changed in it."""
+
+
+DOMAINS = {
+    "arithmetic": ("arithmetic, StepAlignFB", "arithmetic, RefSol", "arithmetic, GRPO"),
+    "tool": ("tool, critique of each turn", "tool, RefSol", "tool, GRPO on whole episodes"),
+    "text": ("text, StepAlignFB", "text, RefSol", "text, GRPO on the score"),
+}
+"""Domain -> its step-aligned arm, RefSol, GRPO."""
 
 
 def run(name: str, seed: int, out: Path) -> Path:
@@ -66,12 +92,42 @@ def curve(folder: Path) -> dict[int, float]:
     }
 
 
+def finished(name: str, out: Path) -> list[Path]:
+    """The finished runs of a curve, by their seeds."""
+    stem = name.replace(", ", "-").replace(" ", "-")
+    return [folder for folder in sorted(out.glob(f"{stem}-[0-9]")) if (folder / "summary.json").exists()]
+
+
+def last(folder: Path) -> NDArray[np.float64]:
+    """The values of the validation problems at the last step."""
+    found = Evaluations(folder, (1, 2)).metrics
+    step, name = max(key for key in found if key[1] == "validation")
+    metrics = found[step, name]
+    return metrics["mean_score" if folder.name.startswith("text") else "avg@2"].per_problem
+
+
+def domains(out: Path) -> str:
+    """Per domain the value of each arm at its end, and what the step-aligned arm has more, with 95 % intervals that
+    draw seeds and problems."""
+    lines = ["| domain | seeds | StepAlignFB | RefSol | GRPO | - RefSol | - GRPO |", "| --- " * 7 + "|"]
+    for domain, names in DOMAINS.items():
+        runs = [finished(name, out) for name in names]
+        seeds = min(map(len, runs))
+        if not seeds:
+            continue
+        values = [np.stack([last(folder) for folder in folders[:seeds]]) for folders in runs]
+        pairs = [paired_difference(values[0], other) for other in values[1:]]
+        cells = [f"{found.mean():.1%}" for found in values]
+        cells += [f"{100 * p.difference:+.1f} ({100 * p.low:+.1f} to {100 * p.high:+.1f})" for p in pairs]
+        lines.append(f"| {domain} | {seeds} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def table(out: Path) -> str:
     """A row per curve: the mean over seeds at each step, and the smallest and the largest of them."""
     lines = []
     for name in CURVES:
-        stem = name.replace(", ", "-").replace(" ", "-")
-        curves = [curve(f) for f in sorted(out.glob(f"{stem}-[0-9]")) if (f / "summary.json").exists()]
+        curves = [curve(folder) for folder in finished(name, out)]
         if not curves:
             continue
         cells = []
@@ -90,13 +146,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="curves whose name holds this")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--domains", action="store_true")
     options = parser.parse_args()
-    if not options.table:
+    if not (options.table or options.domains):
         for seed in options.seeds:
             for name in CURVES:
                 if options.only in name:
                     run(name, seed, options.out)
-    print(table(options.out))
+    print(domains(options.out) if options.domains else table(options.out))
 
 
 if __name__ == "__main__":

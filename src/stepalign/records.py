@@ -44,6 +44,11 @@ class Problem:
     """A reference solution (chain of thought), shown to the self-teacher under the RefSol condition."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def shown_answer(self) -> str:
+        """The answer for critics, users and contexts: without the tests that are hidden."""
+        return str(self.metadata.get("shown_answer", self.answer))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:

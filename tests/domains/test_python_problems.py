@@ -13,8 +13,8 @@ from stepalign.domains.math.grading import Grader
 from stepalign.domains.python import sandbox
 from stepalign.domains.python.grading import extract_code
 from stepalign.errors import ConfigError
-from stepalign.problems.columns import is_test_program
 from stepalign.problems.loading import load_problems, save_problems
+from stepalign.problems.programs import is_test_program
 
 UNAVAILABLE = sandbox.why_unavailable()
 needs_sandbox = pytest.mark.skipif(bool(UNAVAILABLE), reason=f"no sandbox here: {UNAVAILABLE}")

@@ -140,7 +140,8 @@ def test_faulty_tests_are_undecided() -> None:
     assert why("") == "the tests never call the code"
     assert why("assert 1 == 1") == "the tests never call the code"
     assert why("assert f(lambda x: x)(1) == 1") == "the tests hand over what cannot cross"
-    assert run_tests("f = 1", "while True: pass", SHORT).reason == "the tests ran out of time"
+    patient = Limits(cpu_seconds=1, wall_seconds=120.0)  # the machine may be busy
+    assert run_tests("f = 1", "while True: pass", patient).reason == "the tests ran out of time"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         return self._messages(
             question=attempt.problem.question,
             attempt=attempt.transcript,
-            answer=attempt.problem.answer,
+            answer=attempt.problem.shown_answer,
             solution=attempt.problem.reference,
             truncated=attempt.truncated,
         )

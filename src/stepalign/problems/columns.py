@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from stepalign.errors import ConfigError
+from stepalign.problems.programs import prepare_program
 from stepalign.problems.rows import Row, did_you_mean
 
 
@@ -97,41 +96,6 @@ def _from_open_math_reasoning(row: Row) -> Row | str:
     return {**row, "pass_rate_72b_tir": pass_rate}
 
 
-def is_test_program(text: str) -> bool:
-    """Whether a text is Python that asserts something."""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
-        return False
-    return any(isinstance(node, ast.Assert) for node in ast.walk(tree))
-
-
-def _from_python(row: Row) -> Row | str:
-    """A program and its tests in our own columns.
-
-    Layouts: ours (``question``, ``tests``, and if wanted ``entry_point`` and ``reference``), HumanEval (``prompt``,
-    ``test`` with a function ``check``, ``entry_point``, ``canonical_solution``) and MBPP (``text`` or ``prompt``,
-    ``test_list``, ``code``).
-    """
-    question = row.get("question") or row.get("text") or row.get("prompt")
-    tests = row.get("tests") or row.get("test_list") or row.get("test") or row.get("answer")
-    if isinstance(tests, list):
-        tests = "\n".join(map(str, [*(row.get("test_imports") or ()), row.get("test_setup_code") or "", *tests]))
-    if not isinstance(tests, str) or not tests.strip():
-        return "no tests"
-    entry_point = row.get("entry_point")
-    if entry_point and re.search(r"^def check\(", tests, re.M) and not re.search(r"^check\(", tests, re.M):
-        tests = f"{tests.rstrip()}\n\ncheck({entry_point})"
-    if not is_test_program(tests):
-        return "the tests are no Python with an assert"
-    reference = row.get("reference") or row.get("code") or ""
-    if not reference and row.get("canonical_solution"):
-        reference = f"{row.get('prompt', '')}{row['canonical_solution']}"
-    if str(reference).strip() and "```" not in str(reference):  # as a completion would show it
-        reference = f"```python\n{str(reference).strip()}\n```"
-    return {"question": question, "tests": tests.strip(), "reference": str(reference)}
-
-
 def _from_text(row: Row) -> Row | str:
     """A question with its rubric: prose, or a list of items."""
     rubric = row.get("rubric")
@@ -159,6 +123,7 @@ _OPEN_MATH = ColumnMap(
     reference="generated_solution",
     metadata=("pass_rate_72b_tir", "problem_source", "generation_model", "inference_mode"),
 )
+_PROGRAM = ColumnMap(answer="tests", reference="reference", verbatim=True)
 PRESETS: dict[str, Preset] = {
     "stepalign": Preset(
         maps=(ColumnMap(reference="reference", metadata=("metadata",)), ColumnMap(reference="reference"), ColumnMap())
@@ -202,7 +167,10 @@ PRESETS: dict[str, Preset] = {
         )
     ),
     "text": Preset(maps=(ColumnMap(answer="rubric", reference="reference", verbatim=True),), prepare=_from_text),
-    "python": Preset(maps=(ColumnMap(answer="tests", reference="reference", verbatim=True),), prepare=_from_python),
+    "python": Preset(
+        maps=(replace(_PROGRAM, metadata=("shown_answer",)), _PROGRAM),
+        prepare=prepare_program,
+    ),
 }
 
 

@@ -25,6 +25,8 @@ from stepalign.records import Problem
 from stepalign.storage.files import write_atomically
 from stepalign.storage.fingerprint import sha256, sha256_of_file
 
+_FROZEN = ColumnMap(reference="reference", metadata=("metadata",), verbatim=True)
+"""The layout in which problems are frozen: nothing in it is searched for again."""
 _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 
 
@@ -140,7 +142,7 @@ def _load_frozen(source: str, columns: str | ColumnMap | Mapping[str, Any], limi
                 where=str(copy),
                 hint=f"rm {manifest} makes it anew from the Hub; to keep the changed problems, name the copy itself",
             )
-        return ProblemSet(problems=problems_of_rows(read_rows(str(copy)), str(copy)).problems, **kept["rows"])
+        return ProblemSet(problems=problems_of_rows(read_rows(str(copy)), str(copy), _FROZEN).problems, **kept["rows"])
     loaded = problems_of_rows(read_rows(source), source, columns, limit=limit)
     checksum = save_problems(loaded.problems, copy)
     rows = {"skipped": loaded.skipped, "num_rows": loaded.num_rows}
@@ -177,7 +179,7 @@ def load_selection(folder: str, name: str, *, limit: int | None = None) -> Probl
             where=str(file),
             hint="select them again; to use changed ones, name the file itself",
         )
-    return problems_of_rows(read_rows(str(file)), str(file), limit=limit)
+    return problems_of_rows(read_rows(str(file)), str(file), _FROZEN, limit=limit)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,9 @@ def find_call(text: str) -> str | None:
 def answer_call(code: str) -> str:
     """The output of a call, and the end of its traceback where it fails."""
     ran = sandbox.run_program(code, echo=True)
-    return "\n".join(part.rstrip() for part in (ran.output, ran.fault) if part.strip()) or "(no output)"
+    late = f"timed out in {ran.trace}" if ran.trace and ran.fault == "timed out" else ""
+    end = late or ran.trace or ran.fault
+    return "\n".join(part.rstrip() for part in (ran.output, end) if part.strip()) or "(no output)"
 
 
 class PythonTool:
@@ -71,7 +73,7 @@ class ScriptedUser:
         if turn > len(self.messages):
             return None
         message, attempt = self.messages[turn - 1], turns[-1].text
-        shown = {"question": problem.question, "answer": problem.answer, "reference": problem.reference or ""}
+        shown = {"question": problem.question, "answer": problem.shown_answer, "reference": problem.reference or ""}
         if "verdict" in message.variables:
             grade = await asyncio.to_thread(self.grader.grade, attempt, problem.answer)
             shown["verdict"] = grade.verdict

@@ -54,7 +54,7 @@ def answer(group: Group, index: int) -> str:
     """The expected final answer without a solution."""
     if not group.problem.answer.strip():
         raise NothingToShow("the problem has no answer")
-    return f"<answer> {group.problem.answer}"
+    return f"<answer> {group.problem.shown_answer}"
 
 
 def reference(group: Group, index: int) -> str:

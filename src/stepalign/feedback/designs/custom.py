@@ -144,7 +144,7 @@ def _value(variable: str, group: Group, index: int) -> str:
     problem, attempt = group.problem, group.attempts[index]
     values: dict[str, Callable[[], str]] = {
         "question": lambda: problem.question,
-        "answer": lambda: problem.answer,
+        "answer": lambda: problem.shown_answer,
         "attempt": lambda: attempt.text,
         "verdict": lambda: attempt.verdict,
         "reference": lambda: builtin.reference(group, index),

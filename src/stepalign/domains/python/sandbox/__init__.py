@@ -13,13 +13,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ class Limits:
 
     cpu_seconds: int = 2
     """Of each of the two processes."""
-    wall_seconds: float = 10.0
+    wall_seconds: float = 20.0
     """Of both together; several times the CPU time, since the machine may be busy."""
     memory_bytes: int = 512 << 20
     """Address space of each process."""
@@ -57,13 +56,16 @@ class Outcome:
     """Statements of the tests that called the solution and went through."""
 
 
-def run_tests(code: str, tests: str, limits: Limits | None = None) -> Outcome:
+def run_tests(
+    code: str, tests: str, limits: Limits | None = None, *, files: Mapping[str, str] | None = None
+) -> Outcome:
     """Run tests - statements with ``assert``, ``test_`` functions - against a solution's code.
 
     Names that the tests use, that are neither Python's own nor theirs, are the solution's. Its functions are called
     with plain values (numbers, text, lists, tuples, dictionaries, sets, ranges) and with objects that came from it;
-    lists, dictionaries and sets that it changes in place are changed. No test can give it a function. Only the standard
-    library can be imported, on both sides.
+    lists, dictionaries and sets that it changes in place are changed. No test can give it a function. The standard
+    library can be imported on both sides, and ``files``: modules of the solution beside its code (which is the module
+    ``solution``), by their paths; it can open those that are no modules.
 
     "correct" takes every test; time, memory and an early end are "incorrect", in the tests' process too once it
     holds a value of the solution's; "undecided" means that the tests are faulty or that there is no sandbox.
@@ -76,7 +78,7 @@ def run_tests(code: str, tests: str, limits: Limits | None = None) -> Outcome:
     try:
         try:
             ends = [
-                ("solution.py", to_solution, from_solution, {"code": code}),
+                ("solution.py", to_solution, from_solution, {"code": code, "files": dict(files or {})}),
                 ("tests.py", to_tests, from_tests, {"tests": tests}),
             ]
             for script, reads, writes, job in ends:
@@ -108,55 +110,75 @@ class Ran:
     """The end of a program. All of it is text of a model."""
 
     output: str = ""
-    """What it printed: the beginning, up to 16,000 characters."""
+    """What it printed: the beginning."""
     fault: str = ""
-    """The end of the traceback, or few words; "" for a normal end."""
+    """Few words, such as the name of an exception; "" for a normal end."""
+    trace: str = ""
+    """The end of the traceback, or the loop in which it ran out of time."""
     line: int | None = None
-    """Number of the failing line, where there is one."""
+    """Number of the failing line of the program, where there is one."""
 
 
 def run_program(code: str, text: str = "", *, echo: bool = False, limits: Limits | None = None) -> Ran:
     """Run a whole program with a text for its standard input, confined as solutions are.
 
     Args:
-        echo: print the value of a last line that is an expression, as a notebook does.
+        echo: print the value of a last line that is an expression, as a notebook does, and errors too.
 
     Raises:
         OSError: no sandbox here.
     """
+    with contextlib.closing(run_cases(code, [text], echo=echo, limits=limits)) as runs:
+        return next(runs)
+
+
+def run_cases(
+    code: str,
+    texts: Sequence[str],
+    *,
+    echo: bool = False,
+    limits: Limits | None = None,
+    files: Mapping[str, str] | None = None,
+    most: int = 16_000,
+) -> Generator[Ran]:
+    """The runs of a whole program with each text for its standard input; none knows of another. See ``run_program``.
+
+    Args:
+        files: modules that the program can import and texts that it can open, by their paths.
+        most: bytes of the output that are kept.
+    """
     limits = limits or Limits()
-    child = _start("program.py", {"library": str(_HERE), **asdict(limits), "code": code, "input": text, "echo": echo})
+    reads, writes = os.pipe()
+    more = {"inputs": list(texts), "echo": echo, "files": dict(files or {}), "most": most, "writes": writes}
+    shared = {"library": str(_HERE), **asdict(limits), "code": code, **more}
+    shared["max_bytes"] = limits.max_bytes + 16 * most  # as JSON within JSON
     try:
-        assert child.stdout is not None
-        found = _read(child.stdout.fileno(), time.monotonic() + limits.wall_seconds, limits.max_bytes)
-        if found is None:
-            return Ran(fault="timed out")
-        if not found.endswith(b"\n"):
-            _end(child)
-            return Ran(fault="timed out" if child.returncode == -signal.SIGXCPU else "the program ended early")
-        answer = parse_json(found)
-        if not isinstance(answer, dict) or not answer.keys() >= {"output", "fault", "line"}:
-            if isinstance(answer, dict) and "unavailable" in answer:
-                raise OSError(answer["unavailable"])
-            return Ran(fault="the program wrote over its own end")
-        line = answer["line"] if isinstance(answer["line"], int) else None
-        return Ran(output=str(answer["output"]), fault=str(answer["fault"]), line=line)
-    except ValueError:
-        return Ran(fault="the program wrote over its own end")
+        child = _start("program.py", shared, (writes,))
+    finally:
+        os.close(writes)
+    try:
+        with open(reads, "rb", buffering=65536) as lines:
+            for _ in texts:
+                yield _ran(lines.readline())
     finally:
         _end(child)
 
 
-def _read(source: int, deadline: float, most: int) -> bytes | None:
-    """The bytes of a pipe up to the end of a line; None where it takes too long."""
-    found = b""
-    while not found.endswith(b"\n") and len(found) <= most:
-        if not select.select([source], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            return None
-        if not (piece := os.read(source, 65536)):
-            break
-        found += piece
-    return found
+def _ran(line: bytes) -> Ran:
+    found = parse_json(line) if line else {"output": "", "end": "", "late": False}
+    ran = Ran(output=found["output"], fault="timed out" if found["late"] else "the program ended early")
+    if not found["end"].endswith("\n"):
+        return ran
+    try:
+        end = parse_json(found["end"])
+    except ValueError:
+        end = None
+    if isinstance(end, dict) and "unavailable" in end:
+        raise OSError(end["unavailable"])
+    if not isinstance(end, dict) or not end.keys() >= {"fault", "trace", "line"}:
+        return replace(ran, fault="the program wrote over its own end")
+    at = end["line"] if isinstance(end["line"], int) else None
+    return Ran(output=found["output"], fault=str(end["fault"]), trace=str(end["trace"]), line=at)
 
 
 @cache
@@ -173,7 +195,7 @@ def _start(script: str, job: dict[str, Any], ends: tuple[int, ...] = ()) -> subp
         return subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(_HERE / script)],
             stdin=file,
-            stdout=subprocess.DEVNULL if script == "solution.py" else subprocess.PIPE,
+            stdout=subprocess.PIPE if script == "tests.py" else subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=ends,
             env={},

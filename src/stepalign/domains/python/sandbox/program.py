@@ -1,73 +1,104 @@
-"""The process that runs one whole program: untrusted code, confined, with a text for its standard input.
+"""The process that runs one whole program, once for each text that it gets for its standard input.
 
-Run as a script by ``run_program``; standard library only.
+Each run is a child of its own, forked before any untrusted code has run and confined, with real standard streams. Run
+as a script by ``run_cases``; standard library only.
 """
 
 import ast
-import contextlib
-import io
 import json
 import os
+import signal
 import sys
-import traceback
-
-_MAX_TEXT = 16_000
-
-
-class _Bounded(io.StringIO):
-    """Keeps the beginning of a text."""
-
-    def write(self, text):
-        if (room := _MAX_TEXT - self.tell()) > 0:
-            super().write(text[:room])
-        return len(text)
+import time
 
 
 def main():
     job = json.load(sys.stdin)
     sys.path.insert(0, job["library"])
     import confinement  # pyright: ignore[reportMissingImports]
+    import source  # pyright: ignore[reportMissingImports]
     import values  # pyright: ignore[reportMissingImports]
 
     sys.path.pop(0)
-    channel = values.enter({**job, "reads": os.open(os.devnull, os.O_RDONLY), "writes": os.dup(1)})
+    for name in ("confinement", "source", "values"):
+        del sys.modules[name]  # a file of the program may have that name
+    channel = values.enter({**job, "reads": os.open(os.devnull, os.O_RDONLY)})
+    for text in job["inputs"]:
+        channel.send(_parent_of(job, text, confinement, source, values))
+
+
+def _parent_of(job, text, confinement, source, values):
+    """One run in a child: its output, and what it says of its end."""
+    (output, prints), (end, ends) = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(prints, 1)
+        for other in (output, prints, end, job["writes"]):
+            os.close(other)
+        _child(job, text, values.Channel(os.open(os.devnull, os.O_RDONLY), ends, job["max_bytes"]), confinement, source)
+        os._exit(0)
+    os.close(prints)
+    os.close(ends)
+    pipes = {output: job["most"], end: job["max_bytes"]}
+    in_time = values.drain(pipes, found := {output: b"", end: b""}, time.monotonic() + job["wall_seconds"])
+    if not in_time:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    os.close(output)
+    os.close(end)
+    late = not in_time or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL))
+    said = found[end].decode(errors="replace")
+    return {"output": found[output].decode(errors="replace"), "end": said, "late": late}
+
+
+def _child(job, text, channel, confinement, source):
+    _attach(text.encode(errors="replace"), os.dup(1) if job["echo"] else os.open(os.devnull, os.O_WRONLY))
+    files = source.Files("program.py", job["code"], job["files"])
+    source.watch_time()
+    fault, trace, line = "", "", None
     try:
         confinement.confine(cpu_seconds=job["cpu_seconds"], memory_bytes=job["memory_bytes"])
+        _run(job["code"], job["echo"])
     except confinement.Unavailable as reason:
         channel.send({"unavailable": str(reason)})
         return
-    output, fault, line = _Bounded(), "", None
-    sys.stdin = io.TextIOWrapper(io.BytesIO(job["input"].encode()), encoding="utf-8")
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        try:
-            _run(job["code"], job["echo"])
-        except SystemExit as end:
-            fault = f"exit code {end.code}" if end.code not in (None, 0) else ""
-        except BaseException as error:
-            fault, line = _described(error)
-    channel.send({"output": output.getvalue(), "fault": fault, "line": line})
+    except SystemExit as end:
+        fault = f"exit code {end.code}" if end.code not in (None, 0) else ""
+    except source.TimeLimit as error:
+        fault, (trace, line) = "timed out", files.describe(error)
+    except BaseException as error:
+        fault, (trace, line) = type(error).__name__, files.describe(error)
+    try:
+        sys.stdout.flush()
+    except BaseException:
+        fault = fault or "the output cannot be written"
+    channel.send({"fault": fault[:2000], "trace": trace, "line": line})
+
+
+def _attach(text, errors):
+    """Give the program its input, and its errors a place."""
+    source = os.memfd_create("input")
+    with open(source, "wb", closefd=False) as file:
+        file.write(text)
+    os.lseek(source, 0, os.SEEK_SET)
+    os.dup2(source, 0)
+    os.dup2(errors, 2)
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    if os.path.sameopenfile(1, 2):
+        sys.stderr = sys.__stderr__ = sys.stdout  # in the order in which it is written
 
 
 def _run(code, echo):
     """Run a program; with ``echo`` the value of a last line that is an expression is printed, as in a notebook."""
-    import linecache
-
-    linecache.cache["program.py"] = (len(code), None, code.splitlines(keepends=True), "program.py")
     space = {"__name__": "__main__", "__builtins__": __builtins__}
     tree = ast.parse(code, "program.py")
     last = [tree.body.pop()] if echo and tree.body and isinstance(tree.body[-1], ast.Expr) else []
     for part, mode in ((tree, "exec"), (ast.Interactive(last), "single")):
         exec(compile(part, "program.py", mode, dont_inherit=True), space)
-
-
-def _described(error):
-    """The end of the traceback, of the program's own lines, and the number of the failing one."""
-    try:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == "program.py"]
-        text = "".join(traceback.format_list(frames[-4:]) + traceback.format_exception_only(error))
-        return text[-2000:].rstrip(), frames[-1].lineno if frames else getattr(error, "lineno", None)
-    except BaseException:
-        return "the program failed", None
 
 
 if __name__ == "__main__":

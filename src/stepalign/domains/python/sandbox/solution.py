@@ -5,7 +5,7 @@ It never gets the tests. Run as a script by ``run_tests``; standard library only
 
 import json
 import sys
-import traceback
+import types
 
 _MAX_TEXT = 2000
 
@@ -14,10 +14,15 @@ def main():
     job = json.load(sys.stdin)
     sys.path.insert(0, job["library"])
     import confinement  # pyright: ignore[reportMissingImports]
+    import source  # pyright: ignore[reportMissingImports]
     import values  # pyright: ignore[reportMissingImports]
 
     sys.path.pop(0)
+    for name in ("confinement", "source", "values"):
+        del sys.modules[name]  # a file of the solution may have that name
     channel = values.enter(job)
+    files = source.Files("solution.py", job["code"], job["files"])
+    source.watch_time()
     try:
         confinement.confine(cpu_seconds=job["cpu_seconds"], memory_bytes=job["memory_bytes"])
     except confinement.Unavailable as reason:
@@ -30,8 +35,32 @@ def main():
         objects.append(value)
         return len(objects) - 1
 
-    space = {"__name__": "solution", "__builtins__": __builtins__}
-    channel.send(_answer(lambda: exec(_compiled(job["code"]), space), values, handle))
+    module = sys.modules["solution"] = types.ModuleType("solution")
+    space = module.__dict__
+
+    def fault(error):
+        try:
+            told = files.describe(error, frames=6)[0]
+            if isinstance(error, source.TimeLimit):
+                return {"late": told}
+            kinds = [kind.__name__ for kind in type(error).__mro__]
+            return {"fault": kinds, "message": str(error)[:_MAX_TEXT], "traceback": told}
+        except BaseException:
+            return {"fault": ["Exception"], "message": "", "traceback": ""}
+
+    def answer(work, arguments=()):
+        """The outcome of some work: a value with the arguments as they are now, or a fault."""
+        try:
+            value = work()
+            return {
+                "value": values.encode(value, handle),
+                "callable": callable(value),
+                "arguments": values.encode(list(arguments), handle),
+            }
+        except BaseException as error:  # also SystemExit: it ends no test
+            return fault(error)
+
+    channel.send(answer(lambda: exec(compile(job["code"], "solution.py", "exec", dont_inherit=True), space)))
     while True:
         request = channel.receive()
         arguments = []
@@ -41,6 +70,8 @@ def main():
                 if request["name"] not in space:
                     raise NameError(f"name {request['name']!r} is not defined")
                 return space[request["name"]]
+            if "module" in request:
+                return __import__(request["module"], {}, {}, request["names"])
             arguments += values.decode(request["arguments"], objects.__getitem__)
             keywords = values.decode(request["keywords"], objects.__getitem__)
             target = objects[request["handle"]]
@@ -50,11 +81,11 @@ def main():
                 return getattr(target, *arguments)
             return _OPERATORS[request["method"]](target, *arguments)
 
-        answer = _answer(work, values, handle, arguments)
+        outcome = answer(work, arguments)
         try:
-            channel.send(answer)
+            channel.send(outcome)
         except ValueError as error:
-            channel.send(_fault(error))
+            channel.send(fault(error))
 
 
 _OPERATORS = {
@@ -66,36 +97,6 @@ _OPERATORS = {
     "__getitem__": lambda target, key: target[key],
     "__contains__": lambda target, key: key in target,
 }
-
-
-def _compiled(code):
-    import linecache
-
-    linecache.cache["solution.py"] = (len(code), None, code.splitlines(keepends=True), "solution.py")
-    return compile(code, "solution.py", "exec", dont_inherit=True)
-
-
-def _answer(work, values, handle, arguments=()):
-    """The outcome of some work: a value with the arguments as they are now, or a fault."""
-    try:
-        value = work()
-        return {
-            "value": values.encode(value, handle),
-            "callable": callable(value),
-            "arguments": values.encode(list(arguments), handle),
-        }
-    except BaseException as error:  # also SystemExit: it ends no test
-        return _fault(error)
-
-
-def _fault(error):
-    try:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == "solution.py"]
-        lines = traceback.format_list(frames[-6:]) + traceback.format_exception_only(error)
-        kinds = [kind.__name__ for kind in type(error).__mro__]
-        return {"fault": kinds, "message": str(error)[:_MAX_TEXT], "traceback": "".join(lines)[-_MAX_TEXT:]}
-    except BaseException:
-        return {"fault": ["Exception"], "message": "", "traceback": ""}
 
 
 if __name__ == "__main__":

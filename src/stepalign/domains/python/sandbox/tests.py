@@ -55,7 +55,9 @@ class _Solution:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
             what = str(error) if str(error) == "too large a value" else "an unreadable value"
             raise self.lose(f"the code returned {what}") from None
-        self.last_traceback = str(answer.get("traceback", ""))
+        self.last_traceback = str(answer.get("late") or answer.get("traceback", ""))
+        if "late" in answer:
+            raise self.lose("timed out")
         self.last_fault = self.exception(answer.get("fault"), str(answer.get("message", "")), may_stop)
         raise self.last_fault
 
@@ -78,6 +80,13 @@ class _Solution:
 
     def fetch(self, name):
         self.channel.send({"name": name})
+        return self.receive()[1]
+
+    def import_(self, name, space=None, local=None, names=(), level=0):
+        """Python's own ``__import__`` for the tests: what is no standard library is a file of the solution."""
+        if level or name.partition(".")[0] in sys.stdlib_module_names:
+            return __import__(name, space, local, names, level)
+        self.channel.send({"module": name, "names": list(names or ())})
         return self.receive()[1]
 
     def call(self, handle, method, arguments, keywords, shown):
@@ -185,7 +194,7 @@ def _run(tests, solution):
         tree = ast.parse(tests)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return _undecided("the tests do not compile", error)
-    space = {"__name__": "tests"}
+    space = {"__name__": "tests", "__builtins__": {**vars(builtins), "__import__": solution.import_}}
     passed = 0
     where = ""
     try:
@@ -211,7 +220,8 @@ def _run(tests, solution):
     except _NotLoadedError as error:
         return error.args[0]
     except _Lost as loss:
-        return _failed(str(loss), _failing(tests, loss, where), passed)
+        late = solution.last_traceback if solution.lost == "timed out" else ""
+        return _failed(str(loss), f"{_failing(tests, loss, where)}\n{late}", passed)
     except BaseException as error:
         if solution.refused:
             return _undecided("the tests hand over what cannot cross", error)
@@ -247,6 +257,9 @@ def _load(solution):
         answer = solution.channel.receive()
     except (EOFError, ValueError, RecursionError):
         raise solution.lose("the code ended its process") from None
+    if "late" in answer:
+        shown = str(answer["late"])[-2000:]
+        raise _NotLoadedError({"verdict": "incorrect", "reason": "timed out", "detail": shown})
     if "fault" in answer:
         shown = str(answer.get("traceback", ""))[-2000:]
         raise _NotLoadedError({"verdict": "incorrect", "reason": "the code raises when it is loaded", "detail": shown})

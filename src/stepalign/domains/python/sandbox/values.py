@@ -5,6 +5,8 @@ This file is run by the child processes outside the package and must not import 
 
 import json
 import os
+import select
+import time
 
 _CONTAINERS = {"tuple": tuple, "set": set, "frozenset": frozenset}
 _SCALARS = {
@@ -69,6 +71,21 @@ def decode(data, handle=None):
     if kind == "handle" and handle is not None and type(content) is int:
         return handle(content)
     raise ValueError("not an encoded value")
+
+
+def drain(pipes, found, deadline):
+    """Read pipes to their ends and keep so many bytes of each; False where it takes too long."""
+    open_ = set(pipes)
+    while open_:
+        ready = select.select(list(open_), [], [], max(0.0, deadline - time.monotonic()))[0]
+        if not ready:
+            return False
+        for pipe in ready:
+            piece = os.read(pipe, 65536)
+            found[pipe] += piece[: max(0, pipes[pipe] - len(found[pipe]))]
+            if not piece:
+                open_.discard(pipe)
+    return True
 
 
 def enter(job):

@@ -1,0 +1,235 @@
+"""Programs with several kinds of tests: stdin cases, hidden tests, several files, in the layouts that are in use."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import zlib
+from pathlib import Path
+
+import pytest
+
+from stepalign.domains.python import sandbox
+from stepalign.domains.python.grading import extract_code, extract_files, grade_code, same_output
+from stepalign.feedback.steps import split_steps
+from stepalign.problems.loading import load_problems, load_selection, save_problems
+from stepalign.storage.fingerprint import sha256
+
+UNAVAILABLE = sandbox.why_unavailable()
+needs_sandbox = pytest.mark.skipif(bool(UNAVAILABLE), reason=f"no sandbox here: {UNAVAILABLE}")
+
+APPS_STDIN = {
+    "problem_id": 0,
+    "question": "Print the sum of two numbers.\n",
+    "solutions": json.dumps(["a, b = map(int, input().split())\nprint(a + b)\n"]),
+    "input_output": json.dumps({"inputs": ["1 2\n", ["3", "4"]], "outputs": ["3\n", "x"]}).replace('"x"', '["7"]'),
+    "difficulty": "interview",
+    "url": "https://example.org/0",
+    "starter_code": "",
+}
+APPS_STDIN["input_output"] = APPS_STDIN["input_output"].replace('["3", "4"]', '"3 4\\n"')  # type: ignore[attr-defined]
+APPS_CALL = {
+    **APPS_STDIN,
+    "question": "Return the two sums.",
+    "solutions": json.dumps(["class Solution:\n    def sums(self, xs, y):\n        return (xs[0] + y, xs[1] + y)\n"]),
+    "input_output": json.dumps(
+        {"fn_name": "sums", "inputs": [[[1, 2], 3], [[0, 0], 1]], "outputs": [[4, 5], [[1, 1]]]}
+    ),
+    "starter_code": "class Solution:\n    def sums(self, xs: List[int], y: int) -> List[int]:\n        ",
+}
+
+
+def packed(cases: list[dict]) -> str:
+    """As LiveCodeBench packs its private tests."""
+    return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(cases)))).decode()
+
+
+LCB = {
+    "question_title": "A. Sum",
+    "question_content": "Print the sum of all numbers.",
+    "platform": "atcoder",
+    "question_id": "abc000_a",
+    "contest_id": "abc000",
+    "contest_date": "2024-01-01T00:00:00",
+    "starter_code": "",
+    "difficulty": "easy",
+    "public_test_cases": json.dumps([{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}]),
+    "private_test_cases": packed([{"input": "70 7\n", "output": "77\n", "testtype": "stdin"}]),
+    "metadata": "{}",
+}
+LCB_CALL = {
+    **LCB,
+    "question_content": "Count the letters.",
+    "platform": "leetcode",
+    "starter_code": "class Solution:\n    def count(self, s: str, t: List[str]) -> int:\n        ",
+    "public_test_cases": json.dumps([{"input": '"ab"\n["c"]', "output": "3", "testtype": "functional"}]),
+    "private_test_cases": packed([{"input": '"hidden!"\n[]', "output": "7", "testtype": "functional"}]),
+    "metadata": json.dumps({"func_name": "count"}),
+}
+OWN = {
+    "question": "Two files.",
+    "tests": "import tools\nfrom tools import half\nassert main(4) == 2 and half(4) == tools.half(4)",
+    "hidden_tests": "assert main(9) == 4",
+    "files": {"given/rates.py": "RATE = 2", "given/__init__.py": "", "table.txt": "4 2\n"},
+}
+
+
+def load(tmp_path: Path, *rows: dict):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return load_problems(file, "python")
+
+
+def test_apps_and_livecodebench_are_read_as_they_are(tmp_path: Path) -> None:
+    stdin, call, lcb, lcb_call = load(tmp_path, APPS_STDIN, APPS_CALL, LCB, LCB_CALL).problems
+    assert json.loads(stdin.answer) == {"cases": [["1 2\n", "3\n"], ["3 4\n", "7"]]}
+    assert stdin.question.endswith("standard output.")
+    assert stdin.reference == "```python\na, b = map(int, input().split())\nprint(a + b)\n```"
+    assert "assert same(Solution().sums([1, 2], 3), [4, 5])" in call.answer
+    assert "assert same(Solution().sums([0, 0], 1), [1, 1])" in call.answer
+    assert "class Solution" in call.question
+    assert json.loads(lcb.answer) == {"cases": [["1 2\n", "3\n"]], "hidden_cases": [["70 7\n", "77\n"]]}
+    assert lcb.shown_answer == "Input:\n1 2\n\nExpected output:\n3\n\n\nFurther tests are hidden."
+    assert "assert same(Solution().count('hidden!', []), 7)" in json.loads(lcb_call.answer)["hidden_tests"]
+    assert "hidden!" not in lcb_call.shown_answer
+    assert lcb_call.shown_answer.startswith("assert same(Solution().count('ab', ['c']), 3)")
+
+
+def test_rows_whose_tests_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self):
+            return print, ("unpickled",)
+
+    bomb = base64.b64encode(zlib.compress(b"0" * (80 << 20))).decode()
+    private = (base64.b64encode(zlib.compress(pickle.dumps(Hostile()))).decode(), "not base 64", bomb)
+    rows = [{**LCB, "question_content": f"Q{n}", "private_test_cases": text} for n, text in enumerate(private)]
+    rows += [{**APPS_STDIN, "question": "none", "input_output": ""}, {**APPS_STDIN, "input_output": "{"}]
+    found = load(tmp_path, APPS_STDIN, *rows)
+    assert len(found.problems) == 1
+    assert found.skipped["no tests"] == 1
+    assert sum(found.skipped.values()) == 5
+
+
+def test_frozen_programs_come_back_as_they_were(tmp_path: Path) -> None:
+    problems = load(tmp_path, APPS_STDIN, APPS_CALL, LCB, LCB_CALL, OWN).problems
+    checksum = save_problems(problems, tmp_path / "train.jsonl")
+    assert load_problems(tmp_path / "train.jsonl", "python").problems == problems
+    entry = {"files": {"train": {"file": "train.jsonl", "sha256": checksum}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(entry))
+    assert load_selection(str(tmp_path), "train").problems == problems
+    assert sha256((tmp_path / "train.jsonl").read_bytes()) == checksum
+
+
+@needs_sandbox
+def test_the_references_pass_and_faults_are_told(tmp_path: Path) -> None:
+    stdin, call, lcb, lcb_call = load(tmp_path, APPS_STDIN, APPS_CALL, LCB, LCB_CALL).problems
+    for problem in (stdin, call):
+        assert grade_code(problem.reference or "", problem.answer).verdict == "correct"
+
+    def told(problem, code: str) -> tuple[str | None, str]:
+        grade = grade_code(f"```python\n{code}\n```", problem.answer)
+        assert grade.verdict == "incorrect"
+        return grade.reason, grade.detail
+
+    reason, detail = told(stdin, "print(3)")
+    assert reason == "wrong output"
+    assert detail == "Wrong output.\nInput:\n3 4\nExpected output:\n7\nThe program printed:\n3"
+    reason, detail = told(stdin, "a, b = map(int, input().split())\nrest = [a]\nprint(rest[b])")
+    assert reason == "the program fails"
+    assert detail.startswith('The program fails.\nInput:\n1 2\n  File "program.py", line 3, in <module>\n')
+    assert "    where rest = [1], b = 2\nIndexError: list index out of range" in detail
+    hidden = "numbers = list(map(int, input().split()))\nif max(numbers) > 9:\n    raise ValueError(numbers)\nprint(3)"
+    assert told(lcb, hidden) == (
+        "the program fails in a hidden test",
+        "The program fails in a hidden test.\nValueError in line 3",
+    )
+    body = "class Solution:\n    def count(self, s, t):\n        return 3"
+    assert told(lcb_call, body) == ("a hidden test fails", "A hidden test fails.")
+    assert told(call, "def sums(xs, y): return [0, 0]")[1].endswith("NameError: name 'Solution' is not defined")
+
+
+@needs_sandbox
+def test_limits_of_time_and_memory_are_told_with_the_line(tmp_path: Path) -> None:
+    (problem,) = load(tmp_path, {**OWN, "tests": "assert f(1) == 1", "time_limit": 1, "memory_limit": 128}).problems
+    slow = grade_code("```python\ndef f(n):\n    while n:\n        n += 1\n```", problem.answer)
+    assert slow.reason == "timed out"
+    assert "The time limit is 1 s of CPU time." in slow.detail
+    large = grade_code("```python\ndef f(n):\n    return 'x' * (n * 10**9)\n```", problem.answer)
+    assert "line 2, in f" in large.detail
+    assert large.detail.endswith("MemoryError\nThe memory limit is 128 MiB.")
+
+
+@needs_sandbox
+def test_a_solution_of_several_files_is_tested_with_those_of_the_problem(tmp_path: Path) -> None:
+    (problem,) = load(tmp_path, OWN).problems
+    tools = "Helpers:\n\n**tools.py**\n```python\nfrom given.rates import RATE\ndef half(x): return x // RATE\n```\n"
+    reads = "    assert open('table.txt').read() == '4 2\\n'\n"
+    main = f"```python\nimport tools\ndef main(x):\n{reads}    return tools.half(x)\n```"
+    assert grade_code(f"{tools}The code:\n{main}", problem.answer).verdict == "correct"
+    assert "No module named 'tools'" in grade_code(main, problem.answer).detail
+    # A file with the name of a module of the standard library replaces it for the solution and not for the tests.
+    fake = "# math.py\n```python\ndef factorial(n): return main_value\nmain_value = 1\n```\n"
+    code = "```python\ndef f(n): return 1\n```"
+    assert grade_code(fake + code, "import math\nassert f(3) == math.factorial(3)").verdict == "incorrect"
+
+
+@pytest.mark.parametrize(
+    ("completion", "names"),
+    [
+        ("```python tools.py\nx = 1\n```\n```python\nimport tools\n```", {"tools.py", ""}),
+        ('```python title="pkg/tools.py"\nx = 1\n```', {"pkg/tools.py"}),
+        ("```python\n# file: tools.py\nx = 1\n```\n`main.py`:\n```python\nimport tools\n```", {"tools.py", "main.py"}),
+        ("### data/rows.csv\n```csv\n1,2\n```\n```\nx = 1\n```", {"data/rows.csv", ""}),
+        ("```python\n# a comment, not a name.\nx = 1\n```", {""}),
+        ("```python /etc/passwd.py\nx = 1\n```\n```python ../up.py\nx\n```", {""}),
+        ("<think>```python a.py\n1\n```</think>", set()),
+    ],
+)
+def test_the_files_of_a_completion(completion: str, names: set[str]) -> None:
+    assert set(extract_files(completion)) == names
+    assert (extract_code(completion) is not None) == bool(names & {"", "main.py"})
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "same"),
+    [
+        *(("3\n", "3", True), (" 3  4 \n\n", "3 4", True), ("3\n4", "3 4", False), ("3.0", "3", True)),
+        *(("0.3333333", "0.33333333", True), ("0.333", "0.3333", False), ("1000000001", "1000000000", False)),
+        *(("yes", "Yes", False), ("", "", True), ("", "0", False), ("nan", "nan", True), ("inf", "1e400", False)),
+        *(("10000000000000001", "10000000000000000", False), ("1e3", "1000", True), ("a 1.0", "a 1", True)),
+    ],
+)
+def test_outputs_are_compared_by_line_word_and_value(found: str, expected: str, same: bool) -> None:
+    assert same_output(found, expected) == same
+
+
+@needs_sandbox
+def test_a_program_has_real_standard_streams_and_none_of_the_expected_outputs() -> None:
+    cases = [["5\n", "5"], ["6\n", "6"]]
+    for code in (
+        "print(open(0).read())",
+        "import os, sys\nsys.stdout.buffer.write(os.read(0, 9))",
+        "print(int(input()))",
+    ):
+        assert grade_code(f"```python\n{code}\n```", json.dumps({"cases": cases})).verdict == "correct", code
+    spy = """
+import gc, sys
+frame, seen = sys._getframe(), []
+while frame:
+    seen.append(repr({k: v for k, v in frame.f_locals.items() if k not in ("frame", "seen")}))
+    frame = frame.f_back
+texts = [o for o in gc.get_objects() if isinstance(o, (list, dict))]
+secret = "81" + "57"
+print("found" if any(secret in t for t in seen) or any(secret in map(str, o) for o in texts) else "nothing")
+"""
+    grade = grade_code(f"```python\n{spy}\n```", json.dumps({"cases": [["1", "8157"]]}))
+    assert grade.detail.endswith("The program printed:\nnothing")
+
+
+def test_statements_of_a_program_are_its_steps() -> None:
+    code = "import sys\nn = int(input())\nfor i in range(n):\n    if i % 2:\n        print(i)\n"
+    steps = split_steps(f"```python\n{code}```")
+    assert [step.text.strip("`\n ").removeprefix("python\n") for step in steps] == [
+        line.strip() for line in code.splitlines()
+    ]
