@@ -216,10 +216,12 @@ CONFINED = tuple(f"stepalign.domains.python.sandbox.{name}" for name in ("progra
 @pytest.mark.parametrize("module", CONFINED)
 def test_text_is_run_in_confined_processes_only(module: str) -> None:
     source = MODULES[module].read_text(encoding="utf-8")
-    main = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "main")
-    runs = [c.lineno for c in ast.walk(main) if isinstance(c, ast.Call) and ast.unparse(c.func) in ("exec", "_run")]
-    confines = [c.lineno for c in ast.walk(main) if isinstance(c, ast.Call) and "confine" in ast.unparse(c.func)]
+    functions = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name != "_run"]
+    calls = [(f.name, c) for f in functions for c in ast.walk(f) if isinstance(c, ast.Call)]
+    runs = [(name, c.lineno) for name, c in calls if ast.unparse(c.func) in ("exec", "_run")]
+    confines = [(name, c.lineno) for name, c in calls if "confine" in ast.unparse(c.func)]
     assert len(confines) == 1
+    assert {name for name, _ in runs} == {confines[0][0]}
     assert runs
     assert min(runs) > confines[0]
     package = [m for m in MODULES if module in ours(m)]

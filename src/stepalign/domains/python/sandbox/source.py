@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import traceback
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, SourceFileLoader
 
 _MAX_TEXT = 2000
 _MAX_VALUE = 80
@@ -32,6 +32,20 @@ def watch_time():
     signal.signal(signal.SIGXCPU, spent)
 
 
+class _InMemory(SourceFileLoader):
+    """A module whose source is in no file."""
+
+    def __init__(self, name, path, text):
+        super().__init__(name, path)
+        self.text = text
+
+    def get_data(self, path):
+        return self.text.encode()
+
+    def path_stats(self, path):
+        raise OSError
+
+
 class Files:
     """The files of a program in memory: modules that it can import, texts that it can open, lines for tracebacks."""
 
@@ -47,18 +61,11 @@ class Files:
         stem = name.replace(".", "/")
         for file in (f"{stem}.py", f"{stem}/__init__.py"):
             if file in self.texts and file != self.main:
-                package = file.endswith("__init__.py")
-                return ModuleSpec(name, self, origin=file, is_package=package)  # pyright: ignore[reportArgumentType]
+                return ModuleSpec(
+                    name, _InMemory(name, file, self.texts[file]), origin=file, is_package=stem != file[:-3]
+                )
         inside = any(file.startswith(f"{stem}/") for file in self.texts)
         return ModuleSpec(name, None, is_package=True) if inside else None
-
-    def create_module(self, spec):
-        return None
-
-    def exec_module(self, module):
-        file = module.__spec__.origin
-        module.__file__ = file
-        exec(compile(self.texts[file], file, "exec", dont_inherit=True), module.__dict__)
 
     def open(self, file, mode="r", *arguments, **options):
         name = os.path.normpath(file) if isinstance(file, str) else file
