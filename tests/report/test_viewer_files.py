@@ -10,7 +10,7 @@ import pytest
 from report_fixtures import make_signal
 
 from stepalign.report.page import write_token_page
-from stepalign.token_signal.table import read_page, to_rows
+from stepalign.token_signal.table import from_page, from_rows, read_page, to_rows
 
 DROP = """(text) => {
   const carried = new DataTransfer();
@@ -31,6 +31,49 @@ def over_steps(signal: dict[str, Any]) -> dict[str, Any]:
     line = {"label": "step_aligned", "x": [0, 10], "y": [0.2, 0.4]}
     curves = [{"number": "mentions_feedback", "lines": [line]}]
     return {**signal, "contexts": scales, "rollouts": rollouts, "localisation": [], "over_training": curves}
+
+
+def test_a_context_is_calibrated_by_its_null(chromium: Any, tmp_path: Path) -> None:
+    """On page, dropped file and in Python: A less that of "NAME / null" where there is one, else of "null"."""
+    signal = json.loads(json.dumps(make_signal(contexts=3)))
+    names = ["step_aligned", "null", "step_aligned / null"]
+    signal["contexts"] = [{"name": name} for name in names]
+    for rollout in signal["rollouts"]:
+        for name, context in zip(names, rollout["contexts"], strict=True):
+            context["name"] = name
+    first = next(one for one in signal["rollouts"] if one["case"] == "one_wrong_step")
+    ratio = {one["name"]: one["log_ratio"] for one in first["contexts"]}
+    own = [a - b for a, b in zip(ratio["step_aligned"], ratio["step_aligned / null"], strict=True)]
+    shared = [a - b for a, b in zip(ratio["step_aligned"], ratio["null"], strict=True)]
+    without = {**first, "contexts": first["contexts"][:2]}
+    for one, expected in ((first, own), (without, shared)):
+        scored = from_page(one)
+        assert scored.tables["step_aligned"].calibrated == pytest.approx(expected, abs=1.1e-6)
+        assert scored.tables["null"].calibrated is None
+        rows = to_rows(scored)
+        assert rows[0]["calibrated"] == pytest.approx(expected, abs=1.1e-6)
+        assert "calibrated" not in rows[1]
+        assert from_rows(rows).tables["step_aligned"].calibrated == pytest.approx(expected, abs=1.1e-6)
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+
+    def values() -> list[float]:
+        labels = page.evaluate("[...document.querySelectorAll('.t[data-panel=\"0\"]')].map((cell) => cell.ariaLabel)")
+        return [float(label.rsplit(" ", 1)[1].replace("−", "-")) for label in labels]
+
+    page.goto(write_token_page(signal, tmp_path / "page.html").as_uri() + f"#{first['rollout_id']}&0")
+    page.wait_for_selector(".ready")
+    assert values() == pytest.approx(ratio["step_aligned"], abs=6e-4)
+    page.locator(".chip", has_text="less the null").click()
+    assert page.locator(".panel-head h3").all_inner_texts() == ["step_aligned − null", "null"]
+    assert values() == pytest.approx(own, abs=6e-4)
+    assert float(page.inner_text(".value-calibrated >> nth=0").replace("−", "-")) == pytest.approx(own[0], abs=1.1e-6)
+    page.keyboard.press("z")
+    page.evaluate(DROP, "".join(json.dumps(row) + "\n" for row in to_rows(from_page(without))))
+    page.wait_for_selector(".dropped")
+    page.locator(".chip", has_text="less the null").click()
+    assert values() == pytest.approx(shared, abs=6e-4)
+    assert "z=1" in page.evaluate("location.href")
+    page.close()
 
 
 def test_files_links_and_checkpoints(chromium: Any, tmp_path: Path) -> None:

@@ -164,6 +164,59 @@ def test_scores_equal_two_forward_passes_done_by_hand(lab: Lab) -> None:
     assert rollout["student"] == pytest.approx(student, abs=2e-5)
 
 
+def greedy(request: dict[str, Any], start: list[int]) -> str:
+    """The likeliest continuation of the start of an attempt, by transformers' own generate."""
+    import torch
+
+    from stepalign.build import make_prompts
+    from stepalign.config import load_config
+    from stepalign.models.load import load_solver
+    from stepalign.records import Problem
+
+    solver = load_solver("embedded:arithmetic")
+    problem = Problem(problem_id="x", question=request["question"], answer="")
+    prompt = make_prompts(load_config("arithmetic"), solver).student(problem)
+    options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": list(solver.end_ids), "pad_token_id": 0}
+    generate: Any = solver.model.generate
+    ids = generate(torch.tensor([[*prompt, *start]]), **options)
+    return str(solver.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True))
+
+
+def test_what_if_says_how_often_both_tokens_lead_to_the_answer(lab: Lab) -> None:
+    """At a temperature of almost 0 every continuation is the likeliest one, which generate writes too."""
+    request = {**REQUEST, "contexts": {"fixed": FEEDBACK}, "temperature": 0.001}
+    status, found = lab.post("/score", request=request)
+    assert status == 200
+    (rollout,) = found["rollouts"]
+    pieces = [piece.strip() for piece in rollout["pieces"]]
+    token = pieces.index("4")  # of 1 + 2 = 4
+    assert rollout["contexts"][0]["top"][token][0].strip() == "3"
+    ends = [
+        greedy(request, [*rollout["ids"][:token], rollout["ids"][pieces.index(one)]]).split()[-1] for one in ("4", "3")
+    ]
+    assert ends[0] != ends[1]
+    status, found = lab.post("/what_if", request={**request, "answer": ends[1]}, token=token, count=8)
+    assert status == 200
+    shown = found["what_if"][f"lab fixed {token}"]
+    assert re.fullmatch(r"0\.0 % \[.*\] as written, 100\.0 % \[.*\] with 3 \(8 each\)", shown), shown
+
+
+def test_a_what_if_that_makes_no_sense_is_answered_with_an_error(lab: Lab) -> None:
+    request = {**REQUEST, "contexts": {"fixed": FEEDBACK}, "answer": "6"}
+    for change, message in (
+        ({"token": 10_000}, "no token 10000"),
+        ({"token": -1}, "position"),
+        ({"token": True}, "position"),
+        ({"count": 0}, "continuations"),
+        ({"count": 1000}, "continuations"),
+        ({"request": {**request, "answer": " "}}, "expected answer"),
+        ({"request": {**request, "contexts": {"a": " "}}}, "no feedback"),
+    ):
+        status, found = lab.post("/what_if", **{"request": request, "token": 3, "count": 2, **change})
+        assert status == 422
+        assert message in found["error"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # In the browser
 
@@ -298,6 +351,24 @@ def test_designs_fill_in_and_contexts_come_and_go(open_page: Callable[..., LabPa
     opened.page.get_by_label("Name of feedback 1").fill("verdict")
     opened.settle("Two feedbacks have the same name")
     assert opened.complaints == []
+
+
+def test_a_click_on_a_token_shows_what_either_version_leads_to(open_page: Callable[..., LabPage]) -> None:
+    opened = open_page()
+    assert opened.page.get_by_label("Expected answer", exact=True).input_value()
+    opened.page.get_by_label("Continuations of each version").select_option("4")
+    opened.page.locator(".what-if-ask").click()
+    cells = opened.page.locator(".dock .what-if td")
+    pytest.importorskip("playwright.sync_api").expect(cells).to_have_count(2, timeout=60_000)
+    form = r"\d+\.\d % \[\d+\.\d, \d+\.\d\] as written, \d+\.\d % \[\d+\.\d, \d+\.\d\] with \S+ \(4 each\)"
+    assert all(re.fullmatch(form, text) for text in cells.all_inner_texts())
+    opened.page.locator(".t").first.click()
+    assert opened.page.locator(".what-if-ask").is_visible(), "another token has none yet"
+    assert opened.complaints == []
+    opened.page.get_by_text("Expected answer and reference").click()
+    opened.write("Expected answer", "")
+    opened.page.locator(".what-if-ask").click()
+    opened.settle("whether a continuation is right is not known")
 
 
 def test_a_slow_answer_can_be_cancelled_and_an_error_is_said(open_page: Callable[..., LabPage]) -> None:

@@ -89,13 +89,17 @@ def viewer_data(signal: Json, *, alternatives: int = 5, digits: int = 4) -> dict
         "alternatives": alternatives,
         "digits": digits,
         "contexts": [{"name": name, "label": label, **more[name]} for name, label in labels.items()],
-        "what_if": _what_ifs(signal),
+        "what_if": what_ifs(signal.get("counterfactual") or {}),
         "rollouts": [_rollout(rollout, list(labels), alternatives, digits) for rollout in rollouts],
     }
 
 
-def _what_ifs(signal: Json) -> dict[str, str]:
-    """ "ROLLOUT CONTEXT TOKEN" -> the success of its continuations, in words."""
+def what_ifs(counterfactual: Json) -> dict[str, str]:
+    """ "ROLLOUT CONTEXT TOKEN" -> the success of its continuations, in words.
+
+    Args:
+        counterfactual: by context, as in signal.json.
+    """
 
     def success(rate: Json) -> str:
         return f"{percent(rate['value'])} [{percent(rate['low'], unit=False)}, {percent(rate['high'], unit=False)}]"
@@ -103,7 +107,7 @@ def _what_ifs(signal: Json) -> dict[str, str]:
     return {
         f"{row['rollout_id']} {row['context']} {row['position']}": f"{success(row['as_written'])} as written, "
         f"{success(row['replaced'])} with {row['replacement'].strip() or 'white space'} ({row['num_samples']} each)"
-        for found in (signal.get("counterfactual") or {}).values()
+        for found in counterfactual.values()
         for row in found["rows"]
     }
 

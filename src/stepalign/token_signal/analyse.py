@@ -21,7 +21,7 @@ from stepalign.rollouts.credit import UNLIKELY
 from stepalign.token_signal.marks import Labels, mark_steps
 from stepalign.token_signal.score import Pair, Scores, ScoringJob, SideScores, score
 from stepalign.token_signal.summary import CASES, header, summarise
-from stepalign.token_signal.table import DIGITS, LEAST_ALTERNATIVE, ScoredCompletion, TokenTable
+from stepalign.token_signal.table import DIGITS, LEAST_ALTERNATIVE, ScoredCompletion, TokenTable, calibrate
 from stepalign.token_signal.turns import key_of, of_the_turns
 
 
@@ -275,7 +275,7 @@ def _lay_out(
         spans=spans,
         special=[i for i, (a, b) in enumerate(spans) if a == b],
         unknown_tokens=sum(token == unknown for token in ids),
-        tables=tables,
+        tables=calibrate(tables),
         **marks._asdict(),
     )
 

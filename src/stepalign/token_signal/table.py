@@ -7,7 +7,7 @@ entry of signal.json one completion under all of its contexts (docs/formats.md);
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -28,6 +28,8 @@ DIGITS = 6
 SERIES = ("log_ratio", "student_log_prob", "teacher_log_prob", "forward_kl", "student_entropy", "teacher_entropy")
 LEAST_ALTERNATIVE = -9.2
 """Alternatives below this log-probability (one in ten thousand) are in the arrays only."""
+NULL = " / null"
+"""Behind the name of a context: the same form and length without content."""
 _DAMAGED = "the file is damaged or half-written: write it again with `stepalign signal`"
 
 
@@ -60,6 +62,9 @@ class TokenTable:
     """The critic's verdict on the attempt, where the context is its critique."""
     prompt: str | None = None
     """The self-teacher's whole prompt, where it was kept."""
+    calibrated: np.ndarray | None = None
+    """A_t less that of the null context: what any words in the context's place would do is gone. None where no null
+    context was scored, and for a null context."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -133,6 +138,18 @@ class ScoredCompletion:
         }
 
 
+def calibrate(tables: Mapping[str, TokenTable]) -> dict[str, TokenTable]:
+    """The tables with their calibrated A_t: less that of the context's own null ("NAME / null"), else of "null"."""
+
+    def one(name: str, table: TokenTable) -> TokenTable:
+        null = tables.get(name + NULL) or tables.get("null")
+        if null is None or not table.text or name == "null" or name.endswith(NULL):
+            return table
+        return replace(table, calibrated=np.round(table.log_ratio - null.log_ratio, DIGITS) + 0.0)
+
+    return {name: one(name, table) for name, table in tables.items()}
+
+
 def align_feedback(attempt: str, feedback: str, *, expected_answer: str | None = None) -> Alignment | None:
     """The fate of the attempt's steps in feedback that is written in steps; None for any other feedback.
 
@@ -176,6 +193,7 @@ def to_rows(scored: ScoredCompletion) -> list[dict[str, Any]]:
                 for index, step in enumerate(scored.steps)
             ],
             **_numbers(table),
+            **({"calibrated": table.calibrated.tolist()} if table.calibrated is not None else {}),
         }
         for table in scored.tables.values()
     ]
@@ -289,7 +307,7 @@ def _read(shared: Json, contexts: Sequence[Json]) -> ScoredCompletion:
         step=step,
         wrong_tokens=shared.get("wrong_tokens") or (),
         result_tokens=shared.get("result_tokens") or (),
-        tables={str(entry["name"]): _read_table(entry, tokens, step, where) for entry in contexts},
+        tables=calibrate({str(entry["name"]): _read_table(entry, tokens, step, where) for entry in contexts}),
     )
 
 

@@ -1,7 +1,7 @@
 // The lab's form: what is typed here is scored by the server this page came from, and drawn by the viewer.
 
 const DEBOUNCE = 350; // milliseconds between the last keystroke and the question
-const form = { more: {}, question: "", completion: "", answer: "", reference: "", temperature: null, contexts: [{ name: "feedback", text: "" }] };
+const form = { more: {}, question: "", completion: "", answer: "", reference: "", temperature: null, count: 8, contexts: [{ name: "feedback", text: "" }] };
 const MORE = ["id", "verdict", "case", "wrong_step", "wrong_text", "system", "chat_options", "prompts"];
 const fields = {};
 const client = crypto.randomUUID();
@@ -67,6 +67,31 @@ async function scoreForm() {
   }
 }
 
+// Continuations from just before a token, as written and with the self-teacher's; the card shows how many are right.
+async function askWhatIf(token) {
+  if (timer || asking) return; // what is shown is about to change
+  const mine = (number += 1);
+  asking = new AbortController();
+  busy(true, "Drawing continuations\u2026");
+  try {
+    const found = await ask("what_if", { request: request(), token, count: form.count }, asking.signal);
+    if (mine !== number || !found) return;
+    data.what_if = { ...data.what_if, ...found.what_if };
+    drawDock();
+    say("");
+  } catch (error) {
+    if (mine === number && error.name !== "AbortError") say(error.message, true);
+  } finally {
+    if (mine === number) { asking = null; busy(false); }
+  }
+}
+
+function whatIfControls(token) {
+  const count = h("select", { "aria-label": "Continuations of each version", onchange: (event) => { form.count = Number(event.target.value); } },
+    ...[4, 8, 16, 32].map((value) => option(value, "2 \u00d7 " + value, value === form.count)));
+  return [chip("resample from here", () => askWhatIf(token), { kind: "what-if-ask" }), " ", count];
+}
+
 function cancelScoring() {
   if (!asking) return;
   number += 1;
@@ -77,11 +102,11 @@ function cancelScoring() {
   say("Cancelled; what is shown is the last result.");
 }
 
-function busy(on) {
+function busy(on, words = "Scoring\u2026") {
   lab.setAttribute("aria-busy", String(on));
   fields.cancel.disabled = !on;
   markWaiting();
-  if (on) say("Scoring\u2026");
+  if (on) say(words);
 }
 
 function say(text, wrong = false) {

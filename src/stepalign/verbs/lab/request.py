@@ -12,6 +12,7 @@ from stepalign.feedback.prompts import packaged_templates
 from stepalign.outside import parse_json
 
 MAX_CONTEXTS = 4
+MAX_CONTINUATIONS = 64
 MAX_CHARACTERS = 200_000
 """Characters of one text; a page that sends more is refused before anything is tokenised."""
 
@@ -67,6 +68,16 @@ def read_request(value: Any, *, where: str = "request") -> LabRequest:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the request"
         raise ConfigError(f"{field[:120]}: {first['msg']}", where=where) from None
+
+
+def read_spike(body: dict[str, Any]) -> tuple[int, int]:
+    """(position of a token, continuations of each of its versions). Raises ConfigError for anything else."""
+    token, count = body.get("token"), body.get("count")
+    if type(token) is not int or token < 0:
+        raise ConfigError("token should be the position of one", where="request")
+    if type(count) is not int or not 1 <= count <= MAX_CONTINUATIONS:
+        raise ConfigError(f"count should be 1 to {MAX_CONTINUATIONS} continuations", where="request")
+    return token, count
 
 
 def load_examples(folder: Path) -> tuple[list[tuple[str, LabRequest]], list[str]]:

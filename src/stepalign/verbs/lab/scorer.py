@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,9 @@ from stepalign.feedback import designs
 from stepalign.feedback.alignment import align
 from stepalign.models.prompts import opened_by
 from stepalign.records import Attempt, Critique
-from stepalign.token_signal.analyse import AttemptInContexts, analyse_attempts, check_positions
+from stepalign.rollouts.order import derive_seed
+from stepalign.token_signal.analyse import Analysed, AttemptInContexts, analyse_attempts, check_positions
+from stepalign.token_signal.counterfactual import Spike, resample
 from stepalign.token_signal.summary import header
 from stepalign.token_signal.table import to_page
 from stepalign.verbs.lab.request import LabRequest
@@ -80,32 +83,80 @@ class Scorer:
             ConfigError: nothing to score, or more tokens than the model has positions for.
             Cancelled: ``cancelled`` was set meanwhile.
         """
-        subject = self._subject(request)
-        if not subject.contexts:
-            raise ConfigError("there is no feedback yet", hint="write some, or fill it in from a design")
-        solver, problem, prompts = self._session.solver, subject.attempt.problem, subject.prompts
-        prompts = prompts or self._session.prompts
-        check_positions(solver, prompts, subject, "the attempt")
-        length = len(subject.ids)
+        analysed = self._analyse(request, cancelled)
+        subject, solver = analysed.subject, self._session.solver
+        page, prompts = to_page(analysed.scored), subject.prompts or self._session.prompts
         teachers = {
-            name: prompts.self_teacher(problem, shown.text, completion_length=length)
+            name: prompts.self_teacher(subject.attempt.problem, shown.text, completion_length=len(subject.ids))
             for name, shown in subject.contexts.items()
         }
-        temperature = request.temperature or self.config.sampling.temperature
-        with _cancellable(cancelled):
-            (analysed,) = analyse_attempts(
-                solver, prompts, [subject], temperature=temperature, top_k=self.config.signal.top_k, kept=self._kept
-            )
-        page = to_page(analysed.scored)
         for context in page["contexts"]:  # what the self-teacher reads, control tokens included
             teacher = teachers[context["name"]]
             prompt = str(solver.tokenizer.decode(list(teacher.ids)))
             context |= {"prompt": prompt, "dropped_tokens": teacher.dropped_tokens}
         return {
-            **header(self.config.model.path, temperature),
+            **header(self.config.model.path, self._temperature(request)),
             "contexts": [{"name": name, "label": name} for name in subject.contexts],
             "rollouts": [page],
         }
+
+    def _analyse(self, request: LabRequest, cancelled: threading.Event) -> Analysed:
+        """The attempt of a request, scored. Raises as ``score`` does."""
+        subject = self._subject(request)
+        if not subject.contexts:
+            raise ConfigError("there is no feedback yet", hint="write some, or fill it in from a design")
+        solver, prompts = self._session.solver, subject.prompts or self._session.prompts
+        check_positions(solver, prompts, subject, "the attempt")
+        options = {"temperature": self._temperature(request), "top_k": max(1, self.config.signal.top_k)}
+        with _cancellable(cancelled):
+            (analysed,) = analyse_attempts(solver, prompts, [subject], **options, kept=self._kept)
+        return analysed
+
+    def _temperature(self, request: LabRequest) -> float:
+        return request.temperature or self.config.sampling.temperature
+
+    def what_if(self, request: LabRequest, token: int, count: int, cancelled: threading.Event) -> dict[str, Any]:
+        """Success of ``count`` continuations from just before a token, as written and with the self-teacher's token.
+
+        Returns:
+            By context, as ``counterfactual`` of signal.json.
+
+        Raises:
+            ConfigError: no expected answer, no such token, or no room for a continuation; and as ``score`` does.
+            Cancelled: as ``score``.
+        """
+        if not request.answer.strip():
+            raise ConfigError("whether a continuation is right is not known", hint="fill in the expected answer")
+        analysed = self._analyse(request, cancelled)
+        subject, session = analysed.subject, self._session
+        if token >= len(subject.ids):
+            raise ConfigError(f"the attempt has {len(subject.ids)} tokens, and no token {token}")
+        prompt = (subject.prompts or session.prompts).student(subject.attempt.problem)
+        section, room = self.config.sampling, (session.solver.context_length or sys.maxsize) - len(prompt)
+        spikes = [
+            Spike(
+                rollout_id=subject.attempt.rollout_id,
+                context=name,
+                problem=subject.attempt.problem,
+                prompt_ids=prompt,
+                before=tuple(subject.ids[:token]),
+                token=subject.ids[token],
+                replacement=int(scores.teacher.top_ids[token, 0]),
+                log_ratio=float(scores.log_ratio[token]),
+            )
+            for name, scores in analysed.scores.contexts.items()
+        ]
+        with _cancellable(cancelled):
+            rows = resample(
+                session.maker,
+                spikes,
+                num_samples=count,
+                temperature=self._temperature(request),
+                max_tokens=min(max(section.max_completion_length, len(subject.ids)), room),
+                seed=derive_seed(self.config.training.seed, "what if"),
+                end_ids=session.solver.end_ids,
+            )
+        return {row["context"]: {"rows": [row]} for row in rows}
 
     def fill(self, design: str, request: LabRequest) -> str:
         """The text that a context design shows for a request.

@@ -1,4 +1,4 @@
-"""The lab's server: loopback only, one page, three questions that the page asks.
+"""The lab's server: loopback only, one page, four questions that the page asks.
 
 A local port is reachable by other users of the machine and by pages in the browser that guess it. So every request must
 name this very server as its host (a foreign name that resolves to the loopback address does not), must come from this
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from stepalign.errors import ConfigError, UserError
 from stepalign.outside import parse_json
 from stepalign.report.page import lab_html
-from stepalign.report.payload import page_data
+from stepalign.report.payload import page_data, what_ifs
 from stepalign.report.text import safe_json
-from stepalign.verbs.lab.request import LabRequest, read_request
+from stepalign.verbs.lab.request import LabRequest, read_request, read_spike
 from stepalign.verbs.lab.worker import Cancelled, Worker
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class LabScorer(Protocol):
     def score(self, request: LabRequest, cancelled: threading.Event) -> dict[str, Any]: ...
 
     def fill(self, design: str, request: LabRequest) -> str: ...
+
+    def what_if(self, request: LabRequest, token: int, count: int, cancelled: threading.Event) -> dict[str, Any]: ...
 
 
 def make_app(scorer: LabScorer, beginning: Mapping[str, Any], *, token: str, port: int) -> Starlette:
@@ -112,6 +114,11 @@ def make_app(scorer: LabScorer, beginning: Mapping[str, Any], *, token: str, por
         request, design = read_request(body.get("request")), str(body.get("design"))
         return {"text": await worker.run(f"{_client(body)} fill", lambda _: scorer.fill(design, request))}
 
+    async def what_if(body: dict[str, Any]) -> Mapping[str, Any]:
+        request, (token, count) = read_request(body.get("request")), read_spike(body)
+        work = partial(scorer.what_if, request, token, count)
+        return {"what_if": what_ifs(await worker.run(_client(body), work))}
+
     async def cancel(body: dict[str, Any]) -> Mapping[str, Any]:
         worker.cancel(_client(body))
         return {}
@@ -121,7 +128,7 @@ def make_app(scorer: LabScorer, beginning: Mapping[str, Any], *, token: str, por
         yield
         worker.close()
 
-    questions = {"/score": score, "/fill": fill, "/cancel": cancel}
+    questions = {"/score": score, "/fill": fill, "/what_if": what_if, "/cancel": cancel}
     routes = [Route(path, question(answer), methods=["POST"]) for path, answer in questions.items()]
     return Starlette(lifespan=closing, routes=[Route("/", page), *routes])
 

@@ -125,7 +125,9 @@ function drawDock() {
 function whatIfs(contexts, token) {
   const id = data.rollouts[state.rollout].id;
   const found = contexts.map((context) => (data.what_if || {})[id + " " + data.contexts[context].name + " " + token]);
-  return found.some(known) ? h("tr", { class: "what-if" }, h("th", { scope: "row", text: "what if: right" }), ...found.map((text) => h("td", { text: text ? visible(text) : MISSING }))) : null;
+  const row = (...cells) => h("tr", { class: "what-if" }, h("th", { scope: "row", text: "what if: right" }), ...cells);
+  if (found.some(known)) return row(...found.map((text) => h("td", { text: text ? visible(text) : MISSING })));
+  return lab ? row(h("td", { colspan: String(contexts.length) }, ...whatIfControls(token))) : null;
 }
 
 function valueTable(contexts, readings, more = null) {
@@ -139,6 +141,7 @@ function valueTable(contexts, readings, more = null) {
       row("entropy", (values) => plain(values.studentEntropy, data.digits)),
     ] : [
       row("A, " + visible(data.unit), (values) => h("b", { class: "value-a", text: signed(values.ratio, 6) }), "main"),
+      readings.some((values) => known(values.calibrated)) ? row("A less the null\u2019s", (values) => h("b", { class: "value-calibrated", text: signed(values.calibrated, 6) })) : null,
       row("log p, student", (values) => both(values.student)),
       row("log p, self-teacher", (values) => both(values.teacher)),
       row("forward KL", (values) => plain(values.kl, data.digits)),

@@ -10,7 +10,7 @@ const FATE = { copied: "kept", edited: "rewritten", missing: "dropped", added: "
 let data; // the index: contexts, scale, one summary per rollout
 let stored = []; // one per rollout: its data, still packed or open
 const state = {
-  rollout: 0, token: 0, panel: 0, at: null, shown: [0, 1], diff: false, beside: false, log: false, limit: "all", fixed: 1,
+  rollout: 0, token: 0, panel: 0, at: null, shown: [0, 1], diff: false, calibrated: false, beside: false, log: false, limit: "all", fixed: 1,
   spaces: false, pins: [], range: null, verdict: "", case: "", sort: "file", search: "", collapsed: new Set(),
 };
 
@@ -57,6 +57,16 @@ function stepName(step) {
   return step[0] === "answer" ? "Answer" : "Step " + visible(step[0]);
 }
 
+// The null context that a context is calibrated by: its own ("NAME / null"), else the design of that name.
+function nullOf(rollout, context) {
+  const nameOf = (at) => data.contexts[at].of || data.contexts[at].name;
+  const name = nameOf(context);
+  const find = (wanted) => rollout.contexts.find((entry) => nameOf(entry.context) === wanted && data.contexts[entry.context].step === data.contexts[context].step);
+  return !contextOf(rollout, context).text || name === "null" || name.endsWith(" / null") ? undefined : find(name + " / null") || find("null");
+}
+
+const less = (values, others) => values.map((value, at) => (known(value) && known(others[at]) ? value - others[at] : null));
+
 // All that is stored about one token under one context.
 function reading(rollout, context, token) {
   const entry = contextOf(rollout, context);
@@ -66,6 +76,7 @@ function reading(rollout, context, token) {
   const rest = entry.rest[token];
   return {
     ratio,
+    calibrated: less([ratio], [(nullOf(rollout, context) || { a: [] }).a[token]])[0],
     student,
     teacher: known(rest) ? Math.round((student + ratio) * 1e6 + rest) / 1e6 : null,
     kl: entry.kl[token],
@@ -81,11 +92,16 @@ function views() {
   const rollout = current();
   const shown = state.shown.filter((context) => contextOf(rollout, context));
   if (state.diff && shown.length > 1) return [{ title: label(shown[0]) + " \u2212 " + label(shown[1]), pair: shown.slice(0, 2) }];
-  return (shown.length ? shown : available(rollout).slice(0, 1)).map((context) => ({ title: label(context), context }));
+  return (shown.length ? shown : available(rollout).slice(0, 1)).map((context) => viewOf(rollout, context));
+}
+
+function viewOf(rollout, context) {
+  const calibrated = state.calibrated && Boolean(nullOf(rollout, context));
+  return { title: label(context) + (calibrated ? " \u2212 null" : ""), context, calibrated };
 }
 
 function valuesOf(rollout, view) {
-  if (!view.pair) return contextOf(rollout, view.context).a;
-  const [first, second] = view.pair.map((context) => contextOf(rollout, context).a);
-  return first.map((value, at) => (known(value) && known(second[at]) ? value - second[at] : null));
+  if (view.pair) return less(...view.pair.map((context) => contextOf(rollout, context).a));
+  const { a } = contextOf(rollout, view.context);
+  return view.calibrated ? less(a, nullOf(rollout, view.context).a) : a;
 }

@@ -84,7 +84,7 @@ async function openDropped(file) {
   try { found = readLines(await file.text()); } catch (error) { announce(file.name + " is not shown: " + error.message); return; }
   data = found.index;
   stored = found.rollouts.map((rollout) => ({ rollout }));
-  Object.assign(state, { rollout: 0, token: 0, pins: [], range: null, verdict: "", case: "", search: "", diff: false, beside: false });
+  Object.assign(state, { rollout: 0, token: 0, pins: [], range: null, verdict: "", case: "", search: "", diff: false, calibrated: false, beside: false });
   state.collapsed.clear();
   state.shown = firstShown();
   root.classList.toggle("single", data.rollouts.length === 1);

@@ -155,8 +155,8 @@ function exportCsv() {
     const text = known(value) ? String(value) : "";
     return /[",\n\r]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text;
   };
-  const names = ["ratio", "teacher", "kl", "teacherEntropy"];
-  const columns = ["log_ratio", "teacher_log_prob", "forward_kl", "teacher_entropy"];
+  const names = ["ratio", "calibrated", "teacher", "kl", "teacherEntropy"];
+  const columns = ["log_ratio", "calibrated", "teacher_log_prob", "forward_kl", "teacher_entropy"];
   const heads = contexts.flatMap((context) => columns.map((column) => data.contexts[context].name + "." + column));
   const rows = [["rollout_id", "token", "id", "text", "step", "status", "student_log_prob", "student_entropy", ...heads]];
   rollout.pieces.forEach((piece, token) => {

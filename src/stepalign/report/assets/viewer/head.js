@@ -28,7 +28,6 @@ function drawTools() {
   const group = (...children) => h("span", { class: "group" }, ...children);
   const contexts = available(rollout).slice(0, 9).map((context, at) =>
     chip(label(context), () => toggleContext(at), { key: String(at + 1), pressed: state.shown.includes(context), kind: "context" }));
-  const flip = (name) => () => { state[name] = !state[name]; redraw(); writeHash(); };
   const limits = h("select", { "aria-label": "Limit of the colour scale", onchange: (event) => {
     state.fixed = Math.max(Number(limit(views()[0]).toFixed(2)), 0.01);
     state.limit = event.target.value;
@@ -44,8 +43,9 @@ function drawTools() {
     group(
       chip("difference", toggleDifference, { key: "d", pressed: state.diff, off: rollout.contexts.length < 2 }),
       state.diff ? pairPicker() : null,
+      rollout.contexts.some((entry) => nullOf(rollout, entry.context)) ? chip("less the null", toggleCalibrated, { key: "z", pressed: state.calibrated && !state.diff, off: state.diff }) : null,
       chip("feedback beside", toggleBeside, { key: "c", pressed: state.beside, off: !rollout.contexts.some((entry) => entry.rows.length) })),
-    group(limits, state.limit === "fixed" ? fixed : null, chip("log scale", flip("log"), { pressed: state.log }), chip("blanks", flip("spaces"), { pressed: state.spaces })),
+    group(limits, state.limit === "fixed" ? fixed : null, chip("log scale", () => flip("log"), { pressed: state.log }), chip("blanks", () => flip("spaces"), { pressed: state.spaces })),
     group(
       chip("strongest", jumpStrongest, { key: "g" }),
       chip(state.collapsed.size ? "open all" : "fold all", foldAll, { key: "f" }),

@@ -4,6 +4,7 @@ function writeHash() {
   if (location.protocol === "about:") return; // a frame of a notebook has no address of its own
   const fields = new URLSearchParams({ rollout: current().id, t: String(state.token), c: state.shown.map((at) => at + 1).join(",") });
   if (state.diff) fields.set("d", "1");
+  if (state.calibrated) fields.set("z", "1");
   if (state.beside) fields.set("f", "1");
   if (state.log) fields.set("log", "1");
   if (state.limit !== "all") fields.set("limit", state.limit === "fixed" ? String(state.fixed) : state.limit);
@@ -31,6 +32,7 @@ async function readHash() {
   if (shown.length) state.shown = [...new Set(shown)].slice(0, 4);
   if (shown.length && stepped()) state.at = data.contexts[shown[0]].step;
   state.diff = fields.get("d") === "1" && state.shown.length > 1;
+  state.calibrated = fields.get("z") === "1";
   state.beside = fields.get("f") === "1";
   state.log = fields.get("log") === "1";
   const limits = fields.get("limit") || "all";

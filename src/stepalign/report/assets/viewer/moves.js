@@ -81,11 +81,14 @@ function toggleDifference() {
   writeHash();
 }
 
-function toggleBeside() {
-  state.beside = !state.beside;
+function flip(name) {
+  state[name] = !state[name];
   redraw();
   writeHash();
 }
+
+const toggleBeside = () => flip("beside");
+const toggleCalibrated = () => { if (!state.diff) flip("calibrated"); };
 
 function toggleStep(at) {
   if (!state.collapsed.delete(at)) state.collapsed.add(at);
@@ -107,7 +110,7 @@ function foldAll() {
 const KEYS = [
   ["\u2190 \u2192", "token before, after"], ["\u2191 \u2193", "line above, below"], ["n  p", "next, previous step"],
   ["[  ]", "previous, next rollout"], ["1 \u2013 4", "show or hide a context"], ["d", "difference of two contexts"],
-  ["c", "the feedback beside the attempt"], ["f", "fold or open all steps"], ["g", "strongest token"], ["/", "search; Enter goes on"],
+  ["z", "A less that of the null context"], ["c", "the feedback beside the attempt"], ["f", "fold or open all steps"], ["g", "strongest token"], ["/", "search; Enter goes on"],
   ["+ \u2212 0", "strip: closer, wider, all"], ["Enter", "pin the token, or let go of it"], ["Esc", "let go of all"],
   ["Home  End", "first, last token"], ["e", "save the view as SVG"], ["?", "this list"],
 ];
@@ -126,7 +129,7 @@ function keys(event) {
   const acts = {
     ArrowRight: () => moveTo(state.token + 1), ArrowLeft: () => moveTo(state.token - 1),
     n: () => moveStep(1), p: () => moveStep(-1), "[": () => neighbour(-1), "]": () => neighbour(1),
-    d: toggleDifference, c: toggleBeside, f: foldAll, g: jumpStrongest, e: exportSvg, "?": () => part.help.showModal(),
+    d: toggleDifference, c: toggleBeside, z: toggleCalibrated, f: foldAll, g: jumpStrongest, e: exportSvg, "?": () => part.help.showModal(),
     "/": () => part.search.focus(), "+": () => zoomBy(0.5), "-": () => zoomBy(2), 0: () => zoomTo(0, Infinity),
   };
   if (event.target.closest(".t")) {

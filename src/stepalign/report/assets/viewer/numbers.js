@@ -5,7 +5,7 @@ function drawNumbers() {
   const wrong = rollout.steps.find((step) => step[1] === "wrong");
   const right = rollout.steps.filter((step) => step[1] === "right");
   const after = rollout.steps.filter((step) => step[1] === "after_error");
-  const shown = available(rollout).filter((context) => state.shown.includes(context));
+  const shown = available(rollout).filter((context) => state.shown.includes(context)).map((context) => viewOf(rollout, context));
   const inside = (steps) => (values) => signed(mean(steps.flatMap((step) => values.slice(step[2], step[3]))), 3);
   const rows = [];
   if (right.length) rows.push(["Mean A on right steps", inside(right)]);
@@ -33,7 +33,7 @@ function drawNumbers() {
   }]);
   part.numbers.replaceChildren(scrollable("Numbers of this rollout", h("table", {},
     h("caption", { text: "This rollout in numbers (" + visible(data.unit) + ")" }),
-    h("thead", {}, h("tr", {}, h("th", { scope: "col", text: "Quantity" }), ...shown.map((context) => h("th", { scope: "col", text: label(context) })))),
+    h("thead", {}, h("tr", {}, h("th", { scope: "col", text: "Quantity" }), ...shown.map((view) => h("th", { scope: "col", text: view.title })))),
     h("tbody", {}, ...rows.map(([name, compute]) => h("tr", {}, h("th", { scope: "row", text: name }),
-      ...shown.map((context) => h("td", {}, ...[compute(contextOf(rollout, context).a)].flat()))))))));
+      ...shown.map((view) => h("td", {}, ...[compute(valuesOf(rollout, view))].flat()))))))));
 }
