@@ -36,7 +36,7 @@ TRIALS: dict[str, tuple[Trial, int, int]] = {
     "disk": (full_disks, 40, 4),
     "secrets": (secrets, 43, 4),
     "signals": (lambda lab, number, first: signals(number, first=first), 51, 3),
-    "soak": (soak, 2000, 40),
+    "soak": (soak, 3600, 90),
 }
 """Name -> (trials, their number in the long form and in the short one)."""
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trial", nargs="?", choices=TRIALS)
     parser.add_argument("--quick", action="store_true", help="the short form, in a folder of its own")
-    parser.add_argument("--number", type=int, help="trials, or steps of the soak")
+    parser.add_argument("--number", type=int, help="trials, or seconds of the soak")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "stepalign-faults")
     asked = parser.parse_args()
     for name in [asked.trial] if asked.trial else TRIALS:
@@ -99,12 +99,18 @@ def _of_kills(rows: list[dict[str, Any]]) -> str:
 
 
 def _of_soak(row: Mapping[str, Any]) -> str:
-    points, last = row["points"], row["points"][-1]
-    account = f"{row['sampled']} sampled = {row['trained']} trained + {sum(row['masked'].values())} masked"
+    steady = [point for point in row["points"] if point[0] > row["seconds"] / 6] or row["points"]
+    account = (
+        f"{row['sampled']} sampled (counted {row['counted']}) = {row['trained']} trained + "
+        f"{sum(row['masked'].values())} masked {row['masked']} + {row['buffered']} buffered"
+    )
+    full = [code in (1, 2) and has_path and not has_traceback for code, has_path, has_traceback in row["full"]]
+    handles, threads = ([point[column] for point in steady] for column in (3, 4))
     return (
-        f"{row['kind']}: {last[0]:.0f} steps, exit code {row['code']}, {account}; memory {last[1]:.0f} MB, slope "
-        f"{slope(points):+.1f} MB per 1,000 steps in the second half; handles {points[len(points) // 2][2]:.0f} -> "
-        f"{last[2]:.0f}, threads {points[len(points) // 2][3]:.0f} -> {last[3]:.0f}"
+        f"{row['seconds']} s, {steady[-1][1]:.0f} steps, exit code {row['code']}, {account}; the disk filled up "
+        f"{len(full)} times, {sum(full)} of them with one message; then memory {steady[0][2]:.0f} -> "
+        f"{steady[-1][2]:.0f} MB, slope {slope(steady):+.1f} MB per 1,000 steps; "
+        f"handles {min(handles):.0f} to {max(handles):.0f}, threads {min(threads):.0f} to {max(threads):.0f}"
     )
 
 

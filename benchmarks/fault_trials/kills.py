@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -47,20 +45,15 @@ def kill_trial(lab: Lab, kind: str, whole: Path, seconds: float, seed: int) -> d
             child = lab.start(words, ranks=ranks)
             moment = rng.uniform(0.02, 1.0) * seconds
             deadline = time.monotonic() + moment
-            while (
-                time.monotonic() < deadline
-                and os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-            ):
+            while time.monotonic() < deadline and not child.has_ended:
                 time.sleep(0.005)
             child.kill()
-            if kind in ("compare", "two ranks"):
-                time.sleep(0.5)  # its children end with it
             ended = child.wait()
             row["kills"].append([round(moment, 3), ended.code])
             row["lost"] = max([row["lost"], *(_steps(run) - _saved(run) for run in run_folders(out))])
         deadline = time.monotonic() + 60
         ended = lab.run(words, ranks=ranks)
-        while ended.code == 4 and time.monotonic() < deadline:  # orphans of a comparison are saving themselves
+        while ended.code == 4 and time.monotonic() < deadline:  # runs of a comparison end a moment after it
             time.sleep(0.5)
             ended = lab.run(words, ranks=ranks)
         row |= {"code": ended.code, "traceback": ended.has_traceback, "different": []}
@@ -141,6 +134,3 @@ def kills(lab: Lab, number: int, first: int = 0) -> Any:
             assert all(_steps(run) == STEPS for run in run_folders(whole) if run.name != "base"), kind
             wholes[kind] = whole, ended.seconds
         yield kill_trial(lab, kind, *wholes[kind], seed=trial)
-
-
-assert signal.SIGKILL

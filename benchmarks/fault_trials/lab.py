@@ -10,18 +10,24 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from fault_trials import forkery
+from fault_trials.forkery import serve
 
 ROOT = Path(__file__).parents[2]
 STEPS = 4
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 SMALL = {
     "training.max_steps": STEPS,
     "training.problems_per_step": 2,
@@ -44,7 +50,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "a served critic": CRITIC,
     "a sampler of vLLM's shape": SAMPLER,
     "two ranks": {},
-    "compare": {"signal.num_rollouts": 8, "compare.processes": 2, **CRITIC},
+    "compare": {"signal.num_rollouts": 8, "compare.processes": 2, "compare.launcher": "{launcher}", **CRITIC},
 }
 """Kind of run -> its keys beside ``SMALL``."""
 
@@ -74,25 +80,36 @@ class Ended:
 
 @dataclass(slots=True)
 class Child:
-    """A command under way."""
+    """A command under way; the first process leads the group of all."""
 
-    pid: int
+    pids: Sequence[int]
     files: tuple[Path, Path]
     begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def pid(self) -> int:
+        return self.pids[0]
+
+    @property
+    def has_ended(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
-    def wait(self, timeout: float = 900.0) -> Ended:
+    def wait(self, timeout: float = 1800.0) -> Ended:
         deadline = time.monotonic() + timeout
-        while not (found := os.waitpid(self.pid, os.WNOHANG))[0]:
-            if time.monotonic() > deadline:
-                self.kill()
-                raise TimeoutError(f"a command did not end: {self.files[1].read_text(errors='replace')[-2000:]}")
-            time.sleep(0.01)
+        statuses = []
+        for pid in self.pids:
+            while not (found := os.waitpid(pid, os.WNOHANG))[0]:
+                if time.monotonic() > deadline:
+                    self.kill()
+                    raise TimeoutError(f"a command did not end: {self.files[1].read_text(errors='replace')[-2000:]}")
+                time.sleep(0.01)
+            statuses.append(found[1])
         out, err = (file.read_text(encoding="utf-8", errors="replace") for file in self.files)
-        return Ended(os.waitstatus_to_exitcode(found[1]), out, err, time.monotonic() - self.begun)
+        return Ended(os.waitstatus_to_exitcode(statuses[0]), out, err, time.monotonic() - self.begun)
 
 
 class Lab:
@@ -103,7 +120,10 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         warm_up(folder / "warm")
         self._servers: subprocess.Popen[str] | None = None
-        self.addresses: dict[str, str] = {}
+        self._sockets = Path(tempfile.mkdtemp())  # its path is short, as that of a socket must be
+        self._forkery = serve(self._sockets / "socket")
+        launcher = [sys.executable, "-S", "-E", forkery.__file__, str(self._sockets / "socket")]
+        self.addresses = {"launcher": json.dumps(launcher)}
 
     def ask_servers(self, line: str) -> Any:
         """Send a line to the process of the servers, which is started with the first; its answer."""
@@ -113,63 +133,46 @@ class Lab:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
             assert self._servers.stdout is not None
-            self.addresses = json.loads(self._servers.stdout.readline())
+            self.addresses |= json.loads(self._servers.stdout.readline())
         assert self._servers.stdin is not None
         assert self._servers.stdout is not None
         print(line, file=self._servers.stdin, flush=True)
         return json.loads(self._servers.stdout.readline())
 
     def close(self) -> None:
+        os.kill(self._forkery, signal.SIGKILL)
+        os.waitpid(self._forkery, 0)
+        shutil.rmtree(self._sockets)
         if self._servers is not None:
             self._servers.kill()
             self._servers.wait()
 
     def filled(self, words: Sequence[str]) -> list[str]:
-        """Words with the addresses of the servers in place of {critic} and {sampler}."""
+        """Words with addresses of the servers in place of {critic} and {sampler}, and {launcher} of the forked runs."""
         if any("{critic}" in word or "{sampler}" in word for word in words) and self._servers is None:
             self.ask_servers("asked")
-        return [
-            w.replace("{critic}", self.addresses.get("critic", "")).replace(
-                "{sampler}", self.addresses.get("sampler", "")
-            )
-            for w in words
-        ]
+        for name, address in self.addresses.items():
+            words = [word.replace(f"{{{name}}}", address) for word in words]
+        return list(words)
 
-    def start(self, words: Sequence[str], *, ranks: int = 1, environment: Mapping[str, str] | None = None) -> Child:
-        """Begin ``stepalign WORDS`` in a process group of its own; under torchrun with more than one rank."""
+    def start(self, words: Sequence[str], *, ranks: int = 1) -> Child:
+        """Begin ``stepalign WORDS`` in a process group of its own: a process a rank, as torchrun starts them."""
         words = self.filled(words)
-        files = (self.folder / "stdout", self.folder / "stderr")
-        if ranks > 1:
-            command = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                str(ranks),
-                "-m",
-                "stepalign",
-                *words,
-            ]
-            with files[0].open("wb") as out, files[1].open("wb") as err:
-                process = subprocess.Popen(
-                    command,
-                    stdout=out,
-                    stderr=err,
-                    stdin=subprocess.DEVNULL,
-                    process_group=0,
-                    env={**os.environ, **(environment or {})},
-                )
-            return Child(process.pid, files)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid:
+        port = _free_port() if ranks > 1 else 0
+        pids = []
+        for rank in range(ranks):
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "WORLD_SIZE": f"{ranks}"}
+            meeting |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if (pid := os.fork()) == 0:
+                files = [os.open(self.folder / f"{name}{rank or ''}", _NEW) for name in ("stdout", "stderr")]
+                os.setpgid(0, pids[0] if pids else 0)
+                become(words, [os.open(os.devnull, os.O_RDONLY), *files], meeting if port else {})
+            pids.append(pid)
             with suppress(OSError):
-                os.setpgid(pid, pid)
-            return Child(pid, files)
-        _become(words, files, environment or {})
-        raise AssertionError
+                os.setpgid(pid, pids[0])
+        return Child(pids, (self.folder / "stdout", self.folder / "stderr"))
 
     def run(self, words: Sequence[str], **options: Any) -> Ended:
         return self.start(words, **options).wait()
@@ -189,14 +192,13 @@ def warm_up(folder: Path) -> None:
         train_config(config, folder, resume=False, listener=silent, stop=StopRequest())
 
 
-def _become(words: Sequence[str], files: tuple[Path, Path], environment: Mapping[str, str]) -> None:
+def become(words: Sequence[str], files: Sequence[int], environment: Mapping[str, str]) -> NoReturn:
+    """Run ``stepalign WORDS`` in this process, forked for it, and end it. ``files``: input, output, errors."""
     code = 1
     try:
-        os.setpgid(0, 0)
         os.environ.update(environment)
-        for number, file in enumerate(files, 1):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
         sys.argv = ["stepalign", *words]
         from stepalign.cli import main
 
@@ -211,6 +213,12 @@ def _become(words: Sequence[str], files: tuple[Path, Path], environment: Mapping
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 @contextmanager

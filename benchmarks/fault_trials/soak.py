@@ -1,67 +1,122 @@
-"""A long run with faults in critic and sampler: memory, handles, threads, and the account of its rollouts."""
+"""A long run with faults in critic, sampler and disk: memory, handles, threads, and the account of its rollouts.
+
+A tenth of the requests to critic and sampler fail all the time. In the first sixth of the time the disk, a tmpfs, fills
+up ten times: the run ends with its message and goes on when there is room. Behind that one process runs to the end,
+where it is stopped while a step is buffered.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
+import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fault_trials.lab import CRITIC, SAMPLER, SMALL, Lab, setting_words
+from fault_trials.lab import CRITIC, SAMPLER, SMALL, Child, Lab, setting_words
 
-KINDS = {"no server": {}, "critic and sampler, 10 % faults": CRITIC | SAMPLER | {"sampling.max_completion_length": 24}}
+SETTINGS = {
+    **SMALL,
+    **CRITIC,
+    **SAMPLER,
+    "rollouts.ahead": 1,
+    "sampling.max_completion_length": 48,
+    "training.max_steps": 1_000_000,
+    "training.save_steps": 20,
+    "training.learning_rate": 1e-5,
+    "evaluation.eval_steps": 100,
+    "guards.policy": "warn",
+}
+FILLS = 10
+"""Times that the disk fills up."""
+KIBIBYTES = 512 * 1024
 
 
 def soak(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
-    """One run of ``number`` steps for each kind; a point every two seconds."""
-    for kind, keys in list(KINDS.items())[first:]:
-        out = lab.folder / kind.partition(",")[0].replace(" ", "-")
-        settings = {
-            **SMALL,
-            **keys,
-            "training.max_steps": number,
-            "training.save_steps": 20,
-            "evaluation.eval_steps": 0,
-        }
-        if keys:
-            lab.ask_servers("faults 0.1")
-        child = lab.start(["train", "arithmetic", "--out", str(out), *setting_words(settings), "--resume"])
-        points: list[list[float]] = []
-        while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            time.sleep(2)
-            points += _point(child.pid, out)
-        ended = child.wait(1)
-        yield {"kind": kind, "code": ended.code, "points": points, **account(out), "err": ended.err[-500:]}
-
-
-def _point(pid: int, out: Path) -> list[list[float]]:
-    """[steps, resident MB, handles, threads]."""
+    """One run of ``number`` seconds; a point every few of them."""
+    if first:
+        return
+    disk = lab.folder / "disk"
+    disk.mkdir(exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={KIBIBYTES}k", "none", str(disk)], capture_output=True, check=False
+    )
+    out = disk / "run"
+    words = ["train", "arithmetic", "--out", str(out), *setting_words(SETTINGS), "--resume"]
+    lab.ask_servers("faults 0.1")
+    begun = time.monotonic()
+    row: dict[str, Any] = {"kind": "critic, sampler and disk", "seconds": number, "full": [], "points": []}
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        found = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.split()[1:]}
-        steps = (out / "metrics.jsonl").read_bytes().count(b"\n")
-        return [[steps, int(found["VmRSS"]) / 1024, len(os.listdir(f"/proc/{pid}/fd")), int(found["Threads"])]]
-    except (OSError, KeyError):
-        return []
+        child = lab.start(words)
+        for at in [number / 6 * (place + 1) / FILLS for place in range(FILLS)] if not mounted.returncode else []:
+            row["points"] += _points(child, out, begun, begun + at)
+            row["full"].append(_filled(child, disk))
+            child = lab.start(words)
+        row["points"] += _points(child, out, begun, begun + number)
+        child.kill(signal.SIGINT)
+        ended = child.wait()
+        row |= {"code": ended.code, "err": ended.err[-500:], **account(out)}
+        for name in ("rollouts.jsonl", "contexts.jsonl", "metrics.jsonl"):
+            shutil.copy(out / name, lab.folder)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+    yield row
+
+
+def _filled(child: Child, disk: Path) -> list[Any]:
+    """Fill the disk until the run has ended: [code, whether the message has path and reason, traceback]."""
+    ballast = disk / "ballast"
+    while not child.has_ended:
+        free = shutil.disk_usage(disk).free
+        with ballast.open("ab") as file, suppress(OSError):  # what was free is taken meanwhile
+            os.posix_fallocate(file.fileno(), ballast.stat().st_size, max(free, 1))
+        time.sleep(0.05)
+    ended = child.wait()
+    ballast.unlink()
+    return [ended.code, str(disk) in ended.err and "No space left" in ended.err, ended.has_traceback]
+
+
+def _points(child: Child, out: Path, begun: float, until: float) -> list[list[float]]:
+    """[seconds, steps, resident MB, handles, threads] every few seconds."""
+    points = []
+    while time.monotonic() < until and not child.has_ended:
+        time.sleep(2)
+        try:
+            status = Path(f"/proc/{child.pid}/status").read_text()
+            found = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.split()[1:]}
+            steps = (out / "metrics.jsonl").read_bytes().count(b"\n")
+            handles = len(os.listdir(f"/proc/{child.pid}/fd"))
+        except (OSError, KeyError):
+            continue
+        seconds = round(time.monotonic() - begun, 1)
+        points.append([seconds, steps, int(found["VmRSS"]) / 1024, handles, int(found["Threads"])])
+    return points
 
 
 def account(out: Path) -> dict[str, Any]:
-    """sampled = trained + masked, from the records."""
+    """sampled = trained + masked + buffered, from the last checkpoint and the records."""
+    states = sorted(out.glob("checkpoints/step-*/state.json"), key=lambda file: int(file.parent.name[5:]))
+    state = json.loads(states[-1].read_bytes())
+    buffered = sum(len(group["rollouts"]) for line in state["collected_early"] for group in json.loads(line)["groups"])
     rows = [json.loads(line) for line in (out / "contexts.jsonl").read_bytes().splitlines()]
-    sampled = (out / "rollouts.jsonl").read_bytes().count(b"\n")
-    masked: dict[str, int] = {}
-    for row in rows:
-        if row["masked"]:
-            masked[row["masked"]] = masked.get(row["masked"], 0) + 1
-    trained = sum(row["text"] is not None for row in rows)
-    return {"sampled": sampled, "trained": trained, "masked": masked}
+    return {
+        "sampled": (out / "rollouts.jsonl").read_bytes().count(b"\n") + buffered,
+        "counted": state["progress"]["num_rollouts"] + buffered,
+        "trained": sum(row["text"] is not None for row in rows),
+        "masked": Counter(row["masked"] for row in rows if row["masked"]),
+        "buffered": buffered,
+        "critic": state["progress"]["critic"],
+    }
 
 
-def slope(points: list[list[float]], column: int = 1) -> float:
-    """Of the second half, per 1,000 steps: least squares."""
-    half = points[len(points) // 2 :]
-    mean_x, mean_y = (sum(p[i] for p in half) / len(half) for i in (0, column))
-    spread = sum((p[0] - mean_x) ** 2 for p in half)
-    return 1000 * sum((p[0] - mean_x) * (p[column] - mean_y) for p in half) / spread if spread else 0.0
+def slope(points: list[list[float]], column: int = 2) -> float:
+    """Per 1,000 steps: least squares."""
+    mean_x, mean_y = (sum(p[i] for p in points) / len(points) for i in (1, column))
+    spread = sum((p[1] - mean_x) ** 2 for p in points)
+    return 1000 * sum((p[1] - mean_x) * (p[column] - mean_y) for p in points) / spread if spread else 0.0
