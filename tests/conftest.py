@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from patience import PATIENCE
 
 settings.register_profile("tests", deadline=None)  # the machine may be busy
 settings.load_profile("tests")
@@ -74,12 +75,25 @@ def chromium() -> Iterator[Any]:
     if binary is None:
         pytest.skip("no chromium binary on this machine")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    playwright.expect.set_options(timeout=1000 * PATIENCE)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=binary, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         )
+        browser.new_context, browser.new_page = _patient(browser.new_context), _patient(browser.new_page)
         yield browser
         browser.close()
+
+
+def _patient(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Contexts and pages that wait on a busy machine too."""
+
+    def made(**options: Any) -> Any:
+        found = make(**options)
+        found.set_default_timeout(1000 * PATIENCE)
+        return found
+
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -163,9 +177,15 @@ def write_recipe(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
     return write
 
 
+LONGEST = ("test_compare", "test_distributed", "test_launch", "test_resume", "test_make_embedded", "test_real_input",
+           "test_report_browser", "test_endpoint", "test_trackers", "test_calculation", "test_footprint")  # fmt: skip
+"""The files that take a minute and more: first, so that no worker is left alone with one of them at the end."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need a browser or a finished comparison are marked by their fixtures."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     for item in items:
         if "chromium" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.browser)

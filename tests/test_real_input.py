@@ -11,11 +11,11 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE, wait_until
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
@@ -92,7 +92,7 @@ def settings(model: Path, url: str, critic: str, **more: object) -> list[str]:
 def stepalign(*words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "stepalign", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
 
 
 def lines(file: Path) -> list[dict]:
@@ -125,15 +125,11 @@ def served(random_qwen: Path, tmp_path_factory: pytest.TempPathFactory):
         stderr=subprocess.STDOUT,
     )
     try:
-        deadline = time.monotonic() + 120
-        while not _answers(f"http://127.0.0.1:{port}/v1/models"):
-            assert server.poll() is None, (home / "serve.log").read_text()
-            assert time.monotonic() < deadline, (home / "serve.log").read_text()
-            time.sleep(0.5)
+        wait_until(lambda: _answers(f"http://127.0.0.1:{port}/v1/models"), server, home / "serve.log")
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
-        server.wait(timeout=20)
+        server.wait(timeout=PATIENCE)
         log.close()
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from stepalign.critics.cache import ReplyCache, canonical_json, content_key
 from stepalign.errors import ConfigError
@@ -124,7 +125,7 @@ def test_processes_share_one_cache(tmp_path: Path) -> None:
         process.start()
     time.sleep(0.5)
     start.touch()
-    won = [results.get(timeout=60) for _ in processes]
+    won = [results.get(timeout=PATIENCE) for _ in processes]
     for process in processes:
         process.join()
     assert sum(won) == 200  # each key paid once, no lock errors (a failed process puts nothing)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from fault_server import FaultServer, Script
+from patience import PATIENCE, wait_until
 
 from stepalign.build import check_critic
 from stepalign.config import Config, CriticSection, changed
@@ -95,7 +96,7 @@ def test_thirty_percent_faults_lose_and_swap_nothing(serve: Serve, make: Make, t
     rng = random.Random(0)
     assert len(ELEVEN) == 11
     server = serve(lambda text, asked: rng.choice(ELEVEN) if rng.random() < 0.3 else "ok")
-    critic = make(server, cache_path=tmp_path / "cache.db", concurrency=32, attempt_timeout=2.5)
+    critic = make(server, cache_path=tmp_path / "cache.db", concurrency=32, attempt_timeout=6.0)
     critiques = ask(critic, requests(1000))
     assert all(critique.status == "ok" and belongs(critique, n) for n, critique in enumerate(critiques))
     assert len({critique.rollout_id for critique in critiques}) == 1000
@@ -247,12 +248,13 @@ def test_an_outage_pauses_the_calls_with_one_line_and_loses_nothing(serve: Serve
     ask(critic, requests(5))
     first.stop()
     futures = [critic.submit(request(number)) for number in range(100, 160)]
+    wait_until(lambda: lines)
     time.sleep(1.5)
     assert not any(future.done() for future in futures)
     assert len(lines) == 1
     attempts_while_down = critic.ledger.attempts
     back = serve(port=port)
-    critiques = [future.result(timeout=30) for future in futures]
+    critiques = [future.result(timeout=PATIENCE) for future in futures]
     assert all(belongs(critique, n) for n, critique in enumerate(critiques, 100))
     assert [line.split()[1] for line in lines] == ["does", "answers"]
     assert attempts_while_down < 40  # the pause is a pause
@@ -262,7 +264,7 @@ def test_an_outage_pauses_the_calls_with_one_line_and_loses_nothing(serve: Serve
 def test_critiques_start_when_they_are_submitted(serve: Serve, make: Make) -> None:
     critic = make(serve())
     future: Future[Critique] = critic.submit(request(3))
-    assert belongs(future.result(timeout=10), 3)
+    assert belongs(future.result(timeout=PATIENCE), 3)
 
 
 # --- cache ---
@@ -343,7 +345,7 @@ def test_processes_that_ask_the_same_pay_once(serve: Serve, tmp_path: Path) -> N
     processes = [SPAWN.Process(target=_ask, args=each) for each in arguments]
     for process in processes:
         process.start()
-    answers = [results.get(timeout=120) for _ in processes]
+    answers = [results.get(timeout=PATIENCE) for _ in processes]
     for process in processes:
         process.join()
     assert [right for right, _ in answers] == [500] * 8
@@ -477,7 +479,7 @@ def test_closing_cancels_and_drops_claims(serve: Serve, make: Make, tmp_path: Pa
     critic.close()
     critic.close()
     with pytest.raises(CancelledError):
-        future.result(timeout=5)
+        future.result(timeout=PATIENCE)
     with pytest.raises(RuntimeError, match="closed"):
         critic.submit(request(1))
     cache = ReplyCache(tmp_path / "cache.db")  # the next one need not wait for a lease: there is none

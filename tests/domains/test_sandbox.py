@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from stepalign.domains.python import sandbox
 from stepalign.domains.python.sandbox import Limits, confinement, run_tests
@@ -140,7 +141,7 @@ def test_faulty_tests_are_undecided() -> None:
     assert why("") == "the tests never call the code"
     assert why("assert 1 == 1") == "the tests never call the code"
     assert why("assert f(lambda x: x)(1) == 1") == "the tests hand over what cannot cross"
-    patient = Limits(cpu_seconds=1, wall_seconds=120.0)  # the machine may be busy
+    patient = Limits(cpu_seconds=1, wall_seconds=PATIENCE)
     assert run_tests("f = 1", "while True: pass", patient).reason == "the tests ran out of time"
 
 
@@ -368,7 +369,7 @@ def test_an_end_of_the_caller_is_the_end_of_all() -> None:
     with caller.stdout:
         caller.stdout.readline()
         below: list[str] = []
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while len(below) < 2 and time.monotonic() < deadline:
             below = Path(f"/proc/{caller.pid}/task/{caller.pid}/children").read_text().split()
             time.sleep(0.02)

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from patience import PATIENCE
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -103,9 +104,9 @@ def test_two_processes_with_half_the_weights_each_compute_the_same(tied: bool, t
     workers = [context.Process(target=worker, args=(rank, str(tmp_path), tied, answers)) for rank in range(PROCESSES)]
     for process in workers:
         process.start()
-    told = [answers.get(timeout=120) for _ in workers]
+    told = [answers.get(timeout=PATIENCE) for _ in workers]
     for process in workers:
-        process.join(timeout=60)
+        process.join(timeout=PATIENCE)
         assert process.exitcode == 0
 
     whole = build(tied)

@@ -42,7 +42,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("dialog", lambda dialog: self.complaints.append("dialog") or dialog.dismiss())
         self.page.goto(path.as_uri() + fragment)
-        self.page.wait_for_selector(READY, timeout=20_000)
+        self.page.wait_for_selector(READY)
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).first.inner_text()

@@ -15,6 +15,7 @@ import pytest
 import report_fixtures as fixtures
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from stepalign.errors import ConfigError
 from stepalign.report import figure, scale
@@ -158,14 +159,14 @@ def test_rollouts_that_are_not_on_the_page_come_from_the_records(signal: dict[st
 
     shown = subprocess.run(
         [sys.executable, "-m", "stepalign", "show", str(tmp_path), "--rollout", "far", "--context", "reference"],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     assert "\x1b" not in shown.stdout
     assert "a ␛b" in shown.stdout
     wrong = subprocess.run(
         [sys.executable, "-m", "stepalign", "figure", str(tmp_path), "--out", str(tmp_path / "f.pdf"), "--width", "5"],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert wrong.returncode == 2
     assert "where: --width" in wrong.stderr

@@ -320,7 +320,9 @@ def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(run: Run, t
     started = time.perf_counter()
     run.save(tmp_path / "elsewhere", 1)
     one_save = time.perf_counter() - started  # the machine may be busy
-    for _ in range(10):
+    for trial in range(100):  # ten, and more where the machine let no child come far
+        if trial >= 10 and last and unfinished:
+            break
         child = os.fork()
         if child == 0:
             step = last

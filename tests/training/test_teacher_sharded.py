@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from patience import PATIENCE
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -147,7 +148,7 @@ def test_teachers_of_a_sharded_model_are_what_they_say(lora: bool, processes: in
     workers = [context.Process(target=worker, args=(rank, *arguments)) for rank in range(processes)]
     for process in workers:
         process.start()
-    faults = [answers.get(timeout=120) for _ in workers]
+    faults = [answers.get(timeout=PATIENCE) for _ in workers]
     for process in workers:
-        process.join(timeout=60)
+        process.join(timeout=PATIENCE)
     assert faults == [""] * processes, "\n".join(faults)

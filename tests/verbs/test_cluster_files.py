@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE, wait_until
 
 CLUSTER = Path(__file__).parents[2] / "recipes" / "cluster"
 STAND_INS = {
@@ -37,7 +38,7 @@ def slurm(place: Path, **settings: str) -> subprocess.CompletedProcess[str]:
         **settings,
     }
     script = ["bash", str(CLUSTER / "slurm.sbatch")]
-    return subprocess.run(script, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(script, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_under_slurm_one_node_learns_and_the_other_draws(tmp_path: Path) -> None:
@@ -91,16 +92,11 @@ def test_ray_starts_a_server_again_whose_actor_is_killed(tmp_path: Path, monkeyp
     try:
         actor = ray_job.held(0)
         work = actor.hold.remote(["-m", "stand_in", str(tmp_path)])
-        deadline = time.monotonic() + 240
-        while not list(tmp_path.glob("begun-*")):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: list(tmp_path.glob("begun-*")))
         os.kill(ray.get(actor.pid.remote()), signal.SIGKILL)
-        while len(list(tmp_path.glob("begun-*"))) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: len(list(tmp_path.glob("begun-*"))) > 1)
         (tmp_path / "go").touch()
-        assert ray.get(work, timeout=240) == 7
+        assert ray.get(work, timeout=PATIENCE) == 7
     finally:
         ray.shutdown()
 

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from patience import PATIENCE
 
 pytest.importorskip("starlette", reason="the lab's server library is not installed")
 pytest.importorskip("uvicorn", reason="the lab's server library is not installed")
@@ -34,7 +35,7 @@ class Lab:
         return parse_qs(urlsplit(self.address).query)["token"][0]
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body=None if body is None else json.dumps(body), headers=given)
         reply = connection.getresponse()
@@ -235,13 +236,13 @@ class LabPage:
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(lab.address)
-        self.page.locator(".viewer.ready").wait_for(timeout=30_000)
+        self.page.locator(".viewer.ready").wait_for()
         self.settle()
 
     def settle(self, text: str = "") -> None:
         """Wait until the page shows the result for the current form, and the status line says so."""
         self.page.locator('#lab[aria-busy="false"]:not([data-waiting])').wait_for()
-        self.page.locator(".status", has_text=re.compile(f"^{text}")).wait_for(timeout=20_000)
+        self.page.locator(".status", has_text=re.compile(f"^{text}")).wait_for()
 
     def write(self, name: str, text: str) -> None:
         self.page.get_by_label(name, exact=True).fill(text)
@@ -342,7 +343,7 @@ def test_designs_fill_in_and_contexts_come_and_go(open_page: Callable[..., LabPa
     opened.page.get_by_role("button", name="add feedback").click()
     opened.page.select_option('select[aria-label="Fill feedback 3 from a design"]', "verdict")
     expect = pytest.importorskip("playwright.sync_api").expect
-    expect(opened.page.get_by_label("Feedback 3", exact=True)).to_have_value("wrong", timeout=20_000)
+    expect(opened.page.get_by_label("Feedback 3", exact=True)).to_have_value("wrong")
     opened.settle()
     assert opened.page.locator(".panel-head h3").all_inner_texts() == ["step_aligned", "reference", "verdict"]
     opened.page.get_by_label("Remove feedback 1").click()

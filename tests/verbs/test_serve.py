@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE, wait_until
 
 from stepalign.errors import ConfigError
 from stepalign.verbs.serve import server_command
@@ -70,28 +69,25 @@ def test_a_stopped_server_leaves_no_process_behind(tmp_path: Path) -> None:
         (folder / "__init__.py").write_text("")
     (package / "api_server.py").write_text(
         "import os, signal, subprocess, sys, time\n"
-        "sleep = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)'\n"
+        "sleep = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)'\n"
         "child = subprocess.Popen([sys.executable, '-c', sleep])\n"
         f"open({str(marks)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}\\n')\n"
-        "time.sleep(60)\n"
+        "time.sleep(3600)\n"
     )
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     words = [sys.executable, "-m", "stepalign", "serve", "embedded:arithmetic", "--python", str(python)]
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
-    while not (marks.exists() and marks.read_text().endswith("\n")):
-        time.sleep(0.02)
+    wait_until(lambda: marks.exists() and marks.read_text().endswith("\n"), process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 143
+    assert process.wait(PATIENCE) == 143
     for pid in map(int, marks.read_text().split()):
-        for _ in range(100):
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                break
-            if Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z":
-                break
-            time.sleep(0.05)
-        else:
-            pytest.fail(f"process {pid} is still there")
+        wait_until(lambda pid=pid: state(pid) in ("gone", "Z"))
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"

@@ -124,11 +124,11 @@ def test_a_page_and_a_frame_show_the_viewer(found: Signal, chromium: Any, tmp_pa
     shown.on("console", lambda message: complaints.append(message.text))
     shown.on("pageerror", lambda error: complaints.append(str(error)))
     shown.goto(page.absolute().as_uri())
-    shown.locator(".viewer.ready").wait_for(timeout=30_000)
+    shown.locator(".viewer.ready").wait_for()
     labels = shown.locator(".t").evaluate_all("cells => cells.map((cell) => cell.ariaLabel)")
     shown.goto(notebook.absolute().as_uri())
     frame = shown.frame_locator("iframe")
-    frame.locator(".viewer.ready").wait_for(timeout=30_000)
+    frame.locator(".viewer.ready").wait_for()
     assert frame.locator(".t").evaluate_all("cells => cells.map((cell) => cell.ariaLabel)") == labels
     frame.locator(".t").nth(3).click()
     assert len(labels) == 2 * len(found.scored.tokens)  # the first two contexts
