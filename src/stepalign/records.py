@@ -22,10 +22,11 @@ FinishReason = Literal["stop", "length"]
 CritiqueStatus = Literal["ok", "malformed", "failed"]
 StepStatus = Literal["right", "wrong", "after_error", "unknown"]
 Role = Literal["solver", "tool", "user"]
-CritiqueForm = Literal["trace", "paraphrase", "hint", "comment", "own", "second_turn", "turns"]
+CritiqueForm = Literal["trace", "paraphrase", "hint", "comment", "own", "second_turn", "turns", "edits"]
 """The text that a critic writes: the corrected trace in the solver's words, the same in other words, the place of the
 first error without its correction, a comment in words of its own; "own" is a trace that the solver itself writes, and
-"second_turn" a trace with the solver's next attempt behind it; "turns" is a trace for each turn of the solver."""
+"second_turn" a trace with the solver's next attempt behind it; "turns" is a trace for each turn of the solver; "edits"
+is a script that a program applies to the attempt, which makes it a trace."""
 
 
 UNGRADED = Grade(score=float("nan"), answer=None)
@@ -234,6 +235,11 @@ class Context:
     """Place of the one turn of the rollout that it teaches, among all turns; None: it teaches the whole."""
 
 
+ServedTop = tuple[tuple[tuple[int, ...], ...], tuple[tuple[float, ...], ...], tuple[float, ...]]
+"""Of each completion token: ids and log-probabilities of a served teacher's likeliest tokens, and that of the token
+taken."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """One completion ready for the trainer, which is blind to the condition that made it.
@@ -261,6 +267,8 @@ class Sample:
     contrast_prompt_ids: tuple[int, ...] | None = None
     """A second prompt of the self-teacher: the size of an advantage is the log-ratio between the two of them, in the
     place of the one between self-teacher and student."""
+    served: ServedTop | None = None
+    """The words of a teacher behind servers, which is not scored here."""
     probe: tuple[int, int] | None = None
     """(position of the first wrong token, id of the right one there), where the truth is known. Only watched."""
 

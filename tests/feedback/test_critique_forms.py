@@ -23,7 +23,7 @@ from stepalign.feedback.prompts import load_template
 from stepalign.records import Attempt, Critique, CritiqueForm, Problem
 from stepalign.waiting import wait_for
 
-MADE_OF_TRACES = ("own", "second_turn", "turns")  # by the solver itself, or of several turns
+MADE_OF_TRACES = ("own", "second_turn", "turns", "edits")  # by the solver itself, or of several turns
 FORMS = [form for form in get_args(CritiqueForm) if form not in MADE_OF_TRACES]
 ATTEMPT = Attempt(
     rollout_id="r",

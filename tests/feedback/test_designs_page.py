@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stepalign.critics.turns import TurnByTurn
+from stepalign.critics.variants import TurnByTurn
 from stepalign.domains.arithmetic.critic import ArithmeticCritic
 from stepalign.domains.arithmetic.task import make_problem, parse_question
 from stepalign.domains.math.grade import Grade

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from stepalign.critics.turns import TurnByTurn
+from stepalign.critics.variants import TurnByTurn
 from stepalign.feedback import designs
 from stepalign.records import Attempt, Critique, Grade, Problem, Turn, critique_from_json, to_json
 from stepalign.waiting import wait_for

@@ -39,7 +39,11 @@ class VllmServer(KillableServer):
         context_length: int = 256,
         raw_log_probs: bool = False,
         token_seconds: float = 0.0,
+        max_logprobs: int = 20,
+        tokenizer: Any = None,
     ) -> None:
+        """``tokenizer`` gives the texts of tokens in ``prompt_logprobs``."""
+        self.max_logprobs, self.tokenizer = max_logprobs, tokenizer
         self.base = copy.deepcopy(model).eval()
         self.adapters: dict[str, Any] = {}
         self.version, self.paused, self.stage = "default", False, "idle"
@@ -155,6 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
         ((*prompt,),) = body["prompt"]
         if len(prompt) + body["max_tokens"] > server.context_length:
             return self._json(400, {"error": {"message": "maximum context length"}})
+        if "prompt_logprobs" in body:
+            return self._score(model, prompt, body["prompt_logprobs"])
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Transfer-Encoding", "chunked")
@@ -174,6 +180,26 @@ class _Handler(BaseHTTPRequestHandler):
         self._event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
         return None
+
+    @torch.no_grad()
+    def _score(self, model: Any, prompt: list[int], k: int) -> None:
+        """The k likeliest tokens at each place of the prompt, and its own token where that is another."""
+        if k > self.server.max_logprobs:
+            message = f"Requested prompt logprobs of {k}, which is greater than max allowed: {self.server.max_logprobs}"
+            return self._json(400, {"error": {"message": message, "type": "BadRequestError", "code": 400}})
+        with self.server.computing:
+            rows = model(input_ids=torch.tensor([prompt])).logits[0].float().log_softmax(-1)
+        found: list[Any] = [None]
+        for token, row in zip(prompt[1:], rows, strict=False):
+            order = row.argsort(descending=True).tolist()
+            chosen = [*order[:k], *([token] if token not in order[:k] else [])]
+            text = self.server.tokenizer.decode if self.server.tokenizer else lambda ids: str(ids[0])
+            found.append({
+                str(one): {"logprob": float(row[one]), "rank": order.index(one) + 1, "decoded_token": text([one])}
+                for one in chosen
+            })  # fmt: skip
+        choice = {"index": 0, "text": "", "finish_reason": "length", "prompt_logprobs": found}
+        return self._json(200, {"object": "text_completion", "choices": [choice]})
 
     @torch.no_grad()
     def _draw(self, model: Any, prompt: list[int], body: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from stepalign.build.solver import (
     other_teacher,
     prompt_templates,
     recipe_solver,
+    served_teacher,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "other_teacher",
     "prompt_templates",
     "recipe_solver",
+    "served_teacher",
 ]

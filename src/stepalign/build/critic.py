@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stepalign.config import Config, changed
+from stepalign.config import Config, CriticSection, changed
 from stepalign.critics import CACHE, Critic
 from stepalign.domains.table import find_domain, make_programmatic_critic
+from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent
 from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
+from stepalign.records import CritiqueForm
 from stepalign.rollouts.order import derive_seed
 
 if TYPE_CHECKING:
@@ -44,19 +47,75 @@ def make_critic(
     if not forms:
         return None
     form, section = forms[0], config.critic
+    _refuse_unused(section, form)
     if form == "turns":
-        from stepalign.critics.turns import TurnByTurn
+        from stepalign.critics.variants import TurnByTurn
 
         one = make_critic(config, folder, ["step_aligned"], listener, ledger_folder)
         return None if one is None else TurnByTurn(one, reads_questions=section.kind == "endpoint")
     if form in OWN_FORMS:
         return _own_critic(config, folder, form, listener, ledger_folder, session)
+    seed = config.training.seed
+    critic = _one_critic(config, section, form, seed, listener, folder, ledger_folder, ledger_folder)
+    if not section.second.kind:
+        return critic
+    from stepalign.critics.variants import Agreeing
+
+    own = {"kind": section.second.kind, "quality": section.second.quality, "answers_as": ""}
+    own |= {name: value for name in ("base_urls", "model", "api_key_env") if (value := getattr(section.second, name))}
+    other, ledger = section.model_copy(update=own), getattr(critic, "ledger", None) or ledger_folder
+    # Two faulty programs have their faults at different rollouts.
+    return Agreeing(critic, _one_critic(config, other, form, seed + 1, listener, folder, ledger, ledger_folder))
+
+
+def _refuse_unused(section: CriticSection, form: CritiqueForm) -> None:
+    """Raise ConfigError for keys that mean nothing to the critic that writes this form."""
+    corrects, served = form in ("trace", "paraphrase", "turns", "second_turn"), section.kind == "endpoint"
+    reasons = {
+        "second.kind": (section.second.kind and not corrects, f"a {form} has nothing that two critics could agree on"),
+        "writes": (section.writes == "edits" and not corrects, f"a {form} is not applied to the attempt"),
+        "writes ": (
+            section.writes == "edits" and section.kind == "calculation",
+            "this program changes the text itself",
+        ),
+        "remembers": (
+            section.remembers and (form == "own" or not served),
+            "only a served critic reads its earlier critiques",
+        ),
+    }
+    for key, (holds, reason) in reasons.items():
+        if holds:
+            raise ConfigError(
+                reason, where=f"critic.{key.strip()}", hint=f"drop critic.{key.strip()}, or change the critic"
+            )
+
+
+def _one_critic(
+    config: Config,
+    section: CriticSection,
+    form: CritiqueForm,
+    seed: int,
+    listener: Listener,
+    folder: Path | None,
+    ledger: Any,
+    run_folder: Path | None,
+) -> Critic:
+    """A program or a served model, asked as the recipe says; it remembers where there is a run to remember."""
+    from stepalign.critics.variants import EditScripts, Remembering
+
+    by_script = section.writes == "edits" and form == "trace"
+    asked: CritiqueForm = "edits" if by_script else form
     if section.kind != "endpoint":
-        return make_programmatic_critic(config.data, section, form, config.training.seed)
+        critic = make_programmatic_critic(config.data, section, asked, seed)
+        return EditScripts(critic, numbers=False) if by_script else critic
     from stepalign.critics.served import open_endpoint_critic
 
-    files = {"cache_folder": folder, "ledger_folder": ledger_folder}
-    return open_endpoint_critic(section, prompt=config.prompts.critic, form=form, **files, listener=listener)
+    files = {"cache_folder": folder, "ledger_folder": ledger, "listener": listener}
+    critic = open_endpoint_critic(section, prompt=config.prompts.critic, form=asked, **files)
+    wrapped = EditScripts(critic, numbers=True) if by_script else critic
+    if not section.remembers or run_folder is None:
+        return wrapped
+    return Remembering(wrapped, section.remembers, run_folder, config.rollouts.ahead)
 
 
 OWN_FORMS = ("own", "second_turn")
@@ -71,10 +130,16 @@ def _own_critic(
     inner = make_critic(config, folder, ["step_aligned"], listener, ledger) if form == "second_turn" else None
     if session is None:
         return inner
-    sampling = config.sampling
+    sampling, sampler = config.sampling, session.sampler
+    if config.critic.solver_weights == "initial":  # before a run restores or trains them
+        from stepalign.models.load import Solver
+        from stepalign.models.sampling.local import LocalSampler
+
+        frozen = Solver(copy.deepcopy(session.solver.model), session.solver.tokenizer)
+        sampler = LocalSampler(frozen, max_batch_tokens=sampling.max_batch_tokens, stop=sampling.stop)
     tries = SecondTries(
         tokenizer=session.solver.tokenizer,
-        sampler=session.sampler,
+        sampler=sampler,
         prompts=session.prompts,
         temperature=sampling.temperature,
         max_tokens=sampling.max_completion_length,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepalign.build.session import Session
-from stepalign.build.solver import find_truth, other_teacher, trained_solver
+from stepalign.build.solver import find_truth, other_teacher, served_teacher, trained_solver
 from stepalign.config import Config
 from stepalign.critics import Critic
 from stepalign.events import Listener
@@ -75,6 +75,7 @@ def make_run(
             skip_zero_std_groups=sampling.skip_zero_std_groups,
             truth=find_truth(config, solver),
         ),
+        teacher=served_teacher(config),
         problems=problems["train"],
         problems_per_step=training.problems_per_step,
         seed=training.seed,

@@ -12,6 +12,7 @@ from stepalign.feedback.prompts import Template, load_template
 if TYPE_CHECKING:
     from stepalign.models.load import Solver
     from stepalign.models.prompts import PromptBuilder
+    from stepalign.models.served_teacher import ServedTeacher
 
 
 def model_choice(section: ModelSection) -> tuple[str, str]:
@@ -49,6 +50,16 @@ def other_teacher(config: Config, solver: Solver, *, weights: bool = True) -> So
     other = load_solver(path, dtype=dtype, device=device, trust_remote_code=trust, plain_prompts=True, weights=weights)
     check_same_vocabulary(solver, other, path)
     return other
+
+
+def served_teacher(config: Config) -> ServedTeacher | None:
+    """The servers of ``objective.teacher.base_urls``, None without any. Raises ConfigError for what is no address."""
+    section = config.objective
+    if not section.teacher.base_urls:
+        return None
+    from stepalign.models.served_teacher import ServedTeacher
+
+    return ServedTeacher(section.teacher.base_urls, section.top_k or 1, timeout=config.sampling.timeout)
 
 
 def trained_solver(config: Config) -> Solver:

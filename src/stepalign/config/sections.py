@@ -32,6 +32,14 @@ class TeacherSection(Section):
     model: str = ""
     """Another model in the self-teacher's place, of the same vocabulary, loaded once and frozen: a folder, or a name as
     in ``model.path``. With the condition gkd it reads the question alone."""
+    base_urls: tuple[str, ...] = ()
+    """vLLM servers of such a model, which give their ``objective.top_k`` likeliest tokens at each place of a completion
+    (started with ``--max-logprobs`` of at least as many)."""
+
+    @property
+    def is_other(self) -> bool:
+        """Whether the teacher is another model than the solver."""
+        return bool(self.model or self.base_urls)
 
 
 class SamplingSection(Section):
@@ -163,6 +171,18 @@ class PrepareSection(Section):
     """Another one draws other completions, and another order of the examples; 0 takes them as they come."""
 
 
+class SecondCriticSection(Section):
+    """A second critic (``critic.second``). A served one takes what is not named here from ``[critic]``."""
+
+    kind: Literal["", "programmatic", "endpoint", "calculation"] = ""
+    """"" = there is none."""
+    quality: QualitySection = QualitySection()
+    base_urls: tuple[str, ...] = ()
+    """Empty: those of the first."""
+    model: str = ""
+    api_key_env: str = ""
+
+
 class CriticSection(Section):
     """Who writes the feedback."""
 
@@ -171,6 +191,15 @@ class CriticSection(Section):
     the equations of an attempt (word problems, and problems whose reference solution shows its calculations)."""
     quality: QualitySection = QualitySection()
     """Programmatic critic only: {misses = 0.1, invents = 0.0, quotes_wrong = 0.2, wrong_style = 0.0}."""
+    writes: Literal["trace", "edits"] = "trace"
+    """The whole corrected attempt; or a script of edits, each a step number and its replacement, that a program applies
+    to the attempt, so that all other steps stay verbatim (not for "calculation")."""
+    second: SecondCriticSection = SecondCriticSection()
+    """Another critic that must agree on the first wrong step and on the answer; else there is no critique."""
+    remembers: int = Field(default=0, ge=0)
+    """Endpoint: its last so many usable critiques of the same problem are shown to it, of earlier steps of the run."""
+    solver_weights: Literal["live", "initial"] = "live"
+    """Of the solver as its own critic (``self_critique``, ``second_turn``): those of the moment, or a frozen copy."""
     base_urls: tuple[str, ...] = ("http://127.0.0.1:8000/v1",)
     """OpenAI-compatible addresses."""
     model: str = ""
@@ -296,6 +325,7 @@ class ServerSection(Section):
     def as_critic(self, critic: CriticSection, **changes: Any) -> CriticSection:
         """The keys of a critic's requests with this model in its place."""
         own = {**self.model_dump(), "kind": "endpoint", "answers_as": "", "structured": False, "cache": "", **changes}
+        own |= {"writes": "trace", "second": {}, "remembers": 0}
         return CriticSection.model_validate({**critic.model_dump(), **own})
 
 

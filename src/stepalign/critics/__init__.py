@@ -14,6 +14,7 @@ CRITIC_PROMPTS: dict[CritiqueForm, str] = {
     "paraphrase": "paraphrase",
     "hint": "hint",
     "comment": "free_critique",
+    "edits": "edit_script",
     "own": "scribe",
     "second_turn": "scribe",
 }

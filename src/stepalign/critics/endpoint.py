@@ -25,13 +25,12 @@ from stepalign.critics.chat import Fault, Reply, Server, read_key, stored_reply
 from stepalign.critics.servers import RetryPolicy, Servers, Slots
 from stepalign.errors import ConfigError, EndpointError
 from stepalign.feedback.critique import (
-    CRITIQUE_SCHEMA,
     CUT,
     EMPTY,
+    PARSERS,
+    SCHEMAS,
     STRUCTURED_NOTE,
     ParsedCritique,
-    parse_comment,
-    parse_critique,
     parse_structured_critique,
 )
 from stepalign.feedback.prompts import load_template
@@ -74,7 +73,8 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         prompt: packaged template, file or inline Jinja text (see ``stepalign.feedback.prompts``).
         form: what the template asks for; a hint or a comment is any text, the other two are step-tagged traces.
         cache_path: sqlite file with replies, shared by runs and processes; None: nothing is kept.
-        ledger_path: JSON lines of every HTTP attempt; with it the budgets hold over all processes of a run.
+        ledger_path: JSON lines of every HTTP attempt; with it the budgets hold over all processes of a run. Or another
+            critic's ledger, in which this one books as well.
         announce: gets a line for trouble with the servers or the cache.
 
     Raises:
@@ -88,7 +88,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         prompt: str | Path = "scribe",
         form: CritiqueForm = "trace",
         cache_path: Path | None = None,
-        ledger_path: Path | None = None,
+        ledger_path: Path | Ledger | None = None,
         policy: RetryPolicy | None = None,
         announce: Callable[[str], None] = logger.warning,
     ) -> None:
@@ -96,12 +96,13 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         self.name = section.model
         self._section = section
         self._form: CritiqueForm = form
-        self._structured = section.structured and form in ("trace", "paraphrase")
+        self._structured = section.structured and form in SCHEMAS
         self.template = load_template(prompt)
         self.template.refuse_others_than(CRITIC_VARIABLES, "a critic's prompt")
         self._messages(question="?", attempt="?", answer="?", solution="?", truncated=False)  # fails here, not later
         budgets = {"token_budget": section.token_budget, "cost_budget": section.cost_budget}
-        self.ledger = Ledger(prices=section.prices, path=ledger_path, **budgets)
+        shared = ledger_path if isinstance(ledger_path, Ledger) else None
+        self.ledger = shared or Ledger(prices=section.prices, path=ledger_path, **budgets)  # type: ignore[arg-type]
         # A claim outlives the longest call of its holder.
         self.cache = ReplyCache(cache_path, lease_seconds=section.timeout + 60.0) if cache_path is not None else None
         self._owner = owner_name()
@@ -344,16 +345,14 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         extra = self._section.extra_body
         fields: dict[str, Any] = {"model": self.name, "messages": messages, "temperature": self._section.temperature}
         if self._structured:
-            schema = {"name": "critique", "schema": CRITIQUE_SCHEMA, "strict": True}
+            schema = {"name": "critique", "schema": SCHEMAS[self._form], "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         limit = next((name for name in ("max_completion_tokens", "max_tokens") if name in extra), "max_tokens")
         first = extra.get(limit, self._section.max_tokens)
         return fields | extra | {limit: first * max_tokens // self._section.max_tokens}
 
     def _parse(self, reply: Reply) -> ParsedCritique:
-        if self._form in ("hint", "comment"):
-            return parse_comment(reply.content, reply.finish_reason)
-        parse = parse_structured_critique if self._structured else parse_critique
+        parse = parse_structured_critique if self._structured and self._form != "edits" else PARSERS[self._form]
         return parse(reply.content, reply.finish_reason)
 
     def _record(self, rollout_id: str, outcome: _Outcome) -> Critique:

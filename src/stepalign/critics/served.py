@@ -8,6 +8,7 @@ from typing import Any
 
 from stepalign.config import Config, CriticSection, changed
 from stepalign.critics import CACHE, CRITIC_PROMPTS, LEDGER, critic_prompt
+from stepalign.critics.budget import Ledger
 from stepalign.critics.chat import list_models
 from stepalign.critics.endpoint import EndpointCritic
 from stepalign.errors import ConfigError
@@ -22,7 +23,7 @@ def open_endpoint_critic(
     prompt: str,
     form: CritiqueForm = "trace",
     cache_folder: Path | None = None,
-    ledger_folder: Path | None = None,
+    ledger_folder: Path | Ledger | None = None,
     listener: Listener = silent,
 ) -> EndpointCritic:
     """The critic of a recipe, its servers checked.
@@ -31,7 +32,7 @@ def open_endpoint_critic(
         prompt: the recipe's; see :func:`stepalign.critics.critic_prompt`.
         form: the form of critique to write.
         cache_folder: keeps the replies unless ``critic.cache`` names a file; without both nothing is kept.
-        ledger_folder: keeps the ledger; a budget then holds for all processes of a run.
+        ledger_folder: keeps the ledger; a budget then holds for all processes of a run. Or the ledger itself.
         listener: receives a warning when a server goes down, and when it answers again.
 
     Raises:
@@ -48,7 +49,7 @@ def open_endpoint_critic(
         prompt=critic_prompt(prompt, form),
         form=form,
         cache_path=Path(section.cache) if section.cache else cache_folder and cache_folder / CACHE,
-        ledger_path=ledger_folder and ledger_folder / LEDGER,
+        ledger_path=ledger_folder / LEDGER if isinstance(ledger_folder, Path) else ledger_folder,
         announce=lambda text: listener(warning(text)),
     )
     try:

@@ -7,7 +7,7 @@ reasons below, which a run counts; it masks its sample and is never taken for a 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -41,6 +41,26 @@ CRITIQUE_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 """The JSON schema of the structured reply, for servers with guided decoding."""
+EDIT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "edits": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"step": {"type": "integer"}, "replacement": {"type": "string"}},
+                "required": ["step", "replacement"],
+                "additionalProperties": False,
+            },
+        },
+        "answer": {"type": "string"},
+    },
+    "required": ["edits", "answer"],
+    "additionalProperties": False,
+}
+"""The JSON schema of a script, for servers with guided decoding."""
+SCHEMAS = {"trace": CRITIQUE_SCHEMA, "paraphrase": CRITIQUE_SCHEMA, "edits": EDIT_SCHEMA}
+"""By the form of critique."""
 STRUCTURED_NOTE = 'Inside JSON every backslash is doubled: "\\\\frac{1}{2}", never "\\frac{1}{2}".'
 """The end of the prompt for a structured reply."""
 
@@ -120,10 +140,28 @@ def parse_structured_critique(reply: str | None, finish_reason: str | None = "st
     return replace(parse_critique("\n".join(lines)), case=case if case in CASES else "")
 
 
+def parse_script(reply: str | None, finish_reason: str | None = "stop") -> ParsedCritique:
+    """A reply that holds an edit script, as it came; ``edits.apply_script`` reads it beside its attempt."""
+    visible, reason = _visible(reply, finish_reason)
+    if not reason and find_object(visible, {"edits"}) is None:
+        reason = NOT_JSON
+    return _malformed(reason) if reason else ParsedCritique(status="ok", text=visible.strip())
+
+
 def parse_comment(reply: str | None, finish_reason: str | None = "stop") -> ParsedCritique:
     """A hint or a comment in the critic's own words: anything but thinking is usable."""
     visible, reason = _visible(reply, finish_reason)
     return _malformed(reason) if reason else ParsedCritique(status="ok", text=visible.strip())
+
+
+PARSERS: dict[str, Callable[[str | None, str | None], ParsedCritique]] = {
+    "trace": parse_critique,
+    "paraphrase": parse_critique,
+    "hint": parse_comment,
+    "comment": parse_comment,
+    "edits": parse_script,
+}
+"""(reply, finish reason) -> what it says, by the form of critique that was asked for."""
 
 
 def _malformed(reason: str, case: str = "") -> ParsedCritique:

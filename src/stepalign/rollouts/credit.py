@@ -17,6 +17,7 @@ from stepalign.feedback.designs import Condition, check_condition, find_design
 from stepalign.feedback.designs.builtin import content_free
 from stepalign.feedback.steps import split_steps
 from stepalign.models.prompts import decode_with_spans, tokens_to_steps
+from stepalign.objectives.divergences import find_divergence
 from stepalign.records import Attempt, Context, Critique, Rollout, Verdict
 
 if TYPE_CHECKING:
@@ -140,18 +141,14 @@ def check_terms(
     hybrid = objective.hybrid
     condition = check_condition(name, sampling.num_generations, training.problems_per_step)
     design = find_design(condition.design)
-    if condition.bare and not objective.teacher.model:
+    if condition.bare and not objective.teacher.is_other:
         raise ConfigError(
             f"the condition {name} shows the question alone, and the self-teacher would be the student",
             where="objective.teacher.model",
             hint="--set objective.teacher.model=FOLDER, another model of the same vocabulary",
         )
-    if objective.teacher.model and objective.teacher.weights != "initial":
-        raise ConfigError(
-            f"a teacher that is another model is frozen, and {objective.teacher.weights} is a self-teacher's",
-            where="objective.teacher.weights",
-            hint="--set objective.teacher.weights=initial",
-        )
+    if objective.teacher.is_other:
+        _check_other_teacher(objective, sampling)
     if hybrid != "none" and not (design.has_context or condition.bare):
         raise ConfigError(
             f"the hybrid {hybrid} needs a self-teacher, and the condition {name} shows it nothing",
@@ -174,6 +171,35 @@ def check_terms(
             hint="--set sampling.num_generations=8, or drop the policy term",
         )
     return condition
+
+
+def _check_other_teacher(objective: ObjectiveSection, sampling: SamplingSection) -> None:
+    """Raise ConfigError for what a teacher that is another model cannot do, and one behind servers even less."""
+    teacher, served = objective.teacher, bool(objective.teacher.base_urls)
+    takes_several = find_divergence(objective.divergence).formula is not None
+    reasons: dict[str, tuple[bool, str, str]] = {
+        "objective.teacher.weights": (teacher.weights != "initial", "it is frozen", "initial"),
+        "objective.teacher.model": (served and bool(teacher.model), "servers are named as well", "''"),
+        "objective.top_k": (
+            served and objective.top_k is None and takes_several,
+            "servers give its likeliest tokens only",
+            "20",
+        ),
+        "objective.top_k_support": (
+            served and takes_several and objective.top_k_support != "teacher",
+            "those are its own",
+            "teacher",
+        ),
+        "sampling.temperature": (served and sampling.temperature != 1, "servers score at temperature 1", "1.0"),
+        "objective.hybrid": (
+            served and (objective.hybrid == "srpo" or HYBRIDS[objective.hybrid].contrast is not None),
+            f"{objective.hybrid} wants more than that",
+            "none",
+        ),
+    }
+    for key, (holds, reason, mends) in reasons.items():
+        if holds:
+            raise ConfigError(f"the teacher is another model: {reason}", where=key, hint=f"--set {key}={mends}")
 
 
 UNLIKELY = math.log(0.5)

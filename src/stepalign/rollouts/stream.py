@@ -14,6 +14,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from stepalign.events import Listener, silent
 from stepalign.records import Context, Critique, Problem, Rollout, Sample
@@ -24,6 +25,9 @@ from stepalign.rollouts.order import problems_of_step
 from stepalign.rollouts.samples import Prepared, SampleMaker, joined
 from stepalign.stopping import PROCESS, Interrupted
 from stepalign.waiting import BackgroundLoop, result_of, wait_for, wait_for_item
+
+if TYPE_CHECKING:
+    from stepalign.models.served_teacher import ServedTeacher
 
 _LAST_SECONDS = 2.0
 """For a step that is nearly collected when the process is asked to stop."""
@@ -57,6 +61,8 @@ class Stream:
 
     collector: RolloutCollector
     samples: SampleMaker
+    teacher: ServedTeacher | None = None
+    """Scores the samples where the teacher is behind servers."""
     problems: Sequence[Problem]
     problems_per_step: int
     seed: int
@@ -157,6 +163,8 @@ class Stream:
     def _batch(self, collected: Collected, step: int, prepared: Prepared | None = None) -> Batch:
         groups = collected.groups
         prepared = prepared or self.samples.make(groups, step)
+        if self.teacher is not None:
+            prepared.samples = wait_for(self.teacher.score(prepared.samples))
         critiques = [critique for group in groups for critique in group.critiques if critique is not None]
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         return Batch(

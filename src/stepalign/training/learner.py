@@ -23,7 +23,7 @@ from stepalign.records import Sample
 from stepalign.stopping import PROCESS, Interrupted
 from stepalign.training.checkpoint import Checkpoint, restore_optimizer, write_state
 from stepalign.training.distributed import shared_out
-from stepalign.training.loss import Objective, Side, WatchedSums, batch_loss, is_rewarded, uses_contrast, uses_teacher
+from stepalign.training.loss import Objective, Side, WatchedSums, batch_loss, is_rewarded, scores_teacher, uses_contrast
 from stepalign.training.ranks import ONE_PROCESS, Ranks
 from stepalign.training.teacher import Teacher, local, reshard
 
@@ -217,7 +217,7 @@ class Learner:
             if PROCESS.asked and may_stop and self._ranks.size == 1:
                 raise Interrupted
             rounds_samples = [sample for batch in batches for sample in batch]
-            scored = any(map(uses_teacher, rounds_samples)), any(map(uses_contrast, rounds_samples))
+            scored = any(map(scores_teacher, rounds_samples)), any(map(uses_contrast, rounds_samples))
             part, watched, has_gradient = self._loss(batches[self._ranks.rank], counts, teacher, *scored)
             sums.learns |= has_gradient
             if part.requires_grad:
@@ -280,7 +280,7 @@ class Learner:
         whether any rank scores the self-teacher in this round, and behind a second prompt.
         """
         sequences = _student_side(samples) or NOTHING
-        distilled = _teacher_side([sample for sample in samples if uses_teacher(sample)])
+        distilled = _teacher_side([sample for sample in samples if scores_teacher(sample)])
         contrasted = _contrast_side([sample for sample in samples if uses_contrast(sample)])
         reference = self._score_reference(sequences, teacher) if self._objective.beta else None
         taught = self._score_teacher(distilled or NOTHING, teacher) if is_taught else None

@@ -27,7 +27,8 @@ from stepalign.objectives.policy_gradient import (
     sized_advantages,
     truncated_importance_weights,
 )
-from stepalign.records import Sample
+from stepalign.objectives.served import served_divergence
+from stepalign.records import Sample, ServedTop
 
 WatchedSums = dict[str, tuple[Tensor | float, int]]
 """By name: the sum over the tokens for which it is defined, float64 on their device, and their number."""
@@ -76,6 +77,11 @@ def uses_teacher(sample: Sample) -> bool:
     return bool(sample.distillation_weight or (sample.magnitude_mixing and is_rewarded(sample)))
 
 
+def scores_teacher(sample: Sample) -> bool:
+    """Whether the self-teacher is scored here, and not by servers before."""
+    return uses_teacher(sample) and sample.served is None
+
+
 def uses_contrast(sample: Sample) -> bool:
     """Whether the self-teacher is scored behind a second prompt."""
     return bool(sample.contrast_prompt_ids and sample.magnitude_mixing and is_rewarded(sample))
@@ -114,7 +120,7 @@ def batch_loss(
     total = student.hidden_NH.new_zeros(())
     advantages_N = batch.move(batch.per_token(lambda s: s.advantage))
     distilled_N = batch.rows(uses_teacher)
-    if teacher is not None:
+    if teacher is not None or any(sample.served for sample in samples):
         compared = _distill(batch, distilled_N, student, teacher, objective, watched)
         total = total + compared.loss
         assert compared.log_ratio is not None  # token ids were given
@@ -167,11 +173,14 @@ def batch_loss(
 
 
 def _distill(
-    batch: _Tokens, distilled_N: Tensor, student: Side, teacher: Side, objective: Objective, watched: WatchedSums
+    batch: _Tokens, distilled_N: Tensor, student: Side, teacher: Side | None, objective: Objective, watched: WatchedSums
 ) -> FusedDivergence:
     """The self-teacher's term on the tokens of the samples that have one, and what is watched of both sides."""
-    student_NH = _pick(student.hidden_NH, distilled_N)
-    compare = _comparison(batch, distilled_N, student, teacher, objective)
+    served = [s.served for s in batch.samples if s.served is not None and uses_teacher(s)]
+    if teacher is None:
+        compare = _served_comparison(batch, distilled_N, student, served, objective)
+    else:
+        compare = _comparison(batch, distilled_N, student, teacher, objective)
     weights_N = batch.weights_N * batch.per_token(lambda s: s.distillation_weight)
     if objective.position_weight:
         weights_N = weights_N * (1.0 + objective.position_weight * batch.places_N)
@@ -183,10 +192,11 @@ def _distill(
     if clip is not None or gamma or damping_N.any():  # weights that depend on what is compared: look first
         with torch.no_grad():
             seen = compare(weights=weights_N)
-        assert seen.teacher_entropy is not None  # token ids were given
-        assert seen.student_log_probs is not None
+        assert seen.student_log_probs is not None  # token ids were given
         assert seen.log_ratio is not None
-        weights_N = weights_N * torch.exp(-batch.move(damping_N) * seen.teacher_entropy)
+        if damping_N.any():
+            assert seen.teacher_entropy is not None
+            weights_N = weights_N * torch.exp(-batch.move(damping_N) * seen.teacher_entropy)
         if gamma:
             sizes_N = seen.log_ratio.abs() * batch.move(batch.mask_N[distilled_N])
             lengths = [len(sample.completion_ids) for sample in batch.samples if uses_teacher(sample)]
@@ -199,11 +209,14 @@ def _distill(
     kept_N = batch.mask_N[distilled_N]
     _watch(watched, "divergence", _pick(compared.per_token, kept_N))
     for name in ("log_ratio", "student_entropy", "teacher_entropy"):
-        _watch(watched, name, _pick(getattr(compared, name), kept_N))
+        if (values_N := getattr(compared, name)) is not None:
+            _watch(watched, name, _pick(values_N, kept_N))
     assert compared.log_ratio is not None
     _watch(watched, "abs_log_ratio", _pick(compared.log_ratio, kept_N).abs())
-    distilled = [sample for sample in batch.samples if uses_teacher(sample)]
-    _watch_truth(distilled, Side(student_NH, student.head_VH), teacher, objective.temperature, watched)
+    if teacher is not None:
+        distilled = [sample for sample in batch.samples if uses_teacher(sample)]
+        own = Side(_pick(student.hidden_NH, distilled_N), student.head_VH)
+        _watch_truth(distilled, own, teacher, objective.temperature, watched)
     return compared
 
 
@@ -227,6 +240,25 @@ def _comparison(
         token_clip=objective.token_clip,
         fast_logits=objective.fast_logits,
         compiled=objective.compiled,
+    )
+
+
+def _served_comparison(
+    batch: _Tokens, rows_N: Tensor, student: Side, served: Sequence[ServedTop], objective: Objective
+) -> Callable[..., FusedDivergence]:
+    """The student against what servers say of a teacher's likeliest tokens."""
+    columns = (tuple(row for one in served for row in one[column]) for column in range(3))
+    return functools.partial(
+        served_divergence,
+        _pick(student.hidden_NH, rows_N),
+        student.head_VH,
+        tuple(batch.move(torch.tensor(column)) for column in columns),
+        token_ids=batch.move(batch.token_ids_N[rows_N]),
+        divergence=objective.divergence,
+        temperature=objective.temperature,
+        remainder=objective.top_k.remainder if objective.top_k else "tail",
+        entry_clip=objective.entry_clip,
+        token_clip=objective.token_clip,
     )
 
 

@@ -45,10 +45,11 @@ class Teacher:
         """``other``: the model of ``objective.teacher.model``, which has weights of its own."""
         self._section = section
         self.other = other
-        holds_none = section.weights == "live" or other is not None
+        elsewhere = other is not None or bool(section.base_urls)
+        holds_none = section.weights == "live" or elsewhere
         first = {} if holds_none and not keeps_reference else _copies(model)
         self.values: Weights = {
-            "initial": dict if other is not None else lambda: first,
+            "initial": dict if elsewhere else lambda: first,
             "trust_region": lambda: first,
             # In float32 at least: bfloat16 would round a step of (1 - decay) away.
             "ema": lambda: {name: value.to(_at_least_float32(value), copy=True) for name, value in first.items()},

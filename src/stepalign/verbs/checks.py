@@ -18,6 +18,7 @@ from stepalign.build import (
     other_teacher,
     prompt_templates,
     recipe_solver,
+    served_teacher,
 )
 from stepalign.config import Config, check_checkpoint_rule
 from stepalign.critics import critic_prompt
@@ -35,6 +36,7 @@ from stepalign.records import Problem
 from stepalign.rollouts.order import problems_of_step
 from stepalign.training.ranks import num_ranks
 from stepalign.training.trackers import check_trackers
+from stepalign.waiting import wait_for
 
 if TYPE_CHECKING:
     from stepalign.models.load import Solver
@@ -194,6 +196,7 @@ def groups_learn_alone(inputs: Inputs) -> None:
         "objective.scale_rewards = batch": objective.scale_rewards == "batch",
         "training.updates_per_batch above 1": config.training.updates_per_batch > 1,
         "several ranks": num_ranks() > 1,
+        "objective.teacher.base_urls, which score whole steps": bool(objective.teacher.base_urls),
         f"the design {config.condition}, which shows other problems": "other problems" in design.needs,
     }
     for reason in (reason for reason, holds in reasons.items() if holds):
@@ -289,6 +292,8 @@ def teacher(inputs: Inputs) -> None:
     """A teacher that is another model is there and has the solver's vocabulary."""
     if inputs.config.objective.teacher.model:
         other_teacher(inputs.config, inputs.solver, weights=False)
+    if (served := served_teacher(inputs.config)) is not None and inputs.config.training.max_steps:
+        wait_for(served.check(inputs.solver.tokenizer))
 
 
 def sampler(inputs: Inputs) -> None:

@@ -67,6 +67,8 @@ def memory_parts(
     other = 0.0
     if config.objective.teacher.model and condition.distillation_weight:
         other, teacher = width * _parameters_of(config.objective.teacher.model, config.model.trust_remote_code), "live"
+    if config.objective.teacher.base_urls:
+        teacher = "live"
     copies = {"live": 0, "initial": 1, "trust_region": 1, "ema": 2}[teacher] or int(config.objective.beta > 0)
     completion = config.sampling.max_completion_length
     completions = config.sampling.num_generations * training.problems_per_step

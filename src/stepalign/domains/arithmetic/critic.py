@@ -17,6 +17,7 @@ from stepalign.domains.arithmetic.task import (
     diagnose,
     reworded,
 )
+from stepalign.feedback.edits import script_of
 from stepalign.records import Attempt, Critique, CritiqueForm
 from stepalign.storage.fingerprint import digest
 
@@ -180,11 +181,20 @@ def _comment(view: _View, reference: str, attempt: str) -> str:
     return f"{quoted}{tag} wrong : {step.text.removeprefix(tag).strip()} <answer> {trace.answer}"
 
 
+def _edits(view: _View, reference: str, attempt: str) -> str:
+    if view.correction is None:
+        return script_of(attempt, reference) if reference else ""
+    return script_of(
+        attempt, _trace(replace(view, reference_words=False), reference, attempt), _trace(view, reference, attempt)
+    )
+
+
 _WRITERS = {
     "trace": _trace,
     "paraphrase": lambda view, *texts: _trace(replace(view, reference_words=True), *texts),
     "hint": _hint,
     "comment": _comment,
+    "edits": _edits,
 }
 
 

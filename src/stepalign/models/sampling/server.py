@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from stepalign.errors import EndpointError
+from stepalign.errors import ConfigError, EndpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +70,27 @@ async def ask(client: httpx2.AsyncClient, method: str, server: Server, path: str
     if reply.status_code >= 500 or reply.status_code == 429:
         raise Fault(f"{server.label}{path} answers HTTP {reply.status_code}: {one_line(reply.text)}")
     return reply
+
+
+def server_at(url: str, key: str = "sampling.base_urls") -> Server:
+    """A server by its address. Raises ConfigError for one that is none, with the key that has it."""
+    parsed = httpx2.URL(url)
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ConfigError(f"not a URL: {url!r}", where=key, hint="write it as http://host:port/v1")
+    root = url.rstrip("/").removesuffix("/v1")
+    return Server(root, str(httpx2.URL(root).copy_with(userinfo=b"")))
+
+
+async def introduce(client: httpx2.AsyncClient, server: Server) -> None:
+    """Ask a server for its base model. Raises Fault, EndpointError."""
+    reply = await ask(client, "GET", server, "/v1/models")
+    try:
+        base = next(entry for entry in reply.json()["data"] if not entry.get("parent"))
+        server.context_length = base.get("max_model_len")
+        server.model = str(base["id"])
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration):
+        what = f"no vLLM server: /v1/models answers HTTP {reply.status_code}: {one_line(reply.text)}"
+        raise EndpointError(what, where=server.label, hint="give the address of the server; it ends in /v1") from None
 
 
 def one_line(text: str) -> str:

@@ -27,7 +27,7 @@ import httpx2
 
 from stepalign.errors import ConfigError, EndpointError
 from stepalign.models.sampling import OnFinished
-from stepalign.models.sampling.server import Fault, Policy, Server, ask, one_line
+from stepalign.models.sampling.server import Fault, Policy, Server, introduce, one_line, server_at
 from stepalign.models.sampling.sync import WAYS, choose, delete
 from stepalign.records import Completion, FinishReason
 
@@ -71,7 +71,7 @@ class VllmSampler:
         if not urls:
             hint = '--set sampling.base_urls=["http://127.0.0.1:8000/v1"]'
             raise ConfigError("no rollout server is named", where="sampling.base_urls", hint=hint)
-        self._servers = [_server(url) for url in urls]
+        self._servers = [server_at(url) for url in urls]
         self._model, self._end_ids, self._timeout, self._setting = model, list(end_ids), timeout, way
         self._stop = {"stop": list(stop), "include_stop_str_in_output": True} if stop else {}
         self._run = f"stepalign-{uuid.uuid4().hex[:12]}"
@@ -131,7 +131,7 @@ class VllmSampler:
             await asyncio.sleep(POLL_SECONDS)
         try:
             if not server.model:
-                await _introduce(client, server)
+                await introduce(client, server)
             if not await self._way.has(client, server, policy):
                 await self._way.send(client, server, policy)
             server.holds.add(policy.name)
@@ -339,31 +339,11 @@ async def check_servers(urls: Sequence[str]) -> None:
     """See that a server answers before anything is loaded. Raises ConfigError, EndpointError."""
     faults = []
     async with httpx2.AsyncClient(timeout=CONNECT_SECONDS) as client:
-        for server in map(_server, urls):
+        for server in map(server_at, urls):
             try:
-                await _introduce(client, server)
+                await introduce(client, server)
             except Fault as fault:
                 faults.append(str(fault))
     if len(faults) == len(urls):
         hint = "start one: stepalign serve MODEL; or correct sampling.base_urls"
         raise EndpointError("no rollout server answers", where="; ".join(faults), hint=hint)
-
-
-def _server(url: str) -> Server:
-    parsed = httpx2.URL(url)
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigError(f"not a URL: {url!r}", where="sampling.base_urls", hint="write it as http://host:port/v1")
-    root = url.rstrip("/").removesuffix("/v1")
-    return Server(root, str(httpx2.URL(root).copy_with(userinfo=b"")))
-
-
-async def _introduce(client: httpx2.AsyncClient, server: Server) -> None:
-    """Ask a server for its base model. Raises Fault, EndpointError."""
-    reply = await ask(client, "GET", server, "/v1/models")
-    try:
-        base = next(entry for entry in reply.json()["data"] if not entry.get("parent"))
-        server.context_length = base.get("max_model_len")
-        server.model = str(base["id"])
-    except (ValueError, LookupError, TypeError, AttributeError, StopIteration):
-        what = f"no vLLM server: /v1/models answers HTTP {reply.status_code}: {one_line(reply.text)}"
-        raise EndpointError(what, where=server.label, hint="give the address of the server; it ends in /v1") from None

@@ -200,6 +200,9 @@ def _weights(
             or on_policy != {version}
         ):
             continue
+        if config.objective.teacher.base_urls:
+            found.skipped.append(f"mean A_t of step {version + 1}: the teacher is behind servers")
+            continue
         if len(of_step) > 4 * num:
             found.skipped.append(f"mean A_t of step {version + 1}: {len(of_step)} samples, more than 4 x --num")
             continue

@@ -1,0 +1,265 @@
+"""Critics around critics: two that must agree, one that remembers, one that writes edit scripts, a frozen solver."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_server import FaultServer
+
+from stepalign.build import make_critic, open_session
+from stepalign.config import changed, load_config
+from stepalign.critics.variants import Agreeing, EditScripts, Remembering
+from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
+from stepalign.domains.arithmetic.task import make_problem, parse_question
+from stepalign.domains.math.grade import Grade
+from stepalign.errors import ConfigError
+from stepalign.events import Event, silent
+from stepalign.records import Attempt, Critique
+from stepalign.stopping import Interrupted, StopRequest
+from stepalign.verbs.train import train_config
+from stepalign.waiting import wait_for
+
+PROBLEM = make_problem(parse_question("17 + 6 - 5 + 4"), rho=0.0)
+WRONG = "<step_1> 17 + 6 = 3 ; <step_2> 3 - 5 = 17 ; <step_3> 17 + 4 = 1 ; <answer> 1"
+RIGHT = "<step_1> 17 + 6 = 3 ; <step_2> 3 - 5 = 18 ; <step_3> 18 + 4 = 2 ; <answer> 2"
+
+
+def attempt(text: str = WRONG, name: str = "s00000-p0000-g00") -> Attempt:
+    return Attempt(rollout_id=name, problem=PROBLEM, text=text, grade=Grade.of("incorrect"))
+
+
+class Writes:
+    """A critic that writes one text."""
+
+    def __init__(self, text: str, status: str = "ok", reason: str = "") -> None:
+        self.name, self.text, self.status, self.reason = f"writes {text[:6]}", text, status, reason
+        self.questions: list[str] = []
+
+    async def critique(self, attempt: Attempt, **_: Any) -> Critique:
+        self.questions.append(attempt.problem.question)
+        await asyncio.sleep(0)
+        return Critique(
+            rollout_id=attempt.rollout_id, critic=self.name, status=self.status, text=self.text, reason=self.reason,  # type: ignore[arg-type]
+            prompt_tokens=10, completion_tokens=5, attempts=1, seconds=2.0,
+        )  # fmt: skip
+
+    def close(self) -> None: ...
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two that must agree
+
+EARLIER = "<step_1> 17 + 6 = 4 ; <step_2> 4 - 5 = 19 ; <step_3> 19 + 4 = 3 ; <answer> 2"
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (Writes(RIGHT), ""),
+        (Writes(RIGHT.replace("<answer> 2", "<answer> 2.0")), ""),
+        (Writes(RIGHT.replace(" ;", "")), ""),  # in other words
+        (Writes(WRONG), "two critics disagree on the answer"),
+        (Writes(RIGHT.replace("<answer> 2", "<answer> 3")), "two critics disagree on the answer"),
+        (Writes(EARLIER), "two critics disagree on the first wrong step"),
+        (Writes("", "malformed", "no step-tagged trace"), "writes : no step-tagged trace"),
+        (Writes("", "failed", "timeout"), "writes : timeout"),
+    ],
+)
+def test_a_critique_is_used_where_both_find_the_same(other: Writes, reason: str) -> None:
+    found = wait_for(Agreeing(Writes(RIGHT), other).critique(attempt()))
+    assert (found.status, found.reason) == ("failed" if reason else "ok", reason)
+    assert found.text == ("" if reason else RIGHT)
+    assert (found.prompt_tokens, found.completion_tokens, found.attempts, found.seconds) == (20, 10, 2, 2.0)
+
+
+def test_overlooked_errors_of_one_critic_are_masked_and_no_others() -> None:
+    """Against the faults as they are drawn: the faithful second critic disagrees exactly where the first overlooks."""
+    first = ArithmeticCritic(faults=Faults(misses=0.3), seed=4)
+    both = Agreeing(first, ArithmeticCritic())
+    every = [replace(attempt(), rollout_id=str(at)) for at in range(200)]
+    overlooked = {one.rollout_id for one in every if first.write(one).text != RIGHT}
+    assert 40 < len(overlooked) < 80
+    found = [wait_for(both.critique(one)) for one in every]
+    assert {one.rollout_id for one in found if one.status == "failed"} == overlooked
+    assert {one.reason for one in found} == {"", "two critics disagree on the answer"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Edit scripts
+
+
+def test_a_served_editor_is_shown_numbers_and_its_script_is_applied(serve: Callable[..., FaultServer]) -> None:
+    edits = [{"step": 2, "replacement": "3 - 5 = 18 ;"}, {"step": 3, "replacement": "18 + 4 = 2 ;"}]
+    script = json.dumps({"edits": edits, "answer": "2"})
+    server = serve(lambda text, asked: f"say {script}")
+    for structured in (False, True):
+        config = changed(load_config("arithmetic"), {
+            "critic.kind": "endpoint", "critic.base_urls": [server.url], "critic.model": "critic",
+            "critic.writes": "edits", "critic.structured": structured,
+        })  # fmt: skip
+        critic = make_critic(config, None, ["step_aligned"])
+        assert isinstance(critic, EditScripts)
+        try:
+            found = wait_for(critic.critique(attempt()))
+        finally:
+            critic.close()
+        assert (found.status, found.text, found.form, found.raw) == ("ok", RIGHT, "trace", script)
+        body = server.bodies[-1]
+        assert "[1] 17 + 6 = 3 ;\n[2] 3 - 5 = 17 ;\n[3] 17 + 4 = 1 ;\n[answer] 1" in body["messages"][-1]["content"]
+        assert ("response_format" in body) == structured
+    assert body["response_format"]["json_schema"]["schema"]["required"] == ["edits", "answer"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("the second step is wrong", "not the JSON that was asked for"),
+        ('{"edits": [{"step": 9, "replacement": "x"}]}', "the script edits a step that is not there"),
+    ],
+)
+def test_a_script_that_cannot_be_applied_masks(serve: Callable[..., FaultServer], reply: str, reason: str) -> None:
+    server = serve(lambda text, asked: f"say {reply}")
+    settings = {"critic.kind": "endpoint", "critic.base_urls": [server.url], "critic.model": "critic"}
+    critic = make_critic(
+        changed(load_config("arithmetic"), {**settings, "critic.writes": "edits"}), None, ["step_aligned"]
+    )
+    assert critic is not None
+    try:
+        found = wait_for(critic.critique(attempt()))
+    finally:
+        critic.close()
+    assert (found.status, found.text, found.reason) == ("malformed", "", reason)
+
+
+@pytest.mark.parametrize(
+    ("settings", "design", "where"),
+    [
+        ({"critic.writes": "edits"}, "hint", "critic.writes"),
+        ({"critic.writes": "edits", "critic.kind": "calculation"}, "step_aligned", "critic.writes"),
+        ({"critic.second.kind": "programmatic"}, "free_critique", "critic.second.kind"),
+        ({"critic.second.kind": "programmatic"}, "self_critique", "critic.second.kind"),
+        ({"critic.remembers": 2}, "step_aligned", "critic.remembers"),
+    ],
+)
+def test_keys_that_mean_nothing_to_the_critic_are_refused(settings: dict[str, Any], design: str, where: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        make_critic(changed(load_config("arithmetic"), settings), None, [design])
+    assert raised.value.where == where
+    assert raised.value.hint
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def test_a_critic_is_shown_the_last_usable_critiques_of_earlier_steps(tmp_path: Path) -> None:
+    other = replace(PROBLEM, problem_id="other")
+    inner = Writes(RIGHT)
+    critic = Remembering(inner, 2, tmp_path)
+
+    def record(step: int, index: int, text: str, problem: str = PROBLEM.problem_id, status: str = "ok") -> None:
+        name = f"s{step:05d}-p0000-g{index:02d}-{problem}"
+        for file, row in (
+            ("rollouts", {"rollout_id": name, "problem_id": problem, "step": step}),
+            ("critiques", {"rollout_id": name, "status": status, "text": text}),
+        ):
+            with (tmp_path / f"{file}.jsonl").open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row) + "\n")
+
+    def shown(step: int, problem: Any = PROBLEM) -> list[str]:
+        wait_for(critic.critique(replace(attempt(name=f"s{step:05d}-p0000-g00"), problem=problem)))
+        assert inner.questions[-1].startswith(PROBLEM.question)
+        return re.findall(r"^\[\d\]\n(.*)$", inner.questions[-1], re.M)
+
+    assert shown(0) == []
+    record(0, 0, "first")
+    record(0, 1, "second")
+    record(0, 2, "", status="malformed")
+    record(0, 0, "elsewhere", "other")
+    assert shown(0) == []  # of its own step there is nothing yet
+    assert shown(1) == ["first", "second"]
+    assert shown(1, other) == ["elsewhere"]
+    record(1, 0, "third")
+    assert shown(1) == ["first", "second"]
+    assert shown(2) == ["second", "third"]
+    again = Remembering(inner, 2, tmp_path)  # another process
+    wait_for(again.critique(attempt(name="s00002-p0000-g00")))
+    assert inner.questions[-1] == inner.questions[-2]
+    late = Remembering(inner, 2, tmp_path, ahead=1)
+    wait_for(late.critique(attempt(name="s00002-p0000-g00")))
+    assert re.findall(r"^\[\d\]\n(.*)$", inner.questions[-1], re.M) == ["first", "second"]
+
+
+def test_a_resumed_run_shows_its_critic_what_an_uninterrupted_one_does(
+    serve: Callable[..., FaultServer], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two problems, seen every step. The server numbers its replies by how often a prompt was asked."""
+
+    def script(text: str, asked: int) -> str:
+        return f"say <step_1> {len(text)} <answer> {text.count('[')}"
+
+    def run(out: Path, *, stop_after: int = 0, resume: bool = False) -> list[str]:
+        server = serve(script)
+        words = [
+            "condition=stepalign", "prompts.critic='{{ question }} | {{ attempt }}'", "critic.kind=endpoint",
+            f'critic.base_urls=["{server.url}"]', "critic.model=critic", "critic.remembers=2", "training.max_steps=4",
+            "training.problems_per_step=2", "data.max_train=2", "training.save_steps=1", "evaluation.at_start=false",
+            "critic.policies.wrong_answer=use",
+        ]  # fmt: skip
+        stop = StopRequest()
+
+        def listener(event: Event) -> None:
+            if stop_after and event.kind == "step" and event.done == stop_after:
+                stop.asked = True
+
+        try:
+            train_config(load_config(str(write_recipe()), words), out, resume=resume, listener=listener, stop=stop)
+        except Interrupted:
+            assert stop_after
+        asked = (body["messages"][-1]["content"] for body in server.bodies)
+        return [text for text in asked if not text.startswith("2 + 3 |")]  # but for the request before a run
+
+    whole = run(tmp_path / "whole")
+    parts = run(tmp_path / "parts", stop_after=2)
+    parts += run(tmp_path / "parts", resume=True)
+    assert Counter(parts) == Counter(whole)
+    assert sum("latest last" in text for text in whole) >= 4
+    for name in ("critiques", "contexts"):
+        rows = [
+            [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "cached", "attempts")} for line in file]
+            for file in ((tmp_path / folder / f"{name}.jsonl").open(encoding="utf-8") for folder in ("whole", "parts"))
+        ]
+        assert rows[0] == rows[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The solver as its own critic
+
+
+@pytest.mark.parametrize(("weights", "moves"), [("live", True), ("initial", False)])
+def test_the_solver_as_its_own_critic_is_live_or_frozen(weights: str, moves: bool) -> None:
+    import torch
+
+    config = changed(load_config("arithmetic"), {
+        "critic.solver_weights": weights, "sampling.temperature": 0.01, "sampling.max_completion_length": 24,
+    })  # fmt: skip
+    session = open_session(config, silent)
+    critic = make_critic(config, None, ["self_critique"], session=session)
+    assert critic is not None
+    before = wait_for(critic.critique(attempt())).raw
+    assert wait_for(critic.critique(attempt())).raw == before
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in session.solver.model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    wait_for(session.sampler.publish(dict(session.solver.model.named_parameters()), 1))
+    assert (wait_for(critic.critique(attempt())).raw != before) == moves
+    session.close()
