@@ -4,7 +4,7 @@
     python benchmarks/guards.py replay --out FOLDER      # asks the guards about every recorded step; prints tables
     python benchmarks/guards.py export --out FOLDER      # writes the runs of the tests into tests/data/guards
 
-A recorded run is its metrics.jsonl, with one completion a problem at its only evaluation: guards look at nothing else.
+A recorded run is its metrics.jsonl: guards look at nothing else.
 Folders of other runs, such as those of a study, are read with --more.
 """
 
@@ -27,6 +27,8 @@ EQUAL: Keys = GRPO | {"training.problems_per_step": 4}
 LIVE: Keys = {"objective.teacher.weights": "live"}
 RATE = "training.learning_rate"
 SHORT: Keys = {"training.max_steps": 20}
+MEDIUM: Keys = {"training.max_steps": 30}
+LORA: Keys = {"model.lora": {"r": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]}}
 
 COLLAPSES: dict[str, Keys] = {
     "live-0": LIVE | {"training.seed": 0},
@@ -44,6 +46,21 @@ COLLAPSES: dict[str, Keys] = {
     "forward-live": LIVE | {"objective.divergence": "forward_kl"},
     "not-a-number": {RATE: 1e30, "objective.teacher.weights": "initial"} | SHORT,
     "grpo-3e-3": GRPO | {RATE: 3e-3, "training.max_steps": 30},
+    "grpo-equal-1e-3-2": EQUAL | {RATE: 1e-3, "training.seed": 2},
+    "live-3e-3-0": LIVE | {RATE: 3e-3} | MEDIUM,
+    "grpo-equal-3e-3-0": EQUAL | {RATE: 3e-3} | MEDIUM,
+    "rate-1e-2-0": {RATE: 1e-2} | MEDIUM,
+    "grpo-equal-1e-3-3": EQUAL | {RATE: 1e-3, "training.seed": 3},
+    "tools-1e-2": {"recipe": "tools", RATE: 1e-2} | MEDIUM,
+    "live-2": LIVE | {"training.seed": 2},
+    "grpo-equal-2e-3-1": EQUAL | {RATE: 2e-3, "training.seed": 1} | MEDIUM,
+    "text-3e-3": {"recipe": "text", RATE: 3e-3} | MEDIUM,
+    "lora-1e-1": LORA | {RATE: 1e-1} | MEDIUM,
+    "grpo-equal-1e-3-4": EQUAL | {RATE: 1e-3, "training.seed": 4},
+    "live-3e-3-1": LIVE | {RATE: 3e-3, "training.seed": 1} | MEDIUM,
+    "refsol-live-1": LIVE | {"condition": "refsol", "training.seed": 1},
+    "grpo-equal-2e-3-2": EQUAL | {RATE: 2e-3, "training.seed": 2} | MEDIUM,
+    "live-jensen-shannon-1": LIVE | {"objective.divergence": "jensen_shannon", "training.seed": 1},
 }
 """Runs that were expected to break; the replay says at which step each did."""
 
@@ -62,26 +79,43 @@ HEALTHY: dict[str, Keys] = {
     }.items()
 }  # fmt: skip
 """Settings whose published runs ended well."""
+FEW: Keys = {"training.problems_per_step": 16, "training.max_steps": 12}
+GROUPS: Keys = {"sampling.num_generations": 4, "training.problems_per_step": 4, "training.max_steps": 12}
+HEALTHY |= {
+    f"short-{name}-{seed}": keys | {"training.seed": 10 + seed}
+    for seed in range(4)
+    for name, keys in {
+        "answer": FEW | {"condition": "answer"},
+        "full-repeat": FEW | {"condition": "full_repeat"},
+        "lora": FEW | LORA | {RATE: 3e-3},
+        "text": GROUPS | {"recipe": "text"},
+        "no-repeat": FEW | {"condition": "no_repeat"},
+        "siblings": GROUPS | {"condition": "peer_demonstration"},
+        "grpo-3e-4": GROUPS | {"condition": "grpo", RATE: 3e-4},
+        "tools": GROUPS | {"recipe": "tools", "training.problems_per_step": 2},
+        "jensen-shannon": FEW | {"objective.divergence": "jensen_shannon"},
+    }.items()
+}
 DATA = Path(__file__).parents[1] / "tests" / "data" / "guards"
 NO_EVALUATION: Keys = {
-    "evaluation.num_samples": 1, "evaluation.at_start": False, "evaluation.eval_steps": 0, "training.save_steps": 0,
+    "data.validation": None, "data.test": None, "evaluation.at_start": False, "training.save_steps": 0,
 }  # fmt: skip
 
 
-def record(out: Path, only: str) -> None:
+def record(out: Path, only: Sequence[str]) -> None:
     from stepalign.config import changed, load_config
     from stepalign.events import silent
     from stepalign.stopping import StopRequest
     from stepalign.verbs.train import train_config
 
-    base = changed(load_config("arithmetic"), NO_EVALUATION | {"guards.policy": "warn"}, "benchmark")
     out.mkdir(parents=True, exist_ok=True)
     for name, keys in (COLLAPSES | HEALTHY).items():
         file, folder = out / f"{name}.jsonl", out / f"{name}.run"
-        if file.exists() or only not in name:
+        if file.exists() or folder.exists() or not any(part in name for part in only):
             continue
         shutil.rmtree(folder, ignore_errors=True)
-        start = time.time()
+        start, keys = time.time(), NO_EVALUATION | {"guards.policy": "warn"} | keys
+        base = load_config(keys.pop("recipe", "arithmetic"))
         train_config(changed(base, keys, name), folder, resume=False, listener=silent, stop=StopRequest())
         file.write_text((folder / "metrics.jsonl").read_text())
         print(f"{name}: {len(file.read_text().splitlines())} steps in {time.time() - start:.0f} s", flush=True)
@@ -127,8 +161,24 @@ def window(rows: Sequence[Mapping[str, float]]) -> float:
     return 100 * sum(row["reward"] for row in rows) / len(rows) if rows else math.nan
 
 
-def replay(folders: list[Path]) -> None:
-    """A row a run: the step at which it broke and at which a guard says so; the pass rate before and at its end."""
+def least_delay(rows: Rows, step: int, every: float = 1000.0) -> float:
+    """Steps that no test of the pass rate can beat on average, with a false alarm every so many steps.
+
+    It knows both rates, and waits for the change alone: log(every) / KL(after || before) in independent rollouts.
+
+    Source: G. Lorden, Procedures for reacting to a change in distribution, Ann. Math. Statist. 42 (1971).
+    """
+    from stepalign.training.breaks import independent, pooled
+
+    counts, rates = independent(rows), [row["reward"] for row in rows]
+    p, _ = pooled(rates[max(0, step - 11) : step - 1], counts[max(0, step - 11) : step - 1])
+    q, n = pooled(rates[step - 1 : step + 9], counts[step - 1 : step + 9])
+    each = n / len(rates[step - 1 : step + 9])
+    nats = sum(a * math.log(a / b) for a, b in ((q, p), (1 - q, 1 - p)) if a > 0 < b)
+    return math.log(every) / (each * nats) if nats else math.inf
+
+
+def read_runs(folders: list[Path]) -> dict[str, Rows]:
     runs = {file.stem: read(file) for file in sorted(folders[0].glob("*.jsonl"))}
     for name, columns in json.loads((DATA / "embedded-runs.json").read_text()).items():  # of a version before
         number = {key: value if isinstance(value, list) else [value] * 62 for key, value in columns.items()}
@@ -138,25 +188,64 @@ def replay(folders: list[Path]) -> None:
         ]
     for folder in folders[1:]:
         for file in sorted(folder.rglob("metrics.jsonl")):
-            runs[str(file.parent.relative_to(folder.parent))] = read(file)
+            if "superseded" not in file.parts:
+                runs[str(file.parent.relative_to(folder.parent))] = read(file)
+    return runs
+
+
+def replay(folders: list[Path]) -> None:
+    """A row a run that broke: where, where a guard says so, and how soon any test could; then the curve."""
+    runs = read_runs(folders)
     lost = {name: step for name, rows in runs.items() if (step := broke_at(rows)) is not None}
     print(
-        "| run | broke at step | seen at step | by | pass rate before | at its end |\n"
-        "| --- | --- | --- | --- | --- | --- |"
+        "| run | broke at step | seen at step | by | least delay | pass rate before | at its end |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |"
     )
     for name, step in lost.items():
         rows, found = runs[name], seen(runs[name])
         at, guard = (found[0], found[1]) if found else ("-", "-")
         before, after = window(rows[max(0, step - 11) : step - 1]), window(rows[-10:])
-        print(f"| {name} | {step} | {at} | {guard} | {before:.1f} | {after:.1f} |")
+        print(f"| {name} | {step} | {at} | {guard} | {least_delay(rows, step):.1f} | {before:.1f} | {after:.1f} |")
     for name in (name for name in COLLAPSES if name in runs and name not in lost):
-        print(f"| {name} | not by its pass rate | {seen(runs[name])} | | | {window(runs[name][-10:]):.1f} |")
+        print(f"| {name} | not by its pass rate | {seen(runs[name])} | | | | {window(runs[name][-10:]):.1f} |")
     well = {name: rows for name, rows in runs.items() if name not in lost and name not in COLLAPSES}
     alarms = {name: found for name, rows in well.items() if (found := seen(rows))}
     print(f"\n{len(well)} healthy runs, {sum(map(len, well.values()))} steps: {len(alarms)} stopped {alarms or ''}")
+    curve(runs, lost, well)
 
 
-COLUMNS = ("reward", "student_entropy", "grad_norm", "num_problems", "active_samples", "loss", "divergence")
+def curve(runs: Mapping[str, Rows], lost: Mapping[str, int], well: Mapping[str, Rows]) -> None:
+    """Sooner against more often wrong: the standard errors that are asked for, with and without the entropy."""
+    from stepalign.training import breaks
+
+    steps = sum(map(len, well.values()))
+    print(
+        "\n| standard errors | entropy counts | seen within 5 steps | within 10 | healthy stopped | per 1,000 steps |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |")
+    usual, sign = breaks.BREAK_Z, breaks.SIGN_Z
+    for bound in (3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0):
+        for counts in (True, False):
+            breaks.BREAK_Z, breaks.SIGN_Z = bound, sign if counts else math.inf
+            delays = [found[0] - step if (found := seen(runs[name])) else math.inf for name, step in lost.items()]
+            wrong = sum(seen(rows) is not None for rows in well.values())
+            soon = [sum(delay <= most for delay in delays) for most in (5, 10)]
+            cells = (f"{bound:g}", "yes" if counts else "no", f"{soon[0]} of {len(lost)}", soon[1])
+            print("|", *(f"{cell} |" for cell in (*cells, f"{wrong} of {len(well)}", f"{1000 * wrong / steps:.1f}")))
+    breaks.BREAK_Z, breaks.SIGN_Z = usual, sign
+
+
+COLUMNS = (
+    "reward",
+    "reward_std",
+    "num_rollouts",
+    "student_entropy",
+    "grad_norm",
+    "num_problems",
+    "active_samples",
+    "loss",
+    "divergence",
+)
 COLUMNS += ("completions/answered_ratio", "completions/repetitive_ratio")
 
 
@@ -178,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("do", choices=["record", "replay", "export"])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", default="", help="Runs whose name holds this.")
+    parser.add_argument("--only", nargs="*", default=[""], help="record: runs whose name holds one of these.")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="replay: folders with further runs.")
     given = parser.parse_args()
     if given.do == "record":

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 import random
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from scipy.stats import chi2_contingency
+from scipy.stats import chi2_contingency, combine_pvalues, norm
 
 from stepalign.config import GuardsSection
-from stepalign.training.breaks import BREAKS, LATEST, Broke, find_break
+from stepalign.training.breaks import BREAKS, LATEST, Broke, find_break, independent
 from stepalign.training.health import Guards
 
 NAN = math.nan
@@ -117,6 +118,58 @@ def test_a_fall_by_chance_is_no_break_and_the_bound_is_that_of_the_likelihood_ra
         ]  # fmt: skip
         large = 0.5 - right / 160 > 0.15
         assert (find_break(rows, GuardsSection()) is not None) == (large and max(statistic, *earlier) >= 25)
+
+
+def test_a_restless_entropy_makes_no_break_of_chance() -> None:
+    rng = random.Random(1)
+    for _ in range(20):
+        rate, rows = rng.uniform(0.05, 0.95), list[dict[str, float]]()
+        for _ in range(62):
+            reward, entropy = sum(rng.random() < rate for _ in range(32)) / 32, 0.3 * math.exp(0.1 * rng.gauss(0, 1))
+            rows.append({**HEALTHY, "reward": reward, "student_entropy": entropy})
+        assert first(rows) is None
+
+
+def test_a_fall_and_a_policy_that_heats_up_bear_witness_together() -> None:
+    """The bound is Stouffer's for both signs, each of two standard errors at least: neither alone is a break."""
+    entropies = [0.3 * math.exp(0.05 * way) for way in (-2, 1, 3, -3, 0, 2, -1, 0, 3, -3)]
+    seen = 0
+    for right in range(0, 64, 2):
+        for grown in (1.0, 1.1, 1.15, 1.2, 1.25, 1.3, 1.5):
+            rows = [{**HEALTHY, "student_entropy": value} for value in entropies]
+            rows += [{**HEALTHY, "student_entropy": 0.3 * grown, "reward": right / 64}] * 2
+            table = [[160, 160], [right, 64 - right]]
+            fall = math.sqrt(chi2_contingency(table, correction=False, lambda_="log-likelihood").statistic)
+            logs = [math.log(value) for value in entropies]
+            spread = max(0.1, statistics.stdev(logs))
+            growth = (math.log(0.3 * grown) - statistics.mean(logs)) / (spread * math.sqrt(1 / 10 + 1 / 2))
+            both = combine_pvalues([norm.sf(fall), norm.sf(growth)], method="stouffer").statistic
+            found = find_break(rows, GuardsSection())
+            large = 0.5 - right / 64 > 0.15
+            assert (found is not None) == (large and (fall >= 5 or (min(fall, growth) >= 2 and both >= 5)))
+            if found is not None:
+                assert ("entropy grew" in found.sentence) == (fall < 5)
+                seen += fall < 5
+    assert seen > 5
+
+
+def test_rollouts_of_one_problem_count_as_far_as_they_differ() -> None:
+    """Against the variance of the mean of many drawn steps: each problem has a rate of its own."""
+    rng = random.Random(0)
+    for shape in (0.2, 1.0, 50.0):  # nearly all groups alike; in between; nearly independent
+        rows, size, groups = [], 32, 4
+        for _ in range(600):
+            rates = [rng.betavariate(shape, 2 * shape) for _ in range(groups)]
+            drawn = [[float(rng.random() < rate) for _ in range(size)] for rate in rates]
+            mean = statistics.mean(map(statistics.mean, drawn))
+            spread = statistics.mean(map(statistics.stdev, drawn))
+            rows.append({"reward": mean, "reward_std": spread, "num_problems": groups, "num_rollouts": groups * size})
+        rate, spread = (f([row["reward"] for row in rows]) for f in (statistics.mean, statistics.variance))
+        (count,) = set(independent(rows))
+        assert groups <= count <= groups * size
+        assert 0.5 * rate * (1 - rate) / spread < count < 1.2 * rate * (1 - rate) / spread  # never far too many
+    assert independent([{**HEALTHY}]) == [32.0]
+    assert independent([{"reward": 0.3, "num_problems": 4.0, "num_rollouts": 32.0}]) == [4.0]
 
 
 def test_the_policy_that_asks_for_most_decides() -> None:

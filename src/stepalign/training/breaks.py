@@ -7,18 +7,21 @@ a sentence about it. What is done then is ``guards.policy``, or the key of that 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stepalign.config import GuardPolicy, GuardsSection
 
 Rows = Sequence[Mapping[str, float]]
-WATCHED = ("loss", "divergence", "completions/answered_ratio")
+WATCHED = ("loss", "divergence", "reward_std", "completions/answered_ratio")
 """Beside those of the guards."""
 LATEST = 10
 """Steps within which a break is seen."""
 BREAK_Z = 5.0
 """Standard errors that chance does not explain, over all the looks of a long run."""
+SIGN_Z = 2.0
+"""Standard errors that each of two signs has at least, before they count together."""
 NOT_FINITE = 3
 """Steps without a finite gradient, one after another: the weights do not move any more."""
 ABSURD = 50.0
@@ -44,16 +47,17 @@ def values(rows: Rows, name: str) -> list[float]:
     return [row.get(name, math.nan) for row in rows]
 
 
-def _share_breaks(rows: Rows, section: GuardsSection, shares: Sequence[float], sentence: str) -> Found:
+def _share_breaks(rows: Rows, section: GuardsSection, shares: Sequence[float], sentence: str, heats: bool) -> Found:
     """Whether a share has fallen too steeply to wait for a window, by ``reward_drop`` or half of it at least.
 
     The last few steps against those before them, as two proportions: the signed root of the likelihood ratio
-    2 (n KL(p || r) + m KL(q || r)) with the pooled rate r. n and m count problems, for rollouts of one problem are not
-    independent. Both of the last two steps must be low: one bad step often mends itself.
+    2 (n KL(p || r) + m KL(q || r)) with the pooled rate r. Both of the last two steps must be low: one bad step often
+    mends itself. With ``heats`` the student's entropy bears witness too: both signs, of ``SIGN_Z`` standard errors each
+    at least, are (a + b) / sqrt(2) together.
 
-    Source: G-test, A. Agresti, Categorical Data Analysis, 3rd ed., section 3.2.
+    Sources: G-test, A. Agresti, Categorical Data Analysis, 3rd ed., section 3.2; the sum is Stouffer's.
     """
-    shares, counts = [min(max(share, 0.0), 1.0) for share in shares], values(rows, "num_problems")  # NaN stays
+    shares, counts = [min(max(share, 0.0), 1.0) for share in shares], independent(rows)  # NaN stays
     for length in range(2, min(LATEST + 1, len(shares))):
         start = max(0, len(shares) - length - section.window)
         before, n = pooled(shares[start:-length], counts[start:-length])
@@ -62,21 +66,58 @@ def _share_breaks(rows: Rows, section: GuardsSection, shares: Sequence[float], s
         if not (after < before - min(section.reward_drop, before / 2) and max(shares[-2:]) < middle):
             continue  # also where one is undefined
         rate = (before * n + after * m) / (n + m)
-        if 2 * (n * _divergence(before, rate) + m * _divergence(after, rate)) < BREAK_Z**2:
+        fall = math.sqrt(max(0.0, 2 * (n * _divergence(before, rate) + m * _divergence(after, rate))))
+        if fall < BREAK_Z and not (heats and fall >= SIGN_Z and _is_joined(fall, _growth(rows[start:], length))):
             continue
         # It began where the share was nearer to its end than to its beginning.
         while length < min(LATEST, len(shares) - 1) and shares[-length - 1] < middle:
             length += 1
-        return length, sentence.format(after=after, before=before, steps=f"{length} steps")
+        heat = "" if fall >= BREAK_Z else ", and the student's entropy grew"
+        return length, sentence.format(after=after, before=before, steps=f"{length} steps") + heat
     return None
 
 
-def _share(name: str, sentence: str, *, others: bool = False) -> Callable[[Rows, GuardsSection], Found]:
-    """The break of one share, or with ``others`` of the rest to 1."""
+def _is_joined(fall: float, growth: float) -> bool:
+    return growth >= SIGN_Z and fall + growth >= BREAK_Z * math.sqrt(2)
+
+
+def independent(rows: Rows) -> list[float]:
+    """Independent observations in each step. Rollouts of one problem are alike: N / (1 + (G - 1) rho).
+
+    rho = 1 - s^2 / (p (1 - p)), over all steps, with the mean spread s in a group; 1 where there is none.
+
+    Source: the design effect, L. Kish, Survey Sampling, 1965, section 5.4.
+    """
+    spread, rates = values(rows, "reward_std"), values(rows, "reward")
+    known = [(s * s, p * (1 - p)) for s, p in zip(spread, rates, strict=True) if math.isfinite(s * p)]
+    within, total = sum(one for one, _ in known), sum(one for _, one in known)
+    alike = min(1.0, max(0.0, 1 - within / total)) if total > 0 else 1.0
+    found = []
+    for row in rows:
+        problems = row.get("num_problems", math.nan)
+        rollouts = row.get("num_rollouts", problems)
+        found.append(rollouts / (1 + (rollouts / problems - 1) * alike) if problems else 0.0)
+    return found
+
+
+def _growth(rows: Rows, length: int) -> float:
+    """Standard errors by which the entropy's logarithm has grown in the last steps; a step varies by 10 % at least."""
+    logs = [math.log(value) if value > 0 else math.nan for value in values(rows, "student_entropy")]
+    before, after = _defined(logs[:-length]), _defined(logs[-length:])
+    if len(before) < 2 or not after:
+        return 0.0
+    spread = max(0.1, statistics.stdev(before))
+    return (statistics.mean(after) - statistics.mean(before)) / (spread * math.sqrt(1 / len(before) + 1 / len(after)))
+
+
+def _share(
+    name: str, sentence: str, *, others: bool = False, heats: bool = False
+) -> Callable[[Rows, GuardsSection], Found]:
+    """The break of one share, or with ``others`` of the rest to 1; see ``_share_breaks``."""
 
     def look(rows: Rows, section: GuardsSection) -> Found:
         shares = [1 - value if others else value for value in values(rows, name)]
-        return _share_breaks(rows, section, shares, sentence)
+        return _share_breaks(rows, section, shares, sentence, heats)
 
     return look
 
@@ -134,7 +175,9 @@ BREAKS: dict[str, Callable[[Rows, GuardsSection], Found]] = {
     "gradient": _gradient,
     "scale": _scale,
     "entropy": _entropy,
-    "pass_rate": _share("reward", "the rollouts' pass rate broke to {after:.2f} from {before:.2f} within {steps}"),
+    "pass_rate": _share(
+        "reward", "the rollouts' pass rate broke to {after:.2f} from {before:.2f} within {steps}", heats=True
+    ),
     "answers": _share(
         "completions/answered_ratio",
         "only {after:.0%} of the completions have an answer, {before:.0%} had one {steps} ago",
