@@ -139,11 +139,11 @@ def test_a_fall_and_a_policy_that_heats_up_bear_witness_together() -> None:
             rows = [{**HEALTHY, "student_entropy": value} for value in entropies]
             rows += [{**HEALTHY, "student_entropy": 0.3 * grown, "reward": right / 64}] * 2
             table = [[160, 160], [right, 64 - right]]
-            fall = math.sqrt(chi2_contingency(table, correction=False, lambda_="log-likelihood").statistic)
+            fall = math.sqrt(chi2_contingency(table, correction=False, lambda_="log-likelihood")[0])
             logs = [math.log(value) for value in entropies]
             spread = max(0.1, statistics.stdev(logs))
             growth = (math.log(0.3 * grown) - statistics.mean(logs)) / (spread * math.sqrt(1 / 10 + 1 / 2))
-            both = combine_pvalues([norm.sf(fall), norm.sf(growth)], method="stouffer").statistic
+            both = combine_pvalues([norm.sf(fall), norm.sf(growth)], method="stouffer")[0]
             found = find_break(rows, GuardsSection())
             large = 0.5 - right / 64 > 0.15
             assert (found is not None) == (large and (fall >= 5 or (min(fall, growth) >= 2 and both >= 5)))

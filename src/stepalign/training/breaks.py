@@ -96,7 +96,7 @@ def independent(rows: Rows) -> list[float]:
     for row in rows:
         problems = row.get("num_problems", math.nan)
         rollouts = row.get("num_rollouts", problems)
-        found.append(rollouts / (1 + (rollouts / problems - 1) * alike) if problems else 0.0)
+        found.append(rollouts / (1 + max(rollouts / problems - 1, 0.0) * alike) if problems else 0.0)
     return found
 
 
