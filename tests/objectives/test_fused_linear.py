@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -562,3 +564,19 @@ def test_a_trust_region_needs_a_share_and_something_live():
         fused_linear_divergence(
             hidden, head, hidden, head, weights=torch.ones(3), live_hidden=hidden[:2], live_share=0.5
         )
+
+
+def test_products_of_many_lengths_keep_no_memory() -> None:
+    def resident() -> float:
+        """MiB."""
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    head, out = torch.randn(48, 96), torch.empty(400, 48)
+    for rows in (400, 3):
+        head_products.product_into(out[:rows], torch.randn(rows, 96), head)
+    before = resident()
+    for rows in range(1, 400):  # each of them once kept half a MiB for ever
+        hidden = torch.randn(rows, 96)
+        head_products.product_into(out[:rows], hidden, head)
+        torch.testing.assert_close(out[:rows], hidden @ head.t())
+    assert resident() - before < 60

@@ -22,6 +22,9 @@ LOGIT_ROWS = 171
 """Rows of float32 logits held at a time on a CPU, a third of a chunk: each part widens the head anew, and more rows
 take more memory than they save time. On other devices as many as the chunk has."""
 
+ONEDNN_ROWS = 32
+"""Rows of a product by oneDNN are a multiple of it."""
+
 BLOCK_ENTRIES = {"cpu": 2**19, "cuda": 2**26}
 """Logits per block of rows: on a CPU a block's temporaries stay in the cache, on a GPU this bounds their memory."""
 
@@ -130,9 +133,9 @@ def product_into(out_CV: Tensor, hidden_CH: Tensor, head_VH: Tensor) -> None:
         torch.mm(hidden_CH, head_VH.t(), out=out_CV)
     else:
         # No product takes these dtypes together: widen the head, one tile at a time.
-        hidden_CH = hidden_CH.to(out_CV.dtype)
+        hidden_CH = _in_few_shapes(hidden_CH.to(out_CV.dtype))
         for tile in slices(len(head_VH), _tile(head_VH)):
-            out_CV[:, tile] = _linear(hidden_CH, head_VH[tile].to(out_CV.dtype))
+            out_CV[:, tile] = _linear(hidden_CH, head_VH[tile].to(out_CV.dtype))[: len(out_CV)]
 
 
 def _widens_products(tensor: Tensor) -> bool:
@@ -145,6 +148,17 @@ def _linear(hidden_CH: Tensor, weight_VH: Tensor) -> Tensor:
     if weight_VH.dtype == torch.float32 and _has_onednn(weight_VH):
         return torch.ops.mkldnn._linear_pointwise(hidden_CH, weight_VH, None, "none", [], "")
     return torch.mm(hidden_CH, weight_VH.t())
+
+
+def _in_few_shapes(hidden_CH: Tensor) -> Tensor:
+    """Rows of zeros behind, up to a multiple of ``ONEDNN_ROWS``: the other rows of a product keep their bits.
+
+    For every number of rows oneDNN and PyTorch's cache in front of it keep half a megabyte, for a thousand of them
+    each. One row alone has a kernel of its own, which rounds otherwise.
+    """
+    if len(hidden_CH) == 1 or hidden_CH.dtype != torch.float32 or not _has_onednn(hidden_CH):
+        return hidden_CH
+    return torch.nn.functional.pad(hidden_CH, (0, 0, 0, -len(hidden_CH) % ONEDNN_ROWS))
 
 
 def _has_onednn(tensor: Tensor) -> bool:
