@@ -321,6 +321,7 @@ def _rollout_row(rollout: Rollout) -> dict[str, Any]:
         "verdict": rollout.verdict,
         "reward": rollout.reward,
         **({"detail": detail} if detail else {}),
+        **({"judged": list(judged)} if (judged := rollout.attempt.grade.judged) else {}),
     }
 
 
@@ -329,7 +330,12 @@ def rollout_from_json(row: Mapping[str, Any], problem: Problem) -> Rollout:
     completion, reward = row["completion"], row["reward"]
     known = {field.name for field in dataclasses.fields(Turn)}
     turns = tuple(Turn(**{key: turn[key] for key in known & turn.keys()}) for turn in row.get("turns", ()))
-    grade = Grade(score=float("nan") if reward is None else reward, answer=row["answer"], detail=row.get("detail", ""))
+    grade = Grade(
+        score=float("nan") if reward is None else reward,
+        answer=row["answer"],
+        detail=row.get("detail", ""),
+        judged=tuple(row.get("judged", ())),
+    )
     return Rollout(
         attempt=Attempt(
             rollout_id=row["rollout_id"],

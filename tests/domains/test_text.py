@@ -15,6 +15,7 @@ from stepalign.domains.table import find_domain, load_sets, make_grader
 from stepalign.domains.text.domain import running_totals
 from stepalign.domains.text.judge import JudgedGrader
 from stepalign.domains.text.rubric import grade
+from stepalign.errors import ConfigError
 from stepalign.evaluation.evaluate import EvaluatedProblem, metrics_of
 from stepalign.evaluation.metrics import win_rate
 
@@ -148,3 +149,22 @@ def test_the_win_rate_counts_pairs_and_ties_half() -> None:
     found = win_rate(mine, theirs)
     assert found.per_problem[0] == expected == 0.875
     assert math.isnan(found.per_problem[1])
+
+
+def test_two_judges_give_their_mean_and_both_scores(serve) -> None:
+    def reply(score: float):
+        judgement = json.dumps({"reasons": f"says {score}", "score": score})
+        return lambda text, number: f"say {judgement if 'good' in text else 'nothing'}"
+
+    first, second = serve(reply(7)), serve(reply(4))
+    sections = [ServerSection(base_urls=(one.url,), model="judge") for one in (first, second)]
+    with JudgedGrader(*sections) as grader:
+        good, bad = grader.grade_many(["a good text", "another"], ["Is it polite?"] * 2)
+    assert good.score == pytest.approx(0.55)
+    assert good.judged == (0.7, 0.4)
+    assert good.detail == "says 7\nsays 4"
+    assert math.isnan(bad.score)
+    assert bad.judged == ()
+    with pytest.raises(ConfigError, match="needs a first"):
+        second_alone = {"data.train": "x.jsonl", "data.columns": "text", "data.second_judge.base_urls": [first.url]}
+        make_grader(load_config(None, second_alone).data)

@@ -11,7 +11,14 @@ from stepalign.build.solver import make_prompts, trained_solver
 from stepalign.config import Config, SamplingSection
 from stepalign.domains.math.grading import Grader, canonical_answer
 from stepalign.domains.table import find_domain, make_grader
-from stepalign.evaluation.evaluate import EvaluatedProblem, OnGraded, metric_rows, metrics_of, sample_and_grade
+from stepalign.evaluation.evaluate import (
+    EvaluatedProblem,
+    OnGraded,
+    judging_of,
+    metric_rows,
+    metrics_of,
+    sample_and_grade,
+)
 from stepalign.events import Listener, line, silent
 from stepalign.records import Problem, Rollout
 from stepalign.rollouts.order import derive_seed
@@ -91,8 +98,8 @@ class Session:
             file=file,
             listener=listener,
         )
-        metrics = metrics_of(graded, self.config.ks)
-        return graded, metric_rows(metrics, level=section.confidence, resamples=section.bootstrap_samples)
+        drawn = {"level": section.confidence, "resamples": section.bootstrap_samples}
+        return graded, [*metric_rows(metrics_of(graded, self.config.ks), **drawn), *judging_of(graded, **drawn)]
 
     def close(self) -> None:
         self.grader.close()

@@ -189,17 +189,23 @@ def evaluate(
     n: Annotated[int, typer.Option("--n", help="Completions per problem.", min=1)] = 12,
     recipe: Annotated[str, typer.Option("--recipe", help="Prompts and sampling come from this recipe.")] = "",
     samples: SamplesFile = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="Completions of another evaluation: the win rate over them.")
+    ] = None,
     settings: Set = None,
 ) -> None:
     """Pass@k, Maj@k and Avg@k with intervals, completion length and truncation; completions lie beside the numbers."""
+    from stepalign.report.completions import score_facts
     from stepalign.verbs.configs import config_for_model
     from stepalign.verbs.evaluate import evaluate_model
     from stepalign.verbs.progress import headline
 
     config, source = config_for_model(model, recipe, settings, {"evaluation.num_samples": n})
     with working(resume="", kept="finished problems are kept") as display:
-        result = evaluate_model(config, problems, out, display, samples, origin=source)
+        result = evaluate_model(config, problems, out, display, samples, origin=source, against=against)
     say(headline(result["metrics"]))
+    for words, shown in score_facts(result["metrics"]):
+        say(f"{words} {shown}")
     say(f"{result['num_problems']} problems x {result['num_samples']} completions: {result['samples']}")
     say(f"numbers: {out}")
 

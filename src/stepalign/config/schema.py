@@ -80,6 +80,8 @@ class DataSection(Section):
     """CPU time of one comparison; longer ones are undecided."""
     judge: ServerSection = ServerSection()
     """Columns "text": a served model that judges rubrics in prose; a rubric that is a list is read by a program."""
+    second_judge: ServerSection = ServerSection()
+    """Another one that reads the same texts: the score is the mean of both, and how they agree is measured."""
     max_train: int | None = Field(default=None, ge=1)
     max_validation: int | None = Field(default=None, ge=1)
     max_test: int | None = Field(default=None, ge=1)

@@ -16,7 +16,7 @@ import numpy as np
 from stepalign.config import CheckpointRule, EvaluationSection
 from stepalign.errors import ConfigError
 from stepalign.evaluation.evaluate import metrics_of, read_samples
-from stepalign.evaluation.metrics import NO_SHARES, Metric
+from stepalign.evaluation.metrics import NO_SHARES, Metric, win_rate
 from stepalign.evaluation.statistics import hierarchical_bootstrap, minimum_detectable_difference, paired_difference
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.sums import damaged_since
@@ -47,6 +47,8 @@ class Evaluations:
 
     def __init__(self, folder: Path, ks: Sequence[int]) -> None:
         self.metrics: dict[tuple[int, str], dict[str, Metric]] = {}
+        self.scores: dict[tuple[int, str], list[tuple[float, ...]]] = {}
+        """Of the completions of each problem, where scores say more than verdicts."""
         self.damage: list[str] = []
         self.points, self.steps_trained = (
             self._records(folder / name) for name in ("evaluations.jsonl", "metrics.jsonl")
@@ -74,6 +76,8 @@ class Evaluations:
                     state = f"holds {len(samples)} of {size} problems" if file.exists() else "is missing"
                     self.damage.append(f"{file} {state}")
             self.metrics[step, name] = metrics_of(samples, ks)
+            if "mean_score" in self.metrics[step, name]:
+                self.scores[step, name] = [problem.all_scores() for problem in samples]
         try:
             changed = damaged_since(folder, "summary.json", "evaluations.jsonl", "metrics.jsonl", "samples")
             named = "\n".join(self.damage)
@@ -180,7 +184,11 @@ def _paired_rows(found: Found, n: int, level: float, resamples: int) -> Iterable
     """Every pair of arms on the same problems and seeds, under every checkpoint rule."""
     names = list(found)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[:i]]
-    for rule, (a, b), metric in product(RULES, pairs, (f"avg@{n}", f"maj@{n}", f"pass@{n}")):
+    scored = any(
+        "mean_score" in table for runs in found.values() for run in runs.values() for table in run.metrics.values()
+    )
+    metrics = (f"avg@{n}", f"maj@{n}", f"pass@{n}", *(("mean_score",) if scored else ()))
+    for rule, (a, b), metric in product(RULES, pairs, metrics):
         shared = sorted(found[a].keys() & found[b].keys()) if b != "base" else sorted(found[a])
         both = {s: (_picked(found[a], s, rule, metric, n), _picked(found[b], s, rule, metric, n)) for s in shared}
         known = {s: (x, y) for s, (x, y) in both.items() if x is not None and y is not None}
@@ -203,13 +211,48 @@ def _paired_rows(found: Found, n: int, level: float, resamples: int) -> Iterable
             "seeds": list(known),
             "problems": result.num_problems,
         }
+        if metric == "mean_score":
+            yield from _wins(found, (a, b), rule, known, n, level, resamples)
+
+
+def _wins(
+    found: Found, arms: tuple[str, str], rule: str, known: Mapping[int, Any], n: int, level: float, resamples: int
+) -> Iterable[dict[str, Any]]:
+    """Net wins of one arm over another: the share of pairs of completions that it wins without that which it loses."""
+    scores = [[_picked_scores(found[arm], seed, rule, n) for seed in known] for arm in arms]
+    pairs = list(zip(*scores, strict=True))
+    if any(one is None or other is None for one, other in pairs):
+        return
+    nets = np.stack([2.0 * win_rate(one, other).per_problem - 1.0 for one, other in pairs])
+    interval = hierarchical_bootstrap(nets, level=level, resamples=resamples, bounds=(-1.0, 1.0))
+    yield {
+        "a": arms[0],
+        "b": arms[1],
+        "set": "test",
+        "metric": "net_wins",
+        "checkpoint_rule": rule,
+        "difference": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "p_value": None,
+        "win_rate": (1.0 + interval.value) / 2.0,
+        "seed_differences": nets.mean(axis=1).tolist(),
+        "seeds": list(known),
+        "problems": nets.shape[1],
+    }
+
+
+def _picked_scores(runs: Mapping[int, Evaluations], seed: int, rule: str, n: int) -> list[tuple[float, ...]] | None:
+    run = runs.get(seed) or next(iter(runs.values()))
+    step = run.step_by_rule("last" if run.steps("test") == [0] else rule, "mean_score", n)
+    return None if step is None else run.scores.get((step, "test"))
 
 
 def _picked(runs: Mapping[int, Evaluations], seed: int, rule: str, metric: str, n: int) -> Metric | None:
     """A metric of the step that a rule picks in the run of a seed; the untrained solver's one step serves them all."""
     run = runs.get(seed) or next(iter(runs.values()))
     step = run.step_by_rule("last" if run.steps("test") == [0] else rule, metric, n)
-    return None if step is None else run.metrics[step, "test"][metric]
+    return None if step is None else run.metrics[step, "test"].get(metric)
 
 
 def _curves(found: Found, n: int) -> Iterable[dict[str, Any]]:

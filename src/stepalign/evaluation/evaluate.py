@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from stepalign.errors import ConfigError, LockedError
-from stepalign.evaluation.metrics import NO_SHARES, GradedCompletion, Metric, compute_metrics, mean_score
+from stepalign.evaluation.judging import judging_rows
+from stepalign.evaluation.metrics import NO_SHARES, GradedCompletion, Metric, compute_metrics, mean_score, win_rate
 from stepalign.evaluation.statistics import bootstrap_mean
 from stepalign.events import Listener, progress, silent
 from stepalign.records import FinishReason, Problem, Rollout, Verdict
@@ -46,10 +47,20 @@ class EvaluatedProblem:
     """The expected answer. Both for the reader of the file; folders of earlier versions have neither."""
     scores: tuple[float, ...] = ()
     """In [0, 1], NaN undecided; empty where the verdicts say it all."""
+    judged: tuple[tuple[float, ...], ...] = ()
+    """The score of each judge of each completion, where several judge; empty for one that is undecided."""
 
-    def verdict_scores(self) -> tuple[float, ...]:
-        """Scores as the verdicts have them."""
-        return tuple({"correct": 1.0, "incorrect": 0.0}.get(verdict, math.nan) for verdict in self.verdicts)
+    def judgements(self) -> list[tuple[float, ...]]:
+        """As ``evaluation.judging`` takes them."""
+        scores = self.all_scores()
+        if not self.judged:
+            return list(zip(scores, map(float, self.lengths), strict=True))
+        pairs = [one if len(one) == 2 else (math.nan, math.nan) for one in self.judged]
+        return [(one, float(length), other) for (one, other), length in zip(pairs, self.lengths, strict=True)]
+
+    def all_scores(self) -> tuple[float, ...]:
+        """The scores, else as the verdicts have them."""
+        return self.scores or tuple({"correct": 1.0, "incorrect": 0.0}.get(one, math.nan) for one in self.verdicts)
 
     def graded(self) -> list[GradedCompletion]:
         """As the metrics take them."""
@@ -116,7 +127,7 @@ def sample_and_grade(
 
 def _row(problem: EvaluatedProblem) -> dict[str, Any]:
     row = asdict(problem)
-    return row if problem.scores else {name: value for name, value in row.items() if name != "scores"}
+    return {name: value for name, value in row.items() if value or name not in ("scores", "judged")}
 
 
 def _evaluated(rollouts: Sequence[Rollout], canonical: Callable[[str], str]) -> EvaluatedProblem:
@@ -131,6 +142,7 @@ def _evaluated(rollouts: Sequence[Rollout], canonical: Callable[[str], str]) -> 
         question=rollouts[0].problem.question,
         answer=rollouts[0].problem.answer,
         scores=scores if any(0 < score < 1 for score in scores) else (),
+        judged=judged if any(judged := tuple(rollout.attempt.grade.judged for rollout in rollouts)) else (),
     )
 
 
@@ -150,6 +162,7 @@ def read_samples(file: Path) -> list[EvaluatedProblem]:
                 raise ValueError
             columns |= {name: str(row.get(name) or "") for name in ("question", "answer")}
             columns["scores"] = tuple(math.nan if one is None else float(one) for one in row.get("scores", ()))
+            columns["judged"] = tuple(tuple(map(float, one)) for one in row.get("judged", ()))
             found.append(EvaluatedProblem(problem_id=str(row["problem_id"]), **columns))
         except (KeyError, TypeError, ValueError):
             raise ConfigError(
@@ -164,8 +177,33 @@ def metrics_of(problems: Sequence[EvaluatedProblem], ks: Sequence[int]) -> dict[
     """Every metric by name, with its value per problem; "mean_score" where scores say more than verdicts."""
     found = compute_metrics([p.graded() for p in problems], ks)
     if any(problem.scores for problem in problems):
-        found["mean_score"] = mean_score([problem.scores or problem.verdict_scores() for problem in problems])
+        found["mean_score"] = mean_score([problem.all_scores() for problem in problems])
     return found
+
+
+def win_row(
+    mine: Sequence[EvaluatedProblem], theirs: Sequence[EvaluatedProblem], *, level: float, resamples: int
+) -> dict[str, Any]:
+    """The win rate over another solver's completions of the same problems, with a problem-level interval.
+
+    Raises:
+        ConfigError: the problems are others.
+    """
+    others = {problem.problem_id: problem for problem in theirs}
+    if others.keys() != {problem.problem_id for problem in mine}:
+        raise ConfigError("the completions to win over are of other problems", where=f"{len(others)} problems")
+    pairs = [(problem.all_scores(), others[problem.problem_id].all_scores()) for problem in mine]
+    metric = win_rate(*zip(*pairs, strict=True))
+    return metric_rows({metric.name: metric}, level=level, resamples=resamples)[0]
+
+
+def judging_of(problems: Sequence[EvaluatedProblem], *, level: float, resamples: int) -> list[dict[str, Any]]:
+    """Agreement of two judges and length bias, where scores say more than verdicts; see ``evaluation.judging``."""
+    several = [problem for problem in problems if problem.judged]
+    if not several and not any(problem.scores for problem in problems):
+        return []
+    rows = [problem.judgements() for problem in several or problems]
+    return judging_rows(rows, level=level, resamples=resamples)
 
 
 def metric_rows(metrics: dict[str, Metric], *, level: float, resamples: int) -> list[dict[str, Any]]:

@@ -6,9 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from stepalign.evaluation import canaries
+from stepalign.evaluation import canaries, judging
 from stepalign.feedback.findings import FINDINGS
 from stepalign.records import Critique, Rollout
 
@@ -52,7 +53,23 @@ def rollout_numbers(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         "num_rollouts": float(len(rollouts)),
         "num_tokens": float(sum(lengths)),
         **(messages if talks else {}),
+        **_judging(groups),
     }
+
+
+def _judging(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
+    """How far the scores of free text can be trusted: agreement of two judges, and their liking for length."""
+    if not any(0 < rollout.reward < 1 for group in groups for rollout in group):
+        return {}
+    rows = [[(one.reward, float(sum(one.completion.sampled_mask))) for one in group] for group in groups]
+    decided = [[row for row in group if not math.isnan(row[0])] for group in rows]
+    pairs = [one.attempt.grade.judged for group in groups for one in group if len(one.attempt.grade.judged) == 2]
+    first, second = (np.array(scores) for scores in zip(*pairs, strict=True)) if pairs else (np.array(()),) * 2
+    agreement = {
+        "judges/kappa": judging.weighted_kappa(first, second),
+        "judges/correlation": judging.correlation(first, second),
+    }
+    return {"reward_length_correlation": judging.length_correlation(decided), **(agreement if pairs else {})}
 
 
 def critique_numbers(critiques: Sequence[Critique]) -> dict[str, float]:

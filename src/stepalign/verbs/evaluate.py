@@ -11,6 +11,7 @@ from stepalign.build import open_session, prompt_templates
 from stepalign.config import Config, Settings, changed, parse_settings
 from stepalign.domains.table import holds_sets, load_set
 from stepalign.errors import ConfigError, LockedError
+from stepalign.evaluation.evaluate import read_samples, win_row
 from stepalign.events import Listener, line, warning
 from stepalign.models.places import find_model, weight_files
 from stepalign.storage.files import read_json, write_atomically, write_json
@@ -28,6 +29,7 @@ def evaluate(
     recipe: str = "",
     overrides: Settings | None = None,
     samples: str | Path | None = None,
+    against: str | Path | None = None,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model, as ``stepalign evaluate`` does; returns what OUT holds.
@@ -39,6 +41,7 @@ def evaluate(
         recipe: where prompts and sampling come from; the model's own run or the defaults when empty.
         overrides: dotted keys and their values, such as {"evaluation.num_samples": 4}.
         samples: JSON lines for the completions; beside OUT when None.
+        against: completions of another evaluation, for the win rate over them.
 
     Raises:
         ConfigError, LockedError: as ``evaluate_model``.
@@ -46,12 +49,19 @@ def evaluate(
     with for_python(listener) as heard:
         config, origin = config_for_model(str(model), recipe, None, {})
         config = changed(config, parse_settings(overrides or {}), "overrides")
-        place = None if samples is None else Path(samples)
-        return evaluate_model(config, str(problems), Path(out), heard, place, origin=origin)
+        place, other = (None if one is None else Path(one) for one in (samples, against))
+        return evaluate_model(config, str(problems), Path(out), heard, place, origin=origin, against=other)
 
 
 def evaluate_model(
-    config: Config, problems: str, out: Path, listener: Listener, samples: Path | None = None, *, origin: str = ""
+    config: Config,
+    problems: str,
+    out: Path,
+    listener: Listener,
+    samples: Path | None = None,
+    *,
+    origin: str = "",
+    against: Path | None = None,
 ) -> dict[str, Any]:
     """Sample, grade and measure. The completions of a finished problem are kept at once: the same call goes on there.
 
@@ -62,6 +72,7 @@ def evaluate_model(
         listener: receives progress and skipped rows.
         samples: JSON lines, one problem a line; OUT with the suffix .samples.jsonl when None.
         origin: where the settings come from, for the reader.
+        against: completions of another evaluation; the win rate over them is measured too.
 
     Raises:
         ConfigError: no problems, or anything wrong with model or file.
@@ -73,6 +84,14 @@ def evaluate_model(
         raise ConfigError("there are no problems to evaluate", where=problems)
     for reason, count in found.skipped.items():
         listener(line(f"{count} rows skipped: {reason}"))
+    if against is not None and not against.is_file():
+        raise ConfigError("there are no completions", where=str(against), hint="name the .samples.jsonl of evaluate")
+    others = [] if against is None else read_samples(against)
+    wanted = {problem.problem_id for problem in found.problems}
+    if others and wanted != {problem.problem_id for problem in others}:
+        raise ConfigError(
+            "these completions are of other problems", where=str(against), hint="evaluate both on one file"
+        )
     samples = samples or out.with_suffix(".samples.jsonl")
     key_file = samples.with_suffix(".json" if samples.with_suffix(".json") != out else ".key.json")
     find_model(config.model.path)
@@ -97,6 +116,8 @@ def evaluate_model(
     finally:
         session.close()
     section = config.evaluation
+    if others:
+        rows.append(win_row(done, others, level=section.confidence, resamples=section.bootstrap_samples))
     undecided = next((row["value"] for row in rows if row["metric"] == "undecided_share"), 0.0)
     if undecided > 0:
         share = f"{100 * undecided:.1f} % of the completions are undecided and count as not correct"
@@ -111,6 +132,7 @@ def evaluate_model(
         "max_completion_length": config.evaluation_length,
         "samples": str(samples),
         "samples_sha256": sha256_of_file(samples),
+        **({"against": str(against)} if against else {}),
         "confidence": section.confidence,
         "tie_rule": "maj@k: ties share the win equally; unparsed answers neither vote nor win",
         "metrics": rows,

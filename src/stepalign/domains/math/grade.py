@@ -25,6 +25,8 @@ class Grade:
     """Output worth showing, such as a failed test with its values. Text of a model: data, never markup."""
     reason: str = ""
     """Few words, one of a fixed set for the built-in graders: made to be counted."""
+    judged: tuple[float, ...] = ()
+    """The score of each judge, where there are several."""
 
     def __post_init__(self) -> None:
         if not (math.isnan(self.score) or 0.0 <= self.score <= 1.0):

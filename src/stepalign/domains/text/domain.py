@@ -11,6 +11,7 @@ from stepalign.domains.arithmetic.task import parse_question
 from stepalign.domains.domain import Domain, open_grader
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.text.rubric import GRADER
+from stepalign.errors import ConfigError
 from stepalign.problems.loading import ProblemSet
 from stepalign.records import Problem
 
@@ -38,10 +39,13 @@ def _load(_: str, data: DataSection, name: str, limit: int | None) -> ProblemSet
 
 
 def _open_grader(data: DataSection) -> Grader:
+    if data.second_judge.base_urls and not data.judge.base_urls:
+        raise ConfigError("a second judge needs a first", where="data.second_judge", hint="name it in data.judge")
     if data.judge.base_urls:
         from stepalign.domains.text.judge import JudgedGrader
 
-        return JudgedGrader(data.judge)
+        judges = [judge for judge in (data.judge, data.second_judge) if judge.base_urls]
+        return JudgedGrader(*judges)
     return open_grader(GRADER, seconds=data.grader_seconds)
 
 

@@ -1,4 +1,4 @@
-"""A served model as the judge of a rubric: a score in [0, 1] with its reasons. Cached as critiques are."""
+"""Served models as judges of a rubric: a score in [0, 1] with its reasons. Cached as critiques are."""
 
 from __future__ import annotations
 
@@ -18,37 +18,65 @@ from stepalign.records import Attempt, Critique, Problem
 from stepalign.storage.fingerprint import sha256
 
 MOST = 10
-"""The judge's best score."""
+"""A judge's best score."""
 
 
 class JudgedGrader(Grader):
-    """Rubrics in prose go to the judge, lists of items to the program. Equal texts have equal grades."""
+    """Rubrics in prose go to the judges, lists of items to the program. Equal texts have equal grades.
 
-    def __init__(self, section: ServerSection, prompt: str = "judge") -> None:
+    The score of a text is the mean of its judges' scores. It is undecided where one of them gives none.
+    """
+
+    def __init__(self, *sections: ServerSection, prompt: str = "judge") -> None:
         super().__init__(GraderConfig(function=GRADER))
-        critic = section.as_critic(CriticSection(), sees="answer")
-        cache = Path(section.cache) if section.cache else None
-        self._judge = EndpointCritic(critic, prompt=prompt, form="comment", cache_path=cache)
+        self._judges = [
+            EndpointCritic(
+                section.as_critic(CriticSection(), sees="answer"),
+                prompt=prompt,
+                form="comment",
+                cache_path=Path(section.cache) if section.cache else None,
+            )
+            for section in sections
+        ]
 
     def check(self) -> None:
-        """Raises EndpointError where the judge does not answer."""
-        self._judge.check()
+        """Raises EndpointError where a judge does not answer."""
+        for judge in self._judges:
+            judge.check()
 
     def grade(self, text: str, expected: str) -> Grade:
         return self.grade_many([text], [expected])[0]
 
     def grade_many(self, texts: Iterable[str], expected: Iterable[str]) -> list[Grade]:
-        """In the order of the texts; the judge reads them side by side."""
+        """In the order of the texts; the judges read them side by side."""
         pairs = list(zip(texts, expected, strict=True))
-        asked = [self._judge.submit(_attempt(*pair)) if _is_prose(pair[1]) else None for pair in pairs]
+        asked = [
+            [judge.submit(_attempt(*pair)) for judge in self._judges] if _is_prose(pair[1]) else [] for pair in pairs
+        ]
         return [
-            super(JudgedGrader, self).grade(*pair) if future is None else read_judgement(future.result())
-            for pair, future in zip(pairs, asked, strict=True)
+            joined([read_judgement(one.result()) for one in futures])
+            if futures
+            else super(JudgedGrader, self).grade(*pair)
+            for pair, futures in zip(pairs, asked, strict=True)
         ]
 
     def close(self) -> None:
         super().close()
-        self._judge.close()
+        for judge in self._judges:
+            judge.close()
+
+
+def joined(grades: list[Grade]) -> Grade:
+    """The grade of a text that one judge or several have read."""
+    failed = next((grade for grade in grades if math.isnan(grade.score)), None)
+    if failed is not None or len(grades) == 1:
+        return failed or grades[0]
+    return Grade(
+        sum(grade.score for grade in grades) / len(grades),
+        reason="; ".join(grade.reason for grade in grades),
+        detail="\n".join(grade.detail for grade in grades if grade.detail),
+        judged=tuple(grade.score for grade in grades),
+    )
 
 
 def read_judgement(found: Critique) -> Grade:

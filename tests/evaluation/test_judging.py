@@ -1,0 +1,121 @@
+"""Agreement of judges and length bias, against scikit-learn, scipy and closed forms."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import cohen_kappa_score
+
+from stepalign.errors import ConfigError
+from stepalign.evaluation.evaluate import EvaluatedProblem, judging_of, read_samples, win_row
+from stepalign.evaluation.judging import correlation, judging_rows, length_correlation, weighted_kappa
+from stepalign.report.completions import score_facts, write_completions_page
+
+
+def test_kappa_is_cohens_with_quadratic_weights() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        first = rng.integers(0, 11, 60)
+        second = np.clip(first + rng.integers(-3, 4, 60), 0, 10)
+        expected = cohen_kappa_score(first, second, weights="quadratic", labels=range(11))
+        assert weighted_kappa(first / 10, second / 10) == pytest.approx(expected)
+    assert weighted_kappa(np.array([0.5, 1.0]), np.array([0.5, 1.0])) == 1.0
+    assert math.isnan(weighted_kappa(np.array([0.5, 0.5]), np.array([0.5, 0.5])))
+    assert math.isnan(weighted_kappa(np.array([]), np.array([])))
+
+
+def test_the_partial_correlation_is_that_of_its_closed_form() -> None:
+    rng = np.random.default_rng(1)
+    x, y, z = rng.normal(size=(3, 200)) @ np.eye(200) + rng.normal(size=200)
+    xy, xz, yz = (stats.pearsonr(a, b).statistic for a, b in ((x, y), (x, z), (y, z)))
+    assert correlation(x, y) == pytest.approx(xy)
+    expected = (xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2))
+    assert correlation(x, y, [z]) == pytest.approx(expected)
+    assert math.isnan(correlation(x, np.ones(200)))
+    assert math.isnan(correlation(x, 3 * z + 1, [z]))
+
+
+def test_the_length_bias_is_one_within_problems() -> None:
+    """Long problems that are scored higher are no bias; a judge that likes length is."""
+    rng = np.random.default_rng(2)
+    fair, biased = [], []
+    for problem in range(40):
+        lengths = 100 * problem + rng.integers(0, 50, 4)
+        merit = rng.random(4)
+        fair.append([(problem / 40 + m / 40, float(n), m) for m, n in zip(merit, lengths, strict=True)])
+        biased.append([(m / 4 + (n % 100) / 100, float(n), m) for m, n in zip(merit, lengths, strict=True)])
+    assert abs(length_correlation(fair)) < 0.3
+    assert length_correlation(biased) > 0.8
+    assert length_correlation(biased, given_second=True) > 0.99
+    assert math.isnan(length_correlation([[(0.5, 3.0)]]))
+
+
+def texts(name: str, judged: list[tuple[float, ...]], lengths: list[int]) -> EvaluatedProblem:
+    scores = tuple(sum(one) / 2 if one else math.nan for one in judged)
+    count = len(judged)
+    return EvaluatedProblem(
+        problem_id=name,
+        answers=(None,) * count,
+        verdicts=("incorrect",) * count,
+        lengths=tuple(lengths),
+        finish_reasons=("stop",) * count,
+        texts=("a",) * count,
+        scores=scores,
+        judged=tuple(judged),
+    )
+
+
+def test_judged_texts_have_rows_with_intervals_and_undecided_ones_are_left_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    problems = []
+    for number in range(30):
+        first = np.round(rng.random(3), 1)
+        second = np.clip(np.round(first + rng.normal(0, 0.1, 3), 1), 0, 1)
+        pairs = [(float(a), float(b)) for a, b in zip(first, second, strict=True)]
+        problems.append(texts(str(number), [*pairs, ()], [5, 9, 7, 6]))
+    rows = {row["metric"]: row for row in judging_of(problems, level=0.95, resamples=200)}
+    assert list(rows) == [
+        *("score_length_correlation", "judges_kappa", "judges_correlation", "score_length_given_second")
+    ]
+    a, b = np.array([pair for p in problems for pair in p.judged if pair]).T
+    assert rows["judges_correlation"]["value"] == pytest.approx(stats.pearsonr(a, b).statistic)
+    assert rows["judges_kappa"]["low"] < rows["judges_kappa"]["value"] < rows["judges_kappa"]["high"]
+    assert rows["judges_kappa"]["denominator"] == 90
+    assert judging_of([], level=0.95, resamples=10) == []
+    page = write_completions_page(problems, "texts", tmp_path / "page.html").read_text()
+    assert "Cohen&#39;s kappa" in page
+    words, shown = score_facts(rows.values())[0]
+    assert words.endswith("kappa")
+    assert shown.startswith(f"{rows['judges_kappa']['value']:.2f} (")
+
+
+def test_the_win_rate_has_an_interval_over_the_same_problems() -> None:
+    better = [texts(str(n), [(0.8, 0.8), (0.6, 0.6)], [1, 1]) for n in range(12)]
+    worse = [texts(str(n), [(0.6, 0.6), (0.2 + 0.05 * n, 0.2 + 0.05 * n)], [1, 1]) for n in range(12)]
+    row = win_row(better, worse[::-1], level=0.95, resamples=500)
+    assert row["metric"] == "win_rate"
+    expected = np.mean(
+        [
+            np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a in one.scores for b in other.scores])
+            for one, other in zip(better, worse, strict=True)
+        ]
+    )
+    assert row["value"] == pytest.approx(expected)
+    assert row["low"] <= row["value"] <= row["high"]
+    with pytest.raises(ConfigError, match="other problems"):
+        win_row(better, worse[1:], level=0.95, resamples=10)
+
+
+def test_scores_of_judges_are_kept_with_the_completions(tmp_path: Path) -> None:
+    from stepalign.evaluation.evaluate import _row
+
+    problem = texts("a", [(0.5, 0.7), ()], [3, 4])
+    file = tmp_path / "samples.jsonl"
+    file.write_text(json.dumps(_row(problem)).replace("NaN", "null") + "\n")
+    assert read_samples(file)[0].judged == ((0.5, 0.7), ())
+    assert judging_rows([problem.judgements()], level=0.95, resamples=10)[0]["denominator"] == 0
