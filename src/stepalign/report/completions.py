@@ -51,7 +51,7 @@ def score_facts(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     found = {row["metric"]: row for row in rows}
     facts = []
     for name, (words, factor, unit) in SCORES.items():
-        if name in found:
+        if name in found and found[name]["value"] == found[name]["value"]:
             form = ".1f" if factor > 1 else ".2f"
             values = [found[name][key] for key in ("value", "low", "high")]
             shown = ["-" if one is None or one != one else format(factor * one, form) for one in values]
