@@ -165,6 +165,7 @@ def test_two_judges_give_their_mean_and_both_scores(serve) -> None:
     assert good.detail == "says 7\nsays 4"
     assert math.isnan(bad.score)
     assert bad.judged == ()
+    alone = {"data.train": "x.jsonl", "data.columns": "text", "data.second_judge.base_urls": [first.url]}
+    data = load_config(None, alone).data
     with pytest.raises(ConfigError, match="needs a first"):
-        second_alone = {"data.train": "x.jsonl", "data.columns": "text", "data.second_judge.base_urls": [first.url]}
-        make_grader(load_config(None, second_alone).data)
+        make_grader(data)
