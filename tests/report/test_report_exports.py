@@ -6,9 +6,12 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import report_fixtures as fixtures
 
 from stepalign.report.table import latex, results_csv, results_latex, write_tables
@@ -47,6 +50,23 @@ def test_latex_has_a_row_of_values_and_one_of_intervals_per_arm() -> None:
         seen += 1
     assert seen == len(labels)
     assert "checkpoint: the last checkpoint of every run" in text
+
+
+def test_latex_sets_the_table_within_the_line_whatever_an_arm_is_called(tmp_path: Path) -> None:
+    pdflatex = shutil.which("pdflatex")
+    if pdflatex is None:
+        pytest.skip("no pdflatex on this machine")
+    results = fixtures.make_results()
+    results["arms"][0]["label"] = r"\input{x} 100% & $x_1$ #~^{} <|> – − ’"
+    (tmp_path / "results.tex").write_text(results_latex(results), encoding="utf-8")
+    (tmp_path / "paper.tex").write_text(
+        r"\documentclass{article}\usepackage{booktabs, graphicx}\begin{document}\input{results}\end{document}"
+    )
+    command = [pdflatex, "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "Overfull" not in done.stdout
+    assert "Missing character" not in (tmp_path / "paper.log").read_text(errors="replace")
 
 
 def test_hostile_labels_stay_text() -> None:

@@ -18,7 +18,7 @@ from stepalign.config import Config, TrainingSection, load_config
 from stepalign.errors import ConfigError
 from stepalign.events import Event
 from stepalign.training import trackers as module
-from stepalign.training.trackers import STEP, TrackedRun, Trackers, check_trackers, open_trackers
+from stepalign.training.trackers import STEP, TRL_NAMES, TrackedRun, Trackers, check_trackers, open_trackers
 
 STEPS, DIES_AFTER = 4, 3
 
@@ -174,6 +174,11 @@ def check(found: dict[str, dict[int, float]], folder: Path) -> None:
         if metric["value"] is not None:
             assert found[f"eval/test/{metric['metric']}"] == pytest.approx({STEPS: metric["value"]}, rel=1e-6)
     assert {"eval/test/pass@2", "eval/test/maj@2", "eval/test/avg@2"} <= found.keys()
+    names = {name: f"train/{TRL_NAMES.get(name, name)}" for row in records for name in row if name != "step"}
+    for name, shown in names.items():
+        recorded = {row["step"]: row[name] for row in records if row.get(name) is not None}
+        assert found.get(shown, {}) == pytest.approx(recorded, rel=1e-6), name
+    assert {name for name in found if not name.startswith("eval/")} <= set(names.values()), "a number of nowhere"
 
 
 class Broken:

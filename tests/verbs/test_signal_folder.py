@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from patience import PATIENCE
 from rich.console import Console
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
@@ -29,7 +30,7 @@ from stepalign.verbs.signal import folder as folders
 from stepalign.verbs.signal.from_jsonl import analyse_file
 from stepalign.verbs.signal.rows import find_file
 
-EXAMPLES = ("correct", "fizzbuzz", "integral", "one-wrong-step", "wrong-approach")
+EXAMPLES = ("clock", "correct", "fizzbuzz", "integral", "one-wrong-step", "wrong-approach")
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,8 @@ def test_the_shipped_examples_run(name: str, model: str, tmp_path: Path) -> None
         assert first["text"][wrong["start"] : wrong["end"]] == line + "\n"
     elif name == "one-wrong-step":
         assert statuses == {"1": "right", "2": "right", "3": "wrong", "4": "after_error", "answer": "after_error"}
+    elif name == "clock":
+        assert [*statuses.values()] == ["right"] * 3 + ["wrong"] + ["after_error"] * 3
     elif name in ("correct", "integral"):
         assert set(statuses.values()) == {"right"}
     elif name == "wrong-approach":
@@ -264,7 +267,7 @@ def test_the_command(model: str, tmp_path: Path) -> None:
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "stepalign", "signal", *words], capture_output=True, text=True, timeout=120
+            [sys.executable, "-m", "stepalign", "signal", *words], capture_output=True, text=True, timeout=PATIENCE
         )
 
     done = run(str(source), "--model", model, "--out", str(tmp_path / "out"), "--contexts", "critique, other")

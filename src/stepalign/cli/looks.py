@@ -19,7 +19,7 @@ Source = Annotated[
     typer.Argument(
         metavar="FILE_OR_RUN",
         help="JSONL with question, completion and contexts (name -> text), a run folder, a dump of another trainer "
-        "(docs/dumps.md), or a shipped example (fizzbuzz, integral, correct, one-wrong-step, wrong-approach).",
+        "(docs/dumps.md), or a shipped example (clock, fizzbuzz, integral, correct, one-wrong-step, wrong-approach).",
     ),
 ]
 ScoringModel = Annotated[
@@ -228,13 +228,17 @@ def critique(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or what `stepalign critique` wrote.")],
-    to: Annotated[str, typer.Option("--to", help="trl, verl, swift, or jsonl: the columns that they read.")],
+    to: Annotated[str, typer.Option("--to", help="trl, verl, swift, jsonl: their columns; or hub: weights and card.")],
     out: OutFile,
 ) -> None:
-    """Contexts and critiques as a data set of another trainer; .jsonl, or .parquet with the extra data."""
+    """Contexts and critiques as the data of another trainer, .jsonl or .parquet; or weights and card for the Hub."""
     from stepalign.verbs.export import export as write
 
-    say(f"{write(folder, to, out)} rows: {out}")
+    if to == "hub":
+        from stepalign.verbs.hub_folder import write_hub_folder
+
+        return say(*write_hub_folder(folder, out), f"hf upload OWNER/{out.name} {out}")
+    return say(f"{write(folder, to, out)} rows: {out}")
 
 
 @app.command()

@@ -97,14 +97,20 @@ def results_markdown(results: Json) -> str:
 
 
 def results_latex(results: Json) -> str:
-    r"""The main results table as a LaTeX table (\usepackage{booktabs}), intervals in brackets under the values."""
+    r"""The main results table as a LaTeX table, intervals in brackets under the values, no wider than the line.
+
+    Needs ``\usepackage{booktabs, graphicx}``.
+    """
     read, table = _main_table(results)
     lines = [
-        r"% \usepackage{booktabs}",
+        r"% \usepackage{booktabs, graphicx}",
         r"\begin{table}",
         r"  \centering",
+        r"  \footnotesize",
+        r"  \setlength{\tabcolsep}{3pt}",
         rf"  \caption{{{latex(caption(table, read))}}}",
         r"  \label{tab:results}",
+        r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"  \begin{{tabular}}{{l{'r' * len(table.columns)}}}",
         r"    \toprule",
         "    Arm & " + " & ".join(latex(heading) for heading, _ in table.columns.values()) + r" \\",
@@ -116,7 +122,7 @@ def results_latex(results: Json) -> str:
         if any(intervals):
             small = [rf"{{\scriptsize[{latex(interval)}]}}" if interval else "" for interval in intervals]
             lines.append("    {} & " + " & ".join(small) + r" \\")
-    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]) + "\n"
+    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}}", r"\end{table}"]) + "\n"
 
 
 def results_csv(results: Json) -> str:

@@ -50,7 +50,7 @@ def export(folder: Path, to: str, out: Path) -> int:
         ConfigError: an unknown target or suffix, a folder without contexts, attempts that have changed since.
     """
     if to not in TARGETS:
-        raise ConfigError(f"unknown target {to}", where="--to", hint=f"one of {', '.join(TARGETS)}")
+        raise ConfigError(f"unknown target {to}", where="--to", hint=f"one of {', '.join(TARGETS)}, hub")
     if out.suffix not in (".jsonl", ".parquet"):
         raise ConfigError("the file must end in .jsonl or .parquet", where=str(out), hint=f"--out {out.stem}.jsonl")
     if not (folder / "config.toml").exists():
