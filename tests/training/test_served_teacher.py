@@ -182,6 +182,24 @@ def test_requests_that_no_try_can_mend_say_what_does(tiny_solver: Solver, serve:
     assert wrong.value.where == "objective.teacher.base_urls"
 
 
+def test_a_recorded_reply_of_vllm_is_read() -> None:
+    """tests/data/vllm_prompt_logprobs.json, as vLLM 0.32 sent it for the shipped solver."""
+    file = Path(__file__).parents[1] / "data" / "vllm_prompt_logprobs.json"
+    recorded = json.loads(file.read_text(encoding="utf-8"))
+    prompt, k = recorded["request"]["prompt"][0], recorded["request"]["prompt_logprobs"]
+    solver = recipe_solver(load_config("arithmetic"))
+    found = recorded["reply"]["choices"][0]["prompt_logprobs"]
+    ids, log_probs, taken = ServedTeacher(["http://127.0.0.1:1"], k)._top(found[3:], prompt[3:])
+    with torch.no_grad():
+        whole = solver.model(torch.tensor([prompt])).logits[0].float().log_softmax(-1)[2:-1]
+    assert ids == tuple(map(tuple, whole.topk(k).indices.tolist()))
+    torch.testing.assert_close(torch.tensor(log_probs), whole.topk(k).values, atol=1e-3, rtol=1e-3)
+    own = whole.gather(1, torch.tensor(prompt[3:])[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(taken), own, atol=1e-3, rtol=1e-3)
+    for token, entries in zip(prompt[3:], found[3:], strict=True):
+        assert entries[str(token)]["decoded_token"].strip() == solver.tokenizer.decode([token]).strip()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # In a run
 

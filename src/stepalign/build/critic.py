@@ -65,29 +65,26 @@ def make_critic(
     own |= {name: value for name in ("base_urls", "model", "api_key_env") if (value := getattr(section.second, name))}
     other, ledger = section.model_copy(update=own), getattr(critic, "ledger", None) or ledger_folder
     # Two faulty programs have their faults at different rollouts.
-    return Agreeing(critic, _one_critic(config, other, form, seed + 1, listener, folder, ledger, ledger_folder))
+    try:
+        return Agreeing(critic, _one_critic(config, other, form, seed + 1, listener, folder, ledger, ledger_folder))
+    except BaseException:
+        critic.close()
+        raise
 
 
 def _refuse_unused(section: CriticSection, form: CritiqueForm) -> None:
     """Raise ConfigError for keys that mean nothing to the critic that writes this form."""
     corrects, served = form in ("trace", "paraphrase", "turns", "second_turn"), section.kind == "endpoint"
-    reasons = {
-        "second.kind": (section.second.kind and not corrects, f"a {form} has nothing that two critics could agree on"),
-        "writes": (section.writes == "edits" and not corrects, f"a {form} is not applied to the attempt"),
-        "writes ": (
-            section.writes == "edits" and section.kind == "calculation",
-            "this program changes the text itself",
-        ),
-        "remembers": (
-            section.remembers and (form == "own" or not served),
-            "only a served critic reads its earlier critiques",
-        ),
-    }
-    for key, (holds, reason) in reasons.items():
+    programs = "calculation" in (section.kind, section.second.kind)
+    reasons = [
+        ("critic.second.kind", section.second.kind and not corrects, f"two critics cannot agree on a {form}"),
+        ("critic.writes", section.writes == "edits" and not corrects, f"a {form} is not applied to the attempt"),
+        ("critic.writes", section.writes == "edits" and programs, "the calculation critic changes the text itself"),
+        ("critic.remembers", section.remembers and (form == "own" or not served), "only a served critic remembers"),
+    ]
+    for key, holds, reason in reasons:
         if holds:
-            raise ConfigError(
-                reason, where=f"critic.{key.strip()}", hint=f"drop critic.{key.strip()}, or change the critic"
-            )
+            raise ConfigError(reason, where=key, hint=f"drop {key}, or change the critic or the condition")
 
 
 def _one_critic(

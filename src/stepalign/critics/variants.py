@@ -59,6 +59,10 @@ class TurnByTurn:
             **_costs(found),
         )
 
+    @property
+    def ledger(self) -> Any:
+        return getattr(self.critic, "ledger", None)
+
     def _turns(self, attempt: Attempt) -> list[Attempt]:
         """Each turn of the solver as an attempt of its own; only the last one has the grade."""
         places = [place for place, turn in enumerate(attempt.turns) if turn.role == "solver"]

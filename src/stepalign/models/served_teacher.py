@@ -118,7 +118,7 @@ class ServedTeacher:
                 where=server.label,
                 hint="start it with a larger --max-model-len, or shorten sampling.max_completion_length",
             )
-        body = {"model": server.model, "prompt": [ids], "max_tokens": 1, "temperature": 0, "prompt_logprobs": self._k}
+        body = {"model": server.model, "prompt": [ids], "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": self._k}
         reply = await ask(client, "POST", server, "/v1/completions", json=body)
         if reply.status_code in (404, 408):  # restarted with another model, or busy
             server.forget()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stepalign.critics import Critic
 from stepalign.feedback.critique import parse_critique
@@ -110,6 +110,11 @@ class SecondTurn:
         if again is None or not (text := decode(self.tries.tokenizer, again.ids).strip()):
             return replace(found, status="failed", text="", reason="no second attempt")
         return replace(found, text=joined(found.text, text))
+
+    @property
+    def ledger(self) -> Any:
+        """The other critic's, where it has one."""
+        return getattr(self.critic, "ledger", None)
 
     def close(self) -> None:
         self.critic.close()

@@ -70,6 +70,8 @@ def memory_parts(
     if config.objective.teacher.base_urls:
         teacher = "live"
     copies = {"live": 0, "initial": 1, "trust_region": 1, "ema": 2}[teacher] or int(config.objective.beta > 0)
+    own = find_design(condition.design).form in ("own", "second_turn")
+    frozen = own and config.critic.solver_weights == "initial"
     completion = config.sampling.max_completion_length
     completions = config.sampling.num_generations * training.problems_per_step
     group = config.sampling.num_generations * completion + student_tokens  # a shared prompt is computed once
@@ -90,6 +92,7 @@ def memory_parts(
         "gradients": trained * trained_width / ranks,
         "optimizer": 2 * trained * trained_width / ranks,
         "teacher": copies * trained * trained_width / ranks + other,  # another model is whole on every rank
+        "frozen critic": total * width if frozen else 0.0,
         "activations": row * saved * width,
         "logits": min(CHUNK_TOKENS, row) * shape.vocabulary * CHUNK_ROWS * 4,
         "sampler cache": drawn * shape.layers * 2 * shape.key_values * width if local else 0.0,
