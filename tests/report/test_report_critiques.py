@@ -127,4 +127,12 @@ def test_the_page_is_one_file_that_asks_for_nothing_and_runs_nothing(chromium: A
     rows = page.locator(".example").first.locator("tbody tr")
     assert rows.nth(1).get_attribute("class") == "edited error"
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    path = write_critique_page(summary([examples[0], replies[0]]), tmp_path / "short.html")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.emulate_media(color_scheme="dark")
+    page.goto(path.as_uri())
+    page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    assert [(one["id"], one["nodes"][0]["html"][:160]) for one in found] == []
     context.close()

@@ -165,15 +165,16 @@ function pinRow(rollout, contexts) {
     h("button", { type: "button", class: "unpin", "aria-label": "Let go of token " + token, text: "\u00d7", onclick: () => setPins(state.pins.filter((one) => one !== token)) }))));
 }
 
+const bare = (text) => text.trim() || text;
+
 function alternatives(rollout, contexts, readings, token) {
   const lists = [];
   if (readings[0] && readings[0].topStudent.length) lists.push(["Student would write", readings[0].topStudent]);
   contexts.forEach((context, at) => { if (readings[at].topTeacher.length) lists.push(["With " + label(context), readings[at].topTeacher]); });
   if (!lists.length) return null;
-  if (!lab) contexts.forEach((context, at) => { const moved = exchange(readings[at]); if (moved) lists.push(["Gains and losses with " + label(context), moved]); });
+  if (!lab) contexts.forEach((context, at) => { const moved = exchange(readings[at], rollout.pieces[token]); if (moved) lists.push(["Gains and losses with " + label(context), moved]); });
   // A token that is a piece of a character shows a mark in its place. Stored alternatives may
   // come without the blank that a piece of running text carries in front.
-  const bare = (text) => text.trim() || text;
   const written = bare(rollout.pieces[token]);
   const region = h("div", { class: "tops", tabindex: "0", role: "region", "aria-label": "Alternatives to token " + token }, ...lists.map(([title, flat]) => {
     if (Array.isArray(flat[0])) return exchangeList(title, flat);
@@ -190,22 +191,28 @@ function alternatives(rollout, contexts, readings, token) {
 }
 
 // The entries of the vocabulary whose probability the context moves most, and what moves among all that are not kept.
-function exchange({ topStudent, topTeacher }) {
+// An entry that one side does not keep is below all that it keeps; the written token is known on both.
+function exchange({ topStudent, topTeacher, student, teacher }, piece) {
   if (!topStudent || !topStudent.length || !topTeacher.length) return null;
   const chances = (flat) => new Map(flat.flatMap((text, at) => (at % 2 ? [] : [[text, Math.exp(flat[at + 1])]])));
-  const [before, after] = [chances(topStudent), chances(topTeacher)];
-  const both = [...before.keys()].filter((text) => after.has(text));
-  const rows = both.map((text) => [text, before.get(text), after.get(text)]).sort((a, b) => Math.abs(b[2] - b[1]) - Math.abs(a[2] - a[1])).slice(0, 5);
-  const rest = (sides) => Math.max(0, 1 - both.reduce((sum, text) => sum + sides.get(text), 0));
-  return [...rows, [null, rest(before), rest(after)]];
+  const sides = [chances(topStudent), chances(topTeacher)];
+  const least = sides.map((side) => Math.min(...side.values()));
+  const written = sides.flatMap((side) => [...side.keys()]).find((text) => bare(text) === bare(piece)) || piece;
+  [student, teacher].forEach((logProb, at) => { if (known(logProb)) sides[at].set(written, Math.exp(logProb)); });
+  const change = (text) => (sides[1].get(text) || 0) - (sides[0].get(text) || 0);
+  const texts = [...new Set(sides.flatMap((side) => [...side.keys()]))].sort((a, b) => Math.abs(change(b)) - Math.abs(change(a)));
+  const rows = texts.slice(0, 5).map((text) => [text, ...sides.map((side, at) => (side.has(text) ? percent(side.get(text)) : "< " + percent(least[at]))), change(text)]);
+  const rest = sides.map((side) => Math.max(0, 1 - total([...side.values()])));
+  return [...rows, [null, ...rest.map(percent), rest[1] - rest[0]]];
 }
 
+const percent = (value) => (100 * value).toFixed(1);
+
 function exchangeList(title, rows) {
-  const share = (value) => (100 * value).toFixed(1);
-  return h("div", { class: "exchange" }, h("p", { class: "tops-title", title, text: title }), h("ol", {}, ...rows.map(([text, before, after]) =>
+  return h("div", { class: "exchange" }, h("p", { class: "tops-title", title, text: title }), h("ol", {}, ...rows.map(([text, before, after, change]) =>
     h("li", {}, text === null ? h("span", { text: "all others" }) : h("code", { text: oneLine(text.replace(/\ufffd/g, "\u205e")) }),
-      h("span", { class: "faint", text: share(before) + " \u2192 " + share(after) + " %" }),
-      h("b", { text: signed(100 * (after - before), 1) })))));
+      h("span", { class: "faint", text: before + " \u2192 " + after + " %" }),
+      h("b", { text: signed(100 * change, 1) })))));
 }
 
 function copyCards(button) {

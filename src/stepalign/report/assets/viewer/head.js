@@ -3,14 +3,14 @@
 function drawHead() {
   const rollout = current();
   const facts = [caseFact(rollout.case), VERDICTS[rollout.verdict] || visible(rollout.verdict), plural(rollout.pieces.length, "token"), "rollout " + visible(rollout.id)];
-  const line = (name, text) => h("p", { class: "question" }, h("span", { class: "tag", text: name }), h("span", { class: "raw", text: visible(text) }));
+  const line = (name, text) => h("p", { class: "question" }, h("span", { class: "tag", text: name }), h("span", { class: "raw", tabindex: "0", text: visible(text) }));
   part.head.replaceChildren(...[
     h("p", { class: "facts" },
       h("button", { type: "button", class: "step-button", "aria-label": "Previous rollout", text: "\u2190", onclick: () => neighbour(-1) }),
       h("span", { class: "place", text: state.rollout + 1 + " / " + data.rollouts.length }),
       h("button", { type: "button", class: "step-button", "aria-label": "Next rollout", text: "\u2192", onclick: () => neighbour(1) }),
       h("span", { text: facts.filter(Boolean).join(" \u00b7 ") })),
-    line("Question", rollout.question),
+    rollout.question ? line("Question", rollout.question) : null,
     known(rollout.expected) ? line("Expected", rollout.expected) : null,
     rollout.unknown ? h("p", { class: "note-unknown", role: "note", text: unknownNote(rollout) }) : null,
     rollout.reference ? h("details", { class: "reference" }, h("summary", { text: "Reference solution" }), h("pre", { class: "raw", tabindex: "0", text: visible(rollout.reference) })) : null,

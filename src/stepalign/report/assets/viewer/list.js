@@ -28,7 +28,7 @@ function drawList() {
   const rows = listed();
   part.list.replaceChildren(...rows.map(({ rollout, at }) => h("li", {},
     h("button", { type: "button", class: "rollout", "data-at": at, onclick: () => open(at) },
-      h("span", { class: "rollout-top" }, h("b", { text: String(at + 1) }), h("span", { class: "case", text: caseName(rollout.case) })),
+      h("span", { class: "rollout-top" }, h("b", { text: String(at + 1) }), h("span", { class: "case", text: caseFact(rollout.case) || VERDICTS[rollout.verdict] || "" })),
       h("span", { class: "rollout-question", text: visible(rollout.question).slice(0, 80) }),
       barcode(rollout)))));
   part.found.textContent = state.search ? plural(rows.length, "rollout") + " with \u201c" + visible(state.search) + "\u201d" : rows.length ? "" : "No rollout passes these filters.";

@@ -26,7 +26,7 @@ function drawNumbers() {
       return found.filter((value) => value < 0).length + " of " + found.length;
     }]);
   }
-  rows.push(["Tokens suppressed (A < 0)", (values) => values.filter((value) => known(value) && value < 0).length + " of " + values.filter(known).length]);
+  rows.push([numeric() ? "Tokens below 0" : "Tokens suppressed (A < 0)", (values) => values.filter((value) => known(value) && value < 0).length + " of " + values.filter(known).length]);
   rows.push(["Strongest token", (values) => {
     const at = strongest(values);
     return at < 0 ? MISSING : [signed(values[at], 2) + " at ", h("button", { type: "button", class: "link", text: "token " + at, onclick: () => { reveal(at); writeHash(); } })];
