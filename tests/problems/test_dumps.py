@@ -178,3 +178,16 @@ def test_hostile_cells_are_counted_and_never_an_error(tmp_path: Path) -> None:
     assert len(found) + sum(skipped.values()) == len(rows) + 1
     assert found[-1].text == "kept"
     assert all(math.isnan(one.score) for one in found if one.text == "A" and one.question == "Q")
+
+
+def test_an_empty_cell_in_the_first_row_changes_neither_the_layout_nor_the_other_rows(tmp_path: Path) -> None:
+    rows = [{"input": f"What is 2 + {i}?", "output": f"It is {2 + i}.", "score": 1.0} for i in range(3)]
+    file = tmp_path / "rollouts.jsonl"
+    for empty in ("score", "output"):
+        file.write_text("".join(json.dumps(row) + "\n" for row in [{**rows[0], empty: None}, *rows[1:]]))
+        dump, skipped = open_dump(file), Counter[str]()
+        assert dump is not None
+        assert dump.layout.name == "verl rollouts"
+        verdicts = [one.attempt().verdict for one in read_dump(dump, skipped)]
+        assert verdicts == ["undecided"] * (empty == "score") + ["correct"] * 2
+        assert skipped == ({} if empty == "score" else {"no completion": 1})

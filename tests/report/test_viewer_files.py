@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,28 @@ def test_a_context_is_calibrated_by_its_null(chromium: Any, tmp_path: Path) -> N
     page.locator(".chip", has_text="less the null").click()
     assert values() == pytest.approx(shared, abs=6e-4)
     assert "z=1" in page.evaluate("location.href")
+    page.close()
+
+
+def test_the_losses_of_a_token_hold_what_one_side_does_not_keep(chromium: Any, tmp_path: Path) -> None:
+    signal = json.loads(json.dumps(make_signal()))
+    first, token = signal["rollouts"][0], 22
+    context, written = first["contexts"][0], first["tokens"][token]["text"].strip()
+    before, after = (math.exp(context[side][token]) for side in ("student_log_prob", "teacher_log_prob"))
+    assert before - after > 0.9
+    context["top_teacher"][token] = [one for one in context["top_teacher"][token] if one[0].strip() != written]
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(write_token_page(signal, tmp_path / "page.html").as_uri() + f"#{first['rollout_id']}&{token}")
+    page.wait_for_selector(".ready")
+    loss = page.locator(".exchange >> nth=0").locator("li").first.inner_text()
+    assert loss.split() == [
+        written,
+        f"{100 * before:.1f}",
+        "→",
+        f"{100 * after:.1f}",
+        "%",
+        f"−{100 * (before - after):.1f}",
+    ]
     page.close()
 
 

@@ -361,7 +361,7 @@ def test_a_click_on_a_token_shows_what_either_version_leads_to(open_page: Callab
     opened.page.locator(".what-if-ask").click()
     cells = opened.page.locator(".dock .what-if td")
     pytest.importorskip("playwright.sync_api").expect(cells).to_have_count(2, timeout=60_000)
-    form = r"\d+\.\d % \[\d+\.\d, \d+\.\d\] as written, \d+\.\d % \[\d+\.\d, \d+\.\d\] with \S+ \(4 each\)"
+    form = r"\d+\.\d % \[\d+\.\d, \d+\.\d\] as written,\s\d+\.\d % \[\d+\.\d, \d+\.\d\] with \S+ \(4 each\)"
     assert all(re.fullmatch(form, text) for text in cells.all_inner_texts())
     opened.page.locator(".t").first.click()
     assert opened.page.locator(".what-if-ask").is_visible(), "another token has none yet"

@@ -22,14 +22,13 @@ from stepalign.records import Completion, Sample
 from stepalign.rollouts.collect import RolloutMaker
 from stepalign.token_signal.counterfactual import Spike, agreement, resample, suppressed
 from stepalign.token_signal.evidence import (
-    SHUFFLED,
     gain,
     gives_away,
     holds_answer,
     share,
     token_numbers,
 )
-from stepalign.token_signal.table import NULL, SERIES, MarkedStep, ScoredCompletion, TokenTable
+from stepalign.token_signal.table import NULL, SERIES, SHUFFLED, MarkedStep, ScoredCompletion, TokenTable
 from stepalign.training.first_step import gradient_sizes
 from stepalign.training.loss import Objective
 from stepalign.verbs.preflight import PreflightError, refuse_no

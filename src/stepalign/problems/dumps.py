@@ -321,14 +321,19 @@ def open_dump(path: Path) -> Dump | None:
 
 
 def _first_row(file: Path) -> Row | None:
-    """The first row that is one; a folder may hold metadata beside its dump. Raises ConfigError for a pickle."""
+    """The first row that is one, an empty cell filled from the next rows of its columns: a score may be missing once.
+
+    A folder may hold metadata beside its dump. Raises ConfigError for a pickle.
+    """
     if file.suffix in PICKLES:
         raise ConfigError(
             "a pickle can run code when it is opened, so it is not read",
             where=str(file),
             hint="write its samples as JSON lines where it was made: one json.dumps(sample) a line, tensors as lists",
         )
-    return next((row for _, row in islice(_rows(file), 10) if not isinstance(row, Malformed)), None)
+    rows = [row for _, row in islice(_rows(file), 10) if not isinstance(row, Malformed)]
+    alike = [row for row in rows if row.keys() == rows[0].keys()]
+    return {name: next((r[name] for r in alike if r[name] is not None), None) for name in rows[0]} if rows else None
 
 
 def _natural(path: Path) -> list[str]:
@@ -357,7 +362,7 @@ def read_dump(dump: Dump, skipped: Counter[str]) -> Iterator[Dumped]:
 def _read(row: Row | Malformed, layout: Layout) -> Dumped:
     if isinstance(row, Malformed):
         raise Unreadable(row.reason)
-    if not layout.fits(row):
+    if not row.keys() >= set(layout.columns):
         raise Unreadable("other columns")
     try:
         one = layout.read(row)

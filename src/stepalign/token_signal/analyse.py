@@ -21,7 +21,15 @@ from stepalign.rollouts.credit import UNLIKELY
 from stepalign.token_signal.marks import Labels, mark_steps
 from stepalign.token_signal.score import Pair, Scores, ScoringJob, SideScores, score
 from stepalign.token_signal.summary import CASES, header, summarise
-from stepalign.token_signal.table import DIGITS, LEAST_ALTERNATIVE, ScoredCompletion, TokenTable, calibrate
+from stepalign.token_signal.table import (
+    DIGITS,
+    LEAST_ALTERNATIVE,
+    NULL,
+    SHUFFLED,
+    ScoredCompletion,
+    TokenTable,
+    calibrate,
+)
 from stepalign.token_signal.turns import key_of, of_the_turns
 
 
@@ -290,6 +298,8 @@ def _case(critique: Critique | None, verdict: str) -> str:
 def _comes_from_critic(context: str) -> bool:
     """Whether the critique's reading belongs beside a context: not where a design shows something else."""
     # Contexts that are no design of ours come from a file, or are a user's own.
+    if context.endswith((NULL, SHUFFLED)):
+        return False
     return context not in designs.DESIGNS or designs.DESIGNS[context].needs_critic
 
 

@@ -13,11 +13,9 @@ import numpy as np
 
 from stepalign.evaluation.statistics import Interval, bootstrap_mean, paired_difference
 from stepalign.token_signal.localisation import truth_of
-from stepalign.token_signal.table import NULL, ScoredCompletion
+from stepalign.token_signal.table import NULL, SHUFFLED, ScoredCompletion
 from stepalign.token_signal.verdict import RAISED
 
-SHUFFLED = " / shuffled"
-"""Behind the name of a context: the same design's context of another problem's attempt."""
 EDGE, FORKS = 0.3, 0.2
 """Shares of a completion that are its beginning and its end, and of its tokens that are its least certain ones."""
 PLACES = ("right", "wrong_step", "after_error", "style", "first", "last", "forks")

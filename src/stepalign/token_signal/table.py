@@ -28,8 +28,9 @@ DIGITS = 6
 SERIES = ("log_ratio", "student_log_prob", "teacher_log_prob", "forward_kl", "student_entropy", "teacher_entropy")
 LEAST_ALTERNATIVE = -9.2
 """Alternatives below this log-probability (one in ten thousand) are in the arrays only."""
-NULL = " / null"
-"""Behind the name of a context: the same form and length without content."""
+NULL, SHUFFLED = " / null", " / shuffled"
+"""Behind the name of a context: the same form and length without content, and the same design's context of another
+problem's attempt."""
 _DAMAGED = "the file is damaged or half-written: write it again with `stepalign signal`"
 
 

@@ -27,8 +27,8 @@ from stepalign.models.prompts import opened_by
 from stepalign.storage.files import finite, write_json
 from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.token_signal import evidence
-from stepalign.token_signal.evidence import SHUFFLED, share
-from stepalign.token_signal.table import NULL
+from stepalign.token_signal.evidence import share
+from stepalign.token_signal.table import NULL, SHUFFLED
 from stepalign.token_signal.verdict import judge
 from stepalign.verbs.checks import Inputs, run_checks
 from stepalign.verbs.footprint import expected

@@ -26,8 +26,7 @@ from stepalign.rollouts.order import derive_seed, problems_of_step
 from stepalign.rollouts.review import make_rules
 from stepalign.rollouts.samples import SampleMaker
 from stepalign.token_signal.counterfactual import SPIKES, agreement, resample, strongest
-from stepalign.token_signal.evidence import SHUFFLED
-from stepalign.token_signal.table import NULL
+from stepalign.token_signal.table import NULL, SHUFFLED
 from stepalign.verbs.signal.collect import more_critiques
 from stepalign.waiting import wait_for
 

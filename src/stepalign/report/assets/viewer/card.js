@@ -126,7 +126,7 @@ function whatIfs(contexts, token) {
   const id = data.rollouts[state.rollout].id;
   const found = contexts.map((context) => (data.what_if || {})[id + " " + data.contexts[context].name + " " + token]);
   const row = (...cells) => h("tr", { class: "what-if" }, h("th", { scope: "row", text: "what if: right" }), ...cells);
-  if (found.some(known)) return row(...found.map((text) => h("td", { text: text ? visible(text) : MISSING })));
+  if (found.some(known)) return row(...found.map((text) => h("td", { text: text ? visible(text).replace(" as written, ", " as written,\n") : MISSING })));
   return lab ? row(h("td", { colspan: String(contexts.length) }, ...whatIfControls(token))) : null;
 }
 
@@ -201,11 +201,14 @@ function exchange({ topStudent, topTeacher, student, teacher }, piece) {
   [student, teacher].forEach((logProb, at) => { if (known(logProb)) sides[at].set(written, Math.exp(logProb)); });
   const change = (text) => (sides[1].get(text) || 0) - (sides[0].get(text) || 0);
   const texts = [...new Set(sides.flatMap((side) => [...side.keys()]))].sort((a, b) => Math.abs(change(b)) - Math.abs(change(a)));
-  const rows = texts.slice(0, 5).map((text) => [text, ...sides.map((side, at) => (side.has(text) ? percent(side.get(text)) : "< " + percent(least[at]))), change(text)]);
+  const moved = texts.filter((text) => Math.abs(change(text)) >= LEAST_CHANGE).slice(0, 5);
+  if (!moved.length) return null;
+  const rows = moved.map((text) => [text, ...sides.map((side, at) => (side.has(text) ? percent(side.get(text)) : "< " + percent(Math.max(least[at], 2 * LEAST_CHANGE)))), change(text)]);
   const rest = sides.map((side) => Math.max(0, 1 - total([...side.values()])));
   return [...rows, [null, ...rest.map(percent), rest[1] - rest[0]]];
 }
 
+const LEAST_CHANGE = 0.0005; // shown as 0.1 %
 const percent = (value) => (100 * value).toFixed(1);
 
 function exchangeList(title, rows) {
