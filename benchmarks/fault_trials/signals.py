@@ -16,7 +16,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "helpers"))
 
-import fault_server
 from fault_server import FaultServer
 
 MOST_SECONDS = 10.0
@@ -94,9 +93,8 @@ PHASES: dict[str, Phase] = {
 
 def stopped(phase: Phase, number: int, *, again: int = 0) -> dict[str, Any]:
     """Send a signal to the command in its phase, and perhaps a second one half a second later."""
-    fault_server.HANG_SECONDS = 120.0
     with tempfile.TemporaryDirectory() as name:
-        folder, server = Path(name), FaultServer(lambda text, asked: "hang")
+        folder, server = Path(name), FaultServer(lambda text, asked: "hang", hangs=120.0)
         (folder / "attempts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ATTEMPTS))
         (folder / "slow.py").write_text(SLOW_GRADER.replace("time.sleep", "open('begun', 'w').write('x'); time.sleep"))
         words = [word.replace("{critic}", server.url) for word in phase.words]

@@ -30,9 +30,11 @@ def reply_to(text: str) -> str:
 class FaultServer(KillableServer):
     """Serves ``/v1/chat/completions`` and ``/v1/models``; ``script`` decides how each request ends."""
 
-    def __init__(self, script: Script | None = None, *, latency: float = 0.0, port: int = 0) -> None:
+    def __init__(
+        self, script: Script | None = None, *, latency: float = 0.0, hangs: float = HANG_SECONDS, port: int = 0
+    ) -> None:
         self.script = script or (lambda text, asked: "ok")
-        self.latency = latency
+        self.latency, self.hang_seconds = latency, hangs
         self.asked: Counter[str] = Counter()
         self.behaviours: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
@@ -119,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.released.wait(timeout=30)
             self.close_connection = True
         elif kind == "hang":
-            time.sleep(HANG_SECONDS)
+            self.server.released.wait(self.server.hang_seconds)
             self.close_connection = True
         elif kind == "close":
             self.close_connection = True
