@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO   ?= runs/demo
 
-.PHONY: demo demo-words test test-real test-vllm test-trl quick check format docs lock clean
+.PHONY: demo demo-words test test-real test-vllm test-trl test-verifiers quick check format docs lock clean
 
 demo: $(VENV)/.core
 	@$(BIN)/stepalign demo --out $(DEMO) $(DEMO_OPTIONS)
@@ -31,6 +31,18 @@ VLLM := build/vllm
 
 test-vllm: $(VENV)/.dev $(VLLM)/.done
 	STEPALIGN_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest --durations 5 tests/real_server
+
+# Tasksets of the real package verifiers, which excludes openai 3, in an environment of its own (4 minutes, 1.5 GB).
+VERIFIERS := build/verifiers
+
+test-verifiers: $(VERIFIERS)/.done
+	$(VERIFIERS)/bin/python -m pytest --durations 5 tests/domains/test_verifiers_environment.py
+
+$(VERIFIERS)/.done:
+	$(PYTHON) -m venv $(VERIFIERS)
+	$(VERIFIERS)/bin/pip install --quiet torch==2.13.0
+	$(VERIFIERS)/bin/pip install --quiet --editable ".[verifiers]" pytest pytest-timeout pytest-httpserver hypothesis
+	@touch $@
 
 # TRL's SDPO trains on an export of ours, and with our callback, in an environment of its own (3 minutes, 1.5 GB).
 TRL := build/trl

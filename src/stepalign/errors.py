@@ -72,3 +72,7 @@ def raised_by_own_code(name: str, error: Exception, hint: str) -> ConfigError:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{frame.filename}:{frame.lineno}"
     return ConfigError(f"{name} raises {type(error).__name__}: {error}", where=where, hint=hint)
+
+
+class BrokenOffError(Exception):
+    """Raised by a replier that has failed for now: the rollout ends there, and counts as truncated."""

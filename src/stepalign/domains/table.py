@@ -6,6 +6,7 @@ from stepalign.config import CriticSection, DataSection
 from stepalign.critics import Critic
 from stepalign.critics.calculation import CalculationCritic
 from stepalign.domains.arithmetic.domain import ARITHMETIC
+from stepalign.domains.conversation import open_conversation
 from stepalign.domains.domain import Domain, open_grader
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.python.grading import PYTHON
@@ -35,7 +36,14 @@ def _open_rewards(data: DataSection) -> Grader:
 
 
 MATH = Domain(name="math", calculates=True)
-VERIFIERS = Domain(name="verifiers", source="verifiers:", load=_load_tasks, grade=_open_rewards, has_answers=False)
+VERIFIERS = Domain(
+    name="verifiers",
+    source="verifiers:",
+    load=_load_tasks,
+    grade=_open_rewards,
+    has_answers=False,
+    environment=open_conversation,
+)
 
 DOMAINS = {domain.name: domain for domain in (ARITHMETIC, MATH, PYTHON, TEXT, VERIFIERS, WORDS)}
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stepalign.domains.math.grade import Grade
+from stepalign.errors import BrokenOffError as BrokenOffError
 from stepalign.models.prompts import PromptBuilder
 from stepalign.outside import encodable
 from stepalign.records import Completion, Problem, Role, Turn
@@ -25,10 +26,6 @@ class Reply:
     text: str = ""
     role: Role = "tool"
     dropped_tokens: int = 0
-
-
-class BrokenOffError(Exception):
-    """Raised by a replier that has failed for now: the rollout ends there, and counts as truncated."""
 
 
 class Environment(Protocol):

@@ -50,7 +50,7 @@ _BUILT_IN = "stepalign.domains.math.symbolic:compare"
 # ---------------------------------------------------------------------------------------------------------------------
 # The side of the parent
 
-_START_SECONDS = 60.0
+_START_SECONDS = 600.0
 _WALL_FACTOR = 1.25
 _CHILD = "import sys; sys.path[:] = {path!r}; from stepalign.domains.math.bounded import serve; serve({config!r})"
 
@@ -115,7 +115,7 @@ class _Child:
         if reply["exits"]:
             self.close()
             self._start()
-        return Grade(**reply["grade"])
+        return Grade(**{**reply["grade"], "judged": tuple(reply["grade"]["judged"])})
 
     def wait_until_ready(self) -> None:
         if self._ready:
@@ -229,7 +229,8 @@ def as_grade(result: Any, name: str) -> Grade:
     """The result of a user's grader as a grade."""
     if isinstance(result, Grade):
         answer = None if result.answer is None else str(result.answer)
-        return Grade(float(result.score), answer, str(result.detail), str(result.reason))
+        judged = tuple(map(float, result.judged))
+        return Grade(float(result.score), answer, str(result.detail), str(result.reason), judged)
     result, reason = result if isinstance(result, tuple) and len(result) == 2 else (result, name)
     if result is None or result in get_args(Verdict):
         return Grade.of(result or "undecided", str(reason))
