@@ -1,7 +1,7 @@
 """Damage to every file of every folder: is it named, mended or refused, or silently read?
 
-A trial damages one file, asks ``doctor``, and gives the command that reads the folder. What that command says and
-writes is held against what it says and writes of the whole folder.
+A trial damages one file and gives one of the commands that read the folder. What that command says and writes is held
+against what it says and writes of the whole folder.
 """
 
 from __future__ import annotations
@@ -9,88 +9,75 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shlex
 import shutil
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fault_trials.kills import words_of
-from fault_trials.lab import GRPO, SMALL, Lab, setting_words
+from fault_trials.lab import GRPO, SMALL, Ended, Lab, setting_words
 
 WAYS = ("cut", "flipped", "emptied", "removed")
 UNREAD = ("run.lock", "superseded", "tracking.json", ".log", "critic-ledger.jsonl", "timeline")
 TINY = {**SMALL, "training.max_steps": 2, "evaluation.eval_steps": 2}
+WORDS = shlex.join(setting_words(TINY))
+SELECTION = {"selection.num_samples": 2, "selection.average_below": 1.1, "selection.average_above": -1}
+SELECTED = shlex.join(setting_words({**SELECTION, "data.max_train": 12, "selection.critic_solves": False}))
+CRITIQUE = "critique {run} --critic {critic} --model critic --out {root}/critique"
+EVALUATE = "evaluate {run} --problems embedded:arithmetic --n 2 --set data.max_test=4 --out"
+READ_MODEL = {
+    "evaluate": "evaluate {folder} --problems embedded:arithmetic --n 1 --set data.max_test=2 --out {new}/e.json",
+    "lab": "lab {folder}",
+    "verify": "verify {folder} --num 2",
+}
+READ_RUN = {
+    **READ_MODEL,
+    "report": "report {folder}",
+    "signal": "signal {folder} --num 2 --contexts step_aligned,reference --out {new}",
+    "export": "export {folder} --to jsonl --out {new}/rows.jsonl",
+}
+TRAIN_AGAIN = f"train arithmetic --out {{folder}} {WORDS}"
+READERS: dict[str, dict[str, str]] = {
+    "run": {**READ_RUN, "resume": f"{TRAIN_AGAIN} --resume"},
+    "GRPO": {**READ_MODEL, "resume": f"{TRAIN_AGAIN} {shlex.join(setting_words(GRPO))} --resume"},
+    "killed run": {"resume": f"{TRAIN_AGAIN} --resume", **READ_RUN},
+    "comparison": {"report": "report {folder}", "verify": "verify {folder} --num 2"},
+    "selection": {
+        "train": f"train arithmetic --out {{new}} {WORDS} --set data.train={{folder}} --set data.validation_share=0.0"
+        " --set condition=grpo",
+        "verify": "verify {folder} --num 2",
+    },
+    "critique": {"resume": f"{CRITIQUE} --resume", "verify": "verify {folder}"},
+    "signal": {"show": "show {folder}", "verify": "verify {folder} --num 2"},
+    "evaluation": {
+        "evaluate": f"{EVALUATE} {{folder}}/e.json",
+        "report": "report {folder}/e.samples.jsonl --out {new}",
+        "verify": "verify {folder}/e.json",
+    },
+}
+"""Kind of folder -> the commands that read it."""
+UNFINISHED = ("sums.json", "summary.json", "final", "timeline.json")
+"""Of a run, written after its last step."""
 
 
-def make_folders(lab: Lab) -> dict[str, tuple[Path, list[str]]]:
-    """One finished folder of every kind, and the command that reads it again."""
+def make_folders(lab: Lab) -> dict[str, Path]:
+    """One folder of every kind."""
     root = lab.folder / "folders"
-    words = setting_words(TINY)
     run = root / "run"
-    critic = ["--critic", "{critic}", "--model", "critic"]
-    commands = {
-        "run": ["train", "arithmetic", "--out", str(run), *words],
-        "GRPO": ["train", "arithmetic", "--out", str(root / "GRPO"), *words, *setting_words(GRPO)],
-        "comparison": words_of("compare", lab, root / "comparison", **TINY),
-        "selection": [
-            "select",
-            "arithmetic",
-            "--out",
-            str(root / "selection"),
-            *words,
-            *setting_words(
-                {
-                    "data.max_train": 12,
-                    "selection.num_samples": 2,
-                    "selection.critic_solves": "false",
-                    "selection.average_below": 1.1,
-                    "selection.average_above": -1,
-                }
-            ),
-        ],
-        "critique": ["critique", str(run), *critic, "--out", str(root / "critique")],
-        "signal": [
-            "signal",
-            str(run),
-            "--out",
-            str(root / "signal"),
-            "--num",
-            "4",
-            "--contexts",
-            "step_aligned,reference",
-        ],
-        "evaluation": [
-            "evaluate",
-            str(run),
-            "--problems",
-            "embedded:arithmetic",
-            "--out",
-            str(root / "evaluation" / "e.json"),
-            "--n",
-            "2",
-            "--set",
-            "data.max_test=4",
-        ],
+    texts = {
+        "run": f"train arithmetic --out {run} {WORDS}",
+        "GRPO": f"train arithmetic --out {root / 'GRPO'} {WORDS} {shlex.join(setting_words(GRPO))}",
+        "selection": f"select arithmetic --out {root / 'selection'} {WORDS} {SELECTED}",
+        "critique": CRITIQUE,
+        "signal": f"signal {run} --out {root / 'signal'} --num 4 --contexts step_aligned,reference",
+        "evaluation": f"{EVALUATE} {root / 'evaluation' / 'e.json'}",
     }
-    readers = {
-        "run": ["report", "{folder}"],
-        "GRPO": [*commands["GRPO"], "--resume"],
-        "comparison": ["report", "{folder}"],
-        "selection": [
-            "train",
-            "arithmetic",
-            "--out",
-            "{new}",
-            *words,
-            "--set",
-            "data.train={folder}",
-            "--set",
-            "data.validation_share=0.0",
-        ],
-        "critique": [*commands["critique"], "--resume"],
-        "signal": ["show", "{folder}"],
-        "evaluation": commands["evaluation"],
-    }
+    commands = {name: _words(text, root) for name, text in texts.items()}
+    commands["comparison"] = words_of("compare", lab, root / "comparison", **TINY)
     for name, command in commands.items():
         done = root / f"{name}.done"  # else a trial that was killed has left half of it
         if not done.exists():
@@ -99,49 +86,64 @@ def make_folders(lab: Lab) -> dict[str, tuple[Path, list[str]]]:
             if ended.code:
                 raise RuntimeError(f"{name}: {ended.code} {ended.err[-2000:]}")
             done.touch()
-    return {name: (root / name, readers[name]) for name in commands}
+    if not (killed := root / "killed run").exists():
+        shutil.copytree(run, killed, ignore=shutil.ignore_patterns(*UNFINISHED))
+    return {name: root / name for name in READERS}
+
+
+def _words(text: str, root: Path, **places: Path) -> list[str]:
+    places = {"root": root, "run": root / "run", **places}
+    words = shlex.split(text)
+    for name, place in places.items():
+        words = [word.replace(f"{{{name}}}", str(place)) for word in words]
+    return words
 
 
 def damages(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
-    """``number`` trials: all files of all folders in turn, each in one of four ways."""
+    """``number`` trials: kinds of folders and their readers in turn, a random file in a random way each."""
     folders = make_folders(lab)
-    places = [(kind, file, way) for kind, (folder, _) in folders.items() for file in _files(folder) for way in WAYS]
-    random.Random(0).shuffle(places)
-    sound: dict[str, str] = {}
+    turns = [(kind, reader) for kind, readers in READERS.items() for reader in readers]
+    random.Random(0).shuffle(turns)
+    sound: dict[tuple[str, str], str] = {}
     for trial in range(first, first + number):
-        kind, file, way = places[trial % len(places)]
-        folder, reader = folders[kind]
-        if kind not in sound:
-            sound[kind] = _read(lab, folder, reader)[1]
+        kind, reader = turns[trial % len(turns)]
+        rng = random.Random(trial)
+        names = sorted({path.name for path in _files(folders[kind])})
+        name = names[trial // len(turns) % len(names)] if trial % 3 else rng.choice(names)  # every name has its turn
+        file = rng.choice([path for path in _files(folders[kind]) if path.name == name])
+        if (kind, reader) not in sound:
+            ended, sound[kind, reader] = _read(lab, folders, kind, reader)
+            if ended.code:
+                raise RuntimeError(f"{kind}, {reader}: {ended.code} {ended.err[-2000:]}")
+        row: dict[str, Any] = {"kind": kind, "reader": reader, "file": str(file), "way": rng.choice(WAYS)}
         kept = lab.folder / "kept"
         shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(folder, kept, symlinks=True)
-        row: dict[str, Any] = {"kind": kind, "file": str(file), "way": way, "seed": trial}
-        row["changed"] = damage(folder / file, way, random.Random(trial))
-        checked = lab.run(["doctor", str(folder)])
-        row["doctor"] = [
-            checked.code,
-            file.name in checked.out or str(file.parent) in checked.out,
-            checked.has_traceback,
-        ]
-        ended, said = _read(lab, folder, reader)
-        printed = ended.err + "".join(line for line in ended.out.splitlines(True) if "warning" in line)
-        named = file.name in printed or (len(file.parts) > 1 and str(file.parent) in printed)
-        row["reader"] = {
-            "code": ended.code,
-            "named": named,
-            "traceback": ended.has_traceback,
-            "as_whole": said == sound[kind],
-        }
-        if ended.has_traceback or checked.has_traceback:
-            row["err"] = (checked.err + ended.err)[-1500:]
-        row["says"] = ended.err[:200]
-        row["outcome"] = _outcome(row)
-        if row["outcome"] == "silent":
-            row["said"] = (ended.out + ended.err)[-600:]
-        shutil.rmtree(folder)
-        kept.rename(folder)
+        shutil.copytree(folders[kind], kept, symlinks=True)
+        try:
+            changed = damage(folders[kind] / file, row["way"], rng)
+            ended, said = _read(lab, folders, kind, reader)
+        finally:
+            shutil.rmtree(folders[kind])
+            kept.rename(folders[kind])
+        printed = ended.err + "".join(line for line in ended.out.splitlines(True) if "arning" in line or ended.code)
+        is_named = file.name in printed or (len(file.parts) > 1 and file.parent.name in printed)
+        row |= {"seed": trial, "code": ended.code, "says": ended.err[:300]}
+        row["outcome"] = _outcome(ended, changed, is_named, said == sound[kind, reader])
+        if row["outcome"] not in ("nothing changed", "not needed"):
+            row["said"] = (ended.out + ended.err)[-1500:]
         yield row
+
+
+def _outcome(ended: Ended, changed: bool, is_named: bool, as_whole: bool) -> str:
+    if ended.has_traceback:
+        return "traceback"
+    if not changed:
+        return "nothing changed"
+    if ended.code:
+        return "refused, named" if is_named else "refused, unnamed"
+    if is_named:
+        return "read, named"
+    return "not needed" if as_whole else "silent"
 
 
 def named(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
@@ -150,18 +152,18 @@ def named(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
     from stepalign.verbs.doctor import doctor, finding_lines
 
     folders = make_folders(lab)
-    places = [(kind, file, way) for kind, (folder, _) in folders.items() for file in _files(folder) for way in WAYS]
+    places = [(kind, file, way) for kind, folder in folders.items() for file in _files(folder) for way in WAYS]
     random.Random(1).shuffle(places)
     for trial in range(first, first + number):
         kind, file, way = places[trial % len(places)]
-        path = folders[kind][0] / file
+        path = folders[kind] / file
         content, stat = path.read_bytes(), path.stat()
         row: dict[str, Any] = {"kind": kind, "file": str(file), "way": way, "seed": trial}
         changed = damage(path, way, random.Random(trial))
         try:
-            found = doctor(folders[kind][0])[0]
+            found = doctor(folders[kind])[0]
             beside = {one.path.parent for one in found} == {path.parent} and file.name == "manifest.json"
-            row["said"] = finding_lines(folders[kind][0], found)[:3]
+            row["said"] = finding_lines(folders[kind], found)[:3]
             is_named = beside or any(one.path in (path, path.parent) for one in found)
             row["outcome"] = "named" if is_named else "nothing changed" if not changed else "not named"
         except UserError as error:
@@ -171,27 +173,6 @@ def named(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
         path.write_bytes(content)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         yield row
-
-
-def _outcome(row: dict[str, Any]) -> str:
-    reader, named_by_doctor = row["reader"], row["doctor"][0] == 1 and row["doctor"][1]
-    if reader["traceback"] or row["doctor"][2]:
-        return "traceback"
-    if not row["changed"]:
-        return "nothing changed"
-    if reader["code"]:
-        return (
-            "refused, named"
-            if reader["named"]
-            else "refused, named by doctor"
-            if named_by_doctor
-            else "refused, unnamed"
-        )
-    if reader["named"]:
-        return "read, named"
-    if reader["as_whole"]:  # not needed, or made anew
-        return "not needed" if named_by_doctor else "not needed, unnamed"
-    return "silent"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -214,28 +195,39 @@ def damage(path: Path, way: str, rng: random.Random) -> bool:
     return path.read_bytes() != content
 
 
-def _read(lab: Lab, folder: Path, reader: list[str]) -> tuple[Any, str]:
-    """The command that reads a folder, and everything that numbers could be read from afterwards."""
-    new = lab.folder / "new"
+def _read(lab: Lab, folders: Mapping[str, Path], kind: str, reader: str) -> tuple[Ended, str]:
+    """A command that reads a folder, and everything that numbers could be read from afterwards."""
+    new, folder = lab.folder / "new", folders[kind]
     shutil.rmtree(new, ignore_errors=True)
-    ended = lab.run([word.replace("{folder}", str(folder)).replace("{new}", str(new)) for word in reader])
-    said = [line for line in ended.out.splitlines() if " s " not in line]
-    for name in ("results.json", "findings.json", "e.json"):
-        if (folder / name).exists():
-            try:
-                tree = json.loads((folder / name).read_bytes())
-            except ValueError:
-                tree = "no JSON"
-            said.append(
-                json.dumps(
-                    {k: v for k, v in tree.items() if k not in ("timings", "paid", "cached")}
-                    if isinstance(tree, dict)
-                    else tree,
-                    sort_keys=True,
-                )
-            )
-    for name in ("final/model.safetensors", "metrics.jsonl", "rollouts.jsonl"):
-        for place in (folder, new):
-            if (place / name).exists() and name != "metrics.jsonl":
-                said.append(f"{name} {hash((place / name).read_bytes())}")
+    words = _words(READERS[kind][reader], folder.parent, folder=folder, new=new)
+    ended = _opened(lab, words) if reader == "lab" else lab.run(words)
+    said = [re.sub(r"http\S+", "", line) for line in ended.out.splitlines() if not re.search(r"\ds?\b s\b", line)]
+    for place in [folder, new]:
+        for name in ("results.json", "findings.json", "e.json", "signal.json", "rows.jsonl", "rollouts.jsonl"):
+            said.append(_numbers(place / name))
+        weights = place / "final" / "model.safetensors"
+        said.append(str(hash(weights.read_bytes())) if weights.exists() else "")
     return ended, "\n".join(said)
+
+
+def _opened(lab: Lab, words: Sequence[str]) -> Ended:
+    """The lab serves until it is asked to end: code 130 is a good end."""
+    child = lab.start(words)
+    while not child.has_ended and "http" not in child.files[0].read_text() + child.files[1].read_text():
+        time.sleep(0.05)
+    child.kill(signal.SIGINT)
+    ended = child.wait()
+    return Ended(0 if ended.code == 130 else ended.code, ended.out, ended.err, ended.seconds)
+
+
+def _numbers(file: Path) -> str:
+    """The content of a file of numbers, without times."""
+    if not file.is_file():
+        return ""
+    if file.suffix == ".jsonl":
+        return str(hash(file.read_bytes()))
+    try:
+        tree = json.loads(file.read_bytes())
+    except ValueError:
+        return "no JSON"
+    return re.sub(r'"(\w*seconds\w*|made|date|timings|paid|cached)": [^,}\]]+', "", json.dumps(tree, sort_keys=True))

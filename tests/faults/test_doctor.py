@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from stepalign import cli
+from stepalign.cli.options import working
 from stepalign.config import Config, changed
 from stepalign.critics.cache import ReplyCache
 from stepalign.errors import ConfigError, LockedError
@@ -170,3 +175,35 @@ def test_folders_of_others_and_folders_in_use_are_refused(run: Path, tmp_path: P
         doctor(tmp_path / "mine")
     with RunFolder(run, CONFIG, resume=True), pytest.raises(LockedError, match="another process writes"):
         doctor(run)
+
+
+def test_the_manifest_of_a_selection_is_none_of_weights(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "selection", CONFIG, resume=False, kind="selection") as folder:
+        (folder.path / "train.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n')
+        checksum = hashlib.sha256((folder.path / "train.jsonl").read_bytes()).hexdigest()
+        files = {"train": {"file": "train.jsonl", "problems": 1, "sha256": checksum}}
+        (folder.path / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
+    assert doctor(folder.path) == ([], [])
+    flip(folder.path / "train.jsonl")
+    (found,), _ = doctor(folder.path)
+    assert found.path.name == "train.jsonl"
+    assert "select --resume" in found.meaning
+
+
+@pytest.mark.parametrize(("resume", "end"), [("", "train.jsonl"), (" --resume", "train.jsonl --resume")])
+def test_a_full_disk_is_met_with_the_command_that_goes_on(
+    resume: str, end: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app(**_: object) -> None:
+        with working(resume=resume):
+            raise OSError(errno.ENOSPC, "No space left on device", "/data/train.jsonl")
+
+    monkeypatch.setattr(cli, "__getattr__", lambda name: app)
+    monkeypatch.setattr(sys, "argv", ["stepalign", "evaluate", "--out", "/data/train.jsonl"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.splitlines() == [
+        "error: No space left on device",
+        "  where: /data/train.jsonl",
+        f"  hint: make room; continue with: stepalign evaluate --out /data/{end}",
+    ]

@@ -31,9 +31,9 @@ def __getattr__(name: str) -> Any:
 
 
 _OF_THE_DISK = {
-    errno.ENOSPC: "make room, and continue with --resume",
-    errno.EDQUOT: "make room, and continue with --resume",
-    errno.EIO: "the disk fails: copy the folder to another one, and continue there with --resume",
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EIO: "the disk fails: copy the folder to another one",
 }
 
 
@@ -69,6 +69,8 @@ def _main() -> None:
         hint = _OF_THE_DISK.get(error.errno or 0)
         if error.filename is None and hint is None:
             raise
+        if hint:
+            hint += f"; continue with: {PROCESS.again}" if PROCESS.again else "; then give the command again"
         _fail(ConfigError(error.strerror or str(error), where=error.filename and str(error.filename), hint=hint), debug)
     except Exception as error:
         if not hasattr(error, "format_message"):

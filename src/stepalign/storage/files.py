@@ -139,9 +139,10 @@ def seal(folder: Path) -> None:
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether ``seal`` wrote the folder's manifest; other programs have files of that name."""
+    """Whether ``seal`` wrote the folder's manifest; a selection and other programs have files of that name."""
     try:
-        return b'"sha256"' in (folder / MANIFEST).read_bytes()
+        content = (folder / MANIFEST).read_bytes()
+        return b'"sha256"' in content and b'"bytes"' in content
     except OSError:
         return False
 

@@ -1,7 +1,8 @@
 """``stepalign verify``: every reported number once more, from the stored samples and the stored weights.
 
 Texts are graded anew, metrics are recomputed from the rows they came from, and a sample of rollouts is scored again
-under the weights that drew it. Nothing in the folder is changed.
+under the weights that drew it. Files are held against the checksums that their last command left. Nothing in the folder
+is changed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent
+from stepalign.storage.files import MANIFEST, SUPERSEDED, damaged_file, is_sealed
+from stepalign.storage.sums import SUMS, damaged_since, read_sums
 from stepalign.verbs.verify.others import (
     verify_comparison,
     verify_critiques,
@@ -40,6 +43,7 @@ def verify(folder: str | Path, *, num: int = 32, listener: Listener = silent) ->
         ConfigError: nothing here that a command has written.
     """
     folder, found = Path(folder), Verified()
+    _hold_against_checksums(folder, found)
     if folder.is_file() and folder.suffix == ".json":
         verify_evaluation(folder, found)
     elif (folder / "arms").is_dir():
@@ -56,3 +60,17 @@ def verify(folder: str | Path, *, num: int = 32, listener: Listener = silent) ->
                 hint="give the --out of train, compare, select, critique, signal or evaluate",
             )
     return found
+
+
+def _hold_against_checksums(folder: Path, found: Verified) -> None:
+    """Files as they are against those that a command left: a changed bit may be smaller than a tolerance."""
+    for place in sorted(file.parent for name in (SUMS, MANIFEST) for file in folder.rglob(name)):
+        if SUPERSEDED in place.parts:
+            continue
+        name = place.relative_to(folder)
+        if is_sealed(place):
+            found.checked["checksums"] += 1
+            found.different += [f"{name / one} is not what the manifest says" for one in [damaged_file(place)] if one]
+        else:
+            found.checked["checksums"] += len(read_sums(place))
+            found.different += [f"{name / one} {what}" for one, what in damaged_since(place)]
