@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from stepalign.cli.commands import app
-from stepalign.cli.options import OutFile, OutFolder, Recipe, Resume, Set, note_new_run, say, working
+from stepalign.cli.options import OutFolder, Recipe, Resume, Set, note_new_run, say, working
 from stepalign.errors import ConfigError
 from stepalign.events import line, progress
 
@@ -229,7 +229,7 @@ def critique(
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or what `stepalign critique` wrote.")],
     to: Annotated[str, typer.Option("--to", help="trl, verl, swift, jsonl: their columns; or hub: weights and card.")],
-    out: OutFile,
+    out: Annotated[Path, typer.Option("--out", help="A file; for hub a new folder.")],
 ) -> None:
     """Contexts and critiques as the data of another trainer, .jsonl or .parquet; or weights and card for the Hub."""
     from stepalign.verbs.export import export as write

@@ -143,7 +143,7 @@ def _card(
 def _table(tested: Sequence[Mapping[str, Any]]) -> str:
     """The first evaluation where it is of the untrained solver, and the last one."""
     rows = [tested[0], tested[-1]] if tested[0]["step"] == 0 and len(tested) > 1 else [tested[-1]]
-    names = [row["metric"] for row in rows[-1]["metrics"] if row["metric"].startswith(SHOWN)]
+    names = [row["metric"] for row in rows[-1]["metrics"] if row["metric"].startswith(SHOWN) and row["k"] == row["n"]]
     lines = [f"| | problems | rollouts | {' | '.join(map(str.capitalize, names))} |", "| --- " * (len(names) + 3) + "|"]
     for row in rows:
         found = {one["metric"]: one for one in row["metrics"]}
