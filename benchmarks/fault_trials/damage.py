@@ -48,7 +48,7 @@ READERS: dict[str, dict[str, str]] = {
     "comparison": {"report": "report {folder}", "verify": "verify {folder} --num 2"},
     "selection": {
         "train": f"train arithmetic --out {{new}} {WORDS} --set data.train={{folder}} --set data.validation_share=0.0"
-        " --set condition=grpo",
+        f" {shlex.join(setting_words(GRPO))}",
         "verify": "verify {folder} --num 2",
     },
     "critique": {"resume": f"{CRITIQUE} --resume", "verify": "verify {folder}"},

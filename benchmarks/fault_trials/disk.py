@@ -17,7 +17,7 @@ from fault_trials.damage import SELECTED, WORDS
 from fault_trials.kills import words_of
 from fault_trials.lab import GRPO, Lab, setting_words
 
-PREPARE = "--set prepare.examples=16 --set prepare.num_problems=2 --set prepare.measure_steps=1"
+PREPARE = "--set prepare.examples=16 --set prepare.num_problems=2 --set prepare.pass_rate_above=0"
 COMMANDS = {
     "train": (4000, f"train arithmetic --out {{disk}}/out {WORDS}"),
     "critique": (90, "critique {run} --critic {critic} --model critic --out {disk}/out"),

@@ -207,3 +207,22 @@ def test_a_full_disk_is_met_with_the_command_that_goes_on(
         "  where: /data/train.jsonl",
         f"  hint: make room; continue with: stepalign evaluate --out /data/{end}",
     ]
+
+
+def test_a_repair_on_a_full_disk_leaves_what_was_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    flip(run / "final" / "model.safetensors")
+
+    def content() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and "sqlite" not in p.name}
+
+    before = content()
+    with monkeypatch.context() as full:
+        full.setattr("stepalign.storage.files.shutil.copyfile", fill)
+        with pytest.raises(OSError, match="No space left"):
+            doctor(run, repair=True)
+    assert content() == before
+    assert doctor(run, repair=True)[0] == []
+    assert (run / "final" / "model.safetensors").read_bytes() == b"weights of step 2"

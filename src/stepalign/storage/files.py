@@ -224,15 +224,18 @@ def set_aside(path: Path) -> None:
 
 
 def restore_sealed(folder: Path, source: Path) -> None:
-    """Make a sealed folder again from another one that holds files of the same names."""
+    """Make a sealed folder again from another one that holds files of the same names. A full disk changes nothing."""
     names = [path.name for path in folder.iterdir() if path.is_file() and path.name != MANIFEST]
     with contextlib.suppress(OSError, ValueError, AttributeError):
         names += json.loads((folder / MANIFEST).read_text(encoding="utf-8")).keys()
-    set_aside(folder)
-    with whole_folder(folder) as filled:
+    mended = folder.with_name(f".{folder.name}.old")  # ``tidy`` puts it in place where this is killed
+    with whole_folder(mended) as filled:
         for name in {*names}:
             if (source / name).is_file():
                 shutil.copyfile(source / name, filled / name)
+    set_aside(folder)
+    mended.rename(folder)
+    sync_folder(folder.parent)
 
 
 def tidy(root: Path) -> None:
