@@ -82,6 +82,8 @@ CASES = {
     "speaks of the feedback": ({"mentions": 0.4}, "doubtful", "speaks_of_it"),
     "the error is not pointed at": ({"wrong_token": (-0.1, -0.5, 0.3)}, "doubtful", "not_at_the_error"),
     "the self-teacher's words would not help": ({"gain_at_spikes": (0.0, -0.1, 0.1)}, "doubtful", "spikes_do_not_help"),
+    "a critic of whose replies half are malformed": ({"usable": 0.5, "covered": 0.5}, "doubtful", "some_unusable"),
+    "a critic of whose replies one in ten is malformed": ({"usable": 0.9, "covered": 0.9}, "go", ""),
     "outside of the band": ({"pass_rate": 0.1}, "go", "one_sided"),
 }
 

@@ -232,6 +232,13 @@ RULES: tuple[Rule, ...] = (
         "see the reasons below",
     ),
     Rule(
+        "some_unusable",
+        "doubtful",
+        lambda n: n("usable") < 0.75 and n("covered") >= 0.1,
+        "only {usable} of the critic's replies can be used; the others are paid for and teach nothing",
+        "see their findings below: a larger critic.max_tokens, critic.structured = true, or another critic",
+    ),
+    Rule(
         "one_sided",
         "note",
         lambda n: not BAND[0] <= n("pass_rate") <= BAND[1] and 0.05 <= n("pass_rate") <= 0.95,
