@@ -247,12 +247,14 @@ def _served_comparison(
     batch: _Tokens, rows_N: Tensor, student: Side, served: Sequence[ServedTop], objective: Objective
 ) -> Callable[..., FusedDivergence]:
     """The student against what servers say of a teacher's likeliest tokens."""
-    columns = (tuple(row for one in served for row in one[column]) for column in range(3))
+    ids, log_probs, taken = (
+        batch.move(torch.tensor([row for one in served for row in one[column]])) for column in range(3)
+    )
     return functools.partial(
         served_divergence,
         _pick(student.hidden_NH, rows_N),
         student.head_VH,
-        tuple(batch.move(torch.tensor(column)) for column in columns),
+        (ids, log_probs, taken),
         token_ids=batch.move(batch.token_ids_N[rows_N]),
         divergence=objective.divergence,
         temperature=objective.temperature,

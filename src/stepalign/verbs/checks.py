@@ -249,8 +249,10 @@ def columns(inputs: Inputs) -> None:
 
 
 def model_is_there(inputs: Inputs) -> None:
-    """The model's folder is one, or its name can be one of the Hub."""
+    """The model's folder is one, or its name can be one of the Hub; so is another teacher's."""
     find_model(inputs.config.model.path)
+    if inputs.config.objective.teacher.model:
+        find_model(inputs.config.objective.teacher.model)
 
 
 def whole_model(inputs: Inputs) -> None:

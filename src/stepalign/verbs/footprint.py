@@ -104,8 +104,10 @@ def _parameters_of(path: str, trust_remote_code: bool) -> int:
     from stepalign.models.load import load_solver
 
     known = path in SHAPES and not Path(path).exists()
-    options = {"trust_remote_code": trust_remote_code, "plain_prompts": True, "weights": False}
-    found = known_shape(path) if known else load_solver(path, **options)
+    if known:
+        found = known_shape(path)
+    else:
+        found = load_solver(path, trust_remote_code=trust_remote_code, plain_prompts=True, weights=False)
     return sum(parameter.numel() for parameter in found.model.parameters())
 
 
