@@ -22,11 +22,12 @@ FinishReason = Literal["stop", "length"]
 CritiqueStatus = Literal["ok", "malformed", "failed"]
 StepStatus = Literal["right", "wrong", "after_error", "unknown"]
 Role = Literal["solver", "tool", "user"]
-CritiqueForm = Literal["trace", "paraphrase", "hint", "comment", "own", "second_turn", "turns", "edits"]
+CritiqueForm = Literal["trace", "paraphrase", "hint", "comment", "own", "second_turn", "turns", "edits", "edit"]
 """The text that a critic writes: the corrected trace in the solver's words, the same in other words, the place of the
 first error without its correction, a comment in words of its own; "own" is a trace that the solver itself writes, and
 "second_turn" a trace with the solver's next attempt behind it; "turns" is a trace for each turn of the solver; "edits"
-is a script that a program applies to the attempt, which makes it a trace."""
+is a script that a program applies to the attempt, which makes it a trace; "edit" is the attempt with its wrong
+sentences written anew."""
 
 
 UNGRADED = Grade(score=float("nan"), answer=None)

@@ -19,6 +19,7 @@ from stepalign.domains.math.grade import Grade
 from stepalign.feedback import critique as reasons
 from stepalign.feedback.critique import parse_comment, parse_critique
 from stepalign.feedback.designs import critique_forms
+from stepalign.feedback.edits import kept_verbatim
 from stepalign.feedback.prompts import load_template
 from stepalign.records import Attempt, Critique, CritiqueForm, Problem
 from stepalign.waiting import wait_for
@@ -82,7 +83,7 @@ def test_only_traces_can_be_asked_for_as_json(server: FaultServer) -> None:
         ask(server, form, structured=True)
     assert len({body["messages"][0]["content"] for body in server.bodies}) == len(FORMS)
     for body in server.bodies:
-        wants_words = body["messages"][0]["content"].startswith(("You help a student", "You review"))
+        wants_words = body["messages"][0]["content"].startswith(("You help a student", "You review", "You edit"))
         assert ("response_format" in body) != wants_words
 
 
@@ -126,6 +127,7 @@ def test_the_design_names_the_form_and_the_recipe_may_name_the_prompt() -> None:
         "paraphrase",
         "hint",
         "free_critique",
+        "edit",
     ]
     own = load_config("gsm8k", ["prompts.critic=mine.jinja"])
     assert [critic_prompt(own.prompts.critic, form) for form in FORMS] == ["mine.jinja"] * 4
@@ -141,3 +143,23 @@ def test_a_served_critic_writes_what_the_design_asks_for(server: FaultServer, tm
         critic.close()
     assert critique.form == "comment"
     assert server.bodies[-1]["messages"][0]["content"].startswith("You review")
+
+
+@pytest.mark.parametrize(
+    ("text", "edited", "shown"),
+    [
+        (
+            "The town lies on a river.  It has two\u2019 bridges. It is old.",
+            "The town lies on a river. It has two' bridges. It was founded in 1200.",
+            "The town lies on a river. It has two\u2019 bridges. It was founded in 1200.",
+        ),
+        ("One is right. Two is wrong.", "One is right.", "One is right."),
+        ("Two is wrong.", "Two is right. And a third.", "Two is right. And a third."),
+        ("A b.\n\nC d. E f.", "A  b. New. C d. E f.", "A b. New. C d. E f."),
+        ("<step_1> 2 + 1 = 3 ; <answer> 4", "<step_1> 2 + 1 = 3 ; <answer> 3", "<step_1> 2 + 1 = 3 ; <answer> 3"),
+        ("Repeat. Repeat. End.", "Repeat. End.", "Repeat. End."),
+        ("", "Something.", "Something."),
+    ],
+)
+def test_an_edit_keeps_right_sentences_to_the_character(text: str, edited: str, shown: str) -> None:
+    assert kept_verbatim(text, edited) == shown

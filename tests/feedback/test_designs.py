@@ -96,6 +96,7 @@ SHOWN = {
     "paraphrase": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
     "hint": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
     "free_critique": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
+    "edit": [CRITIQUES["right"].text, CRITIQUES["wrong"].text, CRITIQUES["late"].text, None],
     "null": [
         "<step_1> ; ; ; ; ; ; <answer> ;",
         "<step_1> ; ; ; ; ; ; <answer> ;",

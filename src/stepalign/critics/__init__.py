@@ -15,6 +15,7 @@ CRITIC_PROMPTS: dict[CritiqueForm, str] = {
     "hint": "hint",
     "comment": "free_critique",
     "edits": "edit_script",
+    "edit": "edit",
     "own": "scribe",
     "second_turn": "scribe",
 }

@@ -124,7 +124,12 @@ def _comment(found: Finding) -> str:
     return f"{_hint(found)}, right is: {step_body(found.text, step)}" if step else _hint(found)
 
 
-_WRITERS = {"trace": lambda found: found.text, "paraphrase": _in_words, "hint": _hint, "comment": _comment}
+_WRITERS = {
+    **dict.fromkeys(("trace", "edit"), lambda found: found.text),
+    "paraphrase": _in_words,
+    "hint": _hint,
+    "comment": _comment,
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

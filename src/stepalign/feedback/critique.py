@@ -160,6 +160,7 @@ PARSERS: dict[str, Callable[[str | None, str | None], ParsedCritique]] = {
     "hint": parse_comment,
     "comment": parse_comment,
     "edits": parse_script,
+    "edit": parse_comment,
 }
 """(reply, finish reason) -> what it says, by the form of critique that was asked for."""
 

@@ -9,17 +9,43 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
+from difflib import SequenceMatcher
 from typing import Any
 
 from stepalign.feedback.critique import NO_ANSWER, NOT_JSON, ParsedCritique
 from stepalign.feedback.json_reply import find_object, restored
-from stepalign.feedback.steps import ANSWER, PREAMBLE, split_steps, step_body
+from stepalign.feedback.steps import ANSWER, PREAMBLE, detect_style, split_steps, step_body
 from stepalign.records import Step
 
+_SIGNS = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014\u2212", "''\"\"---")
 BAD_EDIT = "an edit is not a step number and its replacement"
 NO_STEP = "the script edits a step that is not there"
 TWICE = "the script edits a step twice"
 SEVERAL = "a replacement holds several steps"
+
+
+def kept_verbatim(text: str, edited: str) -> str:
+    """An edited text with each sentence that it keeps as the writer has it, to the character.
+
+    The sentences of both (or their steps, where they are tagged; or their statements) are aligned in their order. Space
+    and the forms of quotes and dashes make no other sentence.
+    """
+    style = detect_style(text) if detect_style(text) in ("tags", "code") else "sentences"
+    own, new = ([step.text for step in split_steps(one, style)] for one in (text, edited))
+    pieces = list(new)
+    for block in SequenceMatcher(
+        None, list(map(_key, own)), list(map(_key, new)), autojunk=False
+    ).get_matching_blocks():
+        for place in range(block.size):
+            mine, theirs = own[block.a + place], new[block.b + place]
+            space = theirs[len(theirs.rstrip()) :] or " " * (block.b + place + 1 < len(new))
+            pieces[block.b + place] = mine.strip() + space
+    return "".join(pieces).strip()
+
+
+def _key(sentence: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", sentence).translate(_SIGNS).split())
 
 
 def numbered(text: str) -> str:

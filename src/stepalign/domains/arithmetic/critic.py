@@ -195,6 +195,7 @@ _WRITERS = {
     "hint": _hint,
     "comment": _comment,
     "edits": _edits,
+    "edit": _trace,
 }
 
 

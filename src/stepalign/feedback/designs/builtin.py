@@ -7,6 +7,7 @@ from collections import Counter
 
 from stepalign.domains.math.answers import canonical_answer
 from stepalign.feedback.designs.design import Group, NothingToShow, joined, sibling, usable_critique, verdict_word
+from stepalign.feedback.edits import kept_verbatim
 from stepalign.feedback.steps import PREAMBLE, split_steps
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -34,6 +35,11 @@ def content_free(text: str) -> str:
 def full_repeat(group: Group, index: int) -> str:
     """The whole attempt, its errors included, and only then the verdict."""
     return joined(group.attempts[index].text, verdict_word(group.attempts[index]))
+
+
+def edited(group: Group, index: int) -> str:
+    """The attempt as an editor leaves it, what he keeps to the character."""
+    return kept_verbatim(group.attempts[index].text, usable_critique(group, index).text)
 
 
 def execution_trace(group: Group, index: int) -> str:

@@ -67,6 +67,13 @@ DESIGNS: dict[str, Design] = _Designs(
             _CRITIC,
             "comment",
         ),
+        "edit": Design(
+            builtin.edited,
+            "edited text",
+            f"{_ATTEMPTED} Here is your text as an editor leaves it: right sentences stay, wrong ones are new.",
+            _CRITIC,
+            "edit",
+        ),
         "execution_trace": Design(
             builtin.execution_trace,
             "what the code did",
