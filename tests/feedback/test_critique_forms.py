@@ -130,7 +130,7 @@ def test_the_design_names_the_form_and_the_recipe_may_name_the_prompt() -> None:
         "edit",
     ]
     own = load_config("gsm8k", ["prompts.critic=mine.jinja"])
-    assert [critic_prompt(own.prompts.critic, form) for form in FORMS] == ["mine.jinja"] * 4
+    assert [critic_prompt(own.prompts.critic, form) for form in FORMS] == ["mine.jinja"] * len(FORMS)
 
 
 def test_a_served_critic_writes_what_the_design_asks_for(server: FaultServer, tmp_path: Path) -> None:

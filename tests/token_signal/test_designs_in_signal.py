@@ -71,10 +71,11 @@ def test_the_forms_of_critique_are_asked_for_once_each(run: Path) -> None:
     pairs = stored_rollouts(run, problems, 32)
     found = more_critiques(config, None, pairs, SCORED)
     forms = [critique.form for critique in found]
-    assert sorted(set(forms)) == ["comment", "hint", "paraphrase", "trace", "turns"]
-    assert len(forms) == 5 * 32
+    assert sorted(set(forms)) == ["comment", "edit", "hint", "paraphrase", "trace", "turns"]
+    assert len(forms) == 6 * 32
     traces = [(r, c) for (r, _), c in zip(pairs, found[:32], strict=True)]
-    assert {c.form for c in more_critiques(config, None, traces, SCORED)} == {"comment", "hint", "paraphrase", "turns"}
+    others = {c.form for c in more_critiques(config, None, traces, SCORED)}
+    assert others == {"comment", "edit", "hint", "paraphrase", "turns"}
 
 
 def test_a_comparison_draws_groups_where_a_context_shows_siblings(tmp_path: Path) -> None:

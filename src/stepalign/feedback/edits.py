@@ -34,9 +34,8 @@ def kept_verbatim(text: str, edited: str) -> str:
     style = detect_style(text) if detect_style(text) in ("tags", "code") else "sentences"
     own, new = ([step.text for step in split_steps(one, style)] for one in (text, edited))
     pieces = list(new)
-    for block in SequenceMatcher(
-        None, list(map(_key, own)), list(map(_key, new)), autojunk=False
-    ).get_matching_blocks():
+    matcher = SequenceMatcher(None, [*map(_key, own)], [*map(_key, new)], autojunk=False)
+    for block in matcher.get_matching_blocks():
         for place in range(block.size):
             mine, theirs = own[block.a + place], new[block.b + place]
             space = theirs[len(theirs.rstrip()) :] or " " * (block.b + place + 1 < len(new))
