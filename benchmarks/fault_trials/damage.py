@@ -15,6 +15,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +113,14 @@ def damages(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
         name = names[trial // len(turns) % len(names)] if trial % 3 else rng.choice(names)  # every name has its turn
         file = rng.choice([path for path in _files(folders[kind]) if path.name == name])
         if (kind, reader) not in sound:
-            ended, sound[kind, reader] = _read(lab, folders, kind, reader)
+            with _kept(folders[kind], lab.folder / "kept"):
+                ended, sound[kind, reader] = _read(lab, folders, kind, reader)
             if ended.code:
                 raise RuntimeError(f"{kind}, {reader}: {ended.code} {ended.err[-2000:]}")
         row: dict[str, Any] = {"kind": kind, "reader": reader, "file": str(file), "way": rng.choice(WAYS)}
-        kept = lab.folder / "kept"
-        shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(folders[kind], kept, symlinks=True)
-        try:
+        with _kept(folders[kind], lab.folder / "kept"):
             changed = damage(folders[kind] / file, row["way"], rng)
             ended, said = _read(lab, folders, kind, reader)
-        finally:
-            shutil.rmtree(folders[kind])
-            kept.rename(folders[kind])
         printed = ended.err + "".join(line for line in ended.out.splitlines(True) if "arning" in line or ended.code)
         is_named = file.name in printed or (len(file.parts) > 1 and file.parent.name in printed)
         row |= {"seed": trial, "code": ended.code, "says": ended.err[:300]}
@@ -132,6 +128,18 @@ def damages(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
         if row["outcome"] not in ("nothing changed", "not needed"):
             row["said"] = (ended.out + ended.err)[-1500:]
         yield row
+
+
+@contextmanager
+def _kept(folder: Path, place: Path) -> Iterator[None]:
+    """The folder is as before afterwards: what reads it may write there, too."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(folder, place, symlinks=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder)
+        place.rename(folder)
 
 
 def _outcome(ended: Ended, changed: bool, is_named: bool, as_whole: bool) -> str:

@@ -6,6 +6,7 @@ of the imports.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -118,7 +119,7 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        warm_up(folder / "warm")
+        warm_up()
         self._servers: subprocess.Popen[str] | None = None
         self._sockets = Path(tempfile.mkdtemp())  # its path is short, as that of a socket must be
         self._forkery = serve(self._sockets / "socket")
@@ -178,7 +179,8 @@ class Lab:
         return self.start(words, **options).wait()
 
 
-def warm_up(folder: Path) -> None:
+@functools.cache
+def warm_up() -> None:
     """A run of one step in this process, so that the children find every module loaded."""
     from stepalign.config import load_config
     from stepalign.events import silent
@@ -187,9 +189,9 @@ def warm_up(folder: Path) -> None:
     from stepalign.verbs.signal import folder as signal_folder  # noqa: F401
     from stepalign.verbs.train import train_config
 
-    with fresh(folder):
+    with tempfile.TemporaryDirectory() as name:
         config = load_config("arithmetic", {**SMALL, "training.max_steps": 1})
-        train_config(config, folder, resume=False, listener=silent, stop=StopRequest())
+        train_config(config, Path(name) / "run", resume=False, listener=silent, stop=StopRequest())
 
 
 def become(words: Sequence[str], files: Sequence[int], environment: Mapping[str, str]) -> NoReturn:

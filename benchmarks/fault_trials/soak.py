@@ -92,10 +92,11 @@ def _points(child: Child, out: Path, begun: float, until: float) -> list[list[fl
             found = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.split()[1:]}
             steps = (out / "metrics.jsonl").read_bytes().count(b"\n")
             handles = len(os.listdir(f"/proc/{child.pid}/fd"))
-        except (OSError, KeyError):
+            resident, threads = int(found["VmRSS"]) / 1024, int(found["Threads"])
+        except (OSError, KeyError):  # no step yet, or it has just ended
             continue
         seconds = round(time.monotonic() - begun, 1)
-        points.append([seconds, steps, int(found["VmRSS"]) / 1024, handles, int(found["Threads"])])
+        points.append([seconds, steps, resident, handles, threads])
     return points
 
 
