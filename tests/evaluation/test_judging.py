@@ -119,3 +119,41 @@ def test_scores_of_judges_are_kept_with_the_completions(tmp_path: Path) -> None:
     file.write_text(json.dumps(_row(problem)).replace("NaN", "null") + "\n")
     assert read_samples(file)[0].judged == ((0.5, 0.7), ())
     assert judging_rows([problem.judgements()], level=0.95, resamples=10)[0]["denominator"] == 0
+
+
+def test_a_comparison_of_texts_has_mean_scores_and_net_wins(tmp_path: Path) -> None:
+    from stepalign.config import load_config
+    from stepalign.evaluation.comparison import comparison_numbers
+    from stepalign.evaluation.evaluate import _row
+
+    scores = {"a": [(0.8, 0.6), (0.5, 0.5)], "b": [(0.6, 0.2), (0.5, 0.9)]}
+    arms = {}
+    for arm, pairs in scores.items():
+        folder = tmp_path / arm
+        (folder / "samples").mkdir(parents=True)
+        problems = [texts(str(n), [(one, one) for one in pair], [1, 2]) for n, pair in enumerate(pairs)]
+        rows = "".join(json.dumps(_row(problem)) + "\n" for problem in problems)
+        (folder / "samples" / "step-00003-test.jsonl").write_text(rows)
+        (folder / "evaluations.jsonl").write_text(
+            json.dumps(
+                {
+                    "step": 3,
+                    "set": "test",
+                    "rollouts": 1,
+                    "seconds": 1,
+                    "metrics": [{"metric": "mean_score", "problems": 2, "value": 0.5, "low": 0.4, "high": 0.6}],
+                }
+            )
+            + "\n"
+        )
+        (folder / "metrics.jsonl").write_text('{"step": 3}\n')
+        arms[arm] = {0: folder}
+    section = load_config(None, ["evaluation.num_samples=2", "evaluation.bootstrap_samples=200"]).evaluation
+    found = comparison_numbers(arms, section, (1, 2))
+    rows = {row["metric"]: row for row in found["paired"] if row["checkpoint_rule"] == "last"}
+    assert rows["mean_score"]["difference"] == pytest.approx(((0.4 - 0.7) + (0.7 - 0.5)) / 2)
+    wins = [(0.6, 0.8), (0.6, 0.6), (0.2, 0.8), (0.2, 0.6)], [(0.5, 0.5)] * 2 + [(0.9, 0.5)] * 2
+    net = np.mean([np.mean([np.sign(b - a) for b, a in pairs]) for pairs in wins])
+    assert rows["net_wins"]["difference"] == pytest.approx(net)
+    assert rows["net_wins"]["win_rate"] == pytest.approx((1 + net) / 2)
+    assert rows["net_wins"]["low"] <= net <= rows["net_wins"]["high"]
