@@ -1,7 +1,7 @@
 """Useful tokens per CPU second of the local sampler against ``model.generate`` on the same model and prompts.
 
     python benchmarks/sampler.py                # about two minutes on one core
-    python benchmarks/sampler.py --rounds 9
+    python benchmarks/sampler.py --tail --rounds 3
     python benchmarks/sampler.py --large        # the second table at 135 million parameters, about ten minutes
 
 The evaluation workload: 8 prompts of 256 tokens, 12 samples each, completion lengths geometric with a long tail (a
@@ -10,7 +10,7 @@ the ending id. Rounds are interleaved, one thread, medians of process CPU time.
 
 The second table has more prompts than fit: 24 to 63 tokens long, one sample each, through a fixed number of rows.
 ``generate`` gets them in batches of as many, left-padded; "batches" is the sampler without refilling: rows that have
-ended leave, and the next prompts wait for the last one.
+ended leave, and the next prompts wait for the last row of all.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from stepalign.models.sampling.local import LocalSampler
 from stepalign.waiting import wait_for
 
 VOCABULARY, END_IDS = 128, [1, 2, 3]
+NEVER = 1e9
+"""Share of free rows at which rows are refilled: only when all are free."""
 
 
 def build(num_layers: int, hidden_size: int, tokenizer: PreTrainedTokenizerBase) -> Solver:
@@ -139,7 +141,7 @@ def long_tail(name: str, solver: Solver, *, rows: int, count: int, max_tokens: i
     prompts = [torch.randint(vocabulary // 2, vocabulary, (n,), generator=draw).tolist() for n in lengths]
     ways: dict[str, Callable[[], int]] = {
         "generate": partial(generate_in_batches, solver, prompts, rows, max_tokens),
-        "batches": partial(sample_in_rows, solver, prompts, rows, max_tokens, 1.0),
+        "batches": partial(sample_in_rows, solver, prompts, rows, max_tokens, NEVER),
         "refilled": partial(sample_in_rows, solver, prompts, rows, max_tokens, local.REFILL_AT),
     }
     rates: dict[str, list[float]] = {way: [] for way in ways}
@@ -159,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--tail", action="store_true", help="the second table alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = build_tokenizer(("word",))
@@ -170,8 +173,10 @@ def main() -> None:
             sizes = {"rows": 8, "count": 32, "max_tokens": 192}
             print(long_tail(name, solver, **sizes, rounds=arguments.rounds), flush=True)
         return
-    print("| model | prompt | generate tok/s | sampler tok/s | ratio (min - max) |\n| --- | --- | --- | --- | --- |")
-    for num_layers, hidden_size, prompt_length in ((4, 128, 256), (4, 128, 32), (3, 96, 16), (8, 512, 256)):
+    first = "| model | prompt | generate tok/s | sampler tok/s | ratio (min - max) |\n| --- | --- | --- | --- | --- |"
+    print("" if arguments.tail else first)
+    sizes = () if arguments.tail else ((4, 128, 256), (4, 128, 32), (3, 96, 16), (8, 512, 256))
+    for num_layers, hidden_size, prompt_length in sizes:
         solver = build(num_layers, hidden_size, tokenizer)
         prompts = torch.randint(4, VOCABULARY, (8, prompt_length), generator=torch.Generator().manual_seed(1))
         rates = measure(solver, prompts, arguments.rounds)
@@ -185,8 +190,8 @@ def main() -> None:
     print(f"\n{heading}\n| --- | --- | --- | --- | --- | --- | --- |")
     solver = build(4, 128, tokenizer)
     for rows in (8, 16, 32):
-        sizes = {"rows": rows, "count": 256, "max_tokens": 256}
-        print(long_tail("4 x 128", solver, **sizes, rounds=arguments.rounds), flush=True)
+        options = {"rows": rows, "count": 8 * rows, "max_tokens": 256}
+        print(long_tail("4 x 128", solver, **options, rounds=arguments.rounds), flush=True)
 
 
 if __name__ == "__main__":

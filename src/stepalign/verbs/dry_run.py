@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 QUESTION_TOKENS = 256
 """Of a prompt, where model or problems are not here yet."""
+LOOKED_AT = 256
+"""Problems of each set whose prompts are measured."""
 NEED_PROBLEMS = (checkpoint_rule, material)
 
 
@@ -67,7 +69,7 @@ def describe(
         parts.append(("not here yet", "\n".join(f"{key}: {reason}" for key, reason in missing.items())))
         solver = known_shape(config.model.path) if config.model.path in SHAPES else inputs.solver
         context = min(config.sampling.max_completion_length, config.prompts.max_teacher_prompt_length - QUESTION_TOKENS)
-        sizes = _Sizes(solver, QUESTION_TOKENS, QUESTION_TOKENS + max(0, context), {})
+        sizes = _Sizes(solver, QUESTION_TOKENS, QUESTION_TOKENS + max(0, context), QUESTION_TOKENS, {})
     else:
         shown, sizes = _prompts(config, inputs)
         parts += shown
@@ -93,6 +95,8 @@ class _Sizes(NamedTuple):
     student_tokens: int
     teacher_tokens: int
     """Of a prompt; an attempt stands for the context where the recipe itself shows none."""
+    longest: int
+    """Of the prompts, as far as they were looked at."""
     held_out: dict[str, int]
     """Problems of each set that is measured."""
 
@@ -128,7 +132,8 @@ def _cost(config: Config, sizes: _Sizes, rates: Rates | None, ranks: int) -> lis
     student, teacher = sizes.student_tokens, sizes.teacher_tokens if distils else 0
     tokens = {"student_tokens": student, "teacher_tokens": teacher}
     device, dtype = model_choice(config.model)
-    memory = memory_parts(config, sizes.solver, **tokens, device=device, dtype=dtype, ranks=ranks)
+    drawn = {"longest": sizes.longest, "held_out": sizes.held_out}
+    memory = memory_parts(config, sizes.solver, **tokens, **drawn, device=device, dtype=dtype, ranks=ranks)
     rates = rates or published(config, sizes.solver, **tokens, device=device)
     hours = describe_hours(config, rates, student_tokens=student, held_out=sizes.held_out)
     return [describe_memory(memory), describe_tokens(config, **tokens), hours]
@@ -156,7 +161,8 @@ def _prompts(config: Config, inputs: Inputs) -> tuple[list[tuple[str, str]], _Si
     if design.needs_critic:
         parts.append(("critic prompt", _critic_prompt(config, problem, design.form)))
     held_out = {name: len(found.problems) for name, found in sets.items() if name != "train"}
-    return parts, _Sizes(solver, len(student_ids), teacher_tokens, held_out)
+    longest = max(len(prompts.student(one)) for found in sets.values() for one in found.problems[:LOOKED_AT])
+    return parts, _Sizes(solver, len(student_ids), teacher_tokens, longest, held_out)
 
 
 def _count(problems: tuple[Problem, ...], skipped: object) -> str:

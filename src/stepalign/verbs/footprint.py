@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from stepalign.config import Config
+from stepalign.config import Config, ModelSection
+from stepalign.evaluation.evaluate import CHUNK as EVALUATED_AT_ONCE
 from stepalign.feedback.designs import find_condition, find_design
 
 if TYPE_CHECKING:
     from stepalign.models.load import Solver
 
-BASE_BYTES = {"cpu": 410e6, "cuda": 800e6}
+BASE_BYTES = {"cpu": 440e6, "cuda": 800e6}
 """Interpreter, torch and transformers, measured; on a GPU what its driver keeps there."""
-CHUNK_TOKENS, CHUNK_ROWS = 512, 4
-"""Of the fused objective: tokens whose logits exist at once, in so many buffers of the vocabulary's width."""
-SAVED_HIDDEN, SAVED_ATTENTION, SAVED_MLP, SAVED_ADAPTED = 7, 7, 4.5, 0.4
-"""Values that the backward pass needs of a token and layer, in widths: hidden, all heads, feed-forward, and outputs of
-layers with an adapter. Fitted to measured peaks (docs/scale.md)."""
+TOKENIZER_BYTES, COMPILER_BYTES = 1000, 60e6
+"""Of an entry of the vocabulary; of ``torch.compile`` where the objective goes through it. Measured."""
+CHUNK_TOKENS, CHUNK_ROWS = 512, {"cpu": 171, "cuda": 512}
+"""Of the fused objective: tokens whose differences exist at once, and those whose float32 logits do."""
+DRAW_BYTES = 28
+"""Of an entry of a row's logits while a token is drawn: logits, their logarithms and exponentials, float64 sums."""
+COUNTED_TOKENS = 64
+PROMPT_TOKENS, LARGE_VOCABULARY = 8192, 2**14
+"""As the sampler and the learner have them; importing either would load torch."""
 
 
 SHAPES = {
@@ -48,56 +55,139 @@ def known_shape(path: str) -> Solver:
 
 
 def memory_parts(
-    config: Config, solver: Solver, *, student_tokens: int, teacher_tokens: int, device: str, dtype: str, ranks: int = 1
+    config: Config,
+    solver: Solver,
+    *,
+    student_tokens: int,
+    teacher_tokens: int,
+    device: str,
+    dtype: str,
+    ranks: int = 1,
+    longest: int = 0,
+    held_out: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Bytes of each part on one rank.
 
     Args:
         solver: of the recipe, shapes only.
         student_tokens, teacher_tokens: of a prompt.
+        longest: tokens of the longest prompt that is sampled behind; 0: as ``student_tokens``.
+        held_out: problems of each set that is measured.
     """
-    shape, model, training = _Shape(solver.model.config.get_text_config()), config.model, config.training
-    width = 4 if dtype == "float32" else 2
+    shape, model = _Shape(solver.model.config.get_text_config()), config.model
+    width, kind = 4 if dtype == "float32" else 2, "cuda" if device.startswith("cuda") else "cpu"
     total = sum(parameter.numel() for parameter in solver.model.parameters())
     adapted = _adapted(solver.model, model.lora.targets) if model.lora else []
     adapters = sum(model.lora.r * (rows + columns) for rows, columns in adapted) if model.lora else 0
     trained, trained_width = (adapters, 4) if model.lora else (total, width)
     condition = find_condition(config.condition)
     teacher = config.objective.teacher.weights if condition.distillation_weight else "live"
-    other = 0.0
+    other = 0.0  # another model is whole on every rank
     if config.objective.teacher.model and condition.distillation_weight:
         other, teacher = width * _parameters_of(config.objective.teacher.model, config.model.trust_remote_code), "live"
     if config.objective.teacher.base_urls:
         teacher = "live"
-    copies = {"live": 0, "initial": 1, "trust_region": 1, "ema": 2}[teacher] or int(config.objective.beta > 0)
+    first = teacher != "live" or config.objective.beta > 0
     own = find_design(condition.design).form in ("own", "second_turn")
     frozen = own and config.critic.solver_weights == "initial"
-    completion = config.sampling.max_completion_length
-    completions = config.sampling.num_generations * training.problems_per_step
-    group = config.sampling.num_generations * completion + student_tokens  # a shared prompt is computed once
-    row = min(training.max_micro_batch_tokens, training.problems_per_step * group)
-    saved = shape.layers * (SAVED_HIDDEN * shape.hidden + SAVED_ATTENTION * shape.heads + SAVED_MLP * shape.mlp)
-    if model.lora:
-        saved += SAVED_ADAPTED * sum(shape[0] for shape in adapted)
-    if model.gradient_checkpointing:
-        saved = saved / shape.layers + shape.layers * shape.hidden
-    drawn = min(config.sampling.max_batch_tokens, completions * (student_tokens + completion))
-    local = config.sampling.engine == "local" or ranks > 1
-    base = BASE_BYTES["cuda" if device.startswith("cuda") else "cpu"]
+    row, scored, batches = learnt_row(config, student_tokens, teacher_tokens)
+    chunk = min(CHUNK_TOKENS, scored)
+    head = 0 if model.lora else shape.vocabulary * shape.hidden * (4 if scored > CHUNK_TOKENS else width)
+    compiled = config.objective.compiled or (config.objective.compiled is None and shape.vocabulary >= LARGE_VOCABULARY)
     parts = {
-        "base": base,
-        "weights": total * width / ranks
-        + adapters * 4
-        + (total * width if ranks > 1 else 0),  # rank 0 holds a whole copy
+        "base": BASE_BYTES[kind] + TOKENIZER_BYTES * shape.vocabulary + COMPILER_BYTES * compiled,
+        "weights": total * width / ranks + adapters * 4 + (total * width if ranks > 1 else 0),  # rank 0 has all
         "gradients": trained * trained_width / ranks,
         "optimizer": 2 * trained * trained_width / ranks,
-        "teacher": copies * trained * trained_width / ranks + other,  # another model is whole on every rank
+        # The moving average is float32 whatever the weights are.
+        "teacher": trained * ((trained_width if first else 0) + (4 if teacher == "ema" else 0)) / ranks + other,
         "frozen critic": total * width if frozen else 0.0,
-        "activations": row * saved * width,
-        "logits": min(CHUNK_TOKENS, row) * shape.vocabulary * CHUNK_ROWS * 4,
-        "sampler cache": drawn * shape.layers * 2 * shape.key_values * width if local else 0.0,
+        "activations": row * kept_bytes(solver, model, width) + row * shape.hidden * 2 * width,
+        "logits": chunk * shape.vocabulary * width + min(CHUNK_ROWS[kind], chunk) * shape.vocabulary * 4 + head,
+        **_sampler_parts(config, shape, width, longest or student_tokens, held_out, ranks),
     }
+    parts["earlier micro-batches"] = parts["gradients"] * (batches > 1)
     return {name: float(size) for name, size in parts.items()}
+
+
+def learnt_row(config: Config, student: int, teacher: int) -> tuple[int, int, int]:
+    """Tokens of the student's packed row, completion tokens in it, and micro-batches of a step: as
+    ``packing.micro_batches`` cuts completions of full length."""
+    completion, group = config.sampling.max_completion_length, config.sampling.num_generations
+    problems, most = config.training.problems_per_step, config.training.max_micro_batch_tokens
+    behind = teacher if find_condition(config.condition).distillation_weight else 0
+    family = max(student + group * completion, group * (behind + completion))
+    if family <= most:
+        held = min(problems, most // family)
+        return held * (student + group * completion), held * group * completion, -(-problems // held)
+    held = min(group * problems, max(1, most // (max(student, behind) + completion)))
+    shared = student * -(-held // group)  # a shared prompt is computed once
+    return shared + held * completion, held * completion, -(-group * problems // held)
+
+
+def kept_bytes(solver: Solver, model: ModelSection, width: int) -> float:
+    """Bytes that the backward pass needs of a token: counted in a forward pass through two layers of these widths, and
+    through one."""
+    import torch
+
+    from stepalign.models.load import Solver, with_lora
+    from stepalign.models.scoring import completion_hidden
+
+    shape = _Shape(solver.model.config.get_text_config())
+
+    def counted(layers: int) -> int:
+        config = copy.deepcopy(solver.model.config)
+        text = config.get_text_config()
+        for name, value in list(vars(text).items()):
+            if isinstance(value, list) and len(value) == shape.layers:  # one entry for each layer
+                setattr(text, name, value[:layers])
+        text.num_hidden_layers, text.vocab_size, text.pad_token_id = layers, 8, None
+        with torch.device("meta"):
+            small = type(solver.model)._from_config(config, dtype=torch.float32 if width == 4 else torch.bfloat16)
+        small.to_empty(device="cpu").eval()
+        for tensor in (*small.parameters(), *small.buffers()):
+            tensor.data.zero_()
+        one = Solver(small, solver.tokenizer)
+        if model.lora:
+            one = with_lora(one, model.lora, seed=0, path=model.path)
+        known = {parameter.untyped_storage().data_ptr() for parameter in one.model.parameters()}
+        kept: dict[int, torch.Tensor] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        sequence = (1,) * (COUNTED_TOKENS // 4)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden = completion_hidden(one, [(sequence, sequence), (sequence[1:], (*sequence, 2))])
+        del hidden
+        return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in known)
+
+    layer = (counted(2) - counted(1)) / COUNTED_TOKENS
+    return layer + shape.layers * shape.hidden * width if model.gradient_checkpointing else layer * shape.layers
+
+
+def _sampler_parts(
+    config: Config, shape: _Shape, width: int, longest: int, held_out: Mapping[str, int], ranks: int
+) -> dict[str, float]:
+    """The local sampler's keys and values, and what it computes with, where it draws most: in training or for an
+    evaluation."""
+    if config.sampling.engine != "local" and ranks == 1:
+        return {"sampler cache": 0.0, "sampler": 0.0}
+    training, evaluation = config.sampling, config.evaluation
+    problems = min(EVALUATED_AT_ONCE, max(held_out.values(), default=0))
+    draws = [(config.training.problems_per_step, training.num_generations, training.max_completion_length)]
+    draws += [(problems, evaluation.num_samples, config.evaluation_length)] if problems else []
+    found = []
+    for count, group, length in draws:
+        rows = min(count * group, max(1, training.max_batch_tokens // (longest + length)))
+        prompts = longest * min(max(1, PROMPT_TOKENS // longest), -(-rows // group))
+        cached = (rows * (longest + length) + prompts) * shape.layers * 2 * shape.key_values * width
+        repeated = 2 * shape.heads * (longest + length) * width if shape.heads != shape.key_values else 0
+        computed = rows * max(DRAW_BYTES * shape.vocabulary, repeated + 2 * width * shape.vocabulary)
+        found.append((cached, max(computed, prompts * (3 * shape.mlp + 4 * shape.hidden) * width)))
+    cached, computed = max(found, key=sum)
+    return {"sampler cache": cached, "sampler": computed}
 
 
 def _parameters_of(path: str, trust_remote_code: bool) -> int:
@@ -129,15 +219,19 @@ def _adapted(model: Any, targets: tuple[str, ...]) -> list[tuple[int, int]]:
 
 
 def peak_bytes(parts: Mapping[str, float]) -> float:
-    """The bytes of a process at its fullest: gradients replace what they are computed from, and an allocator keeps what
-    sampling has used."""
-    learning = max(parts["gradients"], parts["activations"] + parts["logits"])
-    return learning + sum(size for name, size in parts.items() if name not in ("gradients", "activations", "logits"))
+    """The bytes of a process at its fullest: while it learns, steps, or samples. Gradients replace what they are
+    computed from and stay until the next step's."""
+    passing = ("gradients", "activations", "logits", "earlier micro-batches", "sampler cache", "sampler")
+    most = max(
+        parts["activations"] + parts["logits"] + parts["earlier micro-batches"],
+        parts["gradients"] + parts["sampler cache"] + parts["sampler"],
+    )
+    return most + sum(size for name, size in parts.items() if name not in passing)
 
 
 def describe_memory(parts: Mapping[str, float]) -> str:
     """One line that begins with "memory"."""
-    named = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+    named = ", ".join(f"{n} {_size(size)}" for n, size in parts.items() if size and n != "earlier micro-batches")
     return f"memory per rank: {_size(peak_bytes(parts))} at most: {named}"
 
 

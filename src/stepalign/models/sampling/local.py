@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stepalign import memory
 from stepalign.errors import ConfigError
 from stepalign.models import packed_attention
 from stepalign.models.load import Solver, on_device
@@ -102,6 +103,7 @@ class LocalSampler:
         self._check_room(prompts, max_tokens)
         call = _Call(self, prompts, num_samples, temperature, max_tokens, seed)
         results: dict[tuple[int, int], Completion] = {}
+        memory.give_back()  # what the learner has used
         with self._evaluating():
             while call.goes_on():
                 for prompt, sample, completion in call.next_tokens():
@@ -111,6 +113,7 @@ class LocalSampler:
                 if call.rows:
                     call.forward()
                 await asyncio.sleep(0)
+        memory.give_back()
         return [[results[prompt, sample] for sample in range(num_samples)] for prompt in range(len(prompts))]
 
     def _check_room(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:

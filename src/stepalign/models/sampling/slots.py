@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from stepalign import memory
+
 _KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 _GROWTH = 64
 """Places by which the buffer grows at least."""
@@ -77,6 +79,8 @@ class Slots(Cache):
             wider = buffers[index].new_zeros((rows, heads, max(width, have + max(_GROWTH, have // 4)), size))
             wider[:, :, :have] = buffers[index]
             buffers[index] = wider
+            if buffers is self._values and index == len(buffers) - 1:
+                memory.give_back()  # the narrower ones of all layers
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
