@@ -245,7 +245,7 @@ def test_a_pretrained_model_learns_from_a_server_that_is_killed_and_gets_thirty_
     server.wait()
     small = {"training.max_steps": 2, "training.problems_per_step": 8, "sampling.max_completion_length": 48}
     quiet = {"evaluation.at_start": False, "evaluation.num_samples": 1, "data.max_validation": 1, "data.test": None}
-    served = {"sampling.engine": "vllm", "sampling.base_urls": [server.url]}
+    served = {"sampling.engine": "vllm", "sampling.base_urls": [server.url], "sampling.timeout": 1800.0}
     model = {"model.path": pretrained, "model.dtype": "float32"}
     thread = threading.Thread(target=kill_after_a_step, args=(server, out), daemon=True)
     thread.start()
