@@ -294,13 +294,14 @@ def test_a_conversation_drives_the_loop(guesses: str, tmp_path: Path, write_reci
 
     recipe = write_recipe(
         condition="grpo",
-        data={"train": guesses, "test": None, "grader_seconds": 30.0},
+        data={"train": guesses, "grader_seconds": 30.0},
         training={"max_steps": 2, "problems_per_step": 2},
         sampling={"num_generations": 2, "max_completion_length": 120},
         environment={"kind": "auto", "max_turns": 3, "max_turn_length": 12},
         evaluation={"num_samples": 1, "at_start": False},
     )
-    train_config(load_config(str(recipe)), tmp_path / "run", resume=False, listener=Display("run"), stop=StopRequest())
+    config = load_config(str(recipe), ["data.test=null"])
+    train_config(config, tmp_path / "run", resume=False, listener=Display("run"), stop=StopRequest())
     rollouts = list(read_json_lines(tmp_path / "run" / "rollouts.jsonl"))
     assert len(rollouts) == 8
     for rollout in rollouts:
