@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from stepalign import cli
 from stepalign.cli import main
+from stepalign.stopping import PROCESS
 
 
 @dataclass(frozen=True)
@@ -469,3 +472,23 @@ def test_a_console_without_a_character_shows_its_number(encoding: str) -> None:
     assert done.returncode == 2, told
     assert "Traceback" not in told
     assert "\\u2588" in told or "\u2588" in told
+
+
+def test_a_library_that_takes_the_request_to_stop_for_a_fault_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def asked_while_importing(**_: object) -> None:
+        PROCESS.ask(signal.SIGTERM)
+        raise ImportError("cannot import name 'PreTrainedModel'")
+
+    monkeypatch.setattr(PROCESS, "asked", False)
+    monkeypatch.setattr(PROCESS, "number", signal.SIGINT)
+    monkeypatch.setattr(sys, "argv", ["stepalign", "signal"])
+    monkeypatch.setattr(cli, "__getattr__", lambda _: asked_while_importing)
+    with pytest.raises(SystemExit) as stop:
+        cli._main()
+    assert stop.value.code == 143
+    told = capfd.readouterr().err
+    assert told.startswith("stopped (SIGTERM): ")
+    assert "Traceback" not in told
+    assert "ImportError" not in told
