@@ -87,7 +87,7 @@ def test_apps_and_livecodebench_are_read_as_they_are(tmp_path: Path) -> None:
     assert stdin.question.endswith("standard output.")
     assert stdin.reference == "```python\na, b = map(int, input().split())\nprint(a + b)\n```"
     assert "assert same(Solution().sums([1, 2], 3), [4, 5])" in call.answer
-    assert "assert same(Solution().sums([0, 0], 1), [1, 1])" in call.answer
+    assert "assert same(Solution().sums([0, 0], 1), [1, 1], [[1, 1]])" in call.answer
     assert "class Solution" in call.question
     assert json.loads(lcb.answer) == {"cases": [["1 2\n", "3\n"]], "hidden_cases": [["70 7\n", "77\n"]]}
     assert lcb.shown_answer == "Input:\n1 2\n\nExpected output:\n3\n\n\nFurther tests are hidden."
@@ -184,11 +184,48 @@ def test_a_solution_of_several_files_is_tested_with_those_of_the_problem(tmp_pat
         ("```python\n# a comment, not a name.\nx = 1\n```", {""}),
         ("```python /etc/passwd.py\nx = 1\n```\n```python ../up.py\nx\n```", {""}),
         ("<think>```python a.py\n1\n```</think>", set()),
+        ("`two_sum.py`:\n```python\nx = 1\n```", {"two_sum.py"}),
+        ("a.py\n```python\nx = 1\n```\nb.py\n```python\nx = 2\n```", {"a.py", "b.py"}),
+        ("```python\n# heapq.merge\nx = 1\n```", {""}),
     ],
 )
 def test_the_files_of_a_completion(completion: str, names: set[str]) -> None:
     assert set(extract_files(completion)) == names
-    assert (extract_code(completion) is not None) == bool(names & {"", "main.py"})
+    assert (extract_code(completion) is not None) == (bool(names & {"", "main.py"}) or len(names) == 1)
+
+
+@needs_sandbox
+def test_the_only_python_file_is_the_program_whatever_its_name() -> None:
+    block = "Save it as\n\n`double.py`:\n```python\ndef f(x): return 2 * x\nif __name__ == '__main__':\n"
+    completion = f"{block}    print(f(int(input())))\n```"
+    assert grade_code(completion, "assert f(2) == 4").verdict == "correct"
+    assert grade_code(completion, "from double import f\nassert f(2) == 4").verdict == "correct"
+    assert grade_code(completion, json.dumps({"cases": [["2", "4"]]})).verdict == "correct"
+    assert grade_code(completion, json.dumps({"cases": [["2", "5"]]})).verdict == "incorrect"
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import sys\nsys.exit(input())", "an exit code"),
+        ("raise type(input(), (Exception,), {})", "an exception in line 1"),
+        ("raise ValueError(input())", "ValueError in line 1"),
+    ],
+)
+def test_a_hidden_input_is_not_told_by_the_end_of_a_program(code: str, told: str) -> None:
+    grade = grade_code(f"```python\n{code}\n```", json.dumps({"hidden_cases": [["4242", "1"]]}))
+    assert grade.detail == f"The program fails in a hidden test.\n{told}"
+
+
+@needs_sandbox
+def test_values_of_calls_are_compared_within_lists_and_with_a_list_of_one(tmp_path: Path) -> None:
+    calls = {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[0.3], [[1]]]}
+    row = {**APPS_STDIN, "input_output": json.dumps(calls)}
+    (problem,) = load(tmp_path, row).problems
+    for second, verdict in (("[1]", "correct"), ("[[1]]", "correct"), ("[1 + 1e-9]", "correct"), ("1", "incorrect")):
+        code = f"```python\ndef f(x): return 0.1 + 0.2 if x == 1 else {second}\n```"
+        assert grade_code(code, problem.answer).verdict == verdict, second
 
 
 @pytest.mark.parametrize(
@@ -198,6 +235,7 @@ def test_the_files_of_a_completion(completion: str, names: set[str]) -> None:
         *(("0.3333333", "0.33333333", True), ("0.333", "0.3333", False), ("1000000001", "1000000000", False)),
         *(("yes", "Yes", False), ("", "", True), ("", "0", False), ("nan", "nan", True), ("inf", "1e400", False)),
         *(("10000000000000001", "10000000000000000", False), ("1e3", "1000", True), ("a 1.0", "a 1", True)),
+        *(("1e9999999", "3", False), ("1_000", "1000", False), ("\u0663", "3", False), (".5", "0.5", True)),
     ],
 )
 def test_outputs_are_compared_by_line_word_and_value(found: str, expected: str, same: bool) -> None:

@@ -29,11 +29,17 @@ _SAME = """def plain(value):
         return [plain(item) for item in value]
     return {str(key): plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
-def same(found, expected):
-    found, expected = plain(found), plain(expected)
+def alike(found, expected):
+    if type(found) is type(expected) is list:
+        return len(found) == len(expected) and all(map(alike, found, expected))
+    if type(found) is type(expected) is dict:
+        return found.keys() == expected.keys() and all(alike(found[key], expected[key]) for key in found)
     if float in (type(found), type(expected)) and {type(found), type(expected)} <= {int, float}:
         return abs(found - expected) <= 1e-6 * max(1.0, abs(expected))
     return found == expected
+
+def same(found, *expected):
+    return any(alike(plain(found), plain(one)) for one in expected)
 """
 
 
@@ -131,7 +137,8 @@ def _of_apps(row: Row) -> dict[str, Any] | str:
     name, starter = given.get("fn_name"), str(row.get("starter_code") or "")
     pairs = list(zip(given.get("inputs") or (), given.get("outputs") or (), strict=True))
     if name:
-        calls = [(_list(a), e[0] if isinstance(e, list) and len(e) == 1 else e) for a, e in pairs]
+        # The value that a call gives may be in a list of its own, and nothing tells it from a list of one value.
+        calls = [(_list(a), (*e, e) if isinstance(e, list) and len(e) == 1 else (e,)) for a, e in pairs]
         spec = {"tests": _calls(str(name), starter, calls)}
     else:
         spec = {"cases": [_pair(pair) for pair in pairs]}
@@ -150,7 +157,7 @@ def _of_live_code_bench(row: Row) -> dict[str, Any] | str:
     for prefix, column in (("", "public_test_cases"), ("hidden_", "private_test_cases")):
         cases = _unpacked(row.get(column) or "[]")
         if any(case["testtype"] == "functional" for case in cases):
-            calls = [([json.loads(a) for a in c["input"].split("\n")], json.loads(c["output"])) for c in cases]
+            calls = [([json.loads(a) for a in c["input"].split("\n")], (json.loads(c["output"]),)) for c in cases]
             spec[f"{prefix}tests"] = _calls(name, starter, calls)
         else:
             spec[f"{prefix}cases"] = [_pair(case) for case in cases]
@@ -179,12 +186,16 @@ def _asked(question: str, starter: str, name: str) -> str:
     return f"{question.strip()}\n\n{end}" if question.strip() else ""
 
 
-def _calls(name: str, starter: str, calls: Sequence[tuple[list[Any], Any]]) -> str:
-    """Statements that call a function, or a method of LeetCode's class, and compare what comes back."""
+def _calls(name: str, starter: str, calls: Sequence[tuple[list[Any], tuple[Any, ...]]]) -> str:
+    """Statements that call a function, or a method of LeetCode's class, and compare what comes back with one value or
+    several of which one is meant."""
     if not calls or not name.isidentifier():
         return ""
     called = f"Solution().{name}" if re.search(r"^class Solution\b", starter, re.M) else name
-    lines = [f"assert same({called}({', '.join(map(repr, given))}), {expected!r})" for given, expected in calls]
+    lines = [
+        f"assert same({called}({', '.join(map(repr, given))}), {', '.join(map(repr, expected))})"
+        for given, expected in calls
+    ]
     return "\n".join([_SAME, *lines])
 
 

@@ -7,6 +7,7 @@ run in ``stepalign.domains.python.sandbox``.
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +35,7 @@ ALL_CASES_SECONDS = 40.0
 MAIN = ("", "solution.py", "main.py", "program.py")
 
 _FENCE = re.compile(r"^[ \t]{0,3}```[ \t]{0,3}([A-Za-z0-9_+-]{0,20})([^\n`]{0,100})\n(.*?)^[ \t]{0,3}```", re.M | re.S)
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.I | re.A)
 _PATH = r"((?:[\w-]{1,60}/){0,4}[\w-]{1,60}\.[A-Za-z]{1,8})"
 _NAMED = re.compile(rf"[ \t]*(?:(?:title|file|filename|path|name)[=:][\"']?)?{_PATH}[\"']?[ \t]*")
 _NAMED_INSIDE = re.compile(rf"[ \t]*#[ \t]*(?:file(?:name)?:?[ \t]*)?{_PATH}[ \t]*")
@@ -46,9 +48,9 @@ def extract_files(completion: str) -> dict[str, str]:
     """The files of a completion, by path: "" is its code, in a block without a name.
 
     A block is named behind its language (```` ```python tools.py````), in a comment in its first line (``# tools.py``)
-    or in the line above it (``**tools.py**``). The last one of a name counts; of Python blocks without a name the last
-    one that defines something, else the last one. Blocks inside a thinking part do not count, nor those behind another
-    question that follows one.
+    or in the line above it (``**tools.py**``); the name of Python ends in ``.py``. The last one of a name counts; of
+    Python blocks without a name the last one that defines something, else the last one. Blocks inside a thinking part
+    do not count, nor those behind another question that follows one.
     """
     answer = after_thinking(completion)
     first = _FENCE.search(answer)
@@ -61,9 +63,10 @@ def extract_files(completion: str) -> dict[str, str]:
         head = text[: text.find("\n")]
         above = answer[: block.start()].rstrip("\n \t")[-160:].rpartition("\n")[2]
         named = _NAMED.fullmatch(behind) or _NAMED_INSIDE.fullmatch(head) or _NAMED_ABOVE.fullmatch(above)
-        if named:
+        python = language.lower() in ("python", "python3", "py")
+        if named and (named[1].endswith(".py") or not python):
             files[named[1]] = text
-        elif language.lower() in ("", "python", "python3", "py"):
+        elif python or not language:
             unnamed.append(text)
     defining = [text for text in unnamed if re.search(r"^(?:async )?(?:def|class)\s", text, re.M)]
     if unnamed:
@@ -72,9 +75,16 @@ def extract_files(completion: str) -> dict[str, str]:
 
 
 def extract_code(completion: str) -> str | None:
-    """The code of a completion: the block without a name, or the one that is called ``solution.py``; None without."""
+    """The code of a completion: the block without a name, the one that is called ``solution.py`` or the like, or the
+    only one with Python whatever its name; None without."""
     files = extract_files(completion)
-    return next((files[name] for name in MAIN if name in files), None)
+    return files.get(_main_of(files))
+
+
+def _main_of(files: Mapping[str, str]) -> str:
+    """The name of the program among the files of a completion; "" where none is it."""
+    modules = [name for name in files if name.endswith(".py")]
+    return next((name for name in MAIN if name in files), modules[0] if len(modules) == 1 else "")
 
 
 @lru_cache(maxsize=256)
@@ -82,7 +92,8 @@ def grade_code(completion: str, tests: str) -> Grade:
     """The grade of a completion; its detail is how the tests went, the failed one with its values included."""
     spec = read_tests(tests)
     files = extract_files(completion)
-    code = next((files.pop(name) for name in MAIN if name in files), None)
+    main = _main_of(files)
+    code = files.pop(main, None) if main in MAIN else files[main]  # others can still be imported
     needs_main = any(name in spec for name in ("cases", "hidden_cases")) or not files
     if needs_main and (code is None or not code.strip()):
         missing = "The attempt has no complete code block."
@@ -164,7 +175,8 @@ def run_stdin_cases(
 def _failed(ran: sandbox.Ran, given: str, expected: str, passed: int, hidden: bool) -> sandbox.Outcome:
     reason = {"": "wrong output", "timed out": "timed out"}.get(ran.fault, "the program fails")
     if hidden:
-        shown = f"{ran.fault} in line {ran.line}" if ran.line else ran.fault
+        kind = _kind(ran.fault)
+        shown = f"{kind} in line {ran.line}" if ran.line else kind
         return sandbox.Outcome(verdict="incorrect", reason=_hidden(reason), detail=shown, passed=passed)
     parts = [f"Input:\n{_clip(given)}"]
     if not ran.fault:
@@ -172,6 +184,16 @@ def _failed(ran: sandbox.Ran, given: str, expected: str, passed: int, hidden: bo
     elif ran.fault != "timed out" or ran.trace:
         parts += [ran.trace or ran.fault]
     return sandbox.Outcome(verdict="incorrect", reason=reason, detail="\n".join(parts), passed=passed)
+
+
+def _kind(fault: str) -> str:
+    """A fault without words of the program's own, which may be a hidden test's: its message, the name of a class."""
+    known = getattr(builtins, fault, None)
+    if fault in ("", "timed out", "the program ended early") or (
+        isinstance(known, type) and issubclass(known, BaseException)
+    ):
+        return fault
+    return "an exit code" if fault.startswith("exit code") else "an exception"
 
 
 def same_output(found: str, expected: str) -> bool:
@@ -188,14 +210,14 @@ def same_output(found: str, expected: str) -> bool:
 def _same_word(found: str, expected: str) -> bool:
     if found == expected:
         return True
+    if not (_NUMBER.fullmatch(found) and _NUMBER.fullmatch(expected)):
+        return False
     try:
         one, other = Decimal(found), Decimal(expected)
-    except InvalidOperation:
+        near = Decimal("1e-6") * max(Decimal(1), abs(other)) if re.search(r"[.e]", expected, re.I) else Decimal(0)
+        return abs(one - other) <= near
+    except ArithmeticError:  # beyond the largest exponent
         return False
-    if not (one.is_finite() and other.is_finite()):
-        return False
-    near = Decimal("1e-6") * max(Decimal(1), abs(other)) if re.search(r"[.e]", expected, re.I) else Decimal(0)
-    return abs(one - other) <= near
 
 
 def _clip(text: str) -> str:
