@@ -15,6 +15,7 @@ from stepalign.errors import ConfigError
 from stepalign.evaluation.evaluate import EvaluatedProblem, judging_of, read_samples, win_row
 from stepalign.evaluation.judging import correlation, judging_rows, length_correlation, weighted_kappa
 from stepalign.report.completions import score_facts, write_completions_page
+from stepalign.verbs.evaluate import evaluate
 
 
 def test_kappa_is_cohens_with_quadratic_weights() -> None:
@@ -109,6 +110,16 @@ def test_the_win_rate_has_an_interval_over_the_same_problems() -> None:
     assert row["low"] <= row["value"] <= row["high"]
     with pytest.raises(ConfigError, match="other problems"):
         win_row(better, worse[1:], level=0.95, resamples=10)
+
+
+@pytest.mark.parametrize("content", ["", '{"problem_id": "x", "verdicts": [], "answers": [], "texts": []}\n'])
+def test_completions_of_no_problems_are_refused_before_any_is_drawn(content: str, tmp_path: Path) -> None:
+    rows, other = tmp_path / "rows.jsonl", tmp_path / "other.samples.jsonl"
+    rows.write_text(json.dumps({"question": "1 + 1", "answer": "2"}) + "\n")
+    other.write_text(content)
+    with pytest.raises(ConfigError, match=r"other problems|no completions of a problem"):
+        evaluate("embedded:arithmetic", problems=rows, out=tmp_path / "out.json", against=other)
+    assert not (tmp_path / "out.samples.jsonl").exists()
 
 
 def test_scores_of_judges_are_kept_with_the_completions(tmp_path: Path) -> None:

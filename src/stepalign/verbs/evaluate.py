@@ -88,7 +88,7 @@ def evaluate_model(
         raise ConfigError("there are no completions", where=str(against), hint="name the .samples.jsonl of evaluate")
     others = [] if against is None else read_samples(against)
     wanted = {problem.problem_id for problem in found.problems}
-    if others and wanted != {problem.problem_id for problem in others}:
+    if against is not None and wanted != {problem.problem_id for problem in others}:
         raise ConfigError(
             "these completions are of other problems", where=str(against), hint="evaluate both on one file"
         )
