@@ -29,7 +29,7 @@ def test_a_run_leaves_as_a_folder_that_others_load(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    changes = {"training__max_steps": 1}
+    changes: dict[str, object] = {"training__max_steps": 1, "evaluation__confidence": 0.9}
     if rank:
         peft = pytest.importorskip("peft")
         changes |= {"model__lora__r": rank}
@@ -54,6 +54,7 @@ def test_a_run_leaves_as_a_folder_that_others_load(
     for name in results:
         shown = [100 * recorded[name][key] for key in ("value", "low", "high")]
         assert "{:.1f} [{:.1f}, {:.1f}]".format(*shown) in card.text
+    assert "90 % intervals" in " ".join(card.text.split())
     assert tomllib.loads((out / "recipe.toml").read_text())["condition"] == "refsol"
 
     loaded = peft.AutoPeftModelForCausalLM if rank else AutoModelForCausalLM

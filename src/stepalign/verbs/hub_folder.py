@@ -23,8 +23,8 @@ of `{train}`: condition `{condition}`, {steps} optimizer steps, {rollouts} rollo
 
 ## Results
 
-Problems of `{test}`, n = {num_samples} completions each at temperature {temperature:g}, 95 % intervals. The weights
-are those after the last step; no checkpoint was chosen.
+Problems of `{test}`, n = {num_samples} completions each at temperature {temperature:g}, {percent:g} % intervals. The
+weights are those after the last step; no checkpoint was chosen.
 
 {table}
 
@@ -133,6 +133,7 @@ def _card(
         seed=config.training.seed,
         num_samples=config.evaluation.num_samples,
         temperature=config.evaluation.temperature,
+        percent=round(100 * config.evaluation.confidence, 6),
         table=_table(tested),
         code=(ADAPTER if adapter else FULL).format(name=name),
         system=f", under the system message {json.dumps(config.prompts.system)}" if config.prompts.system else "",
