@@ -17,12 +17,14 @@ from stepalign.feedback.prompts import load_template
 from stepalign.models.prompts import PromptBuilder
 from stepalign.stopping import StopRequest
 from stepalign.storage.run_folder import versions
+from stepalign.storage.sums import write_sums
 from stepalign.verbs.configs import config_for_model
 from stepalign.verbs.report import run_results
 from stepalign.verbs.reproduce import differences, reproduce
 from stepalign.verbs.signal.from_run import analyse_run
 from stepalign.verbs.train import train_config
-from stepalign.verbs.verify import verify
+from stepalign.verbs.verify import _hold_against_checksums, verify
+from stepalign.verbs.verify.verified import Verified
 
 SETTINGS = {
     "training.max_steps": 2,
@@ -150,3 +152,15 @@ def test_the_lock_names_every_package_and_the_machine(run: Path) -> None:
     assert kept["packages"]["numpy"] == numpy.__version__
     assert kept["packages"]["pydantic"] == pydantic.__version__
     assert kept["machine"]["cores"] == versions()["machine"]["cores"]
+
+
+def test_a_changed_file_is_named_once_where_a_folder_has_a_manifest_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"files": {"train": {"sha256": "0"}}}', encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text("{}\n", encoding="utf-8")
+    write_sums(tmp_path)
+    (tmp_path / "train.jsonl").write_text("[]\n", encoding="utf-8")
+    found = Verified()
+    _hold_against_checksums(tmp_path, found)
+    assert found.checked["checksums"] == 2
+    assert [one for one in found.different if "train.jsonl" in one] == found.different
+    assert len(found.different) == 1

@@ -64,7 +64,7 @@ def verify(folder: str | Path, *, num: int = 32, listener: Listener = silent) ->
 
 def _hold_against_checksums(folder: Path, found: Verified) -> None:
     """Files as they are against those that a command left: a changed bit may be smaller than a tolerance."""
-    for place in sorted(file.parent for name in (SUMS, MANIFEST) for file in folder.rglob(name)):
+    for place in sorted({file.parent for name in (SUMS, MANIFEST) for file in folder.rglob(name)}):
         if SUPERSEDED in place.parts:
             continue
         name = place.relative_to(folder)
