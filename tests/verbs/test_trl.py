@@ -114,6 +114,14 @@ def test_each_rollout_is_shown_its_own_critique_in_its_place() -> None:
     assert len({one.rollout_id for one in critic.asked}) == 4
 
 
+def test_an_answer_of_zero_is_one() -> None:
+    from stepalign.verbs.trl import problem_of
+
+    assert problem_of({"prompt": "1 - 1", "solution": 0}).answer == "0"
+    assert problem_of({"prompt": "1 - 1", "solution": "", "answer": 0.0}).answer == "0.0"
+    assert problem_of({"prompt": "1 - 1", "solution": None}).answer == ""
+
+
 def test_rows_that_a_batch_mixes_keep_their_order_and_their_groups() -> None:
     """A sibling's attempt is one of the same problem, wherever it is in the batch."""
     trainer = Trainer(["a.", "b.", "c.", "d."], [1.0, 1.0, 0.0, 0.0])

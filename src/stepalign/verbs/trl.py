@@ -29,7 +29,7 @@ def problem_of(row: Row) -> Problem:
     """The last message of ``prompt``, the columns ``solution`` or ``answer``, and ``reference`` where there is one."""
     prompt = row["prompt"]
     question = prompt if isinstance(prompt, str) else words_of(prompt[-1])
-    answer = row.get("solution") or row.get("answer")
+    answer = next((row[name] for name in ("solution", "answer") if row.get(name) not in (None, "")), None)
     return Problem(
         problem_id=problem_id(question),
         question=question,
