@@ -169,3 +169,13 @@ def test_two_judges_give_their_mean_and_both_scores(serve) -> None:
     data = load_config(None, alone).data
     with pytest.raises(ConfigError, match="needs a first"):
         make_grader(data)
+
+
+@pytest.mark.parametrize("name", ["judge", "second_judge"])
+@pytest.mark.parametrize("other", [{"data.columns": "stepalign"}, {"data.columns": "text", "data.grader": "own:one"}])
+def test_a_judge_that_would_read_nothing_is_refused(name: str, other: dict[str, str]) -> None:
+    judge = {f"data.{name}.base_urls": ["http://127.0.0.1:9/v1"], f"data.{name}.model": "judge"}
+    data = load_config(None, {"data.train": "x.jsonl", **judge, **other}).data
+    with pytest.raises(ConfigError, match="read nothing") as caught:
+        make_grader(data)
+    assert caught.value.where == f"data.{name}"

@@ -14,6 +14,8 @@ from sklearn.metrics import cohen_kappa_score
 from stepalign.errors import ConfigError
 from stepalign.evaluation.evaluate import EvaluatedProblem, judging_of, read_samples, win_row
 from stepalign.evaluation.judging import correlation, judging_rows, length_correlation, weighted_kappa
+from stepalign.events import Event
+from stepalign.problems.loading import load_problems
 from stepalign.report.completions import score_facts, write_completions_page
 from stepalign.verbs.evaluate import evaluate
 
@@ -120,6 +122,25 @@ def test_completions_of_no_problems_are_refused_before_any_is_drawn(content: str
     with pytest.raises(ConfigError, match=r"other problems|no completions of a problem"):
         evaluate("embedded:arithmetic", problems=rows, out=tmp_path / "out.json", against=other)
     assert not (tmp_path / "out.samples.jsonl").exists()
+
+
+def test_a_win_rate_over_undecided_completions_is_said_to_be_undefined(tmp_path: Path) -> None:
+    rows, heard = tmp_path / "rows.jsonl", list[Event]()
+    rows.write_text(json.dumps({"question": "1 + 1", "answer": "2"}) + "\n")
+    (problem,) = load_problems(rows).problems
+    one = {"answers": [None], "lengths": [3], "finish_reasons": ["stop"], "texts": ["?"], "verdicts": ["undecided"]}
+    other = tmp_path / "other.samples.jsonl"
+    other.write_text(json.dumps({"problem_id": problem.problem_id, **one}) + "\n")
+    found = evaluate(
+        "embedded:arithmetic",
+        problems=rows,
+        out=tmp_path / "out.json",
+        overrides={"evaluation.num_samples": 1, "evaluation.max_completion_length": 4},
+        against=other,
+        listener=heard.append,
+    )
+    assert math.isnan(found["metrics"][-1]["value"])
+    assert any(event.kind == "warning" and "win rate is undefined" in event.text for event in heard)
 
 
 def test_scores_of_judges_are_kept_with_the_completions(tmp_path: Path) -> None:

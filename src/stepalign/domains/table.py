@@ -68,7 +68,15 @@ def recipe_of(model: str) -> str:
 
 
 def make_grader(data: DataSection) -> Grader:
-    """The grader of a recipe. Raises ConfigError when it cannot be started here."""
+    """The grader of a recipe. Raises ConfigError when it cannot be started here, or when it would leave out a judge."""
+    judge = next((name for name in ("judge", "second_judge") if getattr(data, name).base_urls), "")
+    if judge and (data.grader or find_domain(data) is not TEXT):
+        graded = f"data.grader = {data.grader}" if data.grader else f"the domain {find_domain(data).name}"
+        raise ConfigError(
+            f"the judge would read nothing: {graded} grades",
+            where=f"data.{judge}",
+            hint='a judge reads rubrics: data.columns = "text" without data.grader',
+        )
     return open_grader(data.grader, seconds=data.grader_seconds) if data.grader else find_domain(data).grade(data)
 
 

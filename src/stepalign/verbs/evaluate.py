@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,10 @@ def evaluate_model(
         session.close()
     section = config.evaluation
     if others:
-        rows.append(win_row(done, others, level=section.confidence, resamples=section.bootstrap_samples))
+        won = win_row(done, others, level=section.confidence, resamples=section.bootstrap_samples)
+        if math.isnan(won["value"]):
+            listener(warning("the win rate is undefined: all completions of a problem are undecided on one side"))
+        rows.append(won)
     undecided = next((row["value"] for row in rows if row["metric"] == "undecided_share"), 0.0)
     if undecided > 0:
         share = f"{100 * undecided:.1f} % of the completions are undecided and count as not correct"
