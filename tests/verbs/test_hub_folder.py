@@ -30,6 +30,7 @@ def test_a_run_leaves_as_a_folder_that_others_load(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     changes: dict[str, object] = {"training__max_steps": 1, "evaluation__confidence": 0.9}
+    changes |= {"data__judge__cache": "/var/judge.sqlite", "critic__base_urls": ["http://10.0.0.5:8000/v1"]}
     if rank:
         peft = pytest.importorskip("peft")
         changes |= {"model__lora__r": rank}
@@ -40,6 +41,8 @@ def test_a_run_leaves_as_a_folder_that_others_load(
     assert "licence" in told
     assert ("base_model_name_or_path" in told) == bool(rank)
     assert "recipe.toml: model.path" in told  # the paths of this machine are said
+    assert "recipe.toml: data.judge.cache" in told
+    assert "an address of a server: recipe.toml: critic.base_urls" in " ".join(told.split())
 
     card = ModelCard.load(out / "README.md")
     assert card.data.library_name == ("peft" if rank else "transformers")
@@ -54,6 +57,7 @@ def test_a_run_leaves_as_a_folder_that_others_load(
     for name in results:
         shown = [100 * recorded[name][key] for key in ("value", "low", "high")]
         assert "{:.1f} [{:.1f}, {:.1f}]".format(*shown) in card.text
+    assert "on feedback by self-distillation (arXiv 2606.11173)" in card.text
     assert "90 % intervals" in " ".join(card.text.split())
     assert tomllib.loads((out / "recipe.toml").read_text())["condition"] == "refsol"
 
@@ -70,6 +74,16 @@ def test_a_run_leaves_as_a_folder_that_others_load(
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(ConfigError, match="not as training left it"):
         write_hub_folder(run, tmp_path / "other")
+
+
+def test_a_card_claims_no_feedback_that_did_not_train(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    grpo = {"condition": "grpo", "sampling__num_generations": 2, "training__max_steps": 1}
+    cli("train", str(write_recipe(**grpo)), "--out", str(run))
+    write_hub_folder(run, out)
+    card = ModelCard.load(out / "README.md")
+    assert "trained on the verdicts of its attempts" in card.text
+    assert "self-distillation" not in card.content
 
 
 def test_a_folder_without_weights_or_results_is_refused(tmp_path: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
+from stepalign.feedback.designs import find_condition
 from stepalign.storage.files import MANIFEST, damaged_file, read_json, whole_folder
 from stepalign.storage.jsonl import read_json_lines
 
@@ -17,9 +21,8 @@ SHOWN = ("pass@", "maj@", "avg@")
 CARD = """\
 # {name}
 
-{what} of `{solver}`, trained on feedback by self-distillation (arXiv 2606.11173, stepalign {version}) on the problems
-of `{train}`: condition `{condition}`, {steps} optimizer steps, {rollouts} rollouts, seed {seed}.
-`recipe.toml` has every key.
+{what} of `{solver}`, trained {how} (stepalign {version}) on the problems of `{train}`:
+condition `{condition}`, {steps} optimizer steps, {rollouts} rollouts, seed {seed}. `recipe.toml` has every key.
 
 ## Results
 
@@ -82,16 +85,28 @@ def write_hub_folder(run: Path, out: Path) -> list[str]:
         shutil.copyfile(run / "config.toml", folder / "recipe.toml")
         (folder / "README.md").write_text(_card(run, config, tested, adapter, is_local, out.name), encoding="utf-8")
     notes = ["add a licence to the head of README.md"]
-    local = [f"recipe.toml: {key}" for key, path in _paths(config).items() if Path(path).is_absolute()]
+    texts = list(_texts(tomllib.loads((out / "recipe.toml").read_text(encoding="utf-8"))))
+    for what, holds in (("a path of this machine", os.path.isabs), ("an address of a server", _is_address)):
+        notes += [f"{what}: recipe.toml: {key}" for key in dict.fromkeys(key for key, text in texts if holds(text))]
     if adapter and is_local:
-        local.append("adapter_config.json: base_model_name_or_path")
-    return notes + [f"a path of this machine: {place}" for place in local]
+        notes.append("a path of this machine: adapter_config.json: base_model_name_or_path")
+    return notes
 
 
-def _paths(config: Config) -> dict[str, str]:
-    data = config.data
-    named = {"model.path": config.model.path, "data.train": data.train, "data.test": data.test}
-    return {key: path for key, path in {**named, "data.validation": data.validation}.items() if path}
+def _is_address(text: str) -> bool:
+    return re.match(r"https?://", text) is not None
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every text in a recipe."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from _texts(one, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one, key)
 
 
 def _card(
@@ -101,12 +116,13 @@ def _card(
 
     last = tested[-1]
     metrics = {row["metric"]: row for row in last["metrics"] if row["value"] is not None}
+    distils = find_condition(config.condition).distillation_weight > 0
     train, test = (Path(path or "").name or str(path) for path in (config.data.train, config.data.test))
     head = ModelCardData(
         library_name="peft" if adapter else "transformers",
         base_model=None if is_local else config.model.path,
         pipeline_tag="text-generation",
-        tags=["stepalign", "self-distillation", config.condition],
+        tags=["stepalign", *(["self-distillation"] if distils else []), config.condition],
         model_name=name,
         eval_results=[
             EvalResult(
@@ -123,6 +139,7 @@ def _card(
     body = CARD.format(
         name=name,
         what="LoRA adapters" if adapter else "Weights",
+        how="on feedback by self-distillation (arXiv 2606.11173)" if distils else "on the verdicts of its attempts",
         solver=Path(config.model.path).name if is_local else config.model.path,
         version=read_json(run / "versions.json").get("stepalign"),
         condition=config.condition,
