@@ -120,7 +120,7 @@ def batch_loss(
     total = student.hidden_NH.new_zeros(())
     advantages_N = batch.move(batch.per_token(lambda s: s.advantage))
     distilled_N = batch.rows(uses_teacher)
-    if teacher is not None or any(sample.served for sample in samples):
+    if teacher is not None or any(uses_teacher(sample) and sample.served is not None for sample in samples):
         compared = _distill(batch, distilled_N, student, teacher, objective, watched)
         total = total + compared.loss
         assert compared.log_ratio is not None  # token ids were given
