@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import math
@@ -132,6 +133,20 @@ def test_the_loss_is_the_divergence_on_the_likeliest_tokens(
     assert numbers["student_entropy"] > 0
 
 
+@pytest.mark.parametrize("options", [{"loss_type": "bnpo"}, {"beta": 0.1}])
+def test_a_teacher_that_sizes_nothing_is_no_part_of_a_step(
+    tiny_solver: Solver, serve: Callable[..., VllmServer], options: dict[str, Any]
+) -> None:
+    """Samples whose advantage is 0, which other parts of the loss want all the same."""
+    own = samples(distillation_weight=0.0, policy_weight=1.0, magnitude_mixing=0.5)
+    scored = wait_for(ServedTeacher([serve(tiny_solver).url], 2).score(own))
+    section = ObjectiveSection.model_validate({"teacher": {"base_urls": ["x"]}, **options})
+    held = Teacher(tiny_solver.model, section.teacher, keeps_reference=True)
+    numbers = Learner(tiny_solver, section, TrainingSection(), temperature=1.0).update(scored, held, 0)
+    assert numbers["loss"] == 0.0
+    assert math.isnan(numbers["divergence"])
+
+
 def test_ids_go_to_the_server_and_what_it_says_comes_back(
     tiny_solver: Solver, serve: Callable[..., VllmServer]
 ) -> None:
@@ -258,4 +273,10 @@ def test_a_served_model_of_another_vocabulary_is_refused(serve: Callable[..., Vl
     with pytest.raises(ConfigError, match=r"another vocabulary than the solver: \d+ is '.*', not '.*'") as raised:
         wait_for(ServedTeacher([server.url], 2).check(tiny_solver.tokenizer))
     assert raised.value.where == "objective.teacher.base_urls"
-    wait_for(ServedTeacher([serve(tiny_solver).url], 2).check(tiny_solver.tokenizer))
+    good, gone = serve(tiny_solver).url, serve(tiny_solver)
+    with pytest.raises(ConfigError, match="another vocabulary"):  # each of several is asked
+        wait_for(ServedTeacher([good, server.url], 2).check(tiny_solver.tokenizer))
+    gone.stop()
+    wait_for(ServedTeacher([gone.url, good], 2).check(tiny_solver.tokenizer))
+    with pytest.raises(EndpointError, match="no server of the teacher answers"):  # not after sampling.timeout
+        wait_for(asyncio.wait_for(ServedTeacher([gone.url], 2).check(tiny_solver.tokenizer), 60))

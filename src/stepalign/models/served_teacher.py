@@ -67,24 +67,28 @@ class ServedTeacher:
             return list(await asyncio.gather(*map(scored, samples)))
 
     async def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """See that a server answers and reads ids as the solver's tokenizer does.
+        """See that a server answers, and that each one which does reads ids as the solver's tokenizer does.
 
         Raises:
             ConfigError: another vocabulary.
-            EndpointError: as ``score``.
+            EndpointError: a server refuses the request, or none answers; none is asked twice.
         """
-        ids = tuple(tokenizer.encode(PROBE, add_special_tokens=False)) or (0,)
-        self._heard = time.monotonic()
+        ids, faults = tokenizer.encode(PROBE, add_special_tokens=False) or [0], list[str]()
         async with self._client() as client:
-            found = await self._asked(client, ids[:1], ids[1:])
-        for token, entries in zip(ids[1:], found, strict=True):
-            theirs, own = str(entries[str(token)].get("decoded_token")), str(tokenizer.decode([token]))
-            if theirs.strip() != own.strip() and "\ufffd" not in theirs + own:
-                raise ConfigError(
-                    f"the served teacher has another vocabulary than the solver: {token} is {theirs!r}, not {own!r}",
-                    where=KEY,
-                    hint="a teacher scores the student's own ids: serve one of the same family",
-                )
+            for server in self._servers:
+                try:
+                    found = await self._request(client, server, ids)
+                except Fault as fault:
+                    faults.append(str(fault))
+                    continue
+                for token, entries in zip(ids[1:], found[1:], strict=True):
+                    theirs, own = str(entries[str(token)].get("decoded_token")), str(tokenizer.decode([token]))
+                    if theirs.strip() != own.strip() and "\ufffd" not in theirs + own:
+                        what = f"the teacher at {server.label} has another vocabulary than the solver: "
+                        hint = "a teacher scores the student's own ids: serve one of the same family"
+                        raise ConfigError(f"{what}{token} is {theirs!r}, not {own!r}", where=KEY, hint=hint)
+        if len(faults) == len(self._servers):
+            raise self._no_answer("; ".join(faults))
 
     async def _asked(
         self, client: httpx2.AsyncClient, prompt: Sequence[int], completion: Sequence[int]
@@ -104,10 +108,13 @@ class ServedTeacher:
             finally:
                 server.in_flight -= 1
             if time.monotonic() - self._heard > self._timeout:
-                labels = ", ".join(one.label for one in self._servers)
-                raise EndpointError(f"no server of the teacher answers: {why}", where=labels, hint="start it again")
+                raise self._no_answer(why)
             await asyncio.sleep(rest)
             rest = min(2 * rest, LONGEST_REST)
+
+    def _no_answer(self, why: str) -> EndpointError:
+        labels = ", ".join(one.label for one in self._servers)
+        return EndpointError(f"no server of the teacher answers: {why}", where=labels, hint="start it again")
 
     async def _request(self, client: httpx2.AsyncClient, server: Server, ids: list[int]) -> list[Mapping[str, Any]]:
         if not server.model:
