@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 from collections import Counter
@@ -147,6 +148,7 @@ def test_a_script_that_cannot_be_applied_masks(serve: Callable[..., FaultServer]
         ({"critic.second.kind": "programmatic"}, "free_critique", "critic.second.kind"),
         ({"critic.second.kind": "programmatic"}, "self_critique", "critic.second.kind"),
         ({"critic.remembers": 2}, "step_aligned", "critic.remembers"),
+        ({"critic.second.model": "larger"}, "step_aligned", "critic.second"),
     ],
 )
 def test_keys_that_mean_nothing_to_the_critic_are_refused(settings: dict[str, Any], design: str, where: str) -> None:
@@ -196,6 +198,21 @@ def test_a_critic_is_shown_the_last_usable_critiques_of_earlier_steps(tmp_path: 
     late = Remembering(inner, 2, tmp_path, ahead=1)
     wait_for(late.critique(attempt(name="s00002-p0000-g00")))
     assert re.findall(r"^\[\d\]\n(.*)$", inner.questions[-1], re.M) == ["first", "second"]
+
+    steps = itertools.count(50)
+
+    class Meanwhile(Remembering):
+        """A step is written between its looks at the two files."""
+
+        def _new(self, name: str) -> list[dict[str, Any]]:
+            found = super()._new(name)
+            record(next(steps), 0, f"after {name}")
+            return found
+
+    overtaken = Meanwhile(inner, 1, tmp_path)
+    for _ in range(2):
+        wait_for(overtaken.critique(attempt(name="s00099-p0000-g00")))
+    assert inner.questions[-1].endswith("after rollouts")
 
 
 def test_a_resumed_run_shows_its_critic_what_an_uninterrupted_one_does(

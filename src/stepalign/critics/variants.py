@@ -192,9 +192,10 @@ class Remembering:
         return await self.critic.critique(attempt, earlier=earlier, complaint=complaint)
 
     def _before(self, problem_id: str, step: int) -> list[str]:
+        critiques = self._new("critiques")  # first: another thread may write both in between, rollouts first
         for row in self._new("rollouts"):
             self._problems[row["rollout_id"]] = row["problem_id"], row["step"]
-        for row in self._new("critiques"):
+        for row in critiques:
             if row["status"] == "ok":
                 problem, drawn = self._problems.pop(row["rollout_id"])
                 self._texts[problem].append((drawn, row["text"]))
