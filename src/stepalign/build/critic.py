@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepalign.config import Config, CriticSection, changed
+from stepalign.config import Config, CriticSection, SecondCriticSection, changed
 from stepalign.critics import CACHE, Critic
 from stepalign.domains.table import find_domain, make_programmatic_critic
 from stepalign.errors import ConfigError
@@ -77,6 +77,7 @@ def _refuse_unused(section: CriticSection, form: CritiqueForm) -> None:
     corrects, served = form in ("trace", "paraphrase", "turns", "second_turn"), section.kind == "endpoint"
     programs = "calculation" in (section.kind, section.second.kind)
     reasons = [
+        ("critic.second", not section.second.kind and section.second != SecondCriticSection(), "it has no kind"),
         ("critic.second.kind", section.second.kind and not corrects, f"two critics cannot agree on a {form}"),
         ("critic.writes", section.writes == "edits" and not corrects, f"a {form} is not applied to the attempt"),
         ("critic.writes", section.writes == "edits" and programs, "the calculation critic changes the text itself"),

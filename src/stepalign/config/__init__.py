@@ -46,6 +46,7 @@ from stepalign.config.sections import (
     QualitySection,
     RolloutsSection,
     SamplingSection,
+    SecondCriticSection,
     ServerSection,
     TeacherSection,
     TeacherWeights,
