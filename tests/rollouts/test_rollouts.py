@@ -468,6 +468,13 @@ def test_skipped_groups_carry_no_term_of_any_hybrid(collect, name: str) -> None:
     ("settings", "where"),
     [
         ({"condition": "grpo", "objective.hybrid": "rlsd", "sampling.num_generations": 4}, "objective.hybrid"),
+        (
+            {
+                **{"condition": "gkd", "objective.hybrid": "cepo", "objective.teacher.model": "other"},
+                "sampling.num_generations": 4,
+            },
+            "objective.hybrid",
+        ),
         ({"condition": "grpo"}, "sampling.num_generations = 1"),
         ({"condition": "refsol", "objective.hybrid": "srpo"}, "sampling.num_generations = 1"),
         ({"condition": "refsol", "objective.hybrid": "weighted_sum"}, "sampling.num_generations = 1"),

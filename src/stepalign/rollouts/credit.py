@@ -155,6 +155,12 @@ def check_terms(
             where="objective.hybrid",
             hint="choose a condition with a context, such as stepalign or refsol",
         )
+    if HYBRIDS[hybrid].contrast is not None and condition.bare:
+        raise ConfigError(
+            f"the hybrid {hybrid} compares two contexts, and the condition {name} shows none",
+            where="objective.hybrid",
+            hint="--set objective.hybrid=rlsd, or choose a condition with a context",
+        )
     if sampling.skip_zero_std_groups and sampling.num_generations < 2:
         raise ConfigError(
             "a group of one has no two rewards, so that every group would be skipped",
