@@ -52,6 +52,8 @@ def result_of(future: Future[Result]) -> Result:
         while not wait([future], _LOOK_SECONDS).done:
             if PROCESS.asked:
                 raise Interrupted
+        if PROCESS.asked and future.cancelled():  # as above
+            raise Interrupted
         return future.result()
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 
 import pytest
@@ -28,10 +29,11 @@ from stepalign.rollouts.early import JudgedGroup
 from stepalign.rollouts.environment import Environment, Reply, SingleTurn
 from stepalign.rollouts.samples import SampleMaker
 from stepalign.rollouts.stream import Batch, Stream
+from stepalign.stopping import PROCESS, Interrupted
 from stepalign.storage.files import finite
 from stepalign.training.learner import Learner
 from stepalign.training.teacher import Teacher
-from stepalign.waiting import wait_for
+from stepalign.waiting import result_of, wait_for
 
 PROBLEMS = [make_problem(parse_question(q), rho=0.0) for q in ("1 + 2 + 3", "4 - 1 - 1", "9 + 9 - 9", "8 - 5 + 2")]
 
@@ -339,3 +341,14 @@ def test_the_fixed_negative_control_punishes_unlikely_tokens_of_wrong_rollouts_a
     assert [s.loss_mask for s in found.samples] == [(False, True, False, True, False), *((False,) * 5,) * 3]
     assert [s.advantage for s in found.samples] == [-1.0, 0.0, 0.0, 0.0]
     assert all((s.policy_weight, s.distillation_weight, s.teacher_prompt_ids) == (1, 0, None) for s in found.samples)
+
+
+def test_sampling_that_has_seen_the_request_to_stop_first_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: Future[None] = Future()
+    ended.cancel()
+    ended.set_running_or_notify_cancel()  # as a loop in a thread does
+    with pytest.raises(CancelledError):
+        result_of(ended)
+    monkeypatch.setattr(PROCESS, "asked", True)
+    with pytest.raises(Interrupted):
+        result_of(ended)

@@ -154,7 +154,7 @@ class Stream:
                 is_open = None not in found
                 if samples := [sample for part in found if part is not None for sample in part.samples]:
                     yield samples
-            collected = future.result()
+            collected = result_of(future)
             return self._batch(collected, step, joined(made[id(group)] for group in collected.groups))
 
     def _problems_of(self, step: int) -> list[Problem]:
