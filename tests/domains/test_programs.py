@@ -265,6 +265,12 @@ print("found" if any(secret in t for t in seen) or any(secret in map(str, o) for
     assert grade.detail.endswith("The program printed:\nnothing")
 
 
+@needs_sandbox
+def test_a_program_that_closes_its_streams_and_waits_is_ended() -> None:
+    code = "import os, time\nos.closerange(0, 64)\ntime.sleep(60)"
+    assert sandbox.run_program(code, limits=sandbox.Limits(wall_seconds=1.0)).fault == "timed out"
+
+
 def test_statements_of_a_program_are_its_steps() -> None:
     code = "import sys\nn = int(input())\nfor i in range(n):\n    if i % 2:\n        print(i)\n"
     steps = split_steps(f"```python\n{code}```")

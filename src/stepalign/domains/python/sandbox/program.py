@@ -40,10 +40,16 @@ def _parent_of(job, text, confinement, source, values):
     os.close(prints)
     os.close(ends)
     pipes = {output: job["most"], end: job["max_bytes"]}
-    in_time = values.drain(pipes, found := {output: b"", end: b""}, time.monotonic() + job["wall_seconds"])
-    if not in_time:
+    deadline = time.monotonic() + job["wall_seconds"]
+    in_time = values.drain(pipes, found := {output: b"", end: b""}, deadline)
+    ended, status = os.waitpid(child, os.WNOHANG)
+    while in_time and not ended:  # a program may close its streams and go on
+        time.sleep(0.001)
+        in_time = time.monotonic() < deadline
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
         os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
+        status = os.waitpid(child, 0)[1]
     os.close(output)
     os.close(end)
     late = not in_time or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL))
