@@ -71,6 +71,25 @@ def test_steps_are_dropped_added_and_finished(text: str, script: str, expected: 
 
 
 @pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (r"\boxed{9}", r"\boxed{8}"),
+        (r"Therefore, the final answer is $\boxed{9}$.", r"Therefore, the final answer is $\boxed{8}$."),
+        (r"**Answer: \boxed{\frac{1}{\sqrt{2}}}**", r"**Answer: \boxed{8}**"),
+        (r"Answer: 9, that is, $\boxed{9}$ as 4 * 2 = 9.", r"Answer: $\boxed{8}$"),
+        ("#### 9", "#### 8"),
+    ],
+)
+@pytest.mark.parametrize("answer", ["8", r"\boxed{8}"])
+def test_a_new_answer_is_in_the_box_of_the_old_one(line: str, expected: str, answer: str) -> None:
+    text = f"Step 1: 2 + 2 = 4\nStep 2: 4 * 2 = 9\n{line}"
+    found = apply_script(text, edits((2, "4 * 2 = 8"), answer=answer))
+    assert found.status == "ok"
+    if answer == "8":
+        assert found.text == f"Step 1: 2 + 2 = 4\nStep 2: 4 * 2 = 8\n{expected}"
+
+
+@pytest.mark.parametrize(
     ("script", "reason"),
     [
         ("the second step is wrong", NOT_JSON),

@@ -19,6 +19,7 @@ from stepalign.feedback.steps import ANSWER, PREAMBLE, detect_style, split_steps
 from stepalign.records import Step
 
 _SIGNS = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014\u2212", "''\"\"---")
+_BOX = re.compile(r"\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")
 BAD_EDIT = "an edit is not a step number and its replacement"
 NO_STEP = "the script edits a step that is not there"
 TWICE = "the script edits a step twice"
@@ -126,7 +127,8 @@ def _written(text: str, steps: list[Step], answer: Step | None, changes: dict[in
     for place in (place for place in sorted(changes) if place > len(steps) and changes[place]):
         pieces += [_gap(pieces, gap), re.sub(r"\d+", str(place), mark, count=1) + changes[place] + gap]
     if answer is not None:
-        pieces += [_gap(pieces, gap), _with_body(text, answer, final) if final else text[answer.start : answer.end]]
+        new = _with_body(text, answer, _in_its_box(step_body(text, answer), final)) if final else ""
+        pieces += [_gap(pieces, gap), new or text[answer.start : answer.end]]
     elif final:
         pieces += [_gap(pieces, gap), f"<answer> {final}"]
     return "".join(pieces).strip()
@@ -142,6 +144,23 @@ def _with_body(text: str, step: Step, body: str) -> str:
     chunk, old = text[step.start : step.end], step_body(text, step)
     at = chunk.rfind(old) if old else len(chunk.rstrip())
     return chunk[:at] + ("" if old or chunk[:at].endswith(" ") else " ") + body + chunk[at + len(old) :]
+
+
+def _in_its_box(old: str, final: str) -> str:
+    """An answer in the box of the one before it, between the same signs; words around stay where they hold no number.
+
+    Without its box, which marks it, an answer may not be found any more.
+    """
+    boxes = [*_BOX.finditer(old)]
+    if not boxes or "\\boxed" in final:
+        return final
+    box = boxes[-1]
+    before, behind = old[: box.start()], old[box.end() :]
+    if re.search(r"\d", before):
+        before = re.search(r"[^\w\s]*$", before)[0]  # type: ignore[index]
+    if re.search(r"\d", behind):
+        behind = re.match(r"[^\w\s]*", behind)[0]  # type: ignore[index]
+    return f"{before}\\boxed{{{final.strip('$ ')}}}{behind}"
 
 
 def _malformed(reason: str) -> ParsedCritique:
