@@ -266,6 +266,35 @@ print("found" if any(secret in t for t in seen) or any(secret in map(str, o) for
 
 
 @needs_sandbox
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print(input())\nexit()",
+        "print(input())\nquit(0)",
+        "import os\nprint(input(), flush=True)\nos._exit(0)",
+        "import threading\nthreading.Thread(target=lambda: print(input())).start()",
+        "import sys, threading\nthreading.Thread(target=lambda: print(input())).start()\nsys.exit()",
+        "import atexit\natexit.register(lambda: print(input()))",
+    ],
+)
+def test_a_program_ends_as_python_ends(code: str) -> None:
+    assert grade_code(f"```python\n{code}\n```", json.dumps({"cases": [["5", "5"], ["6", "6"]]})).verdict == "correct"
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("print(input())\nexit(3)", "the program fails"),
+        ("import os\nprint(input(), flush=True)\nos._exit(3)", "the program fails"),
+        ("import threading\nthreading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start()", "timed out"),
+    ],
+)
+def test_a_program_that_does_not_end_well_is_wrong(code: str, reason: str) -> None:
+    assert grade_code(f"```python\n{code}\n```", json.dumps({"cases": [["5", "5"]], "seconds": 1})).reason == reason
+
+
+@needs_sandbox
 def test_a_program_that_closes_its_streams_and_waits_is_ended() -> None:
     code = "import os, time\nos.closerange(0, 64)\ntime.sleep(60)"
     assert sandbox.run_program(code, limits=sandbox.Limits(wall_seconds=1.0)).fault == "timed out"

@@ -5,10 +5,13 @@ as a script by ``run_cases``; standard library only.
 """
 
 import ast
+import atexit
+import builtins
 import json
 import os
 import signal
 import sys
+import threading
 import time
 
 
@@ -54,17 +57,23 @@ def _parent_of(job, text, confinement, source, values):
     os.close(end)
     late = not in_time or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL))
     said = found[end].decode(errors="replace")
+    if not said and os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:  # os._exit(0)
+        said = json.dumps({"fault": "", "trace": "", "line": None}) + "\n"
     return {"output": found[output].decode(errors="replace"), "end": said, "late": late}
 
 
 def _child(job, text, channel, confinement, source):
     _attach(text.encode(errors="replace"), os.dup(1) if job["echo"] else os.open(os.devnull, os.O_WRONLY))
+    builtins.exit = builtins.quit = sys.exit  # the module ``site`` has them, and is not loaded
     files = source.Files("program.py", job["code"], job["files"])
     source.watch_time()
     fault, trace, line = "", "", None
     try:
         confinement.confine(cpu_seconds=job["cpu_seconds"], memory_bytes=job["memory_bytes"])
-        _run(job["code"], job["echo"])
+        try:
+            _run(job["code"], job["echo"])
+        finally:
+            _finish()
     except confinement.Unavailable as reason:
         channel.send({"unavailable": str(reason)})
         return
@@ -105,6 +114,14 @@ def _run(code, echo):
     last = [tree.body.pop()] if echo and tree.body and isinstance(tree.body[-1], ast.Expr) else []
     for part, mode in ((tree, "exec"), (ast.Interactive(last), "single")):
         exec(compile(part, "program.py", mode, dont_inherit=True), space)
+
+
+def _finish():
+    """What Python does at its end: threads that are no daemons are waited for, then comes what was registered."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
 
 
 if __name__ == "__main__":
