@@ -78,6 +78,17 @@ def test_an_unknown_design_is_refused_before_anything_is_written(tmp_path: Path)
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("words", [["condition=gkd"], ["condition=stepalign"]])
+@pytest.mark.parametrize("key", ['model="embedded:arithmetic"', 'base_urls=["http://127.0.0.1:1/v1"]'])
+def test_another_model_as_the_teacher_is_not_measured_by_the_solver(tmp_path: Path, words: list[str], key: str) -> None:
+    with pytest.raises(ConfigError, match="the solver as its own teacher") as caught:
+        stepalign.preflight(
+            "arithmetic", [*words, f"objective.teacher.{key}"], out=tmp_path / "x", listener=stepalign.silent
+        )
+    assert caught.value.where == "objective.teacher"
+    assert not (tmp_path / "x").exists()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The update of a first step
 

@@ -127,6 +127,12 @@ def preflight_config(
 
 def _designs(config: Config, names: Sequence[str]) -> list[str]:
     """Names of designs, the condition's first; conditions are taken by name as well. Raises ConfigError."""
+    if config.objective.teacher.is_other:
+        raise ConfigError(
+            "a preflight measures the solver as its own teacher, and the recipe names another one",
+            where="objective.teacher",
+            hint="to see what a context teaches, name no other teacher, and a condition with a context",
+        )
     own = designs.find_condition(config.condition).design
     try:
         asked = [designs.find_condition(name).design for name in names or config.signal.contexts]
