@@ -14,6 +14,7 @@ from stepalign.domains.python import sandbox
 from stepalign.domains.python.grading import extract_code, extract_files, grade_code, same_output
 from stepalign.feedback.steps import split_steps
 from stepalign.problems.loading import load_problems, load_selection, save_problems
+from stepalign.problems.programs import prepare_program
 from stepalign.storage.fingerprint import sha256
 
 UNAVAILABLE = sandbox.why_unavailable()
@@ -109,6 +110,19 @@ def test_rows_whose_tests_cannot_be_read_are_counted(tmp_path: Path) -> None:
     assert len(found.problems) == 1
     assert found.skipped["no tests"] == 1
     assert sum(found.skipped.values()) == 5
+
+
+@pytest.mark.parametrize(
+    ("column", "limit"),
+    [
+        *(("time_limit", limit) for limit in (60, -1, float("nan"))),
+        *(("memory_limit", limit) for limit in (0.5, 256 << 20, float("nan"))),
+    ],
+)
+def test_a_limit_that_no_program_can_have_is_a_reason_to_skip_a_row(column: str, limit: float) -> None:
+    found = prepare_program({"question": "q", "tests": "assert f() == 1", column: limit})
+    assert isinstance(found, str)
+    assert f"the {column.replace('_', ' ')} is not" in found
 
 
 def test_frozen_programs_come_back_as_they_were(tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ from stepalign.problems.rows import Row
 
 _MOST_BYTES = 64 << 20
 """Of packed test cases, unpacked."""
+MOST_SECONDS = 20
+"""Of CPU time; a program is ended after as many on the clock."""
+LEAST_MEBIBYTES, MOST_MEBIBYTES = 64, 65536
+"""Python itself takes some; a limit above is one in bytes."""
 _MOST_SHOWN = 4000
 """Characters of the tests that a reader is shown."""
 _STDIN = "The program reads from standard input and writes to standard output."
@@ -73,6 +77,10 @@ def prepare_program(row: Row) -> Row | str:
     if isinstance(found, str):
         return found
     spec = {name: value for name, value in found.pop("spec").items() if value}
+    if not 0 < spec.get("seconds", 1) <= MOST_SECONDS:
+        return f"the time limit is not above 0 and up to {MOST_SECONDS} s"
+    if not LEAST_MEBIBYTES <= spec.get("mebibytes", 512) <= MOST_MEBIBYTES:
+        return f"the memory limit is not {LEAST_MEBIBYTES} to {MOST_MEBIBYTES} MiB"
     for name in ("tests", "hidden_tests"):
         if name in spec and not is_test_program(spec[name]):
             return "the tests are no Python with an assert"
