@@ -146,7 +146,7 @@ def _of_apps(row: Row) -> dict[str, Any] | str:
     pairs = list(zip(given.get("inputs") or (), given.get("outputs") or (), strict=True))
     if name:
         # The value that a call gives may be in a list of its own, and nothing tells it from a list of one value.
-        calls = [(_list(a), (*e, e) if isinstance(e, list) and len(e) == 1 else (e,)) for a, e in pairs]
+        calls = [(_list(a), (e[0], e) if isinstance(e, list) and len(e) == 1 else (e,)) for a, e in pairs]
         spec = {"tests": _calls(str(name), starter, calls)}
     else:
         spec = {"cases": [_pair(pair) for pair in pairs]}
