@@ -10,7 +10,6 @@ pass over the whole sequence, and so are those of the scorer; greedy completions
 from __future__ import annotations
 
 import argparse
-import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from stepalign.models.load import Solver, check_head
 from stepalign.models.packed_attention import unpackable
 from stepalign.models.sampling.local import LocalSampler
 from stepalign.models.scoring import completion_hidden, padded_hidden
+from stepalign.waiting import wait_for
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/models.md"
 VOCABULARY = 96
@@ -146,7 +146,7 @@ def measure(name: str) -> Row:
 def _sample(solver: Solver, prompts: list[list[int]], count: int, *, temperature: float, budget: int = 65536) -> Any:
     sampler = LocalSampler(solver, max_batch_tokens=budget)
     options = {"num_samples": count, "temperature": temperature, "max_tokens": MAX_TOKENS, "seed": 0}
-    return asyncio.run(sampler.sample(prompts, **options))  # type: ignore[arg-type]
+    return wait_for(sampler.sample(prompts, **options))  # type: ignore[arg-type]
 
 
 @torch.no_grad()

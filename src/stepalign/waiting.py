@@ -30,7 +30,7 @@ def wait_for(work: Coroutine[Any, Any, Result]) -> Result:
         with PROCESS.held():
             return asyncio.run(_unless_stopped(work))
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, work).result()
+        return thread.submit(asyncio.run, _unless_stopped(work)).result()
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, Result]) -> Result:

@@ -47,6 +47,7 @@ _GATES = ("pass_rate_above", "average_above", "average_below", "formatted_above"
 MAY_CHANGE = frozenset(
     [
         *(f"critic.{key}" for key in (*_REACHING, *_SPENDING)),
+        *(f"critic.second.{key}" for key in ("base_urls", "api_key_env")),
         *(f"selection.{key}" for key in _GATES),
         *(f"sampling.{key}" for key in ("base_urls", "sync_folder", "timeout", "check_steps")),
         *(f"guards.{key}" for key in GuardsSection.model_fields),
