@@ -21,7 +21,7 @@ from stepalign.critics.cache import ReplyCache
 from stepalign.errors import ConfigError, EndpointError, LockedError
 from stepalign.evaluation.evaluate import read_samples, sample_and_grade
 from stepalign.records import Attempt, Completion, Grade, Problem, Rollout
-from stepalign.storage.files import finite, write_atomically
+from stepalign.storage.files import finite, tidy, write_atomically
 from stepalign.storage.jsonl import append, keep_records, read_json_lines, to_json_line
 from stepalign.storage.run_folder import RECORDS, RunFolder, as_before
 
@@ -388,3 +388,15 @@ def test_an_evaluation_that_was_killed_while_writing_goes_on_with_whole_chunks(t
     assert sample_and_grade(problems, **options) == first
     assert read_samples(file) == first
     assert seeds == ([263] if whole >= 256 else [7, 263])  # chunks are drawn as a whole, from their own seeds
+
+
+def test_half_written_files_of_dead_processes_go_and_those_of_this_one_stay(tmp_path: Path) -> None:
+    dead, own, other = (
+        tmp_path / ".versions.json.1",
+        tmp_path / f".summary.json.{os.getpid()}",
+        tmp_path / ".gitignore.x",
+    )
+    for file in (dead, own, other):
+        file.write_text("{", encoding="utf-8")
+    tidy(tmp_path)
+    assert [dead.exists(), own.exists(), other.exists()] == [False, True, True]

@@ -239,7 +239,13 @@ def restore_sealed(folder: Path, source: Path) -> None:
 
 
 def tidy(root: Path) -> None:
-    """Finish what a killed process has left half done: a folder that was about to be replaced comes back."""
+    """Finish what a killed process has left half done: a folder that was about to be replaced comes back.
+
+    Half-written files go, but those of this process, which another thread may be writing.
+    """
+    for path in root.glob(".*.*"):
+        if path.is_file() and path.suffix[1:].isdigit() and int(path.suffix[1:]) != os.getpid():
+            path.unlink(missing_ok=True)
     for path in [p for p in root.glob(".*") if p.is_dir()]:
         target = root / path.stem[1:]
         if path.suffix == ".old" and not target.exists():
