@@ -269,6 +269,18 @@ def test_a_cache_that_cannot_be_used_costs_calls_and_loses_none(
     assert all("disk is full" in line for line in lines)
 
 
+def test_a_cache_that_finds_no_room_asks_for_room_and_not_to_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(ReplyCache, "_open", full)
+    with pytest.raises(ConfigError, match="make room") as found:
+        ReplyCache(tmp_path / "critiques.sqlite")
+    assert "delete" not in str(found.value)
+
+
 def test_a_ledger_that_cannot_be_written_loses_no_critique(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,11 +85,10 @@ class ReplyCache:
             with self._open() as connection:
                 self._check_version(connection)
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(
-                f"cannot use the critic cache: {error}",
-                where=str(self.path),
-                hint="name a writable file on a local disk, or delete the file if it is not a stepalign cache",
-            ) from error
+            hint = "name a writable file on a local disk, or delete the file if it is not a stepalign cache"
+            if any(sign in str(error) for sign in ("disk I/O error", "disk is full", "No space left")):
+                hint = "the disk may be full: make room on it, or name a file on another one with critic.cache"
+            raise ConfigError(f"cannot use the critic cache: {error}", where=str(self.path), hint=hint) from error
 
     def get(self, key: str, read: Callable[[dict[str, Any]], T] = lambda value: value) -> T | None:
         """The stored reply, or None. A damaged one is removed and counted, so that it is asked for again.
