@@ -32,16 +32,29 @@ def _costs(found: Sequence[Critique]) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class TurnByTurn:
-    """Asks another critic about each turn of the solver, with the conversation before it behind the question."""
+class _Around:
+    """Another critic's name, ledger and end."""
 
     critic: Critic
-    reads_questions: bool
-    """Whether the critic reads questions as text; a program parses them, and gets them as they are."""
-    name: str = ""
+    name: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.name = self.critic.name
+
+    @property
+    def ledger(self) -> Any:
+        return getattr(self.critic, "ledger", None)
+
+    def close(self) -> None:
+        self.critic.close()
+
+
+@dataclass(slots=True)
+class TurnByTurn(_Around):
+    """Asks another critic about each turn of the solver, with the conversation before it behind the question."""
+
+    reads_questions: bool
+    """Whether the critic reads questions as text; a program parses them, and gets them as they are."""
 
     async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
         """See :class:`stepalign.critics.Critic`. A turn without a usable critique has an empty text; without any the
@@ -59,10 +72,6 @@ class TurnByTurn:
             **_costs(found),
         )
 
-    @property
-    def ledger(self) -> Any:
-        return getattr(self.critic, "ledger", None)
-
     def _turns(self, attempt: Attempt) -> list[Attempt]:
         """Each turn of the solver as an attempt of its own; only the last one has the grade."""
         places = [place for place, turn in enumerate(attempt.turns) if turn.role == "solver"]
@@ -76,9 +85,6 @@ class TurnByTurn:
             text, name = attempt.turns[place].text, f"{attempt.rollout_id}-t{place}"
             found.append(replace(attempt, rollout_id=name, problem=problem, text=text, grade=grade, turns=()))
         return found or [attempt]
-
-    def close(self) -> None:
-        self.critic.close()
 
 
 @dataclass(slots=True)
@@ -128,16 +134,11 @@ class Agreeing:
 
 
 @dataclass(slots=True)
-class EditScripts:
+class EditScripts(_Around):
     """Asks another critic for an edit script and applies it to the attempt: what it does not name stays verbatim."""
 
-    critic: Critic
     numbers: bool
     """Whether the critic is shown the attempt with its steps numbered; a program reads the attempt itself."""
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        self.name = self.critic.name
 
     async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
         """See :class:`stepalign.critics.Critic`."""
@@ -148,38 +149,26 @@ class EditScripts:
         made = apply_script(attempt.text, found.text)
         return replace(found, status=made.status, text=made.text, reason=made.reason, raw=found.raw or found.text)
 
-    @property
-    def ledger(self) -> Any:
-        return getattr(self.critic, "ledger", None)
-
-    def close(self) -> None:
-        self.critic.close()
-
 
 @dataclass(slots=True)
-class Remembering:
+class Remembering(_Around):
     """Shows a served critic its last usable critiques of the same problem, behind the question.
 
     They are read from the records of the run, so that a resumed run shows what an uninterrupted one does; being part of
     the request they are part of a reply's key in the cache. Attempts of one step do not see each other's.
     """
 
-    critic: Critic
     count: int
     folder: Path
     """Of the run."""
     ahead: int = 0
     """Steps that completions are drawn early: critiques of so many steps more are not shown."""
-    name: str = ""
     _texts: dict[str, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
     """By problem: step and text of its critiques, in the order of the records."""
     _problems: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Problem and step of each rollout."""
     _read: dict[str, int] = field(default_factory=lambda: {"rollouts": 0, "critiques": 0})
     """Bytes of each file that are known."""
-
-    def __post_init__(self) -> None:
-        self.name = self.critic.name
 
     async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
         """See :class:`stepalign.critics.Critic`."""
@@ -205,10 +194,3 @@ class Remembering:
         lines = list(whole_lines(self.folder / f"{name}.jsonl", self._read[name]))
         self._read[name] += sum(map(len, lines))
         return [parse_json(line) for line in lines]
-
-    @property
-    def ledger(self) -> Any:
-        return getattr(self.critic, "ledger", None)
-
-    def close(self) -> None:
-        self.critic.close()
