@@ -14,7 +14,7 @@ import numpy as np
 
 from stepalign.evaluation.statistics import Interval, bootstrap_mean, paired_difference, rank_correlation
 from stepalign.models.prompts import decode
-from stepalign.records import Completion, Problem, Rollout
+from stepalign.records import Attempt, Completion, Problem, Rollout
 from stepalign.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -57,18 +57,31 @@ def strongest(
     """The most suppressed token of a rollout under a context, if it has one. Arguments as ``suppressed``."""
     ids = rollout.completion.ids
     return [
-        Spike(
-            rollout_id=rollout.rollout_id,
-            context=context,
-            problem=rollout.problem,
-            prompt_ids=prompt_ids,
-            before=tuple(ids[:at]),
-            token=ids[at],
-            replacement=int(likeliest[at]),
-            log_ratio=float(log_ratio[at]),
-        )
+        spike_at(at, rollout.attempt, context, prompt_ids, ids, log_ratio, likeliest)
         for at in suppressed(log_ratio, ids, likeliest, 1)
     ]
+
+
+def spike_at(
+    at: int,
+    attempt: Attempt,
+    context: str,
+    prompt_ids: tuple[int, ...],
+    ids: Sequence[int],
+    log_ratio: np.ndarray,
+    likeliest: np.ndarray,
+) -> Spike:
+    """A token of an attempt by its position. Arguments as ``suppressed``."""
+    return Spike(
+        rollout_id=attempt.rollout_id,
+        context=context,
+        problem=attempt.problem,
+        prompt_ids=prompt_ids,
+        before=tuple(ids[:at]),
+        token=ids[at],
+        replacement=int(likeliest[at]),
+        log_ratio=float(log_ratio[at]),
+    )
 
 
 def resample(

@@ -25,7 +25,7 @@ from stepalign.models.prompts import opened_by
 from stepalign.records import Attempt, Critique
 from stepalign.rollouts.order import derive_seed
 from stepalign.token_signal.analyse import Analysed, AttemptInContexts, analyse_attempts, check_positions
-from stepalign.token_signal.counterfactual import Spike, resample
+from stepalign.token_signal.counterfactual import resample, spike_at
 from stepalign.token_signal.summary import header
 from stepalign.token_signal.table import to_page
 from stepalign.verbs.lab.request import LabRequest
@@ -134,16 +134,7 @@ class Scorer:
         prompt = (subject.prompts or session.prompts).student(subject.attempt.problem)
         section, room = self.config.sampling, (session.solver.context_length or sys.maxsize) - len(prompt)
         spikes = [
-            Spike(
-                rollout_id=subject.attempt.rollout_id,
-                context=name,
-                problem=subject.attempt.problem,
-                prompt_ids=prompt,
-                before=tuple(subject.ids[:token]),
-                token=subject.ids[token],
-                replacement=int(scores.teacher.top_ids[token, 0]),
-                log_ratio=float(scores.log_ratio[token]),
-            )
+            spike_at(token, subject.attempt, name, prompt, subject.ids, scores.log_ratio, scores.teacher.top_ids[:, 0])
             for name, scores in analysed.scores.contexts.items()
         ]
         with _cancellable(cancelled):
