@@ -73,14 +73,12 @@ def _main() -> None:
             hint += f"; continue with: {PROCESS.again}" if PROCESS.again else "; then give the command again"
         _fail(ConfigError(error.strerror or str(error), where=error.filename and str(error.filename), hint=hint), debug)
     except Exception as error:
-        if PROCESS.asked and not debug:  # a library has taken the interruption for a fault of its own
-            print(shown(PROCESS.line), file=sys.stderr)
-            raise SystemExit(PROCESS.exit_code) from None
-        if not hasattr(error, "format_message"):
-            raise
-        usage: Any = error  # an error of the option parser
-        command = usage.ctx.command_path if getattr(usage, "ctx", None) else "stepalign"
-        _fail(ConfigError(usage.format_message(), hint=f"{command} --help"), debug)
+        if debug or not PROCESS.asked:  # else a library has taken the interruption for a fault of its own
+            if not hasattr(error, "format_message"):
+                raise
+            usage: Any = error  # an error of the option parser
+            command = usage.ctx.command_path if getattr(usage, "ctx", None) else "stepalign"
+            _fail(ConfigError(usage.format_message(), hint=f"{command} --help"), debug)
     if code == 130 or PROCESS.asked:
         print(shown(PROCESS.line), file=sys.stderr)
         code = PROCESS.exit_code

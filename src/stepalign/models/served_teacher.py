@@ -11,6 +11,7 @@ import json
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -134,13 +135,14 @@ class ServedTeacher:
             what = f"the teacher's server refuses the request: HTTP {reply.status_code}: {one_line(reply.text)}"
             hint = f"start it with --max-logprobs {self._k}, or --set objective.top_k= with fewer"
             raise EndpointError(what, where=server.label, hint=hint)
-        try:
-            found = json.loads(reply.text)["choices"][0]["prompt_logprobs"]
-            assert len(found) == len(ids)
-            assert all(str(token) in entries for token, entries in zip(ids[1:], found[1:], strict=True))
-        except (ValueError, LookupError, TypeError, AssertionError):
+        found: list[Mapping[str, Any]] = []
+        with suppress(ValueError, LookupError, TypeError):
+            entries = json.loads(reply.text)["choices"][0]["prompt_logprobs"]
+            if all(str(token) in entry for token, entry in zip(ids[1:], entries[1:], strict=True)):
+                found = entries
+        if len(found) != len(ids):
             what = f"the teacher's server gives no log-probabilities of the prompt: {one_line(reply.text)}"
-            raise EndpointError(what, where=server.label, hint="it has to be vLLM") from None
+            raise EndpointError(what, where=server.label, hint="it has to be vLLM")
         return found
 
     def _top(self, found: Sequence[Mapping[str, Any]], completion: Sequence[int]) -> ServedTop:

@@ -52,8 +52,8 @@ def _share_breaks(rows: Rows, section: GuardsSection, shares: Sequence[float], s
 
     The last few steps against those before them, as two proportions: the signed root of the likelihood ratio
     2 (n KL(p || r) + m KL(q || r)) with the pooled rate r. Both of the last two steps must be low: one bad step often
-    mends itself. With ``heats`` the student's entropy bears witness too: both signs, of ``SIGN_Z`` standard errors each
-    at least, are (a + b) / sqrt(2) together.
+    mends itself. With ``heats`` a growth of the student's entropy counts too: both signs, of ``SIGN_Z`` standard errors
+    each at least, are (a + b) / sqrt(2) together.
 
     Sources: G-test, A. Agresti, Categorical Data Analysis, 3rd ed., section 3.2; the sum is Stouffer's.
     """
