@@ -35,7 +35,7 @@ TRIALS: dict[str, tuple[Trial, int, int]] = {
     "damage": (damages, 300, 12),
     "disk": (full_disks, 40, 4),
     "secrets": (secrets, 43, 4),
-    "signals": (lambda lab, number, first: signals(number, first=first), 51, 3),
+    "signals": (lambda lab, number, first: signals(number, first=first), 60, 3),
     "soak": (soak, 3600, 90),
 }
 """Name -> (trials, their number in the long form and in the short one)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ SERVED = ("--set", "critic.kind=endpoint", "--set", 'critic.base_urls=["{critic}
 ATTEMPTS = [
     {"question": f"{n} + 1", "completion": f"<step_1> {n} + 1 = 9\n<answer> 9", "answer": str(n + 1)} for n in range(9)
 ]
+VLLM = "import time\nopen({place!r}, 'w').write('x')\ntime.sleep(600)\n"
+"""In the place of a server that loads its model."""
 SLOW_GRADER = "import time\ndef grade(text, expected):\n    time.sleep(60)\n"
 
 
@@ -88,6 +91,13 @@ PHASES: dict[str, Phase] = {
     "signal": Phase(
         ("signal", "attempts.jsonl", "--model", "embedded:arithmetic", "--out", "out"), lambda *_: True
     ),
+    "preflight, asking the critic": Phase(("preflight", *ARITHMETIC, *SERVED, "--out", "out"), _asked),
+    "serve": Phase(("serve", "embedded:arithmetic", "--python", "./python"), _holds("serving")),
+    "launch, waiting for the server": Phase(
+        ("launch", *ARITHMETIC, "--servers", "1", "--port", "{port}", "--python", "./python", "--out", "out"),
+        _holds("serving")
+    ),
+    "launch, the run at work": Phase(("launch", *ARITHMETIC, "--out", "out"), _holds("out/metrics.jsonl")),
 }  # fmt: skip
 
 
@@ -97,7 +107,8 @@ def stopped(phase: Phase, number: int, *, again: int = 0) -> dict[str, Any]:
         folder, server = Path(name), FaultServer(lambda text, asked: "hang", hangs=120.0)
         (folder / "attempts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ATTEMPTS))
         (folder / "slow.py").write_text(SLOW_GRADER.replace("time.sleep", "open('begun', 'w').write('x'); time.sleep"))
-        words = [word.replace("{critic}", server.url) for word in phase.words]
+        _write_stand_in(folder)
+        words = [word.replace("{critic}", server.url).replace("{port}", _free_port()) for word in phase.words]
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
             process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "stepalign", *words], stdout=out, stderr=err, cwd=folder, process_group=0
@@ -127,6 +138,24 @@ def stopped(phase: Phase, number: int, *, again: int = 0) -> dict[str, Any]:
             "said": last,
             "traceback": "Traceback" in said,
         }
+
+
+def _write_stand_in(folder: Path) -> None:
+    """An interpreter whose vllm never gets to answer."""
+    package = folder / "fake" / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    for one in (package.parents[1], package.parent, package):
+        (one / "__init__.py").touch()
+    (package / "api_server.py").write_text(VLLM.format(place=str(folder / "serving")))
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder / "fake"}:$PYTHONPATH exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+
+def _free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
 
 
 def _listens(pid: int) -> bool:
