@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fault_trials.canaries import secrets
+from fault_trials.canaries import hostile, secrets
 from fault_trials.damage import damages, named
 from fault_trials.disk import full_disks
 from fault_trials.kills import kills
@@ -34,7 +34,8 @@ TRIALS: dict[str, tuple[Trial, int, int]] = {
     "damage-named": (named, 300, 100),
     "damage": (damages, 300, 12),
     "disk": (full_disks, 40, 4),
-    "secrets": (secrets, 43, 4),
+    "secrets": (secrets, 111, 10),
+    "hostile": (hostile, 72, 10),
     "signals": (lambda lab, number, first: signals(number, first=first), 60, 3),
     "soak": (soak, 3600, 90),
 }
@@ -108,8 +109,9 @@ def _of_soak(row: Mapping[str, Any]) -> str:
     handles, threads = ([point[column] for point in steady] for column in (3, 4))
     return (
         f"{row['seconds']} s, {steady[-1][1]:.0f} steps, exit code {row['code']}, {account}; the disk filled up "
-        f"{len(full)} times, {sum(full)} of them with one message; then memory {steady[0][2]:.0f} -> "
-        f"{steady[-1][2]:.0f} MB, slope {slope(steady):+.1f} MB per 1,000 steps; "
+        f"{len(full)} times, {sum(full)} of them with one message, and the run ended by itself "
+        f"{len(row['by_itself'])} times; then memory {steady[0][2]:.0f} -> {steady[-1][2]:.0f} MB, "
+        f"slope {slope(steady):+.1f} MB per 1,000 steps; "
         f"handles {min(handles):.0f} to {max(handles):.0f}, threads {min(threads):.0f} to {max(threads):.0f}"
     )
 

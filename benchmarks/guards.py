@@ -41,28 +41,9 @@ COLLAPSES: dict[str, Keys] = {
     "grpo-equal-1e-3-1": EQUAL | {RATE: 1e-3, "training.seed": 1},
     "temperature-1e-8": {"sampling.temperature": 1e-8} | SHORT,
     "refsol-live": LIVE | {"condition": "refsol"},
-    "grpo-1e-3-0": GRPO | {RATE: 1e-3},
-    "initial-2": {"objective.teacher.weights": "initial", "training.seed": 2},
-    "forward-live": LIVE | {"objective.divergence": "forward_kl"},
     "not-a-number": {RATE: 1e30, "objective.teacher.weights": "initial"} | SHORT,
-    "grpo-3e-3": GRPO | {RATE: 3e-3, "training.max_steps": 30},
-    "grpo-equal-1e-3-2": EQUAL | {RATE: 1e-3, "training.seed": 2},
-    "live-3e-3-0": LIVE | {RATE: 3e-3} | MEDIUM,
-    "grpo-equal-3e-3-0": EQUAL | {RATE: 3e-3} | MEDIUM,
-    "rate-1e-2-0": {RATE: 1e-2} | MEDIUM,
-    "grpo-equal-1e-3-3": EQUAL | {RATE: 1e-3, "training.seed": 3},
-    "tools-1e-2": {"recipe": "tools", RATE: 1e-2} | MEDIUM,
-    "live-2": LIVE | {"training.seed": 2},
-    "grpo-equal-2e-3-1": EQUAL | {RATE: 2e-3, "training.seed": 1} | MEDIUM,
-    "text-3e-3": {"recipe": "text", RATE: 3e-3} | MEDIUM,
-    "lora-1e-1": LORA | {RATE: 1e-1} | MEDIUM,
-    "grpo-equal-1e-3-4": EQUAL | {RATE: 1e-3, "training.seed": 4},
-    "live-3e-3-1": LIVE | {RATE: 3e-3, "training.seed": 1} | MEDIUM,
-    "refsol-live-1": LIVE | {"condition": "refsol", "training.seed": 1},
-    "grpo-equal-2e-3-2": EQUAL | {RATE: 2e-3, "training.seed": 2} | MEDIUM,
-    "live-jensen-shannon-1": LIVE | {"objective.divergence": "jensen_shannon", "training.seed": 1},
 }
-"""Runs that were expected to break; the replay says at which step each did."""
+"""Runs that were expected to break, and that the rule was chosen on; the replay says at which step each did."""
 
 HEALTHY: dict[str, Keys] = {
     f"{name}-{seed}": keys | {"training.seed": seed}
@@ -79,11 +60,28 @@ HEALTHY: dict[str, Keys] = {
     }.items()
 }  # fmt: skip
 """Settings whose published runs ended well."""
-FEW: Keys = {"training.problems_per_step": 16, "training.max_steps": 12}
-GROUPS: Keys = {"sampling.num_generations": 4, "training.problems_per_step": 4, "training.max_steps": 12}
-HEALTHY |= {
-    f"short-{name}-{seed}": keys | {"training.seed": 10 + seed}
-    for seed in range(4)
+FEW: Keys = {"training.problems_per_step": 16, "training.max_steps": 16}
+GROUPS: Keys = {"sampling.num_generations": 4, "training.problems_per_step": 4, "training.max_steps": 16}
+FAST: Keys = LIVE | {RATE: 3e-3} | MEDIUM
+HELD_OUT_COLLAPSES: dict[str, Keys] = {
+    "live-3e-3-20": FAST | {"training.seed": 20},
+    "rate-1e6-20": {RATE: 1e6, "training.seed": 20} | SHORT,
+    "grpo-1e-3-20": EQUAL | {RATE: 1e-3, "training.seed": 20} | MEDIUM,
+    "live-jensen-shannon-20": FAST | {"objective.divergence": "jensen_shannon", "training.seed": 20},
+    "live-3e-3-21": FAST | {"training.seed": 21},
+    "rate-1e-2-20": {RATE: 1e-2, "training.seed": 20} | MEDIUM,
+    "grpo-1e-3-21": EQUAL | {RATE: 1e-3, "training.seed": 21} | MEDIUM,
+    "refsol-live-20": FAST | {"condition": "refsol", "training.seed": 20},
+    "live-3e-3-22": FAST | {"training.seed": 22},
+    "lora-1e-1-20": LORA | {RATE: 1e-1, "training.seed": 20} | MEDIUM,
+    "grpo-3e-3-20": EQUAL | {RATE: 3e-3, "training.seed": 20} | MEDIUM,
+    "live-forward-20": FAST | {"objective.divergence": "forward_kl", "training.seed": 20},
+    "text-3e-3-20": GROUPS | {"recipe": "text", RATE: 3e-3, "training.seed": 20} | MEDIUM,
+}
+"""Recorded when the rule had been chosen."""
+HELD_OUT = HELD_OUT_COLLAPSES | {
+    f"{name}-{seed}": keys | {"training.seed": seed}
+    for seed in (20, 21)
     for name, keys in {
         "answer": FEW | {"condition": "answer"},
         "full-repeat": FEW | {"condition": "full_repeat"},
@@ -94,22 +92,28 @@ HEALTHY |= {
         "grpo-3e-4": GROUPS | {"condition": "grpo", RATE: 3e-4},
         "tools": GROUPS | {"recipe": "tools", "training.problems_per_step": 2},
         "jensen-shannon": FEW | {"objective.divergence": "jensen_shannon"},
+        "reference": FEW | {"condition": "refsol"},
     }.items()
 }
+ROLLED_BACK: dict[str, Keys] = {
+    f"{name}-rolled-back": HELD_OUT_COLLAPSES[name] | {"guards.policy": "roll_back"}
+    for name in ("live-3e-3-20", "live-3e-3-21", "live-3e-3-22")
+}
+RUNS = {"chosen": COLLAPSES | HEALTHY, "held-out": HELD_OUT, "rolled-back": ROLLED_BACK}
 DATA = Path(__file__).parents[1] / "tests" / "data" / "guards"
 NO_EVALUATION: Keys = {
     "data.validation": None, "data.test": None, "evaluation.at_start": False, "training.save_steps": 0,
 }  # fmt: skip
 
 
-def record(out: Path, only: Sequence[str]) -> None:
+def record(out: Path, kind: str, only: Sequence[str]) -> None:
     from stepalign.config import changed, load_config
     from stepalign.events import silent
     from stepalign.stopping import StopRequest
     from stepalign.verbs.train import train_config
 
     out.mkdir(parents=True, exist_ok=True)
-    for name, keys in (COLLAPSES | HEALTHY).items():
+    for name, keys in RUNS[kind].items():
         file, folder = out / f"{name}.jsonl", out / f"{name}.run"
         if file.exists() or folder.exists() or not any(part in name for part in only):
             continue
@@ -267,11 +271,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("do", choices=["record", "replay", "export"])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--runs", choices=RUNS, default="chosen", help="record: those that the rule was chosen on, or not."
+    )
     parser.add_argument("--only", nargs="*", default=[""], help="record: runs whose name holds one of these.")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="replay: folders with further runs.")
     given = parser.parse_args()
     if given.do == "record":
-        record(given.out, given.only)
+        record(given.out, given.runs, given.only)
     elif given.do == "replay":
         replay([given.out, *given.more])
     else:

@@ -208,7 +208,7 @@ def _read(lab: Lab, folders: Mapping[str, Path], kind: str, reader: str) -> tupl
     new, folder = lab.folder / "new", folders[kind]
     shutil.rmtree(new, ignore_errors=True)
     words = _words(READERS[kind][reader], folder.parent, folder=folder, new=new)
-    ended = _opened(lab, words) if reader == "lab" else lab.run(words)
+    ended = opened(lab, words) if reader == "lab" else lab.run(words)
     said = [re.sub(r"http\S+", "", line) for line in ended.out.splitlines() if not re.search(r"\ds?\b s\b", line)]
     for place in [folder, new]:
         for name in ("results.json", "findings.json", "e.json", "signal.json", "rows.jsonl", "rollouts.jsonl"):
@@ -218,7 +218,7 @@ def _read(lab: Lab, folders: Mapping[str, Path], kind: str, reader: str) -> tupl
     return ended, "\n".join(said)
 
 
-def _opened(lab: Lab, words: Sequence[str]) -> Ended:
+def opened(lab: Lab, words: Sequence[str]) -> Ended:
     """The lab serves until it is asked to end: code 130 is a good end."""
     child = lab.start(words)
     while not child.has_ended and "http" not in child.files[0].read_text() + child.files[1].read_text():

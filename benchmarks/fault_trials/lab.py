@@ -156,20 +156,20 @@ class Lab:
             words = [word.replace(f"{{{name}}}", address) for word in words]
         return list(words)
 
-    def start(self, words: Sequence[str], *, ranks: int = 1) -> Child:
+    def start(self, words: Sequence[str], *, ranks: int = 1, environment: Mapping[str, str] | None = None) -> Child:
         """Begin ``stepalign WORDS`` in a process group of its own: a process a rank, as torchrun starts them."""
         words = self.filled(words)
         port = _free_port() if ranks > 1 else 0
         pids = []
         for rank in range(ranks):
             meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "WORLD_SIZE": f"{ranks}"}
-            meeting |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+            meeting = meeting | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} if port else {}
             sys.stdout.flush()
             sys.stderr.flush()
             if (pid := os.fork()) == 0:
                 files = [os.open(self.folder / f"{name}{rank or ''}", _NEW) for name in ("stdout", "stderr")]
                 os.setpgid(0, pids[0] if pids else 0)
-                become(words, [os.open(os.devnull, os.O_RDONLY), *files], meeting if port else {})
+                become(words, [os.open(os.devnull, os.O_RDONLY), *files], {**(environment or {}), **meeting})
             pids.append(pid)
             with suppress(OSError):
                 os.setpgid(pid, pids[0])

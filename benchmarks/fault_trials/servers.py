@@ -2,7 +2,7 @@
 
 The critic reads problem and attempt out of the prompt and writes what the embedded task's own critic writes. Prints
 their addresses as a line of JSON. The line "asked" gives how often each prompt was asked of the critic, and begins to
-count anew; "faults SHARE" has the servers fail from then on.
+count anew; "faults SHARE" has the servers fail from then on; 'critic ["BEHAVIOUR", ...]' names how the critic behaves.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ def main() -> None:
             sampler.script = lambda asked, body, share=share: (
                 rng.choice(("status 500", "cut 3")) if rng.random() < share else "ok"
             )
+            print("{}", flush=True)
+        elif word == "critic":
+            named = json.loads(argument)
+            critic.script = lambda text, asked, named=named: rng.choice(named)
             print("{}", flush=True)
         for held in (critic.bodies, critic.headers, critic.times, critic.checks):
             held.clear()  # type: ignore[attr-defined]

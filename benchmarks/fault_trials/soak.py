@@ -51,12 +51,22 @@ def soak(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
     words = ["train", "arithmetic", "--out", str(out), *setting_words(SETTINGS), "--resume"]
     lab.ask_servers("faults 0.1")
     begun = time.monotonic()
-    row: dict[str, Any] = {"kind": "critic, sampler and disk", "seconds": number, "full": [], "points": []}
+    row: dict[str, Any] = {
+        "kind": "critic, sampler and disk",
+        "seconds": number,
+        "full": [],
+        "by_itself": [],
+        "points": [],
+    }
     try:
         child = lab.start(words)
         for at in [number / 6 * (place + 1) / FILLS for place in range(FILLS)] if not mounted.returncode else []:
             row["points"] += _points(child, out, begun, begun + at)
-            row["full"].append(_filled(child, disk))
+            if child.has_ended:  # a dead run's last update may reach the server late: the next run ends with that
+                ended = child.wait()
+                row["by_itself"].append([ended.code, ended.err[-500:]])
+            else:
+                row["full"].append(_filled(child, disk))
             child = lab.start(words)
         row["points"] += _points(child, out, begun, begun + number)
         child.kill(signal.SIGINT)
@@ -78,7 +88,7 @@ def _filled(child: Child, disk: Path) -> list[Any]:
             os.posix_fallocate(file.fileno(), ballast.stat().st_size, max(free, 1))
         time.sleep(0.05)
     ended = child.wait()
-    ballast.unlink()
+    ballast.unlink(missing_ok=True)
     return [ended.code, str(disk) in ended.err and "No space left" in ended.err, ended.has_traceback]
 
 

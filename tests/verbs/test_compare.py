@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from patience import PATIENCE, wait_until
 
 from stepalign.config import Config, arm_config, changed, difference, load_config
 from stepalign.verbs.compare import arm_differences, compare_config, in_order, plan
+from stepalign.verbs.verify import others, verify
 
 IN_RECIPE = ("grpo", "refsol", "stepalign", "grpo-equal-rollouts", "refsol-forward-kl", "stepalign-forward-kl")
 ARMS = ("grpo", "refsol", "grpo-equal-rollouts", "stepalign-forward-kl")
@@ -235,6 +237,42 @@ def test_a_finished_comparison_is_refused_and_with_resume_does_nothing(compared:
     again = run(*words(compared, "--resume"))
     assert again.returncode == 0, again.stderr
     assert {f: f.stat().st_mtime_ns for f in before} == before
+
+
+def test_verify_makes_the_numbers_of_a_comparison_again(
+    compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run of it is verified as a run by itself: tests/faults/test_verify.py."""
+    runs: list[str] = []
+    monkeypatch.setattr(others, "verify_run", lambda run, found, num, listener: runs.append(run.name))
+    out = shutil.copytree(compared, tmp_path / "out")
+    found = verify(out)
+    assert found.different == []
+    assert runs == ["seed-0", "seed-1"] * len(ARMS) + ["base"] * runs.count("base")
+    assert found.checked["results"] > 100
+    for name, keys in {
+        "results.json": ("metrics", "paired", "curves", "training"),
+        "signal.json": ("rollouts",),
+    }.items():
+        tree = json.loads((compared / name).read_text(encoding="utf-8"))
+        for key in keys:
+            assert alter(tree[key]), key
+        (out / name).write_text(json.dumps(tree), encoding="utf-8")
+    named = [line for line in verify(out).different if "changed" not in line]
+    assert len(named) >= 5, named
+    for key in ("metrics[", "paired", "curves", "training", "signal.json"):
+        assert any(key in line for line in named), (key, named)
+
+
+def alter(tree: Any) -> bool:
+    """Add a thousandth to the first number that is no whole one."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, float):
+            tree[key] = value + 1e-3
+            return True
+        if isinstance(value, dict | list) and alter(value):
+            return True
+    return False
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:

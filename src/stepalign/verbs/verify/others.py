@@ -69,6 +69,7 @@ def verify_evaluation(file: Path, found: Verified) -> None:
         regrade(problems, grader, samples.name, found)
     section = config.evaluation
     made = metric_rows(metrics_of(problems, config.ks), level=section.confidence, resamples=section.bootstrap_samples)
+    found.compare("evaluated numbers", f"{file.name}, number of metrics", len(stored["metrics"]), len(made))
     for one, other in zip(stored["metrics"], finite(made), strict=False):
         found.compare("evaluated numbers", f"{file.name}, {one.get('metric')}", one, other)
 
