@@ -1,5 +1,6 @@
 """Learning curves of tiny solvers in environments of several turns, and on free text; docs/results/turns.md.
 
+    python dev/make_programmer.py --out build/programmer   # the solver of the curves that write Python
     python benchmarks/turns.py --out runs/turns            # all curves, three seeds
     python benchmarks/turns.py --out runs/turns --only hindsight --seeds 0
     python benchmarks/turns.py --out runs/turns --table    # of what is there
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 import stepalign as sa
 from stepalign.evaluation.comparison import Evaluations
 from stepalign.evaluation.statistics import paired_difference
+
+PROGRAMMER = "build/programmer"
 
 _SHORT = {
     "training.max_steps": 12,
@@ -48,10 +51,31 @@ _USER = {
     },
     "sampling.max_completion_length": 192,
 }
+_PYTHON = {"model.path": f"{PROGRAMMER}/solver", "sampling.temperature": 1.0}
+_CALLS = {
+    **_PYTHON,
+    **{f"data.{name}": f"{PROGRAMMER}/tool-{name}.jsonl" for name in ("train", "validation")},
+    "environment": {"kind": "python_tool", "max_turns": 3, "max_turn_length": 64},
+    "sampling.max_completion_length": 144,
+}
+_PROGRAMS = {
+    **_PYTHON,
+    **{f"data.{name}": f"{PROGRAMMER}/code-{name}.jsonl" for name in ("train", "validation")},
+    "data.columns": "python",
+    "environment": {"kind": "single"},
+    "sampling.max_completion_length": 64,
+}
+_ALIGNED = {"condition": "dev/programs.py:aligned"}
 CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "tool, GRPO on whole episodes": ("tools", {**_TOOLS, **_EQUAL}),
     "tool, critique of each turn": ("tools", {"condition": "turn_critique", **_TOOLS, **_ONE}),
     "tool, RefSol": ("tools", {"condition": "refsol", **_TOOLS, **_ONE}),
+    "python tool, GRPO": ("tools", {**_EQUAL, **_CALLS}),
+    "python tool, RefSol": ("tools", {"condition": "refsol", **_ONE, **_CALLS}),
+    "python tool, StepAlignFB": ("tools", {**_ALIGNED, **_ONE, **_CALLS}),
+    "python, GRPO": ("tools", {**_EQUAL, **_PROGRAMS}),
+    "python, RefSol": ("tools", {"condition": "refsol", **_ONE, **_PROGRAMS}),
+    "python, StepAlignFB": ("tools", {**_ALIGNED, **_ONE, **_PROGRAMS}),
     "user, hindsight": ("tools", {"condition": "hindsight", **_USER, **_ONE}),
     "text, GRPO on the score": ("text", _EQUAL),
     "text, RefSol": ("text", {"condition": "refsol", **_ONE}),
@@ -66,6 +90,8 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
 DOMAINS = {
     "arithmetic": ("arithmetic, StepAlignFB", "arithmetic, RefSol", "arithmetic, GRPO"),
     "tool": ("tool, critique of each turn", "tool, RefSol", "tool, GRPO on whole episodes"),
+    "python tool": ("python tool, StepAlignFB", "python tool, RefSol", "python tool, GRPO"),
+    "python": ("python, StepAlignFB", "python, RefSol", "python, GRPO"),
     "text": ("text, StepAlignFB", "text, RefSol", "text, GRPO on the score"),
 }
 """Domain -> its step-aligned arm, RefSol, GRPO."""

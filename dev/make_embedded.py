@@ -78,25 +78,28 @@ def warm_start(recipe: WarmStart, on_step: Callable[[Report], None] = lambda _: 
     done = 0
     solver.model.train()
     for phase in recipe.phases:
-        optimizers = _optimizers(solver, phase.learning_rate, recipe.weight_decay)
+        optimizers = optimizers_of(solver, phase.learning_rate, recipe.weight_decay)
         for step in range(phase.num_steps):
             for optimizer in optimizers:
-                optimizer.param_groups[0]["lr"] = phase.learning_rate * _schedule(step, phase.num_steps)
-            losses = _train_step(solver, _draw_batch(rng, knowledge, phase, step, recipe.batch_size), optimizers)
+                optimizer.param_groups[0]["lr"] = phase.learning_rate * schedule(step, phase.num_steps)
+            batch = _draw_batch(rng, knowledge, phase, step, recipe.batch_size)
+            losses = train_step(
+                solver, {kind: _encode(solver, examples) for kind, examples in batch.items()}, optimizers
+            )
             done += 1
             on_step(Report(done, total, losses))
     solver.model.eval()
     return solver
 
 
-def _optimizers(solver: Solver, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+def optimizers_of(solver: Solver, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     matrices = [p for n, p in solver.model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in solver.model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98))]
 
 
-def _schedule(step: int, num_steps: int, warmup: int = 100, floor: float = 0.05) -> float:
+def schedule(step: int, num_steps: int, warmup: int = 100, floor: float = 0.05) -> float:
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, num_steps - warmup)
@@ -125,10 +128,12 @@ def _with_lengths(mixture: Mixture, lengths: tuple[int, int]) -> Mixture:
     return replace(mixture, num_steps=lengths)
 
 
-def _train_step(
-    solver: Solver, batch: dict[str, list[Example]], optimizers: Sequence[torch.optim.Optimizer]
+def train_step(
+    solver: Solver,
+    encoded: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    optimizers: Sequence[torch.optim.Optimizer],
 ) -> dict[str, float]:
-    encoded = {kind: _encode(solver, examples) for kind, examples in batch.items()}
+    """One step on ids and labels by kind of example; the mean nats per labelled token of each."""
     num_tokens = sum(int((labels_BS >= 0).sum()) for _, labels_BS in encoded.values())
     means: dict[str, float] = {}
     for kind, (ids_BS, labels_BS) in encoded.items():
