@@ -4,8 +4,9 @@
 
 Pages of random numbers - no real signal compresses worse - are opened in a fresh context of a real Chromium, offline.
 "First paint" is the browser's own entry; "tokens" is when the first rollout is drawn in colour, the number a
-reader waits for. The floor, measured in turn with it, is the same browser opening a page with the same number of plain
-spans and no viewer. Results: docs/results/viewer.md.
+reader waits for; "main thread" is CPU time until all its tokens are drawn, which other work on the machine hardly
+lengthens. The floor, measured in turn with it, is the same browser opening a page with the same number of plain spans
+and no viewer. Results: docs/results/viewer.md.
 """
 
 from __future__ import annotations
@@ -90,9 +91,12 @@ def write_floor(path: Path, tokens: int) -> None:
 
 
 def open_once(browser: Any, path: Path) -> dict[str, float]:
-    """Seconds from navigation to first paint, to the first rollout's tokens, and to a step to the next rollout."""
+    """Seconds from navigation to first paint, to the first rollout's tokens, and to a step to the next rollout; and
+    the CPU seconds of the page's main thread until all tokens of the rollout are drawn."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
     page = context.new_page()
+    counters = context.new_cdp_session(page)
+    counters.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.add_init_script("""
         new MutationObserver((_, watcher) => {
           const viewer = document.querySelector('.viewer.ready');
@@ -103,9 +107,11 @@ def open_once(browser: Any, path: Path) -> dict[str, float]:
     """)
     page.goto(path.as_uri())
     page.locator(".viewer.ready").wait_for(timeout=60_000)
-    page.wait_for_timeout(300)
+    page.wait_for_function("window.tokensAt && performance.getEntriesByType('paint').length", timeout=60_000)
+    page.locator("[aria-busy]").wait_for(state="detached", timeout=60_000)
+    metrics = {row["name"]: row["value"] for row in counters.send("Performance.getMetrics")["metrics"]}
     found = page.evaluate("[performance.getEntriesByType('paint')[0].startTime, window.tokensAt]")
-    times = {"first paint": found[0] / 1e3, "tokens": found[1] / 1e3}
+    times = {"first paint": found[0] / 1e3, "tokens": found[1] / 1e3, "main thread": metrics["TaskDuration"]}
     button = page.locator('[aria-label="Next rollout"]')
     if button.count():
         times["next rollout"] = page.evaluate("""async () => {

@@ -15,7 +15,7 @@ from stepalign.report.payload import index_of, page_elements, viewer_data
 
 def stored(signal: dict[str, Any]) -> dict[str, Any]:
     """The data as a page holds them: index and rollouts, unpacked."""
-    index, rollouts = page_elements(signal)
+    index, rollouts, _ = page_elements(signal)
     opened = [json.loads(text) for text in rollouts]
     opened = [json.loads(zlib.decompress(base64.b64decode(r))) if isinstance(r, str) else r for r in opened]
     return json.loads(index) | {"opened": opened}

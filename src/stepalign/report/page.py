@@ -116,11 +116,13 @@ def _report_values(results: Results) -> dict[str, Any]:
 def signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
     if signal is None:
         return {"signal": None, "levels": Markup(), "localisation": ([], [])}
-    index, rollouts = page_elements(signal)
+    index, rollouts, first = page_elements(signal)
+    numbered = list(enumerate(map(Markup, rollouts)))
     return {
         "signal": signal,
         "signal_index": Markup(index),
-        "signal_rollouts": [Markup(text) for text in rollouts],
+        "signal_first": numbered[first : first + 1],
+        "signal_rest": numbered[:first] + numbered[first + 1 :],
         "num_drawn": len(rollouts),
         "num_rollouts": max(
             [

@@ -47,8 +47,9 @@ NUM_BARS = 48
 """Stretches of a rollout whose strongest A the list of rollouts shows."""
 
 
-def page_elements(signal: Json) -> tuple[str, list[str]]:
-    """The contents of a page's data elements: the index, and one per rollout, compressed where they are long together.
+def page_elements(signal: Json) -> tuple[str, list[str], int]:
+    """The contents of a page's data elements: the index, and one per rollout, compressed where they are long together;
+    and which rollout is shown first.
 
     Long pages keep as many alternatives per token as fit; ``alternatives`` in the index says how many. A_t and the
     log-probabilities keep their six decimals whatever the length.
@@ -59,7 +60,8 @@ def page_elements(signal: Json) -> tuple[str, list[str]]:
     texts = [_dump(rollout) for rollout in data["rollouts"]]
     if sum(map(len, texts)) > PLAIN_LIMIT:
         texts = [json.dumps(_packed(text)) for text in texts]
-    return safe_json(index_of(data)), texts
+    index = index_of(data)
+    return safe_json(index), texts, index["first"]
 
 
 def page_data(signal: Json) -> dict[str, Any]:
@@ -113,8 +115,11 @@ def what_ifs(counterfactual: Json) -> dict[str, str]:
 
 
 def index_of(data: Json) -> dict[str, Any]:
-    """``viewer_data`` with a line per rollout in the place of the rollouts."""
-    return {**data, "rollouts": [_line(rollout) for rollout in data["rollouts"]]}
+    """``viewer_data`` with a line per rollout in the place of the rollouts, and which is shown first: one with a single
+    wrong step, where designs differ most."""
+    ranks = [(not one["contexts"], one["case"] != "one_wrong_step") for one in data["rollouts"]]
+    first = min(range(len(ranks)), key=ranks.__getitem__, default=0)
+    return {**data, "rollouts": [_line(rollout) for rollout in data["rollouts"]], "first": first}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

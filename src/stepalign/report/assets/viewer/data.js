@@ -1,4 +1,5 @@
-// The data of the page and the shown part of it. The index is read at once, a rollout when it is opened.
+// The data of the page and the shown part of it. The index is read at once, a rollout when it is opened: the one shown
+// first comes before this script, the others behind it, so that the tokens wait for none of them.
 
 const CASES = {
   correct: "Fully correct", one_wrong_step: "One wrong step", incomplete: "Incomplete", wrong_approach: "Wrong approach",
@@ -22,14 +23,19 @@ async function unpack(text) {
 
 function readPage() {
   data = JSON.parse(document.getElementById("signal-data").textContent);
-  stored = [...document.querySelectorAll(".rollout-data")].map((element) => ({ element }));
+  stored = data.rollouts.map(() => ({}));
 }
+
+const pageRead = () => new Promise((done) => document.addEventListener("DOMContentLoaded", done, { once: true }));
 
 // Opens a rollout's data; at once where they are open already.
 function fetchRollout(at) {
   const entry = stored[at];
   if (entry.rollout) return entry.rollout;
-  const found = JSON.parse(entry.element.textContent);
+  const element = document.querySelector('[data-rollout="' + at + '"]');
+  // Text behind an element says that all of it has come.
+  if (document.readyState === "loading" && !(element && element.nextSibling)) return pageRead().then(() => fetchRollout(at));
+  const found = JSON.parse(element.textContent);
   if (typeof found !== "string") return (entry.rollout = found);
   entry.coming = entry.coming || unpack(found).then((rollout) => (entry.rollout = rollout));
   return entry.coming;

@@ -74,9 +74,7 @@ async function start() {
   listenToPage();
   const linked = await readHash();
   if (!linked) {
-    // First look: a rollout with one wrong step, where the designs differ most; at its strongest token.
-    const scored = data.rollouts.filter((rollout) => rollout.contexts.length);
-    state.rollout = data.rollouts.indexOf(scored.find((rollout) => rollout.case === "one_wrong_step") || scored[0]);
+    state.rollout = data.first; // at its strongest token
     await fetchRollout(state.rollout);
     state.token = Math.max(strongest(valuesOf(current(), views()[0])), 0);
   }

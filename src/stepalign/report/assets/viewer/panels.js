@@ -51,7 +51,7 @@ function drawWaiting(tokens = Infinity) {
     drawStretch(stretch);
     drawn += stretch.to - stretch.from;
   }
-  if (waiting.length) idle = setTimeout(drawWaiting, 0, 2 * FIRST_TOKENS);
+  if (waiting.length) idle = setTimeout(drawWaiting, 16, 2 * FIRST_TOKENS); // behind the next frame
   else if (part.panels) { part.panels.removeAttribute("aria-busy"); markCursor(); if (state.search) markHits(); }
   if (waiting.length) part.panels.setAttribute("aria-busy", "true");
 }
