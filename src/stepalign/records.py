@@ -113,6 +113,8 @@ class Completion:
     Empty, the default: all are sampled."""
     turns: tuple[Turn, ...] = ()
     """The turns, where there are several."""
+    server: str = field(default="", compare=False)
+    """The rollout server that drew it (its last turn); no file has it."""
 
     def __post_init__(self) -> None:
         if not self.sampled_mask:
@@ -307,6 +309,7 @@ def _rollout_row(rollout: Rollout) -> dict[str, Any]:
     they say nothing."""
     completion = dataclasses.asdict(rollout.completion)
     turns = [{**turn, "trained": turn["role"] == "solver"} for turn in completion.pop("turns")]
+    del completion["server"]
     if all(rollout.completion.sampled_mask):
         del completion["sampled_mask"]
     detail = rollout.attempt.grade.detail

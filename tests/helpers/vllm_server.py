@@ -26,6 +26,43 @@ Script = Callable[[int, dict[str, Any]], str]
 """(requests for completions so far, body) -> name of a behaviour."""
 
 
+def _with(**values: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda event: event["choices"][0].update(values)
+
+
+def _scored(*log_probs: Any) -> Callable[[dict[str, Any]], Any]:
+    return _with(logprobs={"token_logprobs": list(log_probs)})
+
+
+SPOILED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no log-probabilities": _scored(),
+    "too many log-probabilities": _scored(-1.0, -1.0),
+    "NaN": _scored(float("nan")),
+    "probability 0": _scored(-float("inf")),
+    "the value that vLLM gives for it": _scored(-9999.0),
+    "a probability above 1": _scored(0.5),
+    "null": _scored(None),
+    "text as a log-probability": _scored("-1.0"),
+    "log-probabilities that are none": _with(logprobs="none"),
+    "an id that is no integer": _with(token_ids=[1.5]),
+    "text as an id": _with(token_ids=["1"]),
+    "an id below 0": _with(token_ids=[-1]),
+    "an id beyond the vocabulary": _with(token_ids=[10**6]),
+    "no token at all": _with(token_ids=[], logprobs=None, finish_reason="stop"),
+    "more tokens than asked for": _with(token_ids=[1] * 99, logprobs={"token_logprobs": [-1.0] * 99}),
+    "the number of no completion": _with(index=99),
+    "a negative number": _with(index=-1),
+    "no number": _with(index=None),
+    "an end without an end token": _with(token_ids=[0], finish_reason="stop"),
+    "an end that is none": _with(finish_reason="abort"),
+    "another model": lambda event: event.update(model="another"),
+    "an error": lambda event: (event.clear(), event.update(error={"message": "EngineCore died"})),
+    "no choices": lambda event: event.clear(),
+    "choices of another kind": lambda event: event.update(choices=["text"]),
+}
+"""What a reply may be that no server should send: each changes the first event."""
+
+
 class VllmServer(KillableServer):
     """Serves a copy of ``model`` as ``solver``."""
 
@@ -172,9 +209,14 @@ class _Handler(BaseHTTPRequestHandler):
                 if not left:
                     return self._hang_up()
                 left -= 1
-                if kind == "misaligned":
-                    choice["logprobs"]["token_logprobs"] = []
-                self._event(json.dumps({"object": "text_completion", "model": body["model"], "choices": [choice]}))
+                event = {"object": "text_completion", "model": body["model"], "choices": [choice]}
+                if kind == "spoiled" and left == 10**9 - 1:
+                    SPOILED[argument](event)
+                for _ in range(1 + (kind == "twice" and choice["finish_reason"] is not None)):
+                    self._event(json.dumps(event))
+                while kind == "silent":
+                    time.sleep(0.02)
+                    self._event(": still here", prefix="")
         if not left:
             return self._hang_up()
         self._event("[DONE]")
@@ -239,8 +281,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     # -- bytes
 
-    def _event(self, text: str) -> None:
-        data = f"data: {text}\n\n".encode()
+    def _event(self, text: str, prefix: str = "data: ") -> None:
+        data = f"{prefix}{text}\n\n".encode()
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
         self.wfile.flush()
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_server import VllmServer
+from vllm_server import SPOILED, VllmServer
 
 from stepalign.errors import ConfigError, EndpointError
 from stepalign.models.load import Solver, load_solver
+from stepalign.models.sampling import vllm
 from stepalign.models.sampling.vllm import VllmSampler
 from stepalign.models.scoring import completion_hidden
 from stepalign.records import Completion
@@ -199,7 +200,6 @@ FAULTS = {
     "an engine that died": "status 500",
     "overloaded": "status 503",
     "too many requests": "status 429",
-    "ids without log-probabilities": "misaligned",
 }
 
 
@@ -216,6 +216,51 @@ def test_nothing_is_lost_or_doubled_when_replies_break_off(serve, solver: Solver
     assert len(delivered) == NUM * len(PROMPTS)
     if fault == "cut in the middle":
         assert any(body["n"] < NUM for body in server.bodies), "what had come is not asked for again"
+
+
+def test_replies_that_no_server_should_give_are_asked_for_again(serve, solver: Solver, monkeypatch) -> None:
+    """Each kind once: nothing of it is delivered, and nothing else is lost."""
+    monkeypatch.setattr(vllm, "LONGEST_REST", 0.03)
+    monkeypatch.setattr(vllm, "FRUITLESS", 99)
+    expected = draw(sampler_of(solver, serve()))
+    kinds = [f"spoiled {name}" for name in SPOILED]
+    server = serve(script=lambda asked, body: kinds[asked] if asked < len(kinds) else "ok")
+    delivered: list[tuple[int, int]] = []
+    found = draw(sampler_of(solver, server), on_finished=lambda row, index, _: delivered.append((row, index)))
+    assert_same(found, expected)
+    assert sorted(delivered) == [(row, index) for row in range(len(PROMPTS)) for index in range(NUM)]
+    assert len(server.bodies) > len(kinds)
+
+
+def test_a_completion_that_comes_twice_is_delivered_once(serve, solver: Solver, monkeypatch) -> None:
+    server = serve(script=lambda asked, body: "twice" if asked < 6 else "ok")
+    delivered: list[tuple[int, int]] = []
+    found = draw(sampler_of(solver, server), on_finished=lambda row, index, _: delivered.append((row, index)))
+    assert_same(found, draw(sampler_of(solver, serve())))
+    assert sorted(delivered) == [(row, index) for row in range(len(PROMPTS)) for index in range(NUM)]
+
+
+def test_a_server_whose_replies_are_never_of_use_ends_the_sampling_with_the_reason(serve, solver, monkeypatch) -> None:
+    monkeypatch.setattr(vllm, "LONGEST_REST", 0.03)
+    server = serve(script=lambda asked, body: "spoiled NaN")
+    with pytest.raises(EndpointError, match=r"nothing of use; .*log-probabilities that no drawn token has: \[nan\]"):
+        draw(sampler_of(solver, server), prompts=PROMPTS[:1], num_samples=16, max_tokens=40)
+
+
+def test_a_server_that_only_says_that_it_is_there_ends_the_sampling(serve, solver: Solver) -> None:
+    with pytest.raises(EndpointError, match=r"has answered.* no event within"):
+        draw(sampler_of(solver, serve(script=lambda asked, body: "silent"), timeout=0.4))
+
+
+@pytest.mark.parametrize("said", ["[]", "{}", "no JSON", '{"weight_version": '])
+def test_a_server_that_does_not_say_which_weights_it_holds_is_not_used(solver: Solver, httpserver: Any, said) -> None:
+    models = {"data": [{"id": "solver", "max_model_len": "long"}]}
+    httpserver.expect_request("/v1/models").respond_with_json(models)
+    httpserver.expect_request("/weight_info").respond_with_data(said)
+    sampler = VllmSampler([httpserver.url_for("/v1")], solver.model, solver.end_ids, timeout=0.3)
+    wait_for(sampler.publish(trainable(solver), 1))
+    with pytest.raises(EndpointError, match="does not say which weights it holds"):
+        draw(sampler)
 
 
 def test_a_server_killed_in_mid_batch_and_started_again_loses_nothing(serve, solver: Solver) -> None:

@@ -73,6 +73,24 @@ def test_a_server_with_other_weights_ends_the_run_before_it_learns(tmp_path: Pat
     assert not list(read_json_lines(tmp_path / "run" / "metrics.jsonl"))
 
 
+def test_one_of_two_servers_with_other_weights_does_not_hide_behind_the_other(
+    server: VllmServer, tmp_path: Path
+) -> None:
+    other = load_solver("embedded:arithmetic").model
+    for parameter in other.parameters():
+        parameter.data.mul_(1.3)
+    wrong = VllmServer(other)
+    try:
+        addresses = {"sampling.base_urls": [server.url, wrong.url], "model.lora": {"r": 4, "alpha": 8}}
+        with pytest.raises(EndpointError, match="another policy than the one that learns") as raised:
+            train(server, tmp_path / "run", **addresses)
+    finally:
+        wrong.stop()
+    assert str(wrong.server_port) in str(raised.value)
+    assert str(server.server_port) not in str(raised.value)
+    assert not list(read_json_lines(tmp_path / "run" / "metrics.jsonl"))
+
+
 def test_a_server_that_reports_probabilities_before_temperature_is_noticed(server: VllmServer, tmp_path: Path) -> None:
     server.raw_log_probs = True
     said: list[Event] = []

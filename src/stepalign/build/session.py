@@ -120,7 +120,7 @@ def open_session(config: Config, listener: Listener = silent, folder: Path | Non
     from stepalign.models.load import dtype_of
 
     if config.sampling.engine == "vllm":
-        from stepalign.models.sampling.vllm import check_servers
+        from stepalign.models.sampling.server import check_servers
 
         wait_for(check_servers(config.sampling.base_urls))
     solver = trained_solver(config)

@@ -191,6 +191,7 @@ def _joined(completion: Completion, reply: Sequence[int], more: Completion) -> C
         sampled_mask=(*completion.sampled_mask, *(False,) * len(reply), *more.sampled_mask),
         finish_reason=more.finish_reason,
         policy_version=min(completion.policy_version, more.policy_version),
+        server=more.server,
     )
 
 

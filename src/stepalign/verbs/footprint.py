@@ -23,7 +23,7 @@ CHUNK_TOKENS, CHUNK_ROWS = 512, {"cpu": 171, "cuda": 512}
 """Of the fused objective: tokens whose differences exist at once, and those whose float32 logits do."""
 DRAW_BYTES = 28
 """Of an entry of a row's logits while a token is drawn: logits, their logarithms and exponentials, float64 sums."""
-COUNTED_TOKENS = 64
+COUNTED_LENGTHS = 16, 32
 PROMPT_TOKENS, LARGE_VOCABULARY = 8192, 2**14
 """As the sampler and the learner have them; importing either would load torch."""
 
@@ -91,6 +91,7 @@ def memory_parts(
     own = find_design(condition.design).form in ("own", "second_turn")
     frozen = own and config.critic.solver_weights == "initial"
     row, scored, batches = learnt_row(config, student_tokens, teacher_tokens)
+    fixed, each = kept_bytes(solver, model, width)
     chunk = min(CHUNK_TOKENS, scored)
     head = 0 if model.lora else shape.vocabulary * shape.hidden * (4 if scored > CHUNK_TOKENS else width)
     compiled = config.objective.compiled or (config.objective.compiled is None and shape.vocabulary >= LARGE_VOCABULARY)
@@ -102,7 +103,7 @@ def memory_parts(
         # The moving average is float32 whatever the weights are.
         "teacher": trained * ((trained_width if first else 0) + (4 if teacher == "ema" else 0)) / ranks + other,
         "frozen critic": total * width if frozen else 0.0,
-        "activations": row * kept_bytes(solver, model, width) + row * shape.hidden * 2 * width,
+        "activations": fixed + row * (each + shape.hidden * 2 * width),
         "logits": chunk * shape.vocabulary * width + min(CHUNK_ROWS[kind], chunk) * shape.vocabulary * 4 + head,
         **_sampler_parts(config, shape, width, longest or student_tokens, held_out, ranks),
     }
@@ -125,9 +126,9 @@ def learnt_row(config: Config, student: int, teacher: int) -> tuple[int, int, in
     return shared + held * completion, held * completion, -(-group * problems // held)
 
 
-def kept_bytes(solver: Solver, model: ModelSection, width: int) -> float:
-    """Bytes that the backward pass needs of a token: counted in a forward pass through two layers of these widths, and
-    through one."""
+def kept_bytes(solver: Solver, model: ModelSection, width: int) -> tuple[float, float]:
+    """Bytes that the backward pass needs however many tokens there are (adapters in the model's type), and of each
+    token: counted in forward passes of two lengths, through two layers of these widths and through one."""
     import torch
 
     from stepalign.models.load import Solver, with_lora
@@ -135,7 +136,7 @@ def kept_bytes(solver: Solver, model: ModelSection, width: int) -> float:
 
     shape = _Shape(solver.model.config.get_text_config())
 
-    def counted(layers: int) -> int:
+    def counted(layers: int) -> list[int]:
         config = copy.deepcopy(solver.model.config)
         text = config.get_text_config()
         for name, value in list(vars(text).items()):
@@ -151,20 +152,26 @@ def kept_bytes(solver: Solver, model: ModelSection, width: int) -> float:
         if model.lora:
             one = with_lora(one, model.lora, seed=0, path=model.path)
         known = {parameter.untyped_storage().data_ptr() for parameter in one.model.parameters()}
-        kept: dict[int, torch.Tensor] = {}
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
+        def kept_of(sequence: tuple[int, ...]) -> int:
+            kept: dict[int, torch.Tensor] = {}
 
-        sequence = (1,) * (COUNTED_TOKENS // 4)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            hidden = completion_hidden(one, [(sequence, sequence), (sequence[1:], (*sequence, 2))])
-        del hidden
-        return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in known)
+            def keep(tensor: torch.Tensor) -> torch.Tensor:
+                kept[tensor.untyped_storage().data_ptr()] = tensor
+                return tensor
 
-    layer = (counted(2) - counted(1)) / COUNTED_TOKENS
-    return layer + shape.layers * shape.hidden * width if model.gradient_checkpointing else layer * shape.layers
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                hidden = completion_hidden(one, [(sequence, sequence), (sequence[1:], (*sequence, 2))])
+            del hidden
+            return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in known)
+
+        return [kept_of((1,) * length) for length in COUNTED_LENGTHS]
+
+    few, many = (two - one for two, one in zip(counted(2), counted(1), strict=True))
+    shorter, longer = (4 * length - 2 for length in COUNTED_LENGTHS)  # a completion's last token is in no row
+    each = (many - few) / (longer - shorter)
+    fixed, layers = few - each * shorter, 1 if model.gradient_checkpointing else shape.layers
+    return fixed * layers, each * layers + (shape.layers * shape.hidden * width if model.gradient_checkpointing else 0)
 
 
 def _sampler_parts(

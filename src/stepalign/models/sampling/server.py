@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from stepalign.errors import ConfigError, EndpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+CONNECT_SECONDS = 5.0
 
 
 class Fault(Exception):  # noqa: N818 - not an error yet: another server, or the same one later, may answer
@@ -64,8 +67,9 @@ class Policy:
 async def ask(client: httpx2.AsyncClient, method: str, server: Server, path: str, **fields: Any) -> httpx2.Response:
     """One request, whatever its status. Raises Fault without an answer, or with one that says the server is ill."""
     try:
-        reply = await client.request(method, server.url + path, **fields)
-    except httpx2.TransportError as error:
+        async with asyncio.timeout(client.timeout.read):  # of the whole reply: one that trickles has no other end
+            reply = await client.request(method, server.url + path, **fields)
+    except (httpx2.TransportError, httpx2.DecodingError, TimeoutError) as error:
         raise Fault(f"{server.label} does not answer ({type(error).__name__})") from None
     if reply.status_code >= 500 or reply.status_code == 429:
         raise Fault(f"{server.label}{path} answers HTTP {reply.status_code}: {one_line(reply.text)}")
@@ -86,11 +90,26 @@ async def introduce(client: httpx2.AsyncClient, server: Server) -> None:
     reply = await ask(client, "GET", server, "/v1/models")
     try:
         base = next(entry for entry in reply.json()["data"] if not entry.get("parent"))
-        server.context_length = base.get("max_model_len")
+        length = base.get("max_model_len")
+        server.context_length = length if isinstance(length, int) else None
         server.model = str(base["id"])
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration):
         what = f"no vLLM server: /v1/models answers HTTP {reply.status_code}: {one_line(reply.text)}"
         raise EndpointError(what, where=server.label, hint="give the address of the server; it ends in /v1") from None
+
+
+async def check_servers(urls: Sequence[str]) -> None:
+    """See that a server answers before anything is loaded. Raises ConfigError, EndpointError."""
+    faults = []
+    async with httpx2.AsyncClient(timeout=CONNECT_SECONDS) as client:
+        for server in map(server_at, urls):
+            try:
+                await introduce(client, server)
+            except Fault as fault:
+                faults.append(str(fault))
+    if len(faults) == len(urls):
+        hint = "start one: stepalign serve MODEL; or correct sampling.base_urls"
+        raise EndpointError("no rollout server answers", where="; ".join(faults), hint=hint)
 
 
 def one_line(text: str) -> str:
@@ -100,7 +119,12 @@ def one_line(text: str) -> str:
 async def weight_version(client: httpx2.AsyncClient, server: Server) -> str | None:
     """The label of the weights that a server holds; None where it has no such route."""
     reply = await ask(client, "GET", server, "/weight_info")
-    return str(reply.json().get("weight_version")) if reply.status_code == 200 else None
+    if reply.status_code != 200:
+        return None
+    try:
+        return str(reply.json()["weight_version"])
+    except (ValueError, LookupError, TypeError):
+        raise Fault(f"{server.label} does not say which weights it holds: {one_line(reply.text)}") from None
 
 
 async def offers(client: httpx2.AsyncClient, server: Server, path: str) -> bool:

@@ -27,16 +27,21 @@ import httpx2
 
 from stepalign.errors import ConfigError, EndpointError
 from stepalign.models.sampling import OnFinished
-from stepalign.models.sampling.server import Fault, Policy, Server, introduce, one_line, server_at
+from stepalign.models.sampling.server import CONNECT_SECONDS, Fault, Policy, Server, introduce, one_line, server_at
 from stepalign.models.sampling.sync import WAYS, choose, delete
 from stepalign.records import Completion, FinishReason
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONNECT_SECONDS = 5.0
 LONGEST_REST = 15.0
 POLL_SECONDS = 0.02
+FRUITLESS = 8
+"""Replies in a row to a prompt that begin, break off and hold nothing of use, until sampling fails."""
+LONGEST_LINE = 2**24
+LEAST_LOG_PROB, GREATEST_LOG_PROB = -100.0, 1e-3
+"""Of a token that was drawn, nats; rounding included."""
+BROKEN = (httpx2.HTTPError, httpx2.StreamError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 WHOLE = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "min_tokens": 0}
 """The whole distribution, whatever defaults the folder of a model gives its server."""
 
@@ -191,11 +196,12 @@ class VllmSampler:
         async def complete(row: int) -> None:
             # Neighbouring seeds belong to neighbouring samples: prompts stay n apart, or two would share their noise.
             first_seed = (seed + row * num_samples) % 2**62
-            missing = set(range(num_samples))
+            missing, fruitless = set(range(num_samples)), 0
             while missing:
                 start = min(missing)
                 count = next(k for k in range(1, num_samples + 1) if start + k not in missing)
                 asked = {**fields, "prompt": [list(prompts[row])], "n": count, "seed": first_seed + start}
+                owed = len(missing)
                 try:
                     async for index, completion in self._request(client, policy, asked):
                         missing.discard(start + index)
@@ -204,6 +210,11 @@ class VllmSampler:
                             on_finished(row, start + index, completion)
                 except Fault as fault:
                     self._why = str(fault)
+                    fruitless = fruitless + isinstance(fault, _Broken) if len(missing) == owed else 0
+                    if fruitless == FRUITLESS:
+                        what = f"{fruitless} replies in a row to the same prompt held nothing of use; {fault}"
+                        hint = "stepalign serve MODEL --print shows the command of a server that fits"
+                        raise EndpointError(what, where="sampling.base_urls", hint=hint) from None
 
         policy.users += 1
         try:
@@ -233,51 +244,70 @@ class VllmSampler:
                 )
             model = policy.name if self._way.named else server.model
             body = {**fields, "model": model, "logprobs": 0, "return_token_ids": True, "stream": True}
+            began = False
             try:
                 async with client.stream("POST", f"{server.url}/v1/completions", json=body) as reply:
                     if reply.status_code != 200:
-                        await reply.aread()
-                        self._refused(server, reply)
-                    async for index, completion in self._read(reply, fields, policy.version):
+                        self._refused(server, reply.status_code, await anext(reply.aiter_text(), ""))
+                    began = True
+                    async for index, part in self._read(reply, body):
                         server.failures = 0
-                        yield index, completion
-            except (httpx2.HTTPError, httpx2.StreamError, ValueError, LookupError, TypeError) as error:
+                        yield index, part.completion(policy.version, server.label, greedy=fields["temperature"] == 0)
+            except BROKEN as error:
                 server.forget()
                 self._failed(server)
-                raise Fault(f"the reply broke off ({type(error).__name__}: {one_line(str(error))})") from None
+                what = f"the reply of {server.label} broke off ({type(error).__name__}: {one_line(str(error))})"
+                raise (_Broken if began else Fault)(what) from None
         finally:
             with self._changing:
                 server.in_flight -= fields["n"]
 
-    def _refused(self, server: Server, reply: httpx2.Response) -> None:
+    def _refused(self, server: Server, status: int, text: str) -> None:
         """Say what an error status means. Raises Fault or EndpointError."""
-        if reply.status_code >= 500 or reply.status_code in (404, 408, 429):  # 404: restarted, our version is lost
+        if status >= 500 or status in (404, 408, 429):  # 404: restarted, our version is lost
             server.forget()
             self._failed(server)
-            raise Fault(f"{server.label} answers HTTP {reply.status_code}: {one_line(reply.text)}")
-        what = f"the rollout server refuses the request: HTTP {reply.status_code}: {one_line(reply.text)}"
+            raise Fault(f"{server.label} answers HTTP {status}: {one_line(text)}")
+        what = f"the rollout server refuses the request: HTTP {status}: {one_line(text)}"
         raise EndpointError(what, where=server.label, hint="stepalign serve MODEL --print shows how it is started")
 
-    async def _read(
-        self, reply: httpx2.Response, fields: Mapping[str, Any], version: int
-    ) -> AsyncIterator[tuple[int, Completion]]:
-        """The completions of a stream. Raises ValueError, LookupError, TypeError where it is not what was asked for."""
-        parts = [_Part() for _ in range(fields["n"])]
-        async for line in reply.aiter_lines():
-            self._heard = time.monotonic()
-            if not line.startswith("data:"):
-                continue
-            text = line.removeprefix("data:").strip()
-            if text == "[DONE]":
-                break
-            for choice in json.loads(text)["choices"]:
-                part = parts[choice["index"]]
+    async def _read(self, reply: httpx2.Response, asked: Mapping[str, Any]) -> AsyncIterator[tuple[int, _Part]]:
+        """The completions of a stream as each ends. Raises one of ``BROKEN`` where it is not what was asked for."""
+        parts = [_Part(asked["max_tokens"], self._model.config.get_text_config().vocab_size) for _ in range(asked["n"])]
+        async for event in self._events(reply):
+            if event.get("model", asked["model"]) != asked["model"]:
+                raise ValueError(f"it draws from {event['model']}, not from {asked['model']}")
+            for choice in event["choices"]:
+                index = choice["index"]
+                if type(index) is not int or not 0 <= index < len(parts):
+                    raise ValueError(f"no completion has the number {index}")
+                part = parts[index]
                 part.add(choice)
-                if part.reason in ("stop", "length"):
-                    yield choice["index"], part.completion(version, greedy=fields["temperature"] == 0)
-        owed = sum(part.reason not in ("stop", "length") for part in parts)
-        if owed:
+                if part.reason == "stop" and not self._stop and part.ids[-1] not in self._end_ids:
+                    raise ValueError(f"a completion is said to stop at {part.ids[-1]}, which ends none here")
+                if part.whole:
+                    yield index, part
+        if owed := sum(not part.whole for part in parts):
             raise ValueError(f"{owed} of {len(parts)} completions are missing")
+
+    async def _events(self, reply: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
+        """What a stream says before its end mark. Raises ValueError where no event comes within the timeout."""
+        line, heard = "", time.monotonic()
+        async for text in reply.aiter_text():
+            *lines, line = (line + text).split("\n")
+            for event in lines:
+                data = event.removeprefix("data:").strip()
+                if data == event.strip():  # a comment, or nothing
+                    continue
+                if data == "[DONE]":
+                    return
+                found = json.loads(data)
+                if "error" in found:
+                    raise ValueError(found["error"])
+                yield found
+                self._heard = heard = time.monotonic()
+            if time.monotonic() - heard > self._timeout or len(line) > LONGEST_LINE:
+                raise ValueError(f"no event within {self._timeout:.0f} s, or within {LONGEST_LINE} characters")
 
     async def _pick(self, count: int) -> Server:
         """The least loaded server that does not rest, booked for so many completions."""
@@ -308,10 +338,17 @@ class VllmSampler:
             yield client
 
 
+class _Broken(Fault):
+    """A reply that began and is no use."""
+
+
 @dataclass(slots=True)
 class _Part:
     """The state of one completion."""
 
+    most: int
+    """Tokens."""
+    vocabulary: int
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     reason: str | None = None
@@ -323,27 +360,24 @@ class _Part:
         log_probs = ((choice.get("logprobs") or {}).get("token_logprobs")) or []
         if len(ids) != len(log_probs):
             raise ValueError(f"{len(ids)} ids with {len(log_probs)} log-probabilities")
-        self.ids += map(int, ids)
+        if not all(type(i) is int and 0 <= i < self.vocabulary for i in ids):
+            raise ValueError(f"ids that the vocabulary has not: {ids}")
+        if not all(LEAST_LOG_PROB <= p <= GREATEST_LOG_PROB for p in log_probs):  # NaN neither
+            raise ValueError(f"log-probabilities that no drawn token has: {log_probs}")
+        self.ids += ids
         self.log_probs += map(float, log_probs)
         self.reason = choice.get("finish_reason")
+        if len(self.ids) > self.most or (self.whole and not self.ids):
+            raise ValueError(f"a completion of {len(self.ids)} tokens, where 1 to {self.most} were asked for")
 
-    def completion(self, version: int, *, greedy: bool) -> Completion:
+    @property
+    def whole(self) -> bool:
+        return self.reason in ("stop", "length")
+
+    def completion(self, version: int, server: str, *, greedy: bool) -> Completion:
         reason: FinishReason = "stop" if self.reason == "stop" else "length"
-        log_probs = (
-            (0.0,) * len(self.ids) if greedy else tuple(self.log_probs)
-        )  # greedy: the only one that can be drawn
-        return Completion(ids=tuple(self.ids), log_probs=log_probs, finish_reason=reason, policy_version=version)
-
-
-async def check_servers(urls: Sequence[str]) -> None:
-    """See that a server answers before anything is loaded. Raises ConfigError, EndpointError."""
-    faults = []
-    async with httpx2.AsyncClient(timeout=CONNECT_SECONDS) as client:
-        for server in map(server_at, urls):
-            try:
-                await introduce(client, server)
-            except Fault as fault:
-                faults.append(str(fault))
-    if len(faults) == len(urls):
-        hint = "start one: stepalign serve MODEL; or correct sampling.base_urls"
-        raise EndpointError("no rollout server answers", where="; ".join(faults), hint=hint)
+        # Greedy: the only one that can be drawn.
+        log_probs = (0.0,) * len(self.ids) if greedy else tuple(self.log_probs)
+        return Completion(
+            ids=tuple(self.ids), log_probs=log_probs, finish_reason=reason, policy_version=version, server=server
+        )
