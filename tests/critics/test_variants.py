@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fault_server import FaultServer
 
-from stepalign.build import make_critic, open_session
+from stepalign.build import OWN_FORMS, make_critic, open_session
 from stepalign.config import changed, load_config
 from stepalign.critics.variants import Agreeing, EditScripts, Remembering
 from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
@@ -23,8 +24,11 @@ from stepalign.domains.arithmetic.task import make_problem, parse_question
 from stepalign.domains.math.grade import Grade
 from stepalign.errors import ConfigError
 from stepalign.events import Event, silent
+from stepalign.feedback.designs import critique_forms
 from stepalign.records import Attempt, Critique
 from stepalign.stopping import Interrupted, StopRequest
+from stepalign.verbs.checks import Inputs, critic_keys
+from stepalign.verbs.signal.collect import more_critiques
 from stepalign.verbs.train import train_config
 from stepalign.waiting import wait_for
 
@@ -149,6 +153,9 @@ def test_a_script_that_cannot_be_applied_masks(serve: Callable[..., FaultServer]
         ({"critic.second.kind": "programmatic"}, "self_critique", "critic.second.kind"),
         ({"critic.remembers": 2}, "step_aligned", "critic.remembers"),
         ({"critic.second.model": "larger"}, "step_aligned", "critic.second"),
+        ({"critic.writes": "edits"}, "paraphrase", "critic.writes"),
+        ({"critic.solver_weights": "initial"}, "step_aligned", "critic.solver_weights"),
+        ({"critic.solver_weights": "initial"}, "turn_critique", "critic.solver_weights"),
     ],
 )
 def test_keys_that_mean_nothing_to_the_critic_are_refused(settings: dict[str, Any], design: str, where: str) -> None:
@@ -156,6 +163,33 @@ def test_keys_that_mean_nothing_to_the_critic_are_refused(settings: dict[str, An
         make_critic(changed(load_config("arithmetic"), settings), None, [design])
     assert raised.value.where == where
     assert raised.value.hint
+    config = changed(load_config("arithmetic"), {**settings, "condition": design, "training.problems_per_step": 2})
+    with pytest.raises(ConfigError) as raised:  # by the checks of a run, an arm of a comparison among them
+        critic_keys(Inputs(config))
+    assert raised.value.where == where
+
+
+@pytest.mark.parametrize(
+    ("settings", "design", "other"),
+    [
+        ({"critic.writes": "edits"}, "step_aligned", "hint"),
+        ({"critic.second.kind": "programmatic"}, "paraphrase", "free_critique"),
+        ({"critic.solver_weights": "initial"}, "second_turn", "no_repeat"),
+    ],
+)
+def test_a_key_of_one_design_does_not_stop_the_others_that_are_looked_at(
+    settings: dict[str, Any], design: str, other: str
+) -> None:
+    config = changed(load_config("arithmetic"), {**settings, "condition": design})
+    rollout: Any = SimpleNamespace(attempt=attempt())
+    contexts = [other, design]
+    found = more_critiques(config, None, [(rollout, None)], contexts)
+    asked = {form for form in critique_forms(contexts) if form not in OWN_FORMS}
+    assert {(one.form, one.status) for one in found} == {(form, "ok") for form in asked}
+    if design != "second_turn":
+        plain = changed(load_config("arithmetic"), {"condition": other})
+        (alone,) = more_critiques(plain, None, [(rollout, None)], [other])
+        assert alone in found  # as if the key were not there
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import pickle
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from stepalign.domains.python import sandbox
+from stepalign.domains.python import grading, sandbox
 from stepalign.domains.python.grading import extract_code, extract_files, grade_code, same_output
+from stepalign.domains.python.sandbox.values import seconds_waited
 from stepalign.feedback.steps import split_steps
 from stepalign.problems.loading import load_problems, load_selection, save_problems
 from stepalign.problems.programs import prepare_program
@@ -250,10 +253,81 @@ def test_values_of_calls_are_compared_within_lists_and_with_a_list_of_one(tmp_pa
         *(("yes", "Yes", False), ("", "", True), ("", "0", False), ("nan", "nan", True), ("inf", "1e400", False)),
         *(("10000000000000001", "10000000000000000", False), ("1e3", "1000", True), ("a 1.0", "a 1", True)),
         *(("1e9999999", "3", False), ("1_000", "1000", False), ("\u0663", "3", False), (".5", "0.5", True)),
+        *(
+            ("007", "7", False),
+            ("7", "007", False),
+            ("11", "0011", False),
+            ("0011", "0011", True),
+            ("-07", "-7", False),
+        ),
+        *(("0", "-0", True), ("0.50", ".5", True), ("00.5", "0.5", False), ("+7", "7", True), ("000", "0", False)),
+        *(("1e07", "10000000", True), ("x 012", "x 12", False), ("10", "010", False), ("0e0", "0", True)),
     ],
 )
 def test_outputs_are_compared_by_line_word_and_value(found: str, expected: str, same: bool) -> None:
     assert same_output(found, expected) == same
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("expected", "right", "wrong"),
+    [
+        ("NaN", "float('nan')", "0.0"),
+        ("Infinity", "float('inf')", "5"),
+        ("-Infinity", "float('-inf')", "float('inf')"),
+        ("[1.5, NaN, [Infinity]]", "(1.5, float('nan'), [float('inf')])", "[1.5, 1.5, [float('inf')]]"),
+        ('{"a": NaN}', "{'a': float('nan')}", "{'a': None}"),
+        ("2.5", "2.5 + 1e-9", "float('inf')"),
+        ("2.5", "2.5", "float('nan')"),
+        ("2.5", "2.5", "10 ** 400"),
+        ('[null, true, "it\'s"]', '[None, True, "it\'s"]', "[None, True, 'its']"),
+    ],
+)
+def test_expected_values_of_calls_may_be_nan_or_infinite(tmp_path: Path, expected: str, right: str, wrong: str) -> None:
+    calls = f'{{"fn_name": "f", "inputs": [[NaN, 1]], "outputs": [{expected}]}}'
+    (problem,) = load(tmp_path, {**APPS_STDIN, "input_output": calls}).problems
+    for value, verdict in ((right, "correct"), (wrong, "incorrect")):
+        code = f"```python\ndef f(x, y):\n    assert x != x and y == 1\n    return {value}\n```"
+        assert grade_code(code, problem.answer).verdict == verdict, value
+
+
+@pytest.mark.parametrize(
+    ("runs", "verdict", "reason"),
+    [
+        ([{"fault": "timed out", "seconds": 19.0}], "incorrect", "timed out"),  # asleep, or at work
+        ([{"fault": "timed out", "seconds": 1.0, "starved": True}], "undecided", "the machine is too busy"),
+        ([{"output": "1", "seconds": 15.0}, {"output": "1", "seconds": 6.0}], "incorrect", "timed out"),
+        ([{"output": "1", "seconds": 1.0}, {"output": "1", "seconds": 1.0}], "undecided", "the machine is too busy"),
+        ([{"output": "2", "seconds": 1.0}], "incorrect", "wrong output"),
+    ],
+)
+def test_a_program_that_sleeps_is_wrong_and_one_without_a_processor_undecided(
+    monkeypatch: pytest.MonkeyPatch, runs: list[dict], verdict: str, reason: str
+) -> None:
+    clock = itertools.count(0.0, 25.0)  # two cases are beyond the time of all
+
+    def run_cases(*_: object, **__: object) -> Iterator[sandbox.Ran]:
+        yield from (sandbox.Ran(**run) for run in [*runs, {"output": "1"}])
+
+    monkeypatch.setattr(sandbox, "run_cases", run_cases)
+    monkeypatch.setattr(grading.time, "monotonic", lambda: next(clock))
+    found = grading.run_stdin_cases("pass", [["", "1"]] * (len(runs) + 1), {}, sandbox.Limits())
+    assert (found.verdict, found.reason) == (verdict, reason)
+
+
+def test_the_wait_for_a_processor_is_that_of_the_thread_that_waited_longest(tmp_path: Path) -> None:
+    for thread, line in (("7", "5000000000 250000000 9\n"), ("8", "1 1500000000 2\n")):
+        (tmp_path / "7" / "task" / thread).mkdir(parents=True)
+        (tmp_path / "7" / "task" / thread / "schedstat").write_text(line)
+    assert seconds_waited(7, str(tmp_path)) == 1.5
+    assert seconds_waited(9, str(tmp_path)) == 0.0  # a kernel that does not say
+
+
+def test_an_undecided_verdict_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = iter([sandbox.TOO_BUSY, sandbox.Outcome(verdict="correct", reason="all tests pass")])
+    monkeypatch.setattr(grading, "run_stdin_cases", lambda *_: next(outcomes))
+    code, tests = "```python\nprint(input())  # a program of this test alone\n```", json.dumps({"cases": [["5", "5"]]})
+    assert [grade_code(code, tests).verdict for _ in range(3)] == ["undecided", "correct", "correct"]
 
 
 @needs_sandbox

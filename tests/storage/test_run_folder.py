@@ -53,8 +53,9 @@ def test_a_server_may_be_elsewhere_when_a_finished_run_goes_on(tmp_path: Path) -
     with RunFolder(tmp_path / "run", CONFIG, resume=False) as folder:
         folder.append("metrics", [{"step": 1}])
     assert (tmp_path / "run" / "sums.json").exists()
-    for port in (8001, 8002):
-        moved = changed(CONFIG, {"critic.base_urls": [f"http://127.0.0.1:{port}/v1"]})
+    keys = ("critic.base_urls", "sampling.base_urls", "objective.teacher.base_urls", "critic.second.base_urls")
+    for port, key in enumerate((*keys, *keys), 8001):
+        moved = changed(CONFIG, {key: [f"http://127.0.0.1:{port}/v1"]})
         RunFolder.check(tmp_path / "run", moved, resume=True)
         RunFolder(tmp_path / "run", moved, resume=True).close()
         assert load_config(str(tmp_path / "run" / "config.toml")) == moved

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from stepalign.config import recipe_folder
+from stepalign.config import changed, load_config, recipe_folder
 from stepalign.errors import ConfigError
 from stepalign.verbs.lab.request import load_examples, read_request
 from stepalign.verbs.lab.server import bind, check_installed
@@ -57,6 +57,19 @@ def test_examples_are_the_lines_that_can_be_scored(tmp_path: Path) -> None:
     assert [name for name, _ in examples] == ["one", "first"]
     assert [reason.partition(":")[0] for reason in left_out] == ["contexts", "completion", "Expecting value"]
     assert load_examples(tmp_path / "nowhere") == ([], [])
+
+
+def test_each_design_is_filled_in_by_a_critic_of_its_own_form() -> None:
+    from stepalign.verbs.lab.scorer import Scorer
+
+    request = read_request({**REQUEST, "question": "17 + 6 - 5 + 4", "completion": "<step_1> 17 + 6 = 4 ; <answer> 4"})
+    names = ("hint", "step_aligned", "free_critique", "hint")
+    scorer = Scorer(changed(load_config("arithmetic"), {"critic.writes": "edits"}), from_recipe=True)
+    together = [scorer.fill(name, request) for name in names]
+    scorer.close()
+    assert together[0] == together[3]
+    assert len(set(together)) == 3
+    assert "<answer>" in together[1]
 
 
 def test_every_shipped_example_can_be_scored() -> None:

@@ -3,11 +3,12 @@
 Importing it loads no torch; opening a session does.
 """
 
-from stepalign.build.critic import OWN_FORMS, check_critic, make_critic
+from stepalign.build.critic import OWN_FORMS, check_critic, check_critic_keys, make_critic
 from stepalign.build.run import find_terms, follow_rank_0, make_learner, make_run
 from stepalign.build.session import Session, make_replier, make_sampler, open_session
 from stepalign.build.solver import (
     find_truth,
+    has_teacher,
     make_prompts,
     model_choice,
     other_teacher,
@@ -20,9 +21,11 @@ __all__ = [
     "OWN_FORMS",
     "Session",
     "check_critic",
+    "check_critic_keys",
     "find_terms",
     "find_truth",
     "follow_rank_0",
+    "has_teacher",
     "make_critic",
     "make_learner",
     "make_prompts",

@@ -28,6 +28,7 @@ def make_critic(
     listener: Listener = silent,
     ledger_folder: Path | None = None,
     session: Session | None = None,
+    beside: Sequence[str] = (),
 ) -> Critic | None:
     """The critic that the designs need, or None when none of them does.
 
@@ -38,26 +39,27 @@ def make_critic(
         folder: where an endpoint's replies are kept unless ``critic.cache`` names a file.
         listener: receives a warning when the endpoint pauses.
         ledger_folder: the run folder, where every attempt of the endpoint is written down.
+        beside: other designs that are looked at with the same recipe; a key may be theirs.
 
     Raises:
-        ConfigError: a programmatic critic for problems it does not know.
+        ConfigError: a programmatic critic for problems it does not know, or a key without an effect on any design.
         EndpointError: the endpoint does not answer.
     """
     forms = designs.critique_forms(design_names)
     if not forms:
         return None
     form, section = forms[0], config.critic
-    _refuse_unused(section, form)
+    _refuse_unused(section, designs.critique_forms([*design_names, *beside]))
     if form == "turns":
         from stepalign.critics.variants import TurnByTurn
 
-        one = make_critic(config, folder, ["step_aligned"], listener, ledger_folder)
+        one = make_critic(config, folder, ["step_aligned"], listener, ledger_folder, beside=design_names)
         return None if one is None else TurnByTurn(one, reads_questions=section.kind == "endpoint")
     if form in OWN_FORMS:
         return _own_critic(config, folder, form, listener, ledger_folder, session)
     seed = config.training.seed
     critic = _one_critic(config, section, form, seed, listener, folder, ledger_folder, ledger_folder)
-    if not section.second.kind:
+    if not section.second.kind or form not in CORRECTING:
         return critic
     from stepalign.critics.variants import Agreeing
 
@@ -72,16 +74,27 @@ def make_critic(
         raise
 
 
-def _refuse_unused(section: CriticSection, form: CritiqueForm) -> None:
-    """Raise ConfigError for keys that mean nothing to the critic that writes this form."""
-    corrects, served = form in ("trace", "paraphrase", "turns", "second_turn"), section.kind == "endpoint"
-    programs = "calculation" in (section.kind, section.second.kind)
+TRACING: tuple[CritiqueForm, ...] = ("trace", "turns", "second_turn")
+"""The forms of critique that hold a corrected attempt in its own words, which a script of edits can make."""
+CORRECTING: tuple[CritiqueForm, ...] = (*TRACING, "paraphrase")
+"""The forms with a first wrong step and an answer, on which two critics can agree."""
+OWN_FORMS: tuple[CritiqueForm, ...] = ("own", "second_turn")
+"""The forms that the solver itself writes, or has a part in."""
+
+
+def _refuse_unused(section: CriticSection, forms: Sequence[CritiqueForm]) -> None:
+    """Raise ConfigError for keys that mean nothing to any critic that writes these forms."""
+    second, served, first = section.second, section.kind == "endpoint", forms[0]
+    edits, programs = section.writes == "edits", "calculation" in (section.kind, second.kind)
+    traces, corrects, own = (not {*some}.isdisjoint(forms) for some in (TRACING, CORRECTING, OWN_FORMS))
+    remembers = served and any(form != "own" for form in forms)
     reasons = [
-        ("critic.second", not section.second.kind and section.second != SecondCriticSection(), "it has no kind"),
-        ("critic.second.kind", section.second.kind and not corrects, f"two critics cannot agree on a {form}"),
-        ("critic.writes", section.writes == "edits" and not corrects, f"a {form} is not applied to the attempt"),
-        ("critic.writes", section.writes == "edits" and programs, "the calculation critic changes the text itself"),
-        ("critic.remembers", section.remembers and (form == "own" or not served), "only a served critic remembers"),
+        ("critic.second", not second.kind and second != SecondCriticSection(), "it has no kind"),
+        ("critic.second.kind", second.kind and not corrects, f"two critics cannot agree on a {first}"),
+        ("critic.writes", edits and not traces, f"a {first} is not the attempt with edits"),
+        ("critic.writes", edits and programs, "the calculation critic changes the text itself"),
+        ("critic.remembers", section.remembers and not remembers, "only a served critic remembers"),
+        ("critic.solver_weights", section.solver_weights != "live" and not own, "the solver is not its own critic"),
     ]
     for key, holds, reason in reasons:
         if holds:
@@ -116,16 +129,14 @@ def _one_critic(
     return Remembering(wrapped, section.remembers, run_folder, config.rollouts.ahead)
 
 
-OWN_FORMS = ("own", "second_turn")
-"""The forms of critique that the solver itself writes, or has a part in."""
-
-
 def _own_critic(
     config: Config, folder: Path | None, form: str, listener: Listener, ledger: Path | None, session: Session | None
 ) -> Critic | None:
     from stepalign.rollouts.own_critic import OWN, OwnCritic, SecondTries, SecondTurn
 
-    inner = make_critic(config, folder, ["step_aligned"], listener, ledger) if form == "second_turn" else None
+    inner = None
+    if form == "second_turn":
+        inner = make_critic(config, folder, ["step_aligned"], listener, ledger, beside=["second_turn"])
     if session is None:
         return inner
     sampling, sampler = config.sampling, session.sampler
@@ -149,6 +160,12 @@ def _own_critic(
     prompt = config.prompts.critic
     template = load_template(find_domain(config.data).prompts.get(prompt, prompt))
     return OwnCritic(tries, template, f"{OWN}:{config.model.path}")
+
+
+def check_critic_keys(config: Config) -> None:
+    """Raise ConfigError for keys of the critic that mean nothing to the recipe's own condition."""
+    if forms := designs.critique_forms([designs.find_condition(config.condition).design]):
+        _refuse_unused(config.critic, forms)
 
 
 def check_critic(config: Config, design_names: Sequence[str], folder: Path | None = None) -> None:

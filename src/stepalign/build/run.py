@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepalign.build.session import Session
-from stepalign.build.solver import find_truth, other_teacher, served_teacher, trained_solver
-from stepalign.config import Config
+from stepalign.build.solver import find_truth, has_teacher, other_teacher, served_teacher, trained_solver
+from stepalign.config import Config, TeacherSection
 from stepalign.critics import Critic
 from stepalign.events import Listener
 from stepalign.feedback import designs
@@ -128,9 +128,10 @@ def make_learner(config: Config, solver: Solver, ranks: Ranks) -> tuple[Learner,
         max_completion_length=config.sampling.max_completion_length,
         ranks=ranks,
     )
-    section = config.objective.teacher
-    other = other_teacher(config, solver) if section.model else None
-    return learner, Teacher(solver.model, section, keeps_reference=config.objective.beta > 0, other=other)
+    section, anchored, other = config.objective.teacher, config.objective.beta > 0, other_teacher(config, solver)
+    if not (has_teacher(config) or anchored):
+        section = TeacherSection(weights="live")  # which keeps no copy
+    return learner, Teacher(solver.model, section, keeps_reference=anchored, other=other)
 
 
 def _make_team(config: Config, whole: Solver | None) -> tuple[Team, Teacher]:

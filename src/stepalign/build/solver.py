@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from stepalign.config import Config, ModelSection
 from stepalign.domains.domain import Truth
 from stepalign.domains.table import find_domain
+from stepalign.feedback.designs import find_condition
 from stepalign.feedback.prompts import Template, load_template
 
 if TYPE_CHECKING:
@@ -37,8 +38,15 @@ def recipe_solver(config: Config, *, weights: bool = True) -> Solver:
     )
 
 
-def other_teacher(config: Config, solver: Solver, *, weights: bool = True) -> Solver:
-    """The model of ``objective.teacher.model``, beside the solver and in its number format.
+def has_teacher(config: Config) -> bool:
+    """Whether a run of this recipe is scored by a teacher: a policy gradient alone has none."""
+    from stepalign.rollouts.credit import uses_teacher
+
+    return uses_teacher(find_condition(config.condition), config.objective)
+
+
+def other_teacher(config: Config, solver: Solver, *, weights: bool = True) -> Solver | None:
+    """The model of ``objective.teacher.model``, beside the solver and in its number format; None where none teaches.
 
     Raises:
         ConfigError: it is not there, or has another vocabulary than the solver.
@@ -46,6 +54,8 @@ def other_teacher(config: Config, solver: Solver, *, weights: bool = True) -> So
     from stepalign.models.load import check_same_vocabulary, dtype_of, load_solver
 
     path, trust = config.objective.teacher.model, config.model.trust_remote_code
+    if not path or not has_teacher(config):
+        return None
     device, dtype = (str(solver.device), dtype_of(solver)) if weights else ("cpu", "auto")
     other = load_solver(path, dtype=dtype, device=device, trust_remote_code=trust, plain_prompts=True, weights=weights)
     check_same_vocabulary(solver, other, path)
@@ -53,9 +63,9 @@ def other_teacher(config: Config, solver: Solver, *, weights: bool = True) -> So
 
 
 def served_teacher(config: Config) -> ServedTeacher | None:
-    """The servers of ``objective.teacher.base_urls``, None without any. Raises ConfigError for what is no address."""
+    """The servers of ``objective.teacher.base_urls``, or None. Raises ConfigError for what is no address."""
     section = config.objective
-    if not section.teacher.base_urls:
+    if not section.teacher.base_urls or not has_teacher(config):
         return None
     from stepalign.models.served_teacher import ServedTeacher
 

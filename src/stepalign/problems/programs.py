@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import base64
 import json
+import math
 import pickletools
 import re
 import zlib
@@ -38,9 +39,14 @@ def alike(found, expected):
         return len(found) == len(expected) and all(map(alike, found, expected))
     if type(found) is type(expected) is dict:
         return found.keys() == expected.keys() and all(alike(found[key], expected[key]) for key in found)
-    if float in (type(found), type(expected)) and {type(found), type(expected)} <= {int, float}:
-        return abs(found - expected) <= 1e-6 * max(1.0, abs(expected))
-    return found == expected
+    if found == expected or found != found and expected != expected:
+        return True
+    if float not in (type(found), type(expected)) or not {type(found), type(expected)} <= {int, float}:
+        return False
+    try:
+        return abs(found - expected) <= 1e-6 * max(1.0, abs(expected)) < float("inf")
+    except OverflowError:
+        return False
 
 def same(found, *expected):
     return any(alike(plain(found), plain(one)) for one in expected)
@@ -201,10 +207,19 @@ def _calls(name: str, starter: str, calls: Sequence[tuple[list[Any], tuple[Any, 
         return ""
     called = f"Solution().{name}" if re.search(r"^class Solution\b", starter, re.M) else name
     lines = [
-        f"assert same({called}({', '.join(map(repr, given))}), {', '.join(map(repr, expected))})"
+        f"assert same({called}({', '.join(map(_literal, given))}), {', '.join(map(_literal, expected))})"
         for given, expected in calls
     ]
     return "\n".join([_SAME, *lines])
+
+
+def _literal(value: Any) -> str:
+    """A value of JSON as Python; NaN and infinities, which JSON files of tests have, are no literals of it."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_literal(item)}' for key, item in value.items())}}}"
+    return repr(value) if not isinstance(value, float) or math.isfinite(value) else f"float({str(value)!r})"
 
 
 def _pair(case: Any) -> list[str]:

@@ -179,6 +179,19 @@ def check_terms(
     return condition
 
 
+def uses_teacher(condition: Condition, objective: ObjectiveSection) -> bool:
+    """Whether a teacher may score a rollout of this run, its own weights or another model's."""
+    if not (condition.bare or find_design(condition.design).has_context):
+        return False
+    verdicts: tuple[Verdict, ...] = ("correct", "incorrect")
+    cases = [
+        Facts(verdict=verdict, has_context=True, first_error=None, step=0, group_solved=verdict == "correct")
+        for verdict in verdicts
+    ]
+    weights = [HYBRIDS[objective.hybrid].weigh(condition, facts, objective) for facts in cases]
+    return any(one.distillation_weight or one.magnitude_mixing for one in weights)
+
+
 def _check_other_teacher(objective: ObjectiveSection, sampling: SamplingSection) -> None:
     """Raise ConfigError for what a teacher that is another model cannot do, and one behind servers even less."""
     teacher, served = objective.teacher, bool(objective.teacher.base_urls)

@@ -48,6 +48,7 @@ MAY_CHANGE = frozenset(
     [
         *(f"critic.{key}" for key in (*_REACHING, *_SPENDING)),
         *(f"critic.second.{key}" for key in ("base_urls", "api_key_env")),
+        "objective.teacher.base_urls",
         *(f"selection.{key}" for key in _GATES),
         *(f"sampling.{key}" for key in ("base_urls", "sync_folder", "timeout", "check_steps")),
         *(f"guards.{key}" for key in GuardsSection.model_fields),
@@ -55,8 +56,8 @@ MAY_CHANGE = frozenset(
     ]
 )
 """Keys that may change when the work goes on: how the critic is reached and what it may cost, not what it says; the
-bounds of a selection's gates, not what is measured for them; where rollout servers are; how the runs of a comparison
-are started."""
+bounds of a selection's gates, not what is measured for them; where the servers of rollouts and of a teacher are; how
+the runs of a comparison are started."""
 
 
 def as_before(config: Config, folder: Path) -> Config:

@@ -216,7 +216,8 @@ class Team:
             load(state, storage_reader=reader)
         else:
             whole = {f"optimizer.{name}": value for name, value in found.optimizer.items()}
-            whole |= {f"teacher.{name}": value for name, value in found.teacher.items()}
+            taught = ((f"teacher.{name}", value) for name, value in found.teacher.items())
+            whole |= {name: value for name, value in taught if name in state}  # see Teacher.load
             state = {name: _spread(value, state[name]) for name, value in whole.items()}
         parts = {name: value for name, value in state.items() if name.startswith("optimizer.")}
         restore_optimizer(self._learner.optimizer, {name.partition(".")[2]: value for name, value in parts.items()})

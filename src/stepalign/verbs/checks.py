@@ -11,7 +11,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from stepalign.build import (
+    check_critic_keys,
     find_terms,
+    has_teacher,
     make_prompts,
     make_replier,
     model_choice,
@@ -251,7 +253,7 @@ def columns(inputs: Inputs) -> None:
 def model_is_there(inputs: Inputs) -> None:
     """The model's folder is one, or its name can be one of the Hub; so is another teacher's."""
     find_model(inputs.config.model.path)
-    if inputs.config.objective.teacher.model:
+    if inputs.config.objective.teacher.model and has_teacher(inputs.config):
         find_model(inputs.config.objective.teacher.model)
 
 
@@ -290,10 +292,19 @@ def templates(inputs: Inputs) -> None:
         )
 
 
+def critic_keys(inputs: Inputs) -> None:
+    """The keys of the critic have an effect on what is trained on."""
+    check_critic_keys(inputs.config)
+
+
 def teacher(inputs: Inputs) -> None:
-    """A teacher that is another model is there and has the solver's vocabulary."""
-    if inputs.config.objective.teacher.model:
-        other_teacher(inputs.config, inputs.solver, weights=False)
+    """A teacher that is another model is there and has the solver's vocabulary; a warning where none teaches."""
+    config = inputs.config
+    if config.objective.teacher.is_other and not has_teacher(config):
+        key = "model" if config.objective.teacher.model else "base_urls"
+        text = f"objective.teacher.{key} has no effect: under the condition {config.condition} no teacher is asked"
+        inputs.listener(warning(text))
+    other_teacher(config, inputs.solver, weights=False)
     if (served := served_teacher(inputs.config)) is not None and inputs.config.training.max_steps:
         wait_for(served.check(inputs.solver.tokenizer))
 
@@ -361,6 +372,7 @@ CHECKS = (
     Check("trackers are installed", False, trackers),
     Check("the loss has a signal", False, terms),
     Check("the templates ask for what there is", False, templates),
+    Check("the keys of the critic have an effect", False, critic_keys),
     Check("the columns are a preset or a map", False, columns),
     Check("the checkpoint rule has a choice", False, checkpoint_rule),
     Check("problems have what the condition shows", False, material),

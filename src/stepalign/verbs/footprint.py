@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from stepalign.build import has_teacher
 from stepalign.config import Config, ModelSection
 from stepalign.evaluation.evaluate import CHUNK as EVALUATED_AT_ONCE
 from stepalign.feedback.designs import find_condition, find_design
@@ -81,13 +82,12 @@ def memory_parts(
     adapters = sum(model.lora.r * (rows + columns) for rows, columns in adapted) if model.lora else 0
     trained, trained_width = (adapters, 4) if model.lora else (total, width)
     condition = find_condition(config.condition)
-    teacher = config.objective.teacher.weights if condition.distillation_weight else "live"
-    other = 0.0  # another model is whole on every rank
-    if config.objective.teacher.model and condition.distillation_weight:
-        other, teacher = width * _parameters_of(config.objective.teacher.model, config.model.trust_remote_code), "live"
-    if config.objective.teacher.base_urls:
-        teacher = "live"
-    first = teacher != "live" or config.objective.beta > 0
+    section, taught = config.objective.teacher, has_teacher(config)
+    anchored = config.objective.beta > 0
+    teacher = section.weights if (taught or anchored) and not section.is_other else "live"
+    # Another model is whole on every rank.
+    other = width * _parameters_of(section.model, model.trust_remote_code) if taught and section.model else 0
+    first = teacher != "live" or anchored
     own = find_design(condition.design).form in ("own", "second_turn")
     frozen = own and config.critic.solver_weights == "initial"
     row, scored, batches = learnt_row(config, student_tokens, teacher_tokens)

@@ -22,7 +22,7 @@ from stepalign.events import Listener, silent
 from stepalign.feedback import designs
 from stepalign.feedback.alignment import align
 from stepalign.models.prompts import opened_by
-from stepalign.records import Attempt, Critique
+from stepalign.records import Attempt, Critique, CritiqueForm
 from stepalign.rollouts.order import derive_seed
 from stepalign.token_signal.analyse import Analysed, AttemptInContexts, analyse_attempts, check_positions
 from stepalign.token_signal.counterfactual import resample, spike_at
@@ -54,12 +54,12 @@ class Scorer:
         self._has_truth = from_recipe and has_program(config.data, config.critic)
         self._from_recipe = from_recipe
         self._session = open_session(config, listener)
-        self._critic: Critic | None = None
+        self._critics: dict[CritiqueForm, Critic] = {}
         self._kept: dict[Any, Any] = {}  # the scores of the last request: an edit leaves most of them as they are
 
     def close(self) -> None:
-        if self._critic is not None:
-            self._critic.close()
+        for critic in self._critics.values():
+            critic.close()
         self._session.close()
 
     @property
@@ -199,10 +199,13 @@ class Scorer:
     def _ask(self, design: str, attempt: Attempt) -> Critique:
         if not self._has_critic():
             raise ConfigError("the recipe names no critic", hint="write the feedback by hand")
-        if self._critic is None:
-            self._critic = make_critic(self.config, None, [design])
-        assert self._critic is not None
-        return wait_for(self._critic.critique(attempt))
+        form = designs.find_design(design).form
+        if form not in self._critics:
+            own = designs.find_condition(self.config.condition).design
+            made = make_critic(self.config, None, [design], beside=[own])
+            assert made is not None
+            self._critics[form] = made
+        return wait_for(self._critics[form].critique(attempt))
 
 
 def _correction(attempt: Attempt, contexts: Mapping[str, str]) -> Critique | None:

@@ -28,7 +28,7 @@ def collect_for_signal(
     with_siblings = any("siblings" in designs.find_design(name).needs for name in contexts)
     num_generations = max(8, config.sampling.num_generations) if with_siblings else 1
     forms = designs.critique_forms(contexts)
-    critic = make_critic(config, folder, _of_form(contexts, forms[0]), session=session) if forms else None
+    critic = _make_critic(config, folder, contexts, forms[0], session) if forms else None
     collector = RolloutCollector(
         maker=session.maker,
         sampling=config.sampling.model_copy(update={"num_generations": num_generations}),
@@ -59,7 +59,7 @@ def more_critiques(
     for form in designs.critique_forms(contexts):
         if form in there or (form in OWN_FORMS and session is None):
             continue
-        critic = make_critic(config, folder, _of_form(contexts, form), session=session)
+        critic = _make_critic(config, folder, contexts, form, session)
         if critic is None:
             continue
         try:
@@ -73,7 +73,10 @@ async def _critiques(critic: Critic, attempts: Sequence[Attempt], rules: Rules |
     return [found.critique for found in await asyncio.gather(*(ask(critic, attempt, rules) for attempt in attempts))]
 
 
-def _of_form(contexts: Sequence[str], form: str) -> list[str]:
-    return [
-        name for name in contexts if designs.find_design(name).needs_critic and designs.find_design(name).form == form
-    ]
+def _make_critic(
+    config: Config, folder: Path | None, contexts: Sequence[str], form: str, session: Session | None
+) -> Critic | None:
+    """The critic of the contexts that show one form; keys of the recipe may be there for the others, or its own."""
+    own = designs.find_condition(config.condition).design
+    named = [name for name in contexts if form in designs.critique_forms([name])]
+    return make_critic(config, folder, named, session=session, beside=[own, *contexts])

@@ -208,7 +208,7 @@ def _weights(
             continue
         student = _scores(session, [(s.student_prompt_ids, s.completion_ids) for s in of_step])
         checkpoints.restore_weights(solver, {name: teacher[name] for name in weights})
-        taught = solver if not config.objective.teacher.model else other_teacher(config, solver)
+        taught = other_teacher(config, solver) or solver
         shown = _scores(session, [(s.teacher_prompt_ids or (), s.completion_ids) for s in of_step], taught)
         pairs = zip(shown, student, of_step, strict=True)
         ratios = [float(t - s) for a, b, one in pairs for t, s, kept in zip(a, b, one.loss_mask, strict=True) if kept]

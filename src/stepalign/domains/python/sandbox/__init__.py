@@ -36,7 +36,8 @@ class Limits:
     cpu_seconds: int = 2
     """Of each of the two processes."""
     wall_seconds: float = 20.0
-    """Of both together; several times the CPU time, since the machine may be busy."""
+    """Of both together; several times the CPU time, since the machine may be busy. A whole program has up to twice as
+    much besides, as long as it waits for a processor."""
     memory_bytes: int = 512 << 20
     """Address space of each process."""
     max_bytes: int = 1 << 20
@@ -54,6 +55,9 @@ class Outcome:
     """The failed statement and what the call gave, or the end of the traceback. Model-written text."""
     passed: int = 0
     """Statements of the tests that called the solution and went through."""
+
+
+TOO_BUSY = Outcome(verdict="undecided", reason="the machine is too busy")
 
 
 def run_tests(
@@ -117,6 +121,10 @@ class Ran:
     """The end of the traceback, or the loop in which it ran out of time."""
     line: int | None = None
     """Number of the failing line of the program, where there is one."""
+    seconds: float = 0.0
+    """On the clock, without those that it was ready to run and had no processor."""
+    starved: bool = False
+    """It got so little of a processor that nothing is known about it: the program may be right."""
 
 
 def run_program(code: str, text: str = "", *, echo: bool = False, limits: Limits | None = None) -> Ran:
@@ -165,8 +173,9 @@ def run_cases(
 
 
 def _ran(line: bytes) -> Ran:
-    found = parse_json(line) if line else {"output": "", "end": "", "late": False}
-    ran = Ran(output=found["output"], fault="timed out" if found["late"] else "the program ended early")
+    found = parse_json(line) if line else {"output": "", "end": "", "late": False, "seconds": 0.0, "starved": False}
+    times = {"seconds": found["seconds"], "starved": found["starved"]}
+    ran = Ran(output=found["output"], fault="timed out" if found["late"] else "the program ended early", **times)
     if not found["end"].endswith("\n"):
         return ran
     try:
@@ -178,7 +187,7 @@ def _ran(line: bytes) -> Ran:
     if not isinstance(end, dict) or not end.keys() >= {"fault", "trace", "line"}:
         return replace(ran, fault="the program wrote over its own end")
     at = end["line"] if isinstance(end["line"], int) else None
-    return Ran(output=found["output"], fault=str(end["fault"]), trace=str(end["trace"]), line=at)
+    return replace(ran, fault=str(end["fault"]), trace=str(end["trace"]), line=at)
 
 
 @cache

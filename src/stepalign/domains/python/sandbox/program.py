@@ -43,23 +43,29 @@ def _parent_of(job, text, confinement, source, values):
     os.close(prints)
     os.close(ends)
     pipes = {output: job["most"], end: job["max_bytes"]}
-    deadline = time.monotonic() + job["wall_seconds"]
-    in_time = values.drain(pipes, found := {output: b"", end: b""}, deadline)
-    ended, status = os.waitpid(child, os.WNOHANG)
-    while in_time and not ended:  # a program may close its streams and go on
-        time.sleep(0.001)
-        in_time = time.monotonic() < deadline
+    found, limit, begun = {output: b"", end: b""}, job["wall_seconds"], time.monotonic()
+    ended, deadline = 0, begun + limit
+    while not ended and time.monotonic() < deadline:
+        drained = values.drain(pipes, found, deadline)
+        waited = values.seconds_waited(child)
         ended, status = os.waitpid(child, os.WNOHANG)
-    if not ended:
+        deadline = begun + limit + min(waited, 2 * limit)  # the wait for a processor does not count against it
+        if drained and not ended:  # a program may close its streams and go on
+            time.sleep(0.001)
+    passed = time.monotonic() - begun
+    if ended:
+        values.drain(pipes, found, deadline)
+    else:
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
     os.close(output)
     os.close(end)
-    late = not in_time or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL))
+    late = not ended or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL))
     said = found[end].decode(errors="replace")
     if not said and os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:  # os._exit(0)
         said = json.dumps({"fault": "", "trace": "", "line": None}) + "\n"
-    return {"output": found[output].decode(errors="replace"), "end": said, "late": late}
+    times = {"seconds": max(0.0, passed - waited), "starved": not ended and waited >= 2 * limit}
+    return {"output": found[output].decode(errors="replace"), "end": said, "late": late, **times}
 
 
 def _child(job, text, channel, confinement, source):

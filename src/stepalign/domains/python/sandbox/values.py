@@ -125,3 +125,16 @@ class Channel:
         if not isinstance(message, dict):
             raise ValueError("not a message")
         return message
+
+
+def seconds_waited(process, root="/proc"):
+    """How long a process, not yet waited for, has been ready to run without a processor: of the thread that waited
+    longest. Sleep does not count. 0.0 where the kernel does not say."""
+    found = [0]
+    try:
+        for thread in os.listdir(f"{root}/{process}/task"):
+            with open(f"{root}/{process}/task/{thread}/schedstat") as file:
+                found.append(int(file.read().split()[1]))
+    except (OSError, ValueError, IndexError):
+        pass
+    return max(found) / 1e9
