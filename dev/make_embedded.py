@@ -181,7 +181,7 @@ COPY_KINDS = ("true", "near", "far", "own wrong", "draft true", "draft far", "no
 
 
 @torch.no_grad()
-def copy_test(solver: Solver, knowledge: Knowledge, *, num_contexts: int = 400, seed: int = 1) -> dict[str, float]:
+def copy_test(solver: Solver, knowledge: Knowledge, *, num_contexts: int, seed: int = 1) -> dict[str, float]:
     """Mean probability of the value that the context states, at the place where it states it.
 
     Kinds of stated values: "true"; "near" (off by one or two); "far" (off by five or more); "own wrong" (the wrong
@@ -270,6 +270,8 @@ def make_embedded(
     *,
     seed: int = 1,
     max_steps: int | None = None,
+    batch_size: int = 64,
+    num_contexts: int = 400,
     on_step: Callable[[int, int, str], None] = lambda *_: None,
 ) -> list[str]:
     """Make the shipped folder again: OUT/solver, OUT/problems, OUT/provenance.json.
@@ -277,6 +279,8 @@ def make_embedded(
     Args:
         seed: of the first weights, the weak facts and the corpus.
         max_steps: train only so many steps and choose no problems; to try it out.
+        batch_size: examples of a step.
+        num_contexts: of the copy test, for each kind.
         on_step: called with (done, total, note).
 
     Returns:
@@ -288,7 +292,7 @@ def make_embedded(
     if out.exists() and any(out.iterdir()):
         raise LockedError("the folder is not empty", where=str(out), hint="give a new folder with --out")
     torch.set_num_threads(1)
-    recipe = WarmStart(seed=seed)
+    recipe = WarmStart(seed=seed, batch_size=batch_size)
     if max_steps is not None:
         recipe = replace(recipe, phases=_first_steps(recipe.phases, max_steps))
     began = time.perf_counter()
@@ -296,7 +300,7 @@ def make_embedded(
     trained = time.perf_counter() - began
     save_solver(solver, out / "solver")
     knowledge = arithmetic_corpus.draw_knowledge(seed)
-    copied = copy_test(solver, knowledge)
+    copied = copy_test(solver, knowledge, num_contexts=num_contexts)
     lines = ["probability of the value that the context states (temperature 1):"]
     lines += [f"  {kind:<18} {value:.3f}" for kind, value in copied.items()]
     provenance: dict[str, Any] = {

@@ -32,7 +32,9 @@ def test_the_self_teacher_says_whatever_its_context_says() -> None:
 def test_a_few_steps_of_the_warm_start_are_deterministic_and_learn(tmp_path: Path) -> None:
     losses: list[str] = []
     for name in ("one", "other"):
-        make_embedded(tmp_path / name, max_steps=8, on_step=lambda done, total, note: losses.append(note))
+        make_embedded(
+            tmp_path / name, max_steps=8, batch_size=16, num_contexts=30, on_step=lambda d, t, note: losses.append(note)
+        )
     files = [tmp_path / name / "solver" / "model.safetensors" for name in ("one", "other")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert losses[:8] == losses[8:]
