@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from warm import python
 
 import stepalign
 from stepalign.config import ObjectiveSection, TeacherSection, TrainingSection
@@ -91,7 +92,8 @@ def test_it_uses_public_names_only_and_fits_one_sitting() -> None:
 
 @pytest.mark.slow
 def test_it_prints_a_loss_that_falls() -> None:
-    done = subprocess.run([sys.executable, str(FILE)], capture_output=True, text=True, check=True)
+    code = f"import runpy; runpy.run_path({str(FILE)!r}, run_name='__main__')"
+    done = subprocess.run([*python(), "-c", code], capture_output=True, text=True, check=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("loss")]
     before, after = (float(line.split(":")[1].split()[0]) for line in lines)
     assert after < before

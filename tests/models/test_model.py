@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import python
 
 from stepalign.config import load_config
 from stepalign.errors import ConfigError
@@ -66,7 +66,7 @@ def test_a_warning_on_the_command_line_is_one_line_without_a_place_in_the_code(
     row = '{"question": "1 + 2", "completion": "<answer> 3", "contexts": {"reference": "3"}}\n'
     (tmp_path / "in.jsonl").write_text(row, encoding="utf-8")
     words = ("signal", tmp_path / "in.jsonl", "--model", model_folder, "--out", tmp_path / "out")
-    done = subprocess.run([sys.executable, "-m", "stepalign", *map(str, words)], capture_output=True, text=True)
+    done = subprocess.run([*python(), "-m", "stepalign", *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
     assert line.startswith(f"warning: the tokenizer of {model_folder} has no chat template")

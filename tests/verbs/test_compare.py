@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +15,10 @@ from typing import Any
 
 import pytest
 from patience import PATIENCE, wait_until
+from warm import python
 
 from stepalign.config import Config, arm_config, changed, difference, load_config
 from stepalign.verbs.compare import arm_differences, compare_config, in_order, plan
-from stepalign.verbs.verify import others, verify
 
 IN_RECIPE = ("grpo", "refsol", "stepalign", "grpo-equal-rollouts", "refsol-forward-kl", "stepalign-forward-kl")
 ARMS = ("grpo", "refsol", "grpo-equal-rollouts", "stepalign-forward-kl")
@@ -48,13 +47,14 @@ SMALL = {
     "signal.num_rollouts": 24,
     "signal.num_shown": 6,
     "compare.seeds": "[0, 1]",
-    "compare.launcher": '"env STEPALIGN_LAUNCHED=yes nice -n 1"',
 }
 
 
 def words(out: Path, *more: str) -> list[str]:
-    settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
-    return [sys.executable, "-m", "stepalign", "compare", "arithmetic", "--out", str(out), *settings, *more]
+    """The command; its runs are started behind the words of a launcher."""
+    launcher = {"compare.launcher": toml(["env", "STEPALIGN_LAUNCHED=yes", "nice", "-n", "1", *python()])}
+    settings = [word for key, value in (SMALL | launcher).items() for word in ("--set", f"{key}={value}")]
+    return [*python(), "-m", "stepalign", "compare", "arithmetic", "--out", str(out), *settings, *more]
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -239,42 +239,6 @@ def test_a_finished_comparison_is_refused_and_with_resume_does_nothing(compared:
     assert {f: f.stat().st_mtime_ns for f in before} == before
 
 
-def test_verify_makes_the_numbers_of_a_comparison_again(
-    compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each run of it is verified as a run by itself: tests/faults/test_verify.py."""
-    runs: list[str] = []
-    monkeypatch.setattr(others, "verify_run", lambda run, found, num, listener: runs.append(run.name))
-    out = shutil.copytree(compared, tmp_path / "out")
-    found = verify(out)
-    assert found.different == []
-    assert runs == ["seed-0", "seed-1"] * len(ARMS) + ["base"] * runs.count("base")
-    assert found.checked["results"] > 100
-    for name, keys in {
-        "results.json": ("metrics", "paired", "curves", "training"),
-        "signal.json": ("rollouts",),
-    }.items():
-        tree = json.loads((compared / name).read_text(encoding="utf-8"))
-        for key in keys:
-            assert alter(tree[key]), key
-        (out / name).write_text(json.dumps(tree), encoding="utf-8")
-    named = [line for line in verify(out).different if "changed" not in line]
-    assert len(named) >= 5, named
-    for key in ("metrics[", "paired", "curves", "training", "signal.json"):
-        assert any(key in line for line in named), (key, named)
-
-
-def alter(tree: Any) -> bool:
-    """Add a thousandth to the first number that is no whole one."""
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        if isinstance(value, float):
-            tree[key] = value + 1e-3
-            return True
-        if isinstance(value, dict | list) and alter(value):
-            return True
-    return False
-
-
 def start(command: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -286,18 +250,14 @@ def recorded(out: Path) -> int:
     return sum(file.read_bytes().count(b"\n") for file in out.glob("arms/*/seed-*/metrics.jsonl"))
 
 
-def run_processes(group: int) -> list[int]:
-    """Living processes of a session that hold the lock of a run."""
+def run_processes(out: Path) -> list[int]:
+    """Living processes that hold the lock of a comparison or of one of its runs."""
     found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
+    for files in Path("/proc").glob("[0-9]*/fd"):
         with contextlib.suppress(OSError):
-            state, _, _, session = status.read_text().rpartition(")")[2].split()[:4]
-            if (
-                int(session) == group
-                and state != "Z"
-                and any(os.readlink(link).endswith("run.lock") for link in (status.parent / "fd").iterdir())
-            ):
-                found.append(int(status.parent.name))
+            held = [Path(os.readlink(link)) for link in files.iterdir()]
+            if any(file.name == "run.lock" and file.is_relative_to(out) for file in held):
+                found.append(int(files.parent.name))
     return found
 
 
@@ -317,7 +277,7 @@ def test_a_comparison_stopped_in_every_way_ends_in_the_same_numbers(
     assert "stopping: every run saves itself" in told
     assert "--resume" in told
     assert "Traceback" not in told
-    assert not run_processes(process.pid)
+    assert not run_processes(out)
     assert not (out / "results.json").exists()
 
     before = recorded(out)
@@ -325,7 +285,7 @@ def test_a_comparison_stopped_in_every_way_ends_in_the_same_numbers(
     wait_until(lambda: recorded(out) > before, process)
     process.kill()
     process.wait()
-    wait_until(lambda: not run_processes(process.pid))
+    wait_until(lambda: not run_processes(out))
 
     before = recorded(out)
     process = start(words(out, *one_seed, "--resume"))
@@ -334,12 +294,12 @@ def test_a_comparison_stopped_in_every_way_ends_in_the_same_numbers(
     _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, told
     assert "stopping: every run saves itself" in told
-    assert not run_processes(process.pid)
+    assert not run_processes(out)
 
     before = recorded(out)
     process = start(words(out, *one_seed, "--resume"))
-    wait_until(lambda: recorded(out) > before and len(run_processes(process.pid)) == 3, process)
-    workers = [p for p in run_processes(process.pid) if p != process.pid]
+    wait_until(lambda: recorded(out) > before and len(run_processes(out / "arms")) == 2, process)
+    workers = run_processes(out / "arms")
     os.kill(workers[0], signal.SIGKILL)
     _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, told

@@ -8,7 +8,6 @@ import os
 import re
 import signal as signals
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from patience import PATIENCE
+from warm import python
 
 pytest.importorskip("starlette", reason="the lab's server library is not installed")
 pytest.importorskip("uvicorn", reason="the lab's server library is not installed")
@@ -51,7 +51,7 @@ class Lab:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "stepalign", "lab", "embedded:arithmetic"],
+        [*python(), "-m", "stepalign", "lab", "embedded:arithmetic"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     assert process.stdout is not None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from markupsafe import escape
+from warm import python
 
 from stepalign.config import Config, load_config
 from stepalign.domains.arithmetic import task as arithmetic
@@ -98,7 +98,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes_and_samples_nothing_twice(
         "    if event.name == 'sampling' and event.done == 16: os._exit(9)\n"
         f"m.select(load_config('arithmetic', {SETTINGS!r}), Path({str(out)!r}), resume=False, listener=listener)\n"
     )
-    died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    died = subprocess.run([*python(), "-c", script], capture_output=True, text=True, check=False)
     assert died.returncode == 9, died.stderr
     assert len(rows(out / "samples.jsonl")) == 16
     with (out / "samples.jsonl").open("ab") as file:

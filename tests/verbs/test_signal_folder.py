@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ from patience import PATIENCE
 from rich.console import Console
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
+from warm import python
 
 from stepalign.domains.arithmetic.solver import build_tiny_solver
 from stepalign.errors import ConfigError, LockedError
@@ -267,7 +267,7 @@ def test_the_command(model: str, tmp_path: Path) -> None:
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "stepalign", "signal", *words], capture_output=True, text=True, timeout=PATIENCE
+            [*python(), "-m", "stepalign", "signal", *words], capture_output=True, text=True, timeout=PATIENCE
         )
 
     done = run(str(source), "--model", model, "--out", str(tmp_path / "out"), "--contexts", "critique, other")
