@@ -1,13 +1,14 @@
 """A launcher of comparisons that starts their runs by a fork of a process which has the imports behind it.
 
 As a script it is what ``compare.launcher`` names: it hands its words, environment and standard files to the server at
-a socket, and ends as the forked run ends. Both are in one process group, so a signal to the group reaches both.
+a socket, and ends as the forked run ends. Both are in one process group; of its signals only the run takes notice.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -45,6 +46,8 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
     from fault_trials.lab import become
 
     os.setpgid(0, asked["group"])
+    os.chdir(asked["folder"])
+    sys.path.insert(0, asked["folder"])
     become(asked["words"], files, asked["environment"])
 
 
@@ -57,11 +60,13 @@ def _answer(run: int, there: socket.socket) -> None:
 
 
 def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     path, _, _, _, *words = sys.argv[1:]  # python -m stepalign WORDS
     there = socket.socket(socket.AF_UNIX)
     there.connect(path)
     kept = {name: value for name, value in os.environ.items() if name.startswith(("STEPALIGN_", "OMP_"))}
-    asked = json.dumps({"group": os.getpgrp(), "words": words, "environment": kept}).encode()
+    asked = json.dumps({"group": os.getpgrp(), "folder": os.getcwd(), "words": words, "environment": kept}).encode()
     socket.send_fds(there, [asked], [0, 1, 2])
     sys.exit((there.recv(1) or b"\xff")[0])
 

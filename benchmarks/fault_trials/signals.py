@@ -1,8 +1,12 @@
-"""Signals in every phase of every command: how long until it leaves, with which code and which words."""
+"""Signals in every phase of every command: how long until it leaves, with which code and which words.
+
+The commands are forked from a process that has the imports behind it, except in the tests of the repository.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -18,6 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "helpers"))
 
 from fault_server import FaultServer
+
+from fault_trials.lab import Lab
 
 MOST_SECONDS = 10.0
 Begun = Callable[[Path, FaultServer], bool]
@@ -68,7 +74,8 @@ PHASES: dict[str, Phase] = {
         ("train", *ARITHMETIC, "--set", "training.problems_per_step=282", "--out", "out"), _holds("out/config.toml")
     ),
     "compare, children at work": Phase(
-        ("compare", *ARITHMETIC, "--out", "out"), _holds("out/arms/*/*/metrics.jsonl")
+        ("compare", *ARITHMETIC, "--set", "compare.launcher={launcher}", "--out", "out"),
+        _holds("out/arms/*/*/metrics.jsonl"),
     ),
     "compare, loading": Phase(("compare", *ARITHMETIC, "--out", "out"), _holds("out/config.toml")),
     "evaluate": Phase(
@@ -101,33 +108,42 @@ PHASES: dict[str, Phase] = {
 }  # fmt: skip
 
 
-def stopped(phase: Phase, number: int, *, again: int = 0) -> dict[str, Any]:
-    """Send a signal to the command in its phase, and perhaps a second one half a second later."""
+def stopped(phase: Phase, number: int, *, again: int = 0, launcher: str = "[]") -> dict[str, Any]:
+    """Send a signal to the command in its phase, and perhaps a second one half a second later.
+
+    Args:
+        launcher: of ``fault_trials.forkery``, as ``compare.launcher`` takes it.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder, server = Path(name), FaultServer(lambda text, asked: "hang", hangs=120.0)
         (folder / "attempts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ATTEMPTS))
         (folder / "slow.py").write_text(SLOW_GRADER.replace("time.sleep", "open('begun', 'w').write('x'); time.sleep"))
         _write_stand_in(folder)
-        words = [word.replace("{critic}", server.url).replace("{port}", _free_port()) for word in phase.words]
+        places = {"critic": server.url, "port": _free_port(), "launcher": launcher}
+        words = [_filled(word, places) for word in phase.words]
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
             process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "stepalign", *words], stdout=out, stderr=err, cwd=folder, process_group=0
-            )
+                [*json.loads(launcher), sys.executable, "-m", "stepalign", *words],
+                stdout=out, stderr=err, cwd=folder, process_group=0, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
         try:
-            while process.poll() is None and not (_listens(process.pid) and phase.begun(folder, server)):
+            while (command := _that_listens(process.pid)) is None and process.poll() is None:
+                time.sleep(0.02)
+            while process.poll() is None and not phase.begun(folder, server):
                 time.sleep(0.02)
             time.sleep(0.3)
             begin = time.monotonic()
             with suppress(ProcessLookupError):
-                process.send_signal(number)
+                os.kill(command or process.pid, number)
                 if again:
                     time.sleep(0.5)
-                    process.send_signal(again)
+                    os.kill(command or process.pid, again)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(6 * MOST_SECONDS)
             seconds = time.monotonic() - begin
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             server.stop()
         said = (folder / "stderr").read_text(errors="replace")
@@ -158,11 +174,21 @@ def _free_port() -> str:
         return str(one.getsockname()[1])
 
 
-def _listens(pid: int) -> bool:
-    """Whether the process has come to our own code: before, signals are the interpreter's."""
-    status = Path(f"/proc/{pid}/status")
-    caught = int(status.read_text().partition("SigCgt:\t")[2].split()[0], 16) if status.exists() else 0
-    return bool(caught >> (signal.SIGTERM - 1) & 1)
+def _that_listens(group: int) -> int | None:
+    """The process of a group that has come to our own code: before, signals are the interpreter's."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with suppress(OSError):
+            pid = int(status.parent.name)
+            caught = int(status.read_text().partition("SigCgt:\t")[2].split()[0], 16)
+            if caught >> (signal.SIGTERM - 1) & 1 and os.getpgid(pid) == group:
+                return pid
+    return None
+
+
+def _filled(word: str, places: dict[str, str]) -> str:
+    for name, place in places.items():
+        word = word.replace(f"{{{name}}}", place)
+    return word
 
 
 def is_well(row: dict[str, Any], number: int) -> bool:
@@ -171,12 +197,12 @@ def is_well(row: dict[str, Any], number: int) -> bool:
     return in_time and len(row["said"]) == 1 and not row["traceback"]
 
 
-def signals(number: int, *, first: int = 0) -> Iterator[dict[str, Any]]:
+def signals(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
     """``number`` trials: every phase with SIGINT, with SIGTERM, and with a second signal."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     kinds = [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGTERM, signal.SIGINT)]
     trials = [(name, *kind) for kind in kinds for name in PHASES]
     for index in range(first, first + number):
         name, one, two = trials[index % len(trials)]
-        row = stopped(PHASES[name], one, again=two)
+        row = stopped(PHASES[name], one, again=two, launcher=lab.addresses["launcher"])
         yield {"phase": name, "signal": one, "again": two, **row, "well": is_well(row, one)}
