@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
+import random
 import threading
 import time
 from collections import Counter
@@ -399,6 +401,30 @@ def test_two_runs_that_hand_all_their_weights_to_one_server_are_noticed(serve, s
     draw(two)
     with pytest.raises(EndpointError, match="another run hands its weights"):
         draw(one)
+
+
+def test_weights_change_when_a_call_has_what_it_asks_for_again(
+    serve, solver: Solver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a broken request and the next one nothing is in flight."""
+    monkeypatch.setattr(random, "uniform", lambda least, most: 0.3)
+    server = serve(script=lambda asked, body: "status 500" if asked == 0 else "ok")
+    sampler = sampler_of(solver, server)
+
+    async def overlap() -> list[list[Completion]]:
+        await sampler.publish(trainable(solver), 1)
+        drawing = asyncio.ensure_future(
+            sampler.sample(PROMPTS[:1], num_samples=NUM, temperature=1.1, max_tokens=12, seed=7)
+        )
+        while not sampler._servers[0].failures or sampler._servers[0].in_flight:
+            await asyncio.sleep(0.01)
+        await sampler.publish(trainable(solver), 2)
+        return await drawing
+
+    (drawn,) = wait_for(overlap())
+    assert {completion.policy_version for completion in drawn} == {1}
+    assert {completion.policy_version for group in draw(sampler) for completion in group} == {2}
+    assert server.calls["/finish_weight_update"] == 2
 
 
 def test_another_runs_weights_are_never_taken_for_ours(serve, solver: Solver, make_solver) -> None:

@@ -93,8 +93,7 @@ async def has_version(client: httpx2.AsyncClient, server: Server, policy: Policy
     found = await weight_version(client, server)
     if policy.name in server.holds and found not in (policy.name, FRESH, None):
         what = f"another run hands its weights to this rollout server: it holds {one_line(str(found))}"
-        hint = "give each run that trains all weights servers of its own, or train adapters, which live side by side; "
-        hint += "where it is this run's last update before it died that came late, go on with --resume"
+        hint = "give each run that trains all weights servers of its own, or train adapters, which live side by side"
         raise EndpointError(what, where=server.label, hint=hint)
     return found == policy.name
 

@@ -108,10 +108,13 @@ class VllmSampler:
         name = f"{self._run}-{version}"
         folder = self._root / name
         self._way.write(self._model, weights, folder)
-        self._publishing = True
+        with self._changing:
+            self._publishing = True
         try:
-            while not self._way.named and any(server.in_flight for server in self._servers):
-                await asyncio.sleep(POLL_SECONDS)  # weights that change under a completion would be two versions in it
+            # Weights that change under a completion would be two versions in it, and a call that asks again for what a
+            # broken stream owed would put the old ones back.
+            while not self._way.named and self._policy.users:
+                await asyncio.sleep(POLL_SECONDS)
             if self._policy.folder is not None:
                 self._old.append(self._policy)
             self._policy = Policy(name, version, weights, folder)
@@ -180,9 +183,7 @@ class VllmSampler:
             ConfigError: a prompt leaves no room for a completion in a server's context.
             EndpointError: a server refuses the request, or none answers within the timeout.
         """
-        while self._publishing and not self._way.named:
-            await asyncio.sleep(POLL_SECONDS)
-        policy, self._heard = self._policy, time.monotonic()
+        policy, self._heard = await self._current(), time.monotonic()
         fields = {
             "max_tokens": max_tokens,
             "temperature": temperature,
@@ -216,7 +217,6 @@ class VllmSampler:
                         hint = "stepalign serve MODEL --print shows the command of a server that fits"
                         raise EndpointError(what, where="sampling.base_urls", hint=hint) from None
 
-        policy.users += 1
         try:
             async with self._client() as client, asyncio.TaskGroup() as tasks:
                 for row in range(len(prompts)):
@@ -224,8 +224,18 @@ class VllmSampler:
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
         finally:
-            policy.users -= 1
+            with self._changing:
+                policy.users -= 1
         return [[results[row, index] for index in range(num_samples)] for row in range(len(prompts))]
+
+    async def _current(self) -> Policy:
+        """The version of the moment, which stays until its user gives it back."""
+        while True:
+            with self._changing:
+                if self._way.named or not self._publishing:
+                    self._policy.users += 1
+                    return self._policy
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _request(
         self, client: httpx2.AsyncClient, policy: Policy, fields: Mapping[str, Any]
