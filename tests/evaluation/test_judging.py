@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from stepalign.evaluation.judging import correlation, judging_rows, length_corre
 from stepalign.events import Event
 from stepalign.problems.loading import load_problems
 from stepalign.report.completions import score_facts, write_completions_page
-from stepalign.verbs.evaluate import evaluate
+from stepalign.verbs.evaluate import _refuse_another_judge, evaluate
 
 
 def test_kappa_is_cohens_with_quadratic_weights() -> None:
@@ -112,6 +113,88 @@ def test_the_win_rate_has_an_interval_over_the_same_problems() -> None:
     assert row["low"] <= row["value"] <= row["high"]
     with pytest.raises(ConfigError, match="other problems"):
         win_row(better, worse[1:], level=0.95, resamples=10)
+
+
+def rows_of(folder: Path, problems: list[EvaluatedProblem], step: int = 3) -> None:
+    """A run folder with one evaluation of the test set."""
+    from stepalign.evaluation.evaluate import _row
+
+    (folder / "samples").mkdir(parents=True)
+    lines = "".join(json.dumps(_row(problem)) + "\n" for problem in problems)
+    (folder / "samples" / f"step-{step:05d}-test.jsonl").write_text(lines.replace("NaN", "null"))
+    metrics = [{"metric": "avg@2", "problems": len(problems), "value": 0.5, "low": 0.4, "high": 0.6}]
+    point = {"step": step, "set": "test", "rollouts": 1, "seconds": 1, "metrics": metrics}
+    (folder / "evaluations.jsonl").write_text(json.dumps(point) + "\n")
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+
+
+def test_an_arm_whose_scores_are_all_0_and_1_takes_part_in_scores_and_wins(tmp_path: Path) -> None:
+    from stepalign.config import load_config
+    from stepalign.evaluation.comparison import comparison_numbers
+
+    best = [replace(texts(str(n), [(), ()], [1, 2]), verdicts=("correct",) * 2, scores=(), judged=()) for n in range(2)]
+    mixed = [texts(str(n), [(0.5, 0.5), (0.75, 0.75)], [1, 2]) for n in range(2)]
+    for name, problems in (("base", best), ("a/0", mixed), ("a/1", best), ("b/0", best), ("b/1", best)):
+        rows_of(tmp_path / name, problems, 0 if name == "base" else 3)
+    arms = {arm: {seed: tmp_path / arm / str(seed) for seed in (0, 1)} for arm in ("a", "b")}
+    section = load_config(None, ["evaluation.num_samples=2", "evaluation.bootstrap_samples=100"]).evaluation
+    found = comparison_numbers({"base": {0: tmp_path / "base"}, **arms}, section, (1, 2))
+    pairs = {
+        (r["a"], r["b"]): r for r in found["paired"] if r["metric"] == "mean_score" and r["checkpoint_rule"] == "last"
+    }
+    assert {pair: row["difference"] for pair, row in pairs.items()} == {
+        ("a", "base"): pytest.approx((0.625 + 1) / 2 - 1), ("b", "base"): 0, ("b", "a"): pytest.approx(1 - 1.625 / 2)
+    }  # fmt: skip
+    wins = {(r["a"], r["b"]): r["difference"] for r in found["paired"] if r["metric"] == "net_wins"}
+    assert wins == {("a", "base"): -0.5, ("b", "base"): 0, ("b", "a"): 0.5}
+    binary = comparison_numbers({"b": arms["b"], "base": {0: tmp_path / "base"}}, section, (1, 2))
+    assert {row["metric"] for row in binary["paired"]} == {"avg@2", "maj@2", "pass@2"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": [0.5]},
+        {"scores": [0.5, 0.5, 0.5]},
+        {"judged": [[0.5, 0.7]]},
+        {"scores": [0.5, 1.5]},
+        {"scores": [0.5, -1]},
+    ],
+)
+def test_scores_that_do_not_fit_the_completions_are_damage(tmp_path: Path, change: dict) -> None:
+    from stepalign.evaluation.evaluate import _row
+
+    whole = _row(texts("a", [(0.5, 0.7), (0.5, 0.5)], [3, 4]))
+    (tmp_path / "s.jsonl").write_text(json.dumps(whole) + "\n")
+    assert len(read_samples(tmp_path / "s.jsonl")) == 1
+    (tmp_path / "s.jsonl").write_text(json.dumps({**whole, **change}) + "\n")
+    with pytest.raises(ConfigError, match="no completions of a problem"):
+        read_samples(tmp_path / "s.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "refused"),
+    [
+        ({"grader": [None, 1.0], "judge": [{"model": "small"}]}, True),
+        ({"grader": ["mine:grade", 1.0], "judge": [{"model": "large"}]}, True),
+        ({"grader": [None, 9.0], "judge": [{"model": "large"}]}, False),
+        ({"grader": [None, 1.0]}, False),
+        (None, False),
+    ],
+)
+def test_a_win_over_texts_that_another_judge_has_read_is_refused(
+    tmp_path: Path, theirs: dict | None, refused: bool
+) -> None:
+    against, heard = tmp_path / "other.samples.jsonl", list[Event]()
+    if theirs is not None:
+        against.with_suffix(".json").write_text(json.dumps(theirs))
+    ours = {"grader": [None, 1.0], "judge": [{"model": "large"}]}
+    if refused:
+        with pytest.raises(ConfigError, match="another judge"):
+            _refuse_another_judge(against, ours, heard.append)
+        return
+    _refuse_another_judge(against, ours, heard.append)
+    assert len(heard) == (theirs is None or "judge" not in theirs)
 
 
 @pytest.mark.parametrize("content", ["", '{"problem_id": "x", "verdicts": [], "answers": [], "texts": []}\n'])

@@ -16,7 +16,7 @@ import numpy as np
 from stepalign.config import CheckpointRule, EvaluationSection
 from stepalign.errors import ConfigError
 from stepalign.evaluation.evaluate import metrics_of, read_samples
-from stepalign.evaluation.metrics import NO_SHARES, Metric, win_rate
+from stepalign.evaluation.metrics import NO_SHARES, Metric, mean_score, win_rate
 from stepalign.evaluation.statistics import hierarchical_bootstrap, minimum_detectable_difference, paired_difference
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.sums import damaged_since
@@ -48,7 +48,7 @@ class Evaluations:
     def __init__(self, folder: Path, ks: Sequence[int]) -> None:
         self.metrics: dict[tuple[int, str], dict[str, Metric]] = {}
         self.scores: dict[tuple[int, str], list[tuple[float, ...]]] = {}
-        """Of the completions of each problem, where scores say more than verdicts."""
+        """Of the completions of each problem."""
         self.damage: list[str] = []
         self.points, self.steps_trained = (
             self._records(folder / name) for name in ("evaluations.jsonl", "metrics.jsonl")
@@ -76,8 +76,7 @@ class Evaluations:
                     state = f"holds {len(samples)} of {size} problems" if file.exists() else "is missing"
                     self.damage.append(f"{file} {state}")
             self.metrics[step, name] = metrics_of(samples, ks)
-            if "mean_score" in self.metrics[step, name]:
-                self.scores[step, name] = [problem.all_scores() for problem in samples]
+            self.scores[step, name] = [problem.all_scores() for problem in samples]
         try:
             changed = damaged_since(folder, "summary.json", "evaluations.jsonl", "metrics.jsonl", "samples")
             named = "\n".join(self.damage)
@@ -118,6 +117,7 @@ def comparison_numbers(arms: Arms, section: EvaluationSection, ks: Sequence[int]
     """The parts of results.json (docs/formats.md) that follow from the runs: settings of the evaluation, "metrics",
     "paired", "curves", "training" and "damage"."""
     found = {arm: {seed: Evaluations(folder, ks) for seed, folder in runs.items()} for arm, runs in arms.items()}
+    _score_all([run for runs in found.values() for run in runs.values()])
     n, level, resamples = section.num_samples, section.confidence, section.bootstrap_samples
     return {
         "num_samples": n,
@@ -138,6 +138,14 @@ def comparison_numbers(arms: Arms, section: EvaluationSection, ks: Sequence[int]
 
 
 Found = Mapping[str, Mapping[int, Evaluations]]
+
+
+def _score_all(runs: Sequence[Evaluations]) -> None:
+    """Where scores say more than verdicts anywhere, those that happen to be 0 and 1 are scores as well."""
+    tables = [(table, run.scores[key]) for run in runs for key, table in run.metrics.items()]
+    if any("mean_score" in table for table, _ in tables):
+        for table, scores in tables:
+            table.setdefault("mean_score", mean_score(scores))
 
 
 def _metric_rows(found: Found, n: int, level: float, resamples: int) -> Iterable[dict[str, Any]]:

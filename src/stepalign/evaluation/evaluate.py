@@ -163,6 +163,9 @@ def read_samples(file: Path) -> list[EvaluatedProblem]:
             columns |= {name: str(row.get(name) or "") for name in ("question", "answer")}
             columns["scores"] = tuple(math.nan if one is None else float(one) for one in row.get("scores", ()))
             columns["judged"] = tuple(tuple(map(float, one)) for one in row.get("judged", ()))
+            size = len(columns["verdicts"])
+            if not {len(columns["scores"]), len(columns["judged"])} <= {0, size} or not _are_shares(columns["scores"]):
+                raise ValueError
             found.append(EvaluatedProblem(problem_id=str(row["problem_id"]), **columns))
         except (KeyError, TypeError, ValueError):
             raise ConfigError(
@@ -171,6 +174,10 @@ def read_samples(file: Path) -> list[EvaluatedProblem]:
                 hint="evaluate again, or take the line out",
             ) from None
     return found
+
+
+def _are_shares(scores: Sequence[float]) -> bool:
+    return all(0 <= score <= 1 or math.isnan(score) for score in scores)
 
 
 def metrics_of(problems: Sequence[EvaluatedProblem], ks: Sequence[int]) -> dict[str, Metric]:

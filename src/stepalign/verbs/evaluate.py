@@ -97,7 +97,10 @@ def evaluate_model(
     key_file = samples.with_suffix(".json" if samples.with_suffix(".json") != out else ".key.json")
     find_model(config.model.path)
     prompt_templates(config)
-    key = json.dumps(_key(config, problems), indent=1) + "\n"
+    known = _key(config, problems)
+    key = json.dumps(known, indent=1) + "\n"
+    if against is not None:
+        _refuse_another_judge(against, known, listener)
     if samples.exists() and (not key_file.exists() or key_file.read_text(encoding="utf-8") != key):
         raise LockedError(
             "the completions beside the output belong to another evaluation",
@@ -145,6 +148,21 @@ def evaluate_model(
     return result
 
 
+def _refuse_another_judge(against: Path, ours: dict[str, Any], listener: Listener) -> None:
+    """A win over completions that another grader has scored says nothing. Raises ConfigError."""
+    files = [file for end in (".key.json", ".json") if (file := against.with_suffix(end)).is_file()]
+    theirs = next((found for file in files if "grader" in (found := read_json(file))), None)
+    if theirs is None or ("judge" in ours and "judge" not in theirs):
+        if "judge" in ours or ours["grader"][0]:
+            listener(warning(f"it is not on record by which judge the completions of {against} were scored"))
+    elif theirs["grader"][:1] != ours["grader"][:1] or theirs.get("judge") != ours.get("judge"):
+        raise ConfigError(
+            "these completions were scored by another judge or grader",
+            where=str(against),
+            hint="evaluate both with the same data.judge, data.second_judge and data.grader",
+        )
+
+
 def _refuse_changed_samples(out: Path, samples: Path) -> None:
     """Completions that were changed since the numbers in OUT were computed from them are no evaluation."""
     before: dict[str, Any] = {}
@@ -163,6 +181,11 @@ def _refuse_changed_samples(out: Path, samples: Path) -> None:
 def _key(config: Config, problems: str) -> dict[str, Any]:
     """Everything that completions and verdicts depend on, as far as the configuration knows."""
     sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "prompts", "evaluation")}
+    judges = [
+        {name: getattr(judge, name) for name in ("model", "temperature", "max_tokens", "extra_body")}
+        for judge in (config.data.judge, config.data.second_judge)
+        if judge.base_urls
+    ]
     weights = [(file.name, file.stat()) for file in weight_files(config.model.path)]
     return {
         **sections,
@@ -172,4 +195,5 @@ def _key(config: Config, problems: str) -> dict[str, Any]:
         "columns": config.data.columns,
         "grader": [config.data.grader_function, config.data.grader_seconds],
         "rho": config.data.rho,
+        **({"judge": judges} if judges else {}),
     }
