@@ -13,11 +13,12 @@ from stepalign.config import ServerSection, load_config
 from stepalign.domains.arithmetic.task import make_problem, parse_question
 from stepalign.domains.table import find_domain, load_sets, make_grader
 from stepalign.domains.text.domain import running_totals
-from stepalign.domains.text.judge import JudgedGrader
+from stepalign.domains.text.judge import JudgedGrader, read_judgement
 from stepalign.domains.text.rubric import grade
 from stepalign.errors import ConfigError
 from stepalign.evaluation.evaluate import EvaluatedProblem, metrics_of
 from stepalign.evaluation.metrics import win_rate
+from stepalign.records import Critique
 
 RUBRIC = json.dumps(
     [
@@ -127,6 +128,27 @@ def test_a_judge_reads_prose_once_and_a_program_reads_lists(serve, tmp_path: Pat
         assert grades[5].score == 1.0
     assert len(server.bodies) == 4
     assert "Is it polite?" in json.dumps(server.bodies)
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        (f'{{"score": {"9" * 400}}}', None),
+        (f'{{"score": -{"9" * 400}}}', None),
+        ('{"score": 1e400}', None),
+        ('{"score": NaN}', None),
+        ('{"score": "7"}', None),
+        ('{"score": true}', None),
+        ('{"score": [7]}', None),
+        ("\x00", None),
+        ('{"score": ' * 2000, None),
+        ('```json\n{"score": 5, "reasons": ["a"]}\n```', 0.5),
+        ('{"score": 3} or rather {"score": 9}', 0.9),
+    ],
+)
+def test_a_judge_that_answers_nonsense_leaves_the_text_undecided(reply: str, score: float | None) -> None:
+    found = read_judgement(Critique(rollout_id="a", critic="j", status="ok", text=reply, raw=reply, form="comment"))
+    assert found.score == score if score is not None else math.isnan(found.score)
 
 
 def test_an_evaluation_has_the_mean_score_where_scores_say_more_than_verdicts() -> None:

@@ -19,7 +19,7 @@ from stepalign.models.prompts import PromptBuilder
 from stepalign.records import Completion, Problem, rollout_from_json, to_json
 from stepalign.rollouts.collect import RolloutMaker
 from stepalign.rollouts.environment import Conversation
-from stepalign.rollouts.repliers import find_call, make_replier
+from stepalign.rollouts.repliers import answer_call, find_call, make_replier
 from stepalign.waiting import wait_for
 
 UNAVAILABLE = sandbox.why_unavailable()
@@ -218,6 +218,7 @@ def test_calls_answer_with_their_output_or_the_end_of_their_traceback(byte_token
         ("```\n1\n```", None),
         ("```python\n1", None),
         ("```python\n \n```", None),
+        ("```python\r\n1\r\n```", "1\r\n"),
         ("<think>\n```python\n1\n```\n</think>\n5", None),
         ("`print(1)`", None),
     ],
@@ -241,6 +242,26 @@ def test_turns_messages_and_all_tokens_have_limits_of_their_own(byte_tokenizer) 
     full = talk(byte_tokenizer, EnvironmentSection(kind="python_tool"), CALL, "5", room=47)
     assert full.attempt.truncated
     assert not full.attempt.turns
+
+
+@needs_sandbox
+def test_an_output_without_end_is_cut_and_leaves_room_for_the_reason_of_a_failure() -> None:
+    assert answer_call("print('é' * 10**6)") == f"{'é' * 8000}\n(the output goes on after 16000 bytes)"
+    failed = answer_call("print('y' * 9000)\n1 / 0")
+    assert "yyy" in failed
+    assert failed.endswith("ZeroDivisionError: division by zero")
+    assert len(failed) < 1000
+
+
+def test_a_machine_without_processes_ends_the_rollout_alone(byte_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(code: str) -> str:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("stepalign.rollouts.repliers.answer_call", fail)
+    monkeypatch.setattr("stepalign.domains.python.sandbox.why_unavailable", lambda: "")
+    rollout = talk(byte_tokenizer, EnvironmentSection(kind="python_tool"), CALL, "5")
+    assert rollout.attempt.truncated
+    assert not rollout.attempt.turns
 
 
 MESSAGE = "{% if verdict != 'correct' %}That is {{ verdict }}, not {{ answer }}.{% endif %}"
@@ -299,6 +320,16 @@ class Silent:
 class Wrong:
     def reply(self, problem, turns):
         return 5
+
+class Odd:
+    def __init__(self, grade):
+        self.given = {"huge": 10**400, "above": 1.5}.get(grade, grade)
+
+    def reply(self, problem, turns):
+        return None
+
+    def grade(self, problem, turns):
+        return self.given
 '''
 
 
@@ -325,6 +356,9 @@ def test_a_class_of_ones_own_replies_and_grades(byte_tokenizer, own: Path) -> No
         ("Wrong", {}, "returns int"),
         ("Missing", {}, "no class Missing"),
         ("Quiz", {"laps": 3}, "cannot be made"),
+        ("Odd", {"grade": "fine"}, "no grade: returned 'fine'"),
+        ("Odd", {"grade": "huge"}, "no grade"),
+        ("Odd", {"grade": "above"}, r"no grade: a score is in \[0, 1\]"),
     ],
 )
 def test_a_class_that_breaks_the_contract_is_named(byte_tokenizer, own: Path, name, options, message) -> None:

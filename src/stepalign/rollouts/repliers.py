@@ -19,6 +19,7 @@ from stepalign.domains.math.grade import Grade
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.math.thinking import after_thinking
 from stepalign.domains.python import sandbox
+from stepalign.domains.python.grading import clip
 from stepalign.errors import ConfigError, raised_by_own_code
 from stepalign.feedback.designs.custom import import_module_of
 from stepalign.feedback.prompts import Template, load_template
@@ -29,7 +30,9 @@ THE_END = "[END]"
 """A served user writes it where there is nothing more to say."""
 USER_VARIABLES = ("question", "answer", "reference", "attempt", "verdict", "turn")
 """The variables of a scripted user's messages."""
-_CALL = re.compile(r"^[ \t]{0,3}```[ \t]{0,3}(?:python3?|py)[ \t]*\n(.*?)^[ \t]{0,3}```", re.M | re.S | re.I)
+MOST_OUTPUT = 16_000
+"""Bytes of a call's output."""
+_CALL = re.compile(r"^[ \t]{0,3}```[ \t]{0,3}(?:python3?|py)[ \t]*\r?\n(.*?)^[ \t]{0,3}```", re.M | re.S | re.I)
 
 
 def find_call(text: str) -> str | None:
@@ -40,11 +43,17 @@ def find_call(text: str) -> str | None:
 
 @lru_cache(maxsize=4096)  # a group often writes the same call
 def answer_call(code: str) -> str:
-    """The output of a call, and the end of its traceback where it fails."""
-    ran = sandbox.run_program(code, echo=True)
+    """The output of a call, and the end of its traceback where it fails; a long output then loses its middle, so that
+    the message has room for the reason. Raises OSError where the process cannot be started."""
+    ran = sandbox.run_program(code, echo=True, most=MOST_OUTPUT + 1)
     late = f"timed out in {ran.trace}" if ran.trace and ran.fault == "timed out" else ""
-    end = late or ran.trace or ran.fault
-    return "\n".join(part.rstrip() for part in (ran.output, end) if part.strip()) or "(no output)"
+    output, end = ran.output, late or ran.trace or ran.fault
+    if end:
+        output = clip(output)
+    elif len(output.encode()) > MOST_OUTPUT:
+        output = output.encode()[:MOST_OUTPUT].decode(errors="ignore")
+        end = f"(the output goes on after {MOST_OUTPUT} bytes)"
+    return "\n".join(part.rstrip() for part in (output, end) if part.strip()) or "(no output)"
 
 
 class PythonTool:
@@ -54,7 +63,10 @@ class PythonTool:
 
     async def reply(self, problem: Problem, turns: Sequence[Turn]) -> str | None:
         code = find_call(turns[-1].text)
-        return None if code is None else await asyncio.to_thread(answer_call, code)
+        try:
+            return None if code is None else await asyncio.to_thread(answer_call, code)
+        except OSError as error:  # a machine without memory or processes for the moment
+            raise BrokenOffError(f"the sandbox: {error}") from error
 
     async def grade(self, problem: Problem, turns: Sequence[Turn]) -> None:
         return None
@@ -147,7 +159,14 @@ class OwnReplier:
 
     async def grade(self, problem: Problem, turns: Sequence[Turn]) -> Grade | None:
         own = getattr(self.own, "grade", None)
-        return None if own is None else as_grade(await self._call(own, problem, turns), self.name)
+        if own is None:
+            return None
+        result = await self._call(own, problem, turns)
+        try:
+            return as_grade(result, self.name)
+        except (TypeError, ValueError, OverflowError) as error:
+            hint = "return a score in [0, 1], a bool, or None where it cannot be said"
+            raise ConfigError(f"grade gives no grade: {error}", where=f"environment {self.name}", hint=hint) from error
 
     async def _call(self, method: Callable[..., Any], problem: Problem, turns: Sequence[Turn]) -> Any:
         """A plain method runs in a thread, so that episodes go on side by side."""

@@ -200,9 +200,9 @@ def _failed(ran: sandbox.Ran, given: str, expected: str, passed: int, hidden: bo
         kind = _kind(ran.fault)
         shown = f"{kind} in line {ran.line}" if ran.line else kind
         return sandbox.Outcome(verdict="incorrect", reason=_hidden(reason), detail=shown, passed=passed)
-    parts = [f"Input:\n{_clip(given)}"]
+    parts = [f"Input:\n{clip(given)}"]
     if not ran.fault:
-        parts += [f"Expected output:\n{_clip(expected)}", f"The program printed:\n{_clip(ran.output)}"]
+        parts += [f"Expected output:\n{clip(expected)}", f"The program printed:\n{clip(ran.output)}"]
     elif ran.fault != "timed out" or ran.trace:
         parts += [ran.trace or ran.fault]
     return sandbox.Outcome(verdict="incorrect", reason=reason, detail="\n".join(parts), passed=passed)
@@ -242,7 +242,8 @@ def _same_word(found: str, expected: str) -> bool:
         return False
 
 
-def _clip(text: str) -> str:
+def clip(text: str) -> str:
+    """A text without its middle where it is long."""
     text = text.strip("\n")
     return text if len(text) <= 600 else f"{text[:400]}\n...\n{text[-150:]}"
 

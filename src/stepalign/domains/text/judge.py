@@ -85,9 +85,9 @@ def read_judgement(found: Critique) -> Grade:
         return undecided(f"the judge: {found.reason}")
     data = find_object(found.text, {"score"}) or {}
     score = data.get("score")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+    if isinstance(score, bool) or not isinstance(score, int | float) or score != score:
         return undecided("the judge gives no score")
-    if not 0 <= score <= MOST:
+    if not 0 <= score <= MOST:  # of an integer too: one of 400 digits is no float
         return undecided(f"the judge's score is not between 0 and {MOST}")
     return Grade(score / MOST, reason=f"judged {score:g} of {MOST}", detail=str(data.get("reasons", "")))
 

@@ -127,16 +127,19 @@ class Ran:
     """It got so little of a processor that nothing is known about it: the program may be right."""
 
 
-def run_program(code: str, text: str = "", *, echo: bool = False, limits: Limits | None = None) -> Ran:
+def run_program(
+    code: str, text: str = "", *, echo: bool = False, limits: Limits | None = None, most: int = 16_000
+) -> Ran:
     """Run a whole program with a text for its standard input, confined as solutions are.
 
     Args:
         echo: print the value of a last line that is an expression, as a notebook does, and errors too.
+        most: bytes of the output that are kept.
 
     Raises:
         OSError: no sandbox here.
     """
-    with contextlib.closing(run_cases(code, [text], echo=echo, limits=limits)) as runs:
+    with contextlib.closing(run_cases(code, [text], echo=echo, limits=limits, most=most)) as runs:
         return next(runs)
 
 
