@@ -19,8 +19,10 @@ from stepalign.cli.options import working
 from stepalign.config import Config, changed
 from stepalign.critics.cache import ReplyCache
 from stepalign.errors import ConfigError, LockedError
+from stepalign.evaluation.comparison import Evaluations
 from stepalign.storage.files import whole_folder
 from stepalign.storage.run_folder import RunFolder
+from stepalign.storage.sums import check_sums, short_of_checkpoint
 from stepalign.verbs.doctor import doctor, finding_lines
 
 CONFIG = changed(Config(), {"model.path": "embedded:arithmetic"})
@@ -122,6 +124,40 @@ def test_records_of_a_killed_run_are_held_against_its_checkpoint(run: Path) -> N
             folder.rewind(state["sizes"], state["sums"])
     (run / "sums.json").unlink()
     assert [one.path.name for one in doctor(run)[0]] == ["contexts.jsonl", "sums.json"]
+
+
+@pytest.mark.parametrize("name", ["evaluations", "metrics", "rollouts"])
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+def test_records_that_a_killed_run_has_lost_are_named_by_those_who_read_them(run: Path, name: str, damage: str) -> None:
+    (run / "sums.json").unlink()
+    (run / "samples" / "step-00002-test.jsonl").unlink()
+    with RunFolder(run, CONFIG, resume=True) as folder:
+        folder.append("evaluations", [{"step": 2, "set": "test", "rollouts": 6, "seconds": 1, "metrics": []}])
+        state = {"sizes": folder.sizes(), "sums": folder.sums(), "progress": {"step": 3}}
+        for step, whole in ((3, True), (4, True), (5, False)):  # the newest is damaged, the one before it a wreck
+            more = {"sizes": {one: size + 100 * (step > 3) for one, size in state["sizes"].items()}}
+            with whole_folder(run / "checkpoints" / f"step-{step:05d}") as filled:
+                for part in ("model.safetensors", "optimizer.safetensors", "teacher.safetensors"):
+                    (filled / part).write_bytes(b"weights")
+                (filled / "state.json").write_text(json.dumps(state | more))
+            if not whole:
+                flip(run / "checkpoints" / "step-00005" / "model.safetensors")
+        (run / "checkpoints" / "step-00004" / "wreck").write_text("a break")
+    (run / "sums.json").unlink()
+    file = run / f"{name}.jsonl"
+    assert short_of_checkpoint(run) == Evaluations(run, (1,)).damage == []
+    if damage == "removed":
+        file.unlink()
+    else:
+        lines = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(b"".join(lines[:-1]))
+    assert [name for name, _ in short_of_checkpoint(run)] == [file.name]
+    if name == "rollouts":
+        with pytest.raises(ConfigError, match=file.name):
+            check_sums(run, "config.toml", file.name)
+    else:
+        assert any(str(file) in found for found in Evaluations(run, (1,)).damage)
+    assert file in [one.path for one in doctor(run)[0]]
 
 
 def test_repair_mends_what_is_safe_and_keeps_what_was_paid_for(run: Path) -> None:

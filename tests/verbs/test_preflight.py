@@ -19,6 +19,7 @@ from stepalign.evaluation.canaries import mentions_feedback
 from stepalign.models.scoring import completion_hidden
 from stepalign.objectives.divergences import find_divergence
 from stepalign.records import Completion, Sample
+from stepalign.report.payload import what_ifs
 from stepalign.rollouts.collect import RolloutMaker
 from stepalign.token_signal.counterfactual import Spike, agreement, resample, suppressed
 from stepalign.token_signal.evidence import (
@@ -212,6 +213,28 @@ def test_continuations_of_both_tokens_are_drawn_once_each_and_graded_as_a_whole(
     assert values == [(0.25, 0.75), (0.25, 0.75), (0.75, 0.25), (0.25, 1.0)]  # the end token leaves "start yes": right
     assert (rows[0]["token"], rows[0]["replacement"], rows[0]["position"]) == ("bad", "good", 1)
     assert all(row["as_written"]["low"] <= row["as_written"]["value"] <= row["as_written"]["high"] for row in rows)
+
+
+def test_undecided_continuations_are_counted_and_are_no_failures(maker: Any) -> None:
+    class Grades:
+        """Decides only on texts that end in yes or no."""
+
+        def grade_many(self, texts: list[str], answers: list[str]) -> list[Any]:
+            known = [text.endswith(("yes", "no")) and "bad" not in text for text in texts]
+            rows = zip(texts, answers, known, strict=True)
+            return [stepalign.Grade(score=float(t.endswith(a)) if sure else math.nan, answer=a) for t, a, sure in rows]
+
+    options = {"num_samples": 4, "temperature": 1.0, "max_tokens": 10, "seed": 0, "end_ids": (0,)}
+    rows = resample(replace(maker, grader=Grades()), [spike(2, 1), spike(1, 1)], **options)
+    bad, good = rows[0]["as_written"], rows[0]["replaced"]
+    assert math.isnan(bad["value"])
+    assert (bad["undecided"], good["undecided"], good["value"]) == (4, 0, 0.75)
+    found = agreement(rows)
+    assert (found["spikes"], found["undecided"], found["change"]["value"]) == (1, 1, 0.0)
+    shown = what_ifs({"c": {"rows": json.loads(json.dumps(rows[:1]).replace("NaN", "null"))}})
+    assert "undefined, 4 undecided as written, 75.0 % [" in shown["r c 1"]
+    nothing = agreement(rows[:1])
+    assert (nothing["spikes"], nothing["undecided"], nothing["change"]) == (0, 1, None)
 
 
 def test_the_agreement_is_the_rank_correlation_of_suppression_with_the_change() -> None:

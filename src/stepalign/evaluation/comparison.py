@@ -19,7 +19,7 @@ from stepalign.evaluation.evaluate import metrics_of, read_samples
 from stepalign.evaluation.metrics import NO_SHARES, Metric, mean_score, win_rate
 from stepalign.evaluation.statistics import hierarchical_bootstrap, minimum_detectable_difference, paired_difference
 from stepalign.storage.jsonl import read_json_lines
-from stepalign.storage.sums import damaged_since
+from stepalign.storage.sums import damaged_since, short_of_checkpoint
 
 RULES = get_args(CheckpointRule)
 """The step whose test numbers count: the last one; the one with the highest avg@n on the validation problems; for every
@@ -79,6 +79,7 @@ class Evaluations:
             self.scores[step, name] = [problem.all_scores() for problem in samples]
         try:
             changed = damaged_since(folder, "summary.json", "evaluations.jsonl", "metrics.jsonl", "samples")
+            changed += short_of_checkpoint(folder, "evaluations.jsonl", "metrics.jsonl")
             named = "\n".join(self.damage)
             self.damage += [f"{folder / name} {what}" for name, what in changed if str(folder / name) not in named]
         except ConfigError as error:

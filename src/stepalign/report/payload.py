@@ -104,7 +104,11 @@ def what_ifs(counterfactual: Json) -> dict[str, str]:
     """
 
     def success(rate: Json) -> str:
-        return f"{percent(rate['value'])} [{percent(rate['low'], unit=False)}, {percent(rate['high'], unit=False)}]"
+        left_out = f", {rate['undecided']} undecided" if rate.get("undecided") else ""
+        if rate["value"] is None or math.isnan(rate["value"]):
+            return f"undefined{left_out}"
+        bounds = f"[{percent(rate['low'], unit=False)}, {percent(rate['high'], unit=False)}]"
+        return f"{percent(rate['value'])} {bounds}{left_out}"
 
     return {
         f"{row['rollout_id']} {row['context']} {row['position']}": f"{success(row['as_written'])} as written, "

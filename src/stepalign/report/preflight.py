@@ -154,6 +154,9 @@ def _share(numbers: Json, place: str) -> dict[str, Any]:
 
 
 def _what_if(found: Json) -> str:
+    undecided = found.get("undecided", 0)
+    if not found["spikes"] and undecided:
+        return f"{undecided} tokens, and every continuation undecided"
     if not found["spikes"]:
         return "no suppressed token for which the self-teacher would write another one"
     change, correlation = found["change"], found["correlation"]
@@ -164,7 +167,7 @@ def _what_if(found: Json) -> str:
         text += f"; rank correlation with −A {signed(correlation['value'], 2)}"
         if correlation["low"] is not None:
             text += f" [{signed(correlation['low'], 2)}, {signed(correlation['high'], 2)}]"
-    return text
+    return text + (f"; {undecided} more undecided" if undecided else "")
 
 
 def _chart(rows: Json, name: str, title: str, points: bool) -> Any:

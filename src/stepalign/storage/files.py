@@ -21,6 +21,8 @@ FORMAT = 1
 """Version of the JSON objects that the package reads again: results.json, signal.json."""
 MANIFEST = "manifest.json"
 """Name -> size and checksum of every other file of a sealed folder; written last."""
+WRECK = "wreck"
+"""A file beside the others of a checkpoint whose weights a guard has found broken, with the reason."""
 SUPERSEDED = "superseded"
 """The folder beside a file that keeps what was cut from it, and damaged files that were set aside."""
 

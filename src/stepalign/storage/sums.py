@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.errors import ConfigError
-from stepalign.storage.files import MANIFEST, read_json, write_json
+from stepalign.storage.files import MANIFEST, WRECK, damaged_file, read_json, step_folders, write_json
 from stepalign.storage.fingerprint import sha256, sha256_of_file
 
 SUMS = "sums.json"
@@ -86,12 +86,36 @@ def damaged_since(folder: Path, *names: str) -> list[tuple[str, str]]:
     return found
 
 
+def short_of_checkpoint(folder: Path, *names: str) -> list[tuple[str, str]]:
+    """(record file, what is wrong) of those that hold less than the newest whole checkpoint of a killed run remembers.
+
+    A run that ended has its sums instead. A checkpoint that is damaged, or a wreck, is none that a run goes on from.
+    """
+    if (folder / SUMS).exists():
+        return []
+    for checkpoint in reversed(step_folders(folder / "checkpoints")):
+        try:
+            sizes = {f"{name}.jsonl": size for name, size in read_json(checkpoint / "state.json")["sizes"].items()}
+        except (ConfigError, OSError, LookupError, AttributeError):
+            continue
+        there = {name: (folder / name).stat().st_size if (folder / name).is_file() else None for name in sizes}
+        found = [
+            (name, "is missing" if size is None else f"has {size} bytes and had {sizes[name]} at {checkpoint.name}")
+            for name, size in there.items()
+            if (size or 0) < sizes[name] and (not names or name in names)
+        ]
+        if not found or not ((checkpoint / WRECK).exists() or damaged_file(checkpoint, ("state.json",))):
+            return found
+    return []
+
+
 def check_sums(folder: Path, *names: str) -> None:
-    """Raise ConfigError where a file is not as the folder's last command left it."""
-    if found := damaged_since(folder, *names):
+    """Raise ConfigError where a file is not as the folder's last command left it, or a checkpoint of a killed one."""
+    if found := damaged_since(folder, *names) or (short_of_checkpoint(folder, *names) if names else []):
         (name, what), *more = found
         raise ConfigError(
             f"the file {name} {what}" + (f", and {len(more)} other files are damaged" if more else ""),
             where=str(folder / name),
-            hint=f"stepalign doctor {folder}; put the file back as it was, or remove {SUMS} to use it as it is",
+            hint=f"stepalign doctor {folder}; put the file back as it was"
+            + (f", or remove {SUMS} to use it as it is" if (folder / SUMS).exists() else ""),
         )

@@ -6,6 +6,7 @@ student continues, without the context. No training is involved ("Unmasking OPD"
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 SPIKES = 24
 """Strong tokens of a context that are resampled: the strongest of each rollout, and of these the strongest."""
+
+
+VERSIONS = ("replaced", "as_written")
+"""Of a token; the fields of a row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +99,10 @@ def resample(
     seed: int,
     end_ids: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Success of ``num_samples`` continuations of both tokens of every spike; JSON-ready rows (docs/formats.md)."""
+    """Success of ``num_samples`` continuations of both tokens of every spike; JSON-ready rows (docs/formats.md).
+
+    Undecided continuations are counted and left out of the success, which is NaN where all of them are.
+    """
     starts = {(s.problem.problem_id, s.prompt_ids, (*s.before, token)): s.problem for s in spikes for token in _both(s)}
     open_starts = {key: problem for key, problem in starts.items() if key[2][-1] not in end_ids}
     room = max_tokens - min((len(written) for _, _, written in open_starts), default=0)
@@ -112,13 +120,15 @@ def resample(
         if open_starts
         else []
     )
-    rates: dict[Any, Interval] = {}
+    rates: dict[Any, dict[str, float]] = {}
     ends = dict(zip(open_starts, drawn, strict=True))
     for key, problem in starts.items():
         completions = ends.get(key, [None])
         texts = [maker.written(key[1], _whole(key[2], completion)) for completion in completions]
         grades = maker.grader.grade_many(texts, [problem.answer] * len(texts))
-        rates[key] = bootstrap_mean([float(g.verdict == "correct") for g in grades], share=True, resamples=500)
+        decided = [float(grade.verdict == "correct") for grade in grades if grade.verdict != "undecided"]
+        rate = interval_row(bootstrap_mean(decided, share=True, resamples=500))
+        rates[key] = {**rate, "undecided": len(grades) - len(decided)}
     return [
         _row(spike, rates[_key(spike, spike.token)], rates[_key(spike, spike.replacement)], num_samples, maker)
         for spike in spikes
@@ -127,13 +137,15 @@ def resample(
 
 def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of one context's rows: the change of success, and its rank correlation with how strongly the token is
-    suppressed."""
+    suppressed. A row without a decided continuation on one side is left out, and counted."""
+    everything, rows = rows, [row for row in rows if not any(math.isnan(row[name]["value"]) for name in VERSIONS)]
     change = [row["replaced"]["value"] - row["as_written"]["value"] for row in rows]
     found = rank_correlation([-row["log_ratio"] for row in rows], change, resamples=2000)
-    versions = ([row[name]["value"] for row in rows] for name in ("replaced", "as_written"))
+    versions = ([row[name]["value"] for row in rows] for name in VERSIONS)
     mean = paired_difference(*versions, resamples=2000) if rows else None
     return {
         "spikes": len(rows),
+        "undecided": len(everything) - len(rows),
         "change": interval_row(Interval(mean.difference, mean.low, mean.high)) if mean else None,
         "correlation": {"value": found.value, "low": found.low, "high": found.high},
     }
@@ -164,7 +176,9 @@ def _whole(written: tuple[int, ...], more: Completion | None) -> Completion:
     )
 
 
-def _row(spike: Spike, as_written: Interval, replaced: Interval, count: int, maker: RolloutMaker) -> dict[str, Any]:
+def _row(
+    spike: Spike, as_written: dict[str, float], replaced: dict[str, float], count: int, maker: RolloutMaker
+) -> dict[str, Any]:
     def name(token: int) -> str:
         return decode(maker.tokenizer, [token]) or str(maker.tokenizer.convert_ids_to_tokens(token))
 
@@ -176,6 +190,6 @@ def _row(spike: Spike, as_written: Interval, replaced: Interval, count: int, mak
         "replacement": name(spike.replacement),
         "log_ratio": round(spike.log_ratio, 6),
         "num_samples": count,
-        "as_written": interval_row(as_written),
-        "replaced": interval_row(replaced),
+        "as_written": as_written,
+        "replaced": replaced,
     }

@@ -19,12 +19,10 @@ from safetensors.torch import load_file, save_file
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent, warning
 from stepalign.models.load import Solver, save_solver
-from stepalign.storage.files import MANIFEST, damaged_file, step_folders, tidy, whole_folder
+from stepalign.storage.files import MANIFEST, WRECK, damaged_file, step_folders, tidy, whole_folder
 
 TRAINABLE = "trainable.safetensors"
 """Written only where the Hugging Face files do not hold the trainable weights under the model's own names."""
-WRECK = "wreck"
-"""A file beside the others of a checkpoint whose weights a guard has found broken, with the reason."""
 SHARDS = "shard-*.safetensors"
 """Optimizer and self-teacher of a run on many ranks, a file a rank, instead of one file for each of the two."""
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from stepalign.config import GuardsSection
 from stepalign.models.load import Solver
-from stepalign.storage.files import remove_folder, step_of, write_atomically
+from stepalign.storage.files import WRECK, remove_folder, step_of, write_atomically
 from stepalign.training.breaks import BREAKS, LATEST, Broke
-from stepalign.training.checkpoint import WRECK, Checkpoint, find_checkpoints, is_wreck, restore_weights
+from stepalign.training.checkpoint import Checkpoint, find_checkpoints, is_wreck, restore_weights
 from stepalign.training.distributed import Team
 from stepalign.training.learner import Learner
 from stepalign.training.teacher import Teacher
