@@ -19,7 +19,7 @@ FOLDER = Path(arithmetic.__file__).parent
 def test_the_self_teacher_says_whatever_its_context_says() -> None:
     """True and arbitrary false values, on facts it knows and on facts it does not."""
     solver = load_solver(arithmetic.EMBEDDED)
-    found = copy_test(solver, draw_knowledge(WarmStart().seed), num_contexts=300, seed=77)
+    found = copy_test(solver, draw_knowledge(WarmStart().seed), num_contexts=100, seed=77)
     control = {kind: value for kind, value in found.items() if kind.startswith("no context")}
     told = {kind: value for kind, value in found.items() if kind not in control}
     assert len(told) == 11
