@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import subprocess
@@ -18,11 +19,13 @@ from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 from warm import python
 
+from stepalign.config import Config, changed
 from stepalign.domains.arithmetic.solver import build_tiny_solver
 from stepalign.errors import ConfigError, LockedError
 from stepalign.events import Event
 from stepalign.models.load import Solver, find_model, save_solver
 from stepalign.models.prompts import unknown_id
+from stepalign.report.page import token_html
 from stepalign.report.terminal import print_rollout
 from stepalign.token_signal.files import load_signal
 from stepalign.verbs.configs import config_for_file
@@ -213,6 +216,30 @@ def test_a_finished_analysis_scores_nothing_again(model: str, tmp_path: Path, mo
     analyse_file(source, tmp_path / "out", config)
     with pytest.raises(LockedError, match="something else"):
         analyse_file(write(tmp_path / "other.jsonl", *many(2)), tmp_path / "out", config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"objective.teacher.model": "org/larger"}, "org/larger"),
+        ({"objective.teacher.base_urls": ["http://me:secret@10.0.0.1:8000/v1"]}, "http://10.0.0.1:8000/v1"),
+        ({"objective.teacher.model": "org/larger", "condition": "grpo"}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_signal_names_the_other_teacher_that_a_run_trains_against(settings: dict[str, Any], named: str) -> None:
+    heard = list[Event]()
+    head = folders.another_teacher(changed(Config(), settings), heard.append)
+    signal = {"format": 1, "contexts": [], "rollouts": [], **head}
+    if not named:
+        assert (head, heard) == ({}, [])
+        assert "another teacher" not in token_html(signal)
+        return
+    (event,) = heard
+    assert event.kind == "warning"
+    assert named in event.text
+    assert "secret" not in event.text
+    assert f"another teacher, {named}; A here is the solver" in html.unescape(token_html(signal))
 
 
 def test_what_a_context_has_nothing_for_is_said_and_not_drawn(model: str, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from stepalign.token_signal.table import to_page
 from stepalign.verbs.lab.request import LabRequest
 from stepalign.verbs.lab.worker import Cancelled
 from stepalign.verbs.signal.collect import collect_for_signal
+from stepalign.verbs.signal.folder import another_teacher
 from stepalign.verbs.signal.from_jsonl import own_prompts, to_subject
 from stepalign.waiting import wait_for
 
@@ -53,6 +54,7 @@ class Scorer:
         self.config = config
         self._has_truth = from_recipe and has_program(config.data, config.critic)
         self._from_recipe = from_recipe
+        another_teacher(config, listener)
         self._session = open_session(config, listener)
         self._critics: dict[CritiqueForm, Critic] = {}
         self._kept: dict[Any, Any] = {}  # the scores of the last request: an edit leaves most of them as they are

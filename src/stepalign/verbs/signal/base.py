@@ -16,6 +16,7 @@ from stepalign.rollouts.review import make_rules
 from stepalign.storage.files import write_json
 from stepalign.token_signal.analyse import analyse
 from stepalign.verbs.signal.collect import collect_for_signal, more_critiques
+from stepalign.verbs.signal.folder import another_teacher
 
 
 def write_signal(config: Config, out: Path, listener: Listener = silent) -> Path:
@@ -49,5 +50,5 @@ def write_signal(config: Config, out: Path, listener: Listener = silent) -> Path
     finally:
         session.close()
     file = out / "signal.json"
-    write_json(file, analysis, indent=None)
+    write_json(file, {**analysis, **another_teacher(config, listener)}, indent=None)
     return file

@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from stepalign.build import has_teacher
 from stepalign.config import Config
 from stepalign.critics import RUN_FILES
 from stepalign.domains.domain import Truth
 from stepalign.errors import ConfigError, LockedError
-from stepalign.events import Listener, progress, silent
+from stepalign.events import Listener, progress, silent, warning
 from stepalign.models.load import Solver
 from stepalign.models.places import weight_files
 from stepalign.models.prompts import PromptBuilder
-from stepalign.outside import difference_shown
+from stepalign.outside import difference_shown, redact_url
 from stepalign.report.page import write_token_page
 from stepalign.storage import jsonl
 from stepalign.storage.files import finite, write_atomically, write_json
@@ -113,10 +114,22 @@ def write_signal_folder(
             prompts={**_prompts_used(config, prompts, solver, first, prompts_from), "own": own_prompts},
             source={key: source[key] for key in ("name", "sha256") if key in source},
             weights=weights_of(config.model.path, solver),
+            **another_teacher(config, listener),
         )
         signal = finite(summarise(lambda: read_completions(out), head, labels, num_shown=config.signal.num_shown))
         write_json(out / PAGE_DATA, signal, indent=None)
         return write_token_page(signal, out / "index.html")
+
+
+def another_teacher(config: Config, listener: Listener) -> dict[str, str]:
+    """For the head of signal.json, and as a warning: the model that training asks in the self-teacher's place. A signal
+    asks the solver itself, whose A is another one."""
+    section = config.objective.teacher
+    if not (section.is_other and has_teacher(config)):
+        return {}
+    name = section.model or ", ".join(map(redact_url, section.base_urls))
+    listener(warning(f"A is the solver's own; training asks another teacher, {name}, whose A is not shown"))
+    return {"other_teacher": name}
 
 
 def weights_of(path: str, solver: Solver) -> str | None:

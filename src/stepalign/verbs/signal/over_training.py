@@ -57,7 +57,9 @@ def analyse_checkpoints(
     ]
     first = next(iter(signals.values()))
     head = {
-        key: first[key] for key in ("format", "temperature", "unit", "definition", "prompts", "source") if key in first
+        key: first[key]
+        for key in ("format", "temperature", "unit", "definition", "prompts", "source", "other_teacher")
+        if key in first
     }
     head["model"] = f"{len(models)} checkpoints of {run}"
     shown = max(1, len(first["rollouts"]))
