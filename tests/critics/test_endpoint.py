@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import multiprocessing
 import random
@@ -17,7 +18,8 @@ from fault_server import FaultServer, Script
 from patience import PATIENCE, wait_until
 
 from stepalign.build import check_critic
-from stepalign.config import Config, CriticSection, changed
+from stepalign.config import Config, CriticSection, changed, load_config, to_toml
+from stepalign.critics.budget import Ledger
 from stepalign.critics.cache import ReplyCache
 from stepalign.critics.endpoint import EndpointCritic
 from stepalign.critics.servers import RetryPolicy
@@ -370,6 +372,31 @@ def test_ledger_and_budget(serve: Serve, make: Make) -> None:
     assert make(serve()).ledger.cost is None
 
 
+def test_two_critics_pay_the_prices_of_their_own_models(serve: Serve, make: Make, tmp_path: Path) -> None:
+    large = "org/large.v2"
+    prices = {large: {"prompt": 2.0, "completion": 8.0}, "small": {"prompt": 0.5, "completion": 1}}
+    file = tmp_path / "ledger.jsonl"
+    first = make(serve(), model=large, prices=prices, ledger_path=file)
+    second = make(serve(), model="small", prices=prices, ledger_path=first.ledger)
+    ask(first, requests(2))
+    ask(second, requests(3))
+    paid = (2 * (10 * 2.0 + 5 * 8.0) + 3 * (10 * 0.5 + 5 * 1.0)) / 1e6
+    assert first.ledger.cost == second.ledger.cost == pytest.approx(paid)
+    assert [json.loads(line)["model"] for line in file.read_text().splitlines()] == [large] * 2 + ["small"] * 3
+    assert Ledger(prices=prices, model=large, path=file).cost == pytest.approx(paid)  # when the run goes on
+    flat = {"prompt": 1.0, "completion": 1.0}
+    assert Ledger(prices=flat, path=file).cost == pytest.approx(75e-6)
+    rows = [{k: v for k, v in json.loads(line).items() if k != "model"} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))  # as older versions wrote them
+    assert Ledger(prices=flat, path=file).cost == pytest.approx(75e-6)
+    with pytest.raises(ConfigError, match="no prices of other") as raised:
+        make(serve(), model="other", prices=prices)
+    assert raised.value.where == "critic.prices"
+    config = changed(Config(), {"critic.prices": prices})
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert load_config(str(tmp_path / "config.toml")).critic.prices == prices
+
+
 def test_the_key_is_sent_and_never_kept(
     serve: Serve, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -456,6 +483,8 @@ def test_the_structured_variant_asks_for_the_schema(serve: Serve, make: Make) ->
         {"cache_only": True},
         {"concurrency": 0},
         {"prices": {"prompt": 1.0}},
+        {"prices": {"critic": {"prompt": 1.0}}},
+        {"prices": {"critic": {"prompt": 1.0, "completion": 1.0}, "prompt": 1.0}, "model": "prompt"},
         {"cost_budget": 1.0},
         {"api_key_env": "NO_SUCH_VARIABLE"},
         {"prompt": "no_such_template"},

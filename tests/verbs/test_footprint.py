@@ -22,7 +22,7 @@ from stepalign.training.learner import Learner
 from stepalign.training.teacher import Teacher
 from stepalign.verbs.dry_run import describe
 from stepalign.verbs.duration import Rates, describe_hours, measured
-from stepalign.verbs.footprint import describe_tokens, kept_bytes, known_shape, learnt_row, memory_parts
+from stepalign.verbs.footprint import describe_tokens, expected, kept_bytes, known_shape, learnt_row, memory_parts
 
 MIB = 2**20
 
@@ -146,6 +146,24 @@ def test_tokens_and_money_of_a_served_critic() -> None:
     assert text.startswith("tokens at most: 100 sampled a step, 1,000 in all; 400 scored by the self-teacher a step")
     assert "750 by the critic a step, 7,500 in all" in text
     assert f"({50 * (50 * 1.0 + 100 * 4.0) / 1e6:,.2f} " in text
+
+
+@pytest.mark.parametrize(("design", "asked"), [("stepalign", True), ("hint", False)])
+def test_a_second_served_critic_costs_its_own_price(design: str, asked: bool) -> None:
+    prices = {"m": {"prompt": 1.0, "completion": 4.0}, "small": {"prompt": 0.5, "completion": 0.5}}
+    critic = {"kind": "endpoint", "model": "m", "max_tokens": 100, "prices": prices}
+    sizes = {"training.max_steps": 10, "training.problems_per_step": 5, "sampling.max_completion_length": 20}
+    more = {"critic.second.kind": "endpoint", "critic.second.model": "small"}
+    keys = {f"critic.{key}": value for key, value in critic.items()}
+    config = load_config("arithmetic", {**keys, **sizes, **more, "condition": design})
+    text = describe_tokens(config, student_tokens=30, teacher_tokens=60)
+    money = (50 * 1.0 + 100 * 4.0) + asked * (50 + 100) * 0.5
+    assert f"({50 * money / 1e6:,.2f} " in text
+    assert ("1,500 by the critics a step" if asked else "750 by the critic a step") in text
+    seconds = {"token": 0.0, "critique": 0.0, "side": 0.0}
+    found = expected(config, completion_tokens=20, critic_tokens=(100.0, 200.0), seconds=seconds)
+    mean = (100 * 1.5 + 200 * 4.5) / 2 if asked else 100 * 1.0 + 200 * 4.0
+    assert found["cost"] == pytest.approx(50 * mean / 1e6)
 
 
 @pytest.mark.slow

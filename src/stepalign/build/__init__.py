@@ -3,7 +3,7 @@
 Importing it loads no torch; opening a session does.
 """
 
-from stepalign.build.critic import OWN_FORMS, check_critic, check_critic_keys, make_critic
+from stepalign.build.critic import CORRECTING, OWN_FORMS, check_critic, check_critic_keys, make_critic
 from stepalign.build.run import find_terms, follow_rank_0, make_learner, make_run
 from stepalign.build.session import Session, make_replier, make_sampler, open_session
 from stepalign.build.solver import (
@@ -18,6 +18,7 @@ from stepalign.build.solver import (
 )
 
 __all__ = [
+    "CORRECTING",
     "OWN_FORMS",
     "Session",
     "check_critic",

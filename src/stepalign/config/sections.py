@@ -231,8 +231,9 @@ class CriticSection(Section):
     itself, stops, and says how to go on."""
     cost_budget: float | None = Field(default=None, gt=0)
     """The same for their cost, in the currency of ``prices``."""
-    prices: dict[str, float] = Field(default_factory=dict)
-    """Cost per million tokens, {prompt = ..., completion = ...}; enters the ledger."""
+    prices: dict[str, float | dict[str, float]] = Field(default_factory=dict)
+    """Cost per million tokens, {prompt = ..., completion = ...}; enters the ledger. Where two critics have two prices,
+    such a table for each by the name of its model."""
     policies: PoliciesSection = PoliciesSection()
     retries: int = Field(default=1, ge=0)
     """How often a critique is asked for again under the policy ``retry``."""

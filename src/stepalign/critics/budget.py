@@ -51,25 +51,31 @@ class Ledger:
     """Malformed and failed calls by reason."""
     asked_again: Counter[str] = field(default_factory=Counter)
     """Replies that could not be used and were asked for, and paid, a second time, by reason."""
-    prices: Mapping[str, float] = field(default_factory=dict)
-    """``{"prompt": p, "completion": c}`` per million tokens; empty: unknown."""
+    prices: Mapping[str, Any] = field(default_factory=dict)
+    """``{"prompt": p, "completion": c}`` per million tokens, or such a table for each model; empty: unknown."""
+    model: str = ""
+    """Of attempts that name none."""
     token_budget: int | None = None
     cost_budget: float | None = None
     """In the currency of the prices."""
     path: Path | None = None
     """The file; made with the first attempt."""
     _file: JsonLines | None = None
+    _tokens: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """By model: prompt and completion tokens."""
 
     def __post_init__(self) -> None:
         if self.path is not None:
             self._file = JsonLines(self.path)
             for row in read_json_lines(self.path):
-                self._count(row["fault"], row["prompt_tokens"], row["completion_tokens"])
+                self._count(row["fault"], row.get("model", ""), row["prompt_tokens"], row["completion_tokens"])
 
     @property
     def cost(self) -> float | None:
-        """Paid tokens times the prices, in their currency; None without prices."""
-        return cost(self.prices, self.prompt_tokens, self.completion_tokens)
+        """Paid tokens times the prices of their models, in their currency; None without prices."""
+        tokens = self._tokens or {self.model: (0, 0)}
+        parts = [cost(prices_of(self.prices, model), *paid) for model, paid in tokens.items()]
+        return None if None in parts else sum(filter(None, parts), start=0.0)
 
     @property
     def trouble(self) -> int:
@@ -93,13 +99,15 @@ class Ledger:
         *,
         fault: str = "",
         status: int | None = None,
+        model: str = "",
         paid: tuple[int, int] = (0, 0),
     ) -> None:
         """Enter one HTTP attempt, with its prompt and completion tokens. Raises OSError where it cannot be written."""
-        self._count(fault, *paid)
+        model = model or self.model
+        self._count(fault, model, *paid)
         if self._file is not None:
             row = {"time": round(time.time(), 3), "server": server, "seconds": round(seconds, 3), "fault": fault}
-            row |= {"status": status, "prompt_tokens": paid[0], "completion_tokens": paid[1]}
+            row |= {"status": status, "model": model, "prompt_tokens": paid[0], "completion_tokens": paid[1]}
             self._file.append([row])
 
     def enter(self, critique: Critique) -> None:
@@ -125,12 +133,22 @@ class Ledger:
         if self._file is not None:
             self._file.close()
 
-    def _count(self, fault: str, prompt_tokens: int, completion_tokens: int) -> None:
+    def _count(self, fault: str, model: str, prompt_tokens: int, completion_tokens: int) -> None:
+        model = model or self.model
+        before = self._tokens.get(model, (0, 0))
+        self._tokens[model] = before[0] + prompt_tokens, before[1] + completion_tokens
         self.attempts += 1
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
         if fault:
             self.faults[fault] += 1
+
+
+def prices_of(prices: Mapping[str, Any], model: str) -> Mapping[str, float]:
+    """The prices of a model, in a table for all models or one for each; empty: unknown."""
+    if not any(isinstance(one, Mapping) for one in prices.values()):
+        return prices
+    return found if isinstance(found := prices.get(model, {}), Mapping) else {}
 
 
 def cost(prices: Mapping[str, float], prompt_tokens: int, completion_tokens: int) -> float | None:

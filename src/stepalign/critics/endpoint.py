@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.config import CriticSection
-from stepalign.critics.budget import Ledger
+from stepalign.critics.budget import Ledger, prices_of
 from stepalign.critics.cache import ReplyCache, content_key, owner_name
 from stepalign.critics.chat import Fault, Reply, Server, read_key, stored_reply
 from stepalign.critics.servers import RetryPolicy, Servers, Slots
@@ -102,7 +102,8 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         self._messages(question="?", attempt="?", answer="?", solution="?", truncated=False)  # fails here, not later
         budgets = {"token_budget": section.token_budget, "cost_budget": section.cost_budget}
         shared = ledger_path if isinstance(ledger_path, Ledger) else None
-        self.ledger = shared or Ledger(prices=section.prices, path=ledger_path, **budgets)  # type: ignore[arg-type]
+        own = {"prices": section.prices, "model": section.model, "path": ledger_path}
+        self.ledger = shared or Ledger(**own, **budgets)  # type: ignore[arg-type]
         # A claim outlives the longest call of its holder.
         self.cache = ReplyCache(cache_path, lease_seconds=section.timeout + 60.0) if cache_path is not None else None
         self._owner = owner_name()
@@ -393,7 +394,11 @@ def _check(section: CriticSection, cache_path: Path | None) -> None:
         raise ConfigError("the critic has no URL", hint="give base_urls, e.g. http://127.0.0.1:8000/v1")
     if section.cache_only and cache_path is None:
         raise ConfigError("a critic that answers from its cache alone needs one", hint="name a file with critic.cache")
-    if section.prices and set(section.prices) != {"prompt", "completion"}:
+    prices = prices_of(section.prices, section.model)
+    if section.prices and not prices:
+        what, hint = f"there are no prices of {section.model}", "one table for all, or one for each model by its name"
+        raise ConfigError(what, where="critic.prices", hint=hint)
+    if prices and (set(prices) != {"prompt", "completion"} or not all(isinstance(p, float) for p in prices.values())):
         raise ConfigError("prices of the critic need the keys 'prompt' and 'completion' (per million tokens)")
     if section.cost_budget is not None and not section.prices:
         raise ConfigError("a cost budget of the critic needs prices", hint="give critic.prices, or a token_budget")

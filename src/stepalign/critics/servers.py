@@ -336,7 +336,9 @@ class Servers:
         fault = result if isinstance(result, Fault) else None
         try:
             status = fault.status if fault else None
-            self._ledger.book(server.label, seconds, fault=fault.kind if fault else "", status=status, paid=paid)
+            self._ledger.book(
+                server.label, seconds, fault=fault.kind if fault else "", status=status, model=self._asked, paid=paid
+            )
         except OSError as error:  # counted in this process all the same
             self._announce(f"critic: the ledger cannot be written ({error.strerror}): {self._ledger.path}")
         now = asyncio.get_running_loop().time()

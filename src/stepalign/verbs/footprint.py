@@ -8,8 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from stepalign.build import has_teacher
+from stepalign.build import CORRECTING, has_teacher
 from stepalign.config import Config, ModelSection
+from stepalign.critics.budget import prices_of
 from stepalign.evaluation.evaluate import CHUNK as EVALUATED_AT_ONCE
 from stepalign.feedback.designs import find_condition, find_design
 
@@ -252,18 +253,26 @@ def describe_tokens(config: Config, *, student_tokens: int, teacher_tokens: int)
     if condition.distillation_weight:
         scored = completions * (teacher_tokens + sampling.max_completion_length)
         text += f"; {scored:,} scored by the self-teacher a step"
-    if config.critic.kind == "endpoint" and find_design(condition.design).needs_critic:
-        asked = completions * (student_tokens + sampling.max_completion_length + config.critic.max_tokens)
-        text += f"; {asked:,} by the critic a step, {asked * training.max_steps:,} in all"
+    if (models := _critic_models(config)) and find_design(condition.design).needs_critic:
+        asked = completions * (student_tokens + sampling.max_completion_length + config.critic.max_tokens) * len(models)
+        text += f"; {asked:,} by the critic{'s' * (len(models) > 1)} a step, {asked * training.max_steps:,} in all"
         if config.critic.prices:
             text += f" ({_money(config, completions * training.max_steps, student_tokens):,.2f} in its currency)"
     return text
 
 
+def _critic_models(config: Config) -> list[str]:
+    """The served models that are asked for each critique: one, two that must agree, or none."""
+    section, design = config.critic, find_design(find_condition(config.condition).design)
+    first = [section.model] if section.kind == "endpoint" else []
+    agrees = section.second.kind == "endpoint" and design.form in CORRECTING
+    return first + ([section.second.model or section.model] if agrees else [])
+
+
 def _money(config: Config, calls: int, student_tokens: int) -> float:
-    prices = config.critic.prices
-    prompt = (student_tokens + config.sampling.max_completion_length) * prices.get("prompt", 0.0)
-    return calls * (prompt + config.critic.max_tokens * prices.get("completion", 0.0)) / 1e6
+    prompt, reply = student_tokens + config.sampling.max_completion_length, config.critic.max_tokens
+    prices = [prices_of(config.critic.prices, model) for model in _critic_models(config)]
+    return calls * sum(prompt * one.get("prompt", 0.0) + reply * one.get("completion", 0.0) for one in prices) / 1e6
 
 
 def expected(
@@ -277,16 +286,17 @@ def expected(
 
     Args:
         completion_tokens: of a completion.
-        critic_tokens: of a critique: prompt, completion.
+        critic_tokens: of a critique: prompt, completion; of two critics together, which are taken to use as many each.
         seconds: of a sampled "token", of a "critique", and of scoring one "side" of a rollout.
     """
     training, condition = config.training, find_condition(config.condition)
     rollouts = training.max_steps * training.problems_per_step * config.sampling.num_generations
     asks = rollouts * find_design(condition.design).needs_critic
     sides = 3 + bool(condition.distillation_weight)  # forward and backward of the student; forward of the self-teacher
-    prices = config.critic.prices
+    models = _critic_models(config)
     cost = sum(
-        asks * tokens * prices.get(kind, 0.0) / 1e6
+        asks * tokens / len(models) * prices_of(config.critic.prices, model).get(kind, 0.0) / 1e6
+        for model in models
         for kind, tokens in zip(("prompt", "completion"), critic_tokens, strict=True)
     )
     work = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stepalign.build import check_critic, follow_rank_0, make_critic, make_run, open_session
 from stepalign.config import Config, Settings, changed, load_config, parse_settings
 from stepalign.critics import RUN_FILES
-from stepalign.critics.budget import cost
+from stepalign.critics.budget import cost, prices_of
 from stepalign.events import Listener
 from stepalign.feedback.designs import find_condition
 from stepalign.stopping import StopRequest
@@ -104,19 +104,21 @@ def train_config(config: Config, out: Path, *, resume: bool, listener: Listener,
             finally:
                 if critic is not None:
                     critic.close()
-            write_json(out / "summary.json", run_summary(config, session.solver, run.progress))
+            spent = getattr(getattr(critic, "ledger", None), "cost", None)
+            write_json(out / "summary.json", run_summary(config, session.solver, run.progress, spent))
     finally:
         session.close()
     return run.progress
 
 
-def run_summary(config: Config, solver: Solver, progress: Progress) -> dict[str, Any]:
+def run_summary(config: Config, solver: Solver, progress: Progress, spent: float | None) -> dict[str, Any]:
     """summary.json, which a comparison reads; see docs/formats.md."""
     from stepalign.models.load import dtype_of
 
     counted = ("calls", "malformed", "failed", "cached", "attempts", "retries", "prompt_tokens", "completion_tokens")
     critic: dict[str, Any] = {name: progress.critic.get(name, 0) for name in counted}
-    critic["cost"] = cost(config.critic.prices, critic["prompt_tokens"], critic["completion_tokens"])
+    prices = prices_of(config.critic.prices, "")
+    critic["cost"] = cost(prices, critic["prompt_tokens"], critic["completion_tokens"]) if prices else spent
     critic["findings"] = dict(progress.findings) if config.critic.judged else None
     return {
         "seed": config.training.seed,
