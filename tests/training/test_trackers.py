@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import python
 
 from stepalign.config import Config, TrainingSection, load_config
 from stepalign.errors import ConfigError
@@ -49,7 +50,7 @@ train_config(load_config({recipe!r}), Path({out!r}), resume={resume}, listener=l
 def run(folder: Path, recipe: Path, *, resume: bool, dies_after: int = 99) -> subprocess.CompletedProcess[str]:
     script = SCRIPT.format(recipe=str(recipe), out=str(folder / "my-run"), resume=resume, dies_after=dies_after)
     environment = {**os.environ, "TRACKIO_DIR": str(folder / "trackio"), "WANDB_MODE": "offline"}
-    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run([*python(), "-c", script], env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
