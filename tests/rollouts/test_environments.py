@@ -264,6 +264,14 @@ def test_a_machine_without_processes_ends_the_rollout_alone(byte_tokenizer, monk
     assert not rollout.attempt.turns
 
 
+def test_a_message_of_megabytes_is_cut_before_its_tokens_are_counted(byte_tokenizer, own: Path) -> None:
+    section = EnvironmentSection(kind=f"{own}:Endless", max_turns=2, max_reply_length=9)
+    message = talk(byte_tokenizer, section, "5", "6").attempt.turns[1]
+    counted = byte_tokenizer.encode("7 " * (64 * 9 // 2), add_special_tokens=False)
+    assert message.text == byte_tokenizer.decode(counted[:9])
+    assert message.dropped_tokens == len(counted) - 9 + 1
+
+
 MESSAGE = "{% if verdict != 'correct' %}That is {{ verdict }}, not {{ answer }}.{% endif %}"
 
 
@@ -320,6 +328,10 @@ class Silent:
 class Wrong:
     def reply(self, problem, turns):
         return 5
+
+class Endless:
+    def reply(self, problem, turns):
+        return "7 " * 5_000_000
 
 class Odd:
     def __init__(self, grade):

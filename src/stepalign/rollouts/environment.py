@@ -16,6 +16,9 @@ from stepalign.models.prompts import PromptBuilder
 from stepalign.outside import encodable
 from stepalign.records import Completion, Problem, Role, Turn
 
+MOST_CHARACTERS = 64
+"""Of a message, for each token that it may have; the text behind them counts as one dropped token."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
@@ -95,9 +98,10 @@ class Conversation:
         text = encodable(await self.replier.reply(problem, turns) or "")
         if not text.strip():
             return None
-        text, dropped = self.prompts.cut(text, self.max_reply_length)
-        ids = self.prompts.reply(text, completion.ids[-1])
-        return Reply(ids=ids, text=text, role=self.replier.role, dropped_tokens=dropped)
+        most = MOST_CHARACTERS * self.max_reply_length  # the tokens of megabytes would take minutes to count
+        shown, dropped = self.prompts.cut(text[:most], self.max_reply_length)
+        ids = self.prompts.reply(shown, completion.ids[-1])
+        return Reply(ids=ids, text=shown, role=self.replier.role, dropped_tokens=dropped + (len(text) > most))
 
     async def grade(self, problem: Problem, turns: Sequence[Turn]) -> Grade | None:
         return await self.replier.grade(problem, turns)

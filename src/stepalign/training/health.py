@@ -299,7 +299,8 @@ def first_step(numbers: Mapping[str, float]) -> str:
         return ""
     seen = f"{right} of {total} rollouts are right, {answered} mark an answer, {cut} are cut at the length limit"
     if much_cut:
-        advice = "a completion that is cut has no answer: raise sampling.max_completion_length, or ask for less"
+        limits = "sampling.max_completion_length (of a turn: environment.max_turn_length)"
+        advice = f"a completion that is cut has no answer: raise {limits}, or ask for less"
     elif unfit:
         advice = "prompt and model do not fit: look at rollouts.jsonl, and change prompts.student or model.path"
     elif right in (0, total):
