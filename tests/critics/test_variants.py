@@ -18,14 +18,15 @@ from fault_server import FaultServer
 
 from stepalign.build import OWN_FORMS, make_critic, open_session
 from stepalign.config import changed, load_config
-from stepalign.critics.variants import Agreeing, EditScripts, Remembering
+from stepalign.critics.variants import Agreeing, EditScripts, Remembering, TurnByTurn
 from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
 from stepalign.domains.arithmetic.task import make_problem, parse_question
 from stepalign.domains.math.grade import Grade
 from stepalign.errors import ConfigError
 from stepalign.events import Event, silent
 from stepalign.feedback.designs import critique_forms
-from stepalign.records import Attempt, Critique
+from stepalign.records import Attempt, Critique, Turn
+from stepalign.rollouts.own_critic import SecondTurn
 from stepalign.stopping import Interrupted, StopRequest
 from stepalign.verbs.checks import Inputs, critic_keys
 from stepalign.verbs.signal.collect import more_critiques
@@ -121,6 +122,62 @@ def test_a_served_editor_is_shown_numbers_and_its_script_is_applied(serve: Calla
         assert "[1] 17 + 6 = 3 ;\n[2] 3 - 5 = 17 ;\n[3] 17 + 4 = 1 ;\n[answer] 1" in body["messages"][-1]["content"]
         assert ("response_format" in body) == structured
     assert body["response_format"]["json_schema"]["schema"]["required"] == ["edits", "answer"]
+
+
+def test_a_critic_that_is_asked_again_is_shown_what_it_said_and_not_what_was_made_of_it(
+    serve: Callable[..., FaultServer],
+) -> None:
+    script = json.dumps({"edits": [{"step": 2, "replacement": "3 - 5 = 18 ;"}], "answer": "2"})
+    server = serve(lambda text, asked: f"say {script}")
+    settings = {"critic.kind": "endpoint", "critic.base_urls": [server.url], "critic.model": "critic"}
+    config = changed(load_config("arithmetic"), {**settings, "critic.writes": "edits"})
+    critic = make_critic(config, None, ["step_aligned"])
+    assert critic is not None
+    try:
+        first = wait_for(critic.critique(attempt()))
+        assert first.text != first.raw == script
+        wait_for(critic.critique(attempt(), earlier=first, complaint="It is short."))
+    finally:
+        critic.close()
+    assert [message["content"] for message in server.bodies[-1]["messages"][-2:-1]] == [script]
+
+
+def test_a_complaint_is_about_the_turns_without_a_critique() -> None:
+    asked = list[tuple[str, str]]()
+
+    class Fails:
+        name = "fails"
+
+        async def critique(self, attempt: Attempt, *, earlier: Any = None, complaint: str = "") -> Critique:
+            asked.append((attempt.text, complaint))
+            fine = attempt.text == "one" or bool(complaint)
+            return Critique(
+                rollout_id=attempt.rollout_id, critic="c", status="ok" if fine else "malformed", text="x" * fine
+            )
+
+        def close(self) -> None: ...
+
+    turns = [Turn(role="solver", text=text, start=0, end=1) for text in ("one", "two")]
+    critic, two = TurnByTurn(Fails(), reads_questions=False), replace(attempt(), turns=tuple(turns))
+    first = wait_for(critic.critique(two))
+    assert first.turns == ("x", "")
+    assert wait_for(critic.critique(two, earlier=first, complaint="Again.")).turns == ("x", "x")
+    assert asked == [("one", ""), ("two", ""), ("one", ""), ("two", "Again.")]
+
+
+def test_a_second_attempt_is_not_what_the_critic_said() -> None:
+    seen = list[str]()
+
+    class Notes(Writes):
+        async def critique(self, attempt: Attempt, *, earlier: Any = None, complaint: str = "") -> Critique:
+            seen.append(earlier.text if earlier else "")
+            return Critique(rollout_id="r", critic="c", status="malformed", text="")
+
+    tries: Any = None
+    critic = SecondTurn(Notes("x"), tries, "n")
+    earlier = Critique(rollout_id="r", critic="c", status="ok", text="trace\nsecond attempt", raw="trace")
+    wait_for(critic.critique(attempt(), earlier=earlier, complaint="Again."))
+    assert seen == ["trace"]
 
 
 @pytest.mark.parametrize(

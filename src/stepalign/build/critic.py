@@ -28,7 +28,7 @@ def make_critic(
     listener: Listener = silent,
     ledger_folder: Path | None = None,
     session: Session | None = None,
-    beside: Sequence[str] = (),
+    strict: bool = True,
 ) -> Critic | None:
     """The critic that the designs need, or None when none of them does.
 
@@ -39,21 +39,23 @@ def make_critic(
         folder: where an endpoint's replies are kept unless ``critic.cache`` names a file.
         listener: receives a warning when the endpoint pauses.
         ledger_folder: the run folder, where every attempt of the endpoint is written down.
-        beside: other designs that are looked at with the same recipe; a key may be theirs.
+        strict: whether keys of the critic without an effect on these designs are an error. Where several designs are
+            looked at, or others than the recipe's own, they are not.
 
     Raises:
-        ConfigError: a programmatic critic for problems it does not know, or a key without an effect on any design.
+        ConfigError: a programmatic critic for problems it does not know, or a key without an effect.
         EndpointError: the endpoint does not answer.
     """
     forms = designs.critique_forms(design_names)
     if not forms:
         return None
     form, section = forms[0], config.critic
-    _refuse_unused(section, designs.critique_forms([*design_names, *beside]))
+    if strict:
+        _refuse_unused(section, forms)
     if form == "turns":
         from stepalign.critics.variants import TurnByTurn
 
-        one = make_critic(config, folder, ["step_aligned"], listener, ledger_folder, beside=design_names)
+        one = make_critic(config, folder, ["step_aligned"], listener, ledger_folder, strict=False)
         return None if one is None else TurnByTurn(one, reads_questions=section.kind == "endpoint")
     if form in OWN_FORMS:
         return _own_critic(config, folder, form, listener, ledger_folder, session)
@@ -78,12 +80,13 @@ TRACING: tuple[CritiqueForm, ...] = ("trace", "turns", "second_turn")
 """The forms of critique that hold a corrected attempt in its own words, which a script of edits can make."""
 CORRECTING: tuple[CritiqueForm, ...] = (*TRACING, "paraphrase")
 """The forms with a first wrong step and an answer, on which two critics can agree."""
+CALCULATES = "the calculation critic changes the text itself"
 OWN_FORMS: tuple[CritiqueForm, ...] = ("own", "second_turn")
 """The forms that the solver itself writes, or has a part in."""
 
 
 def _refuse_unused(section: CriticSection, forms: Sequence[CritiqueForm]) -> None:
-    """Raise ConfigError for keys that mean nothing to any critic that writes these forms."""
+    """Raise ConfigError for keys that mean nothing to a critic that writes these forms."""
     second, served, first = section.second, section.kind == "endpoint", forms[0]
     edits, programs = section.writes == "edits", "calculation" in (section.kind, second.kind)
     traces, corrects, own = (not {*some}.isdisjoint(forms) for some in (TRACING, CORRECTING, OWN_FORMS))
@@ -92,7 +95,7 @@ def _refuse_unused(section: CriticSection, forms: Sequence[CritiqueForm]) -> Non
         ("critic.second", not second.kind and second != SecondCriticSection(), "it has no kind"),
         ("critic.second.kind", second.kind and not corrects, f"two critics cannot agree on a {first}"),
         ("critic.writes", edits and not traces, f"a {first} is not the attempt with edits"),
-        ("critic.writes", edits and programs, "the calculation critic changes the text itself"),
+        ("critic.writes", edits and programs, CALCULATES),
         ("critic.remembers", section.remembers and not remembers, "only a served critic remembers"),
         ("critic.solver_weights", section.solver_weights != "live" and not own, "the solver is not its own critic"),
     ]
@@ -115,6 +118,8 @@ def _one_critic(
     from stepalign.critics.variants import EditScripts, Remembering
 
     by_script = section.writes == "edits" and form == "trace"
+    if by_script and section.kind == "calculation":
+        raise ConfigError(CALCULATES, where="critic.writes", hint="drop critic.writes, or change the critic")
     asked: CritiqueForm = "edits" if by_script else form
     if section.kind != "endpoint":
         critic = make_programmatic_critic(config.data, section, asked, seed)
@@ -136,7 +141,7 @@ def _own_critic(
 
     inner = None
     if form == "second_turn":
-        inner = make_critic(config, folder, ["step_aligned"], listener, ledger, beside=["second_turn"])
+        inner = make_critic(config, folder, ["step_aligned"], listener, ledger, strict=False)
     if session is None:
         return inner
     sampling, sampler = config.sampling, session.sampler
@@ -169,13 +174,14 @@ def check_critic_keys(config: Config) -> None:
 
 
 def check_critic(config: Config, design_names: Sequence[str], folder: Path | None = None) -> None:
-    """Ask whether the critic that the designs need would work, and write nothing. Raises as ``make_critic`` does.
+    """Ask whether the critic that the designs need would work, and write nothing. Raises as ``make_critic`` does, for
+    a key without an effect not: see ``check_critic_keys``.
 
     Servers that have answered a run in ``folder``, or into the cache that the recipe names, are not asked again.
     """
     cache = Path(config.critic.cache) if config.critic.cache else folder and folder / CACHE
     if cache is None or not cache.is_file():
         config, folder = changed(config, {"critic.cache": ""}, "critic check"), None
-    critic = make_critic(config, folder, design_names)
+    critic = make_critic(config, folder, design_names, strict=False)
     if critic is not None:
         critic.close()

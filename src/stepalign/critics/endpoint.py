@@ -169,6 +169,8 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
 
     def submit(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Future[Critique]:
         """Start a critique in the critic's own thread, where connections outlive the caller's event loop."""
+        if earlier and (self._structured or self._form == "edits"):  # its text was made of what the critic said
+            earlier = replace(earlier, text=earlier.raw)
         messages = self.messages(attempt) + _second_try(earlier, complaint)
         return self._background.run(self._critique(attempt.rollout_id, messages))
 

@@ -58,8 +58,12 @@ class TurnByTurn(_Around):
 
     async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
         """See :class:`stepalign.critics.Critic`. A turn without a usable critique has an empty text; without any the
-        critique is that of the first turn."""
-        found = await asyncio.gather(*(self.critic.critique(turn) for turn in self._turns(attempt)))
+        critique is that of the first turn. A complaint is about the turns without one."""
+        turns = self._turns(attempt)
+        before = earlier.turns if earlier else ("",) * len(turns)
+        complaints = [complaint if earlier and not text else "" for text in before]
+        pairs = zip(turns, complaints, strict=True)
+        found = await asyncio.gather(*(self.critic.critique(turn, complaint=words) for turn, words in pairs))
         texts = tuple(one.text if one.status == "ok" else "" for one in found)
         first = next((one for one in found if one.status == "ok"), found[0])
         return replace(

@@ -101,6 +101,8 @@ class SecondTurn:
 
     async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
         """See :class:`stepalign.critics.Critic`."""
+        if earlier is not None:  # without the second attempt, which the critic has not written
+            earlier = replace(earlier, text=earlier.raw or earlier.text)
         found = await self.critic.critique(attempt, earlier=earlier, complaint=complaint)
         found = replace(found, form="second_turn")
         if found.status != "ok":

@@ -294,13 +294,14 @@ def templates(inputs: Inputs) -> None:
 
 def critic_keys(inputs: Inputs) -> None:
     """The keys of the critic have an effect on what is trained on."""
-    check_critic_keys(inputs.config)
+    if inputs.config.training.max_steps:
+        check_critic_keys(inputs.config)
 
 
 def teacher(inputs: Inputs) -> None:
     """A teacher that is another model is there and has the solver's vocabulary; a warning where none teaches."""
     config = inputs.config
-    if config.objective.teacher.is_other and not has_teacher(config):
+    if config.training.max_steps and config.objective.teacher.is_other and not has_teacher(config):
         key = "model" if config.objective.teacher.model else "base_urls"
         text = f"objective.teacher.{key} has no effect: under the condition {config.condition} no teacher is asked"
         inputs.listener(warning(text))

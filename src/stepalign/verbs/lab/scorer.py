@@ -203,8 +203,7 @@ class Scorer:
             raise ConfigError("the recipe names no critic", hint="write the feedback by hand")
         form = designs.find_design(design).form
         if form not in self._critics:
-            own = designs.find_condition(self.config.condition).design
-            made = make_critic(self.config, None, [design], beside=[own])
+            made = make_critic(self.config, None, [design], strict=False)
             assert made is not None
             self._critics[form] = made
         return wait_for(self._critics[form].critique(attempt))

@@ -76,7 +76,6 @@ async def _critiques(critic: Critic, attempts: Sequence[Attempt], rules: Rules |
 def _make_critic(
     config: Config, folder: Path | None, contexts: Sequence[str], form: str, session: Session | None
 ) -> Critic | None:
-    """The critic of the contexts that show one form; keys of the recipe may be there for the others, or its own."""
-    own = designs.find_condition(config.condition).design
+    """The critic of the contexts that show one form; keys of the recipe may be there for others."""
     named = [name for name in contexts if form in designs.critique_forms([name])]
-    return make_critic(config, folder, named, session=session, beside=[own, *contexts])
+    return make_critic(config, folder, named, session=session, strict=False)
