@@ -23,7 +23,7 @@ SETTINGS = {
     "condition": "grpo",
     "sampling.num_generations": 4,
     "training.max_steps": 2,
-    "training.problems_per_step": 4,
+    "training.problems_per_step": 3,
     "evaluation.at_start": False,
     "evaluation.num_samples": 1,
     "data.test": None,
@@ -45,35 +45,35 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_every_design_scores_the_rollouts_of_a_run(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "signal"
-    analyse_run(run, out, contexts=tuple(SCORED), model="", num=32, settings=("signal.top_k=0",))
+    analyse_run(run, out, contexts=tuple(SCORED), model="", num=24, settings=("signal.top_k=0",))
     rows = list(read_rows(out))
     assert {row["context"] for row in rows} == set(SCORED)
     problems = {p.problem_id: p for p in load_set(load_config(str(run / "config.toml")).data, "train").problems}
-    pairs = stored_rollouts(run, problems, 32)
+    pairs = stored_rollouts(run, problems, 24)
     groups = group_rollouts([rollout for rollout, _ in pairs])
-    assert [len(group) for group in groups] == [4] * 8
+    assert [len(group) for group in groups] == [4] * 6
     with_sibling = {
         pairs[i][0].rollout_id
         for group in groups
         for i in group
         if any(pairs[j][0].verdict == "correct" for j in group if j != i)
     }
-    assert 0 < len(with_sibling) < 32
+    assert 0 < len(with_sibling) < 24
     scored = {row["rollout_id"] for row in rows if row["context"] == "peer_demonstration"}
     assert scored == with_sibling
     for name in ("step_aligned", "hint", "no_repeat", "worked_example"):
-        assert sum(row["context"] == name for row in rows) == 32, name
+        assert sum(row["context"] == name for row in rows) == 24, name
 
 
 def test_the_forms_of_critique_are_asked_for_once_each(run: Path) -> None:
     config = load_config(str(run / "config.toml"))
     problems = {p.problem_id: p for p in load_set(config.data, "train").problems}
-    pairs = stored_rollouts(run, problems, 32)
+    pairs = stored_rollouts(run, problems, 24)
     found = more_critiques(config, None, pairs, SCORED)
     forms = [critique.form for critique in found]
     assert sorted(set(forms)) == ["comment", "edit", "hint", "paraphrase", "trace", "turns"]
-    assert len(forms) == 6 * 32
-    traces = [(r, c) for (r, _), c in zip(pairs, found[:32], strict=True)]
+    assert len(forms) == 6 * 24
+    traces = [(r, c) for (r, _), c in zip(pairs, found[:24], strict=True)]
     others = {c.form for c in more_critiques(config, None, traces, SCORED)}
     assert others == {"comment", "edit", "hint", "paraphrase", "turns"}
 
