@@ -329,6 +329,17 @@ class Wrong:
     def reply(self, problem, turns):
         return 5
 
+class Away:
+    def __init__(self):
+        raise OSError("no service")
+
+class Stuck:
+    def reply(self, problem, turns):
+        return None
+
+    def close(self):
+        raise OSError("still open")
+
 class Endless:
     def reply(self, problem, turns):
         return "7 " * 5_000_000
@@ -368,6 +379,8 @@ def test_a_class_of_ones_own_replies_and_grades(byte_tokenizer, own: Path) -> No
         ("Wrong", {}, "returns int"),
         ("Missing", {}, "no class Missing"),
         ("Quiz", {"laps": 3}, "cannot be made"),
+        ("Away", {}, r"OSError: no service.*\n.*quiz.py"),
+        ("Stuck", {}, r"OSError: still open.*\n.*quiz.py"),
         ("Odd", {"grade": "fine"}, "no grade: returned 'fine'"),
         ("Odd", {"grade": "huge"}, "no grade"),
         ("Odd", {"grade": "above"}, r"no grade: a score is in \[0, 1\]"),

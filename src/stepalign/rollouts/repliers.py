@@ -139,6 +139,8 @@ class OwnReplier:
                 where="environment.options",
                 hint="they are the arguments of the class",
             ) from error
+        except Exception as error:
+            raise raised_by_own_code("the environment", error, "its class is made before the run begins") from error
         if not callable(getattr(self.own, "reply", None)):
             raise ConfigError(
                 f"{attribute} has no method reply",
@@ -182,7 +184,10 @@ class OwnReplier:
             raise raised_by_own_code("the environment", error, hint) from error
 
     def close(self) -> None:
-        getattr(self.own, "close", lambda: None)()
+        try:
+            getattr(self.own, "close", lambda: None)()
+        except Exception as error:
+            raise raised_by_own_code("the environment", error, "close is called at the end") from error
 
 
 def make_replier(
