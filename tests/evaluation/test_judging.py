@@ -12,13 +12,14 @@ import pytest
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
+from stepalign.config import Config, changed
 from stepalign.errors import ConfigError
 from stepalign.evaluation.evaluate import EvaluatedProblem, judging_of, read_samples, win_row
 from stepalign.evaluation.judging import correlation, judging_rows, length_correlation, weighted_kappa
 from stepalign.events import Event
 from stepalign.problems.loading import load_problems
 from stepalign.report.completions import score_facts, write_completions_page
-from stepalign.verbs.evaluate import _refuse_another_judge, evaluate
+from stepalign.verbs.evaluate import _key, _refuse_another_judge, evaluate
 
 
 def test_kappa_is_cohens_with_quadratic_weights() -> None:
@@ -195,6 +196,26 @@ def test_a_win_over_texts_that_another_judge_has_read_is_refused(
         return
     _refuse_another_judge(against, ours, heard.append)
     assert len(heard) == (theirs is None or "judge" not in theirs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "other"),
+    [
+        ({"environment.kind": "python_tool"}, True),
+        ({"environment.kind": "python_tool", "environment.max_turns": 2}, True),
+        ({"environment.kind": "user", "environment.messages": ["Again."]}, True),
+        ({"sampling.stop": ["Question:"]}, True),
+        ({"data.judge": {"base_urls": ["http://127.0.0.1:1/v1"], "model": "m"}}, True),
+        ({"environment.served.base_urls": ["http://127.0.0.1:2/v1"]}, False),
+        ({"training.max_steps": 3}, False),
+    ],
+)
+def test_completions_are_those_of_another_evaluation_where_what_they_depend_on_differs(
+    settings: dict, other: bool
+) -> None:
+    usual = _key(Config(), "p.jsonl")
+    assert not {"judge", "stop", "environment"} & usual.keys()  # as earlier versions wrote it
+    assert (_key(changed(Config(), settings), "p.jsonl") != usual) == other
 
 
 @pytest.mark.parametrize("content", ["", '{"problem_id": "x", "verdicts": [], "answers": [], "texts": []}\n'])

@@ -412,6 +412,9 @@ def test_a_checkpoint_rule_without_a_choice_is_refused_with_its_key(settings: li
             "model.path",
             "prompts.student",
             "prompts.student_chat_options.enable_thinking",
+            "data.judge.model",
+            "data.second_judge.temperature",
+            "sampling.stop",
             "data.test",
             "data.max_test",
         ),
@@ -423,6 +426,7 @@ def test_an_arm_cannot_move_its_anchor(key: str) -> None:
     from stepalign.errors import ConfigError
 
     value = {"data.max_test": 3, "training.seed": 4, "evaluation.num_samples": 2, "data.validation_share": 0.1}
+    value |= {"sampling.stop": ["x"]}
     arm = {"name": "own", "set": {key: value.get(key, 0.5 if key.endswith("temperature") else "x")}}
     with pytest.raises(ConfigError) as told:
         plan(changed(load_config("arithmetic"), {"compare.arms": [arm]}), Path("x"))

@@ -47,6 +47,7 @@ from stepalign.verbs.report import BASE, SIGNAL, arm_differences, collect_result
 SHARED = (
     *("model.path", "prompts.student", "prompts.system"),
     *("data.validation", "data.test", "data.max_validation", "data.max_test", "data.grader"),
+    *("data.judge", "data.second_judge", "sampling.stop"),  # such texts end evaluated completions too
     *("environment", "evaluation.", "signal.", "selection.", "compare."),
 )
 """Beginnings of keys that no arm may set: all arms start from one untrained solver and answer the same questions."""

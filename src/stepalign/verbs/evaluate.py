@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.build import open_session, prompt_templates
-from stepalign.config import Config, Settings, changed, parse_settings
+from stepalign.config import Config, EnvironmentSection, Settings, changed, parse_settings
 from stepalign.domains.table import holds_sets, load_set
 from stepalign.errors import ConfigError, LockedError
 from stepalign.evaluation.evaluate import read_samples, win_row
@@ -181,11 +181,19 @@ def _refuse_changed_samples(out: Path, samples: Path) -> None:
 def _key(config: Config, problems: str) -> dict[str, Any]:
     """Everything that completions and verdicts depend on, as far as the configuration knows."""
     sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "prompts", "evaluation")}
+    reached = {"served": {"base_urls", "api_key_env", "cache"}}
+    usual = EnvironmentSection().model_dump(mode="json", exclude=reached)
+    environment = config.environment.model_dump(mode="json", exclude=reached)
     judges = [
         {name: getattr(judge, name) for name in ("model", "temperature", "max_tokens", "extra_body")}
         for judge in (config.data.judge, config.data.second_judge)
         if judge.base_urls
     ]
+    more = {  # where they are named: folders of earlier versions know none of them
+        "judge": judges,
+        "stop": list(config.sampling.stop),
+        "environment": {name: value for name, value in environment.items() if value != usual[name]},
+    }
     weights = [(file.name, file.stat()) for file in weight_files(config.model.path)]
     return {
         **sections,
@@ -195,5 +203,5 @@ def _key(config: Config, problems: str) -> dict[str, Any]:
         "columns": config.data.columns,
         "grader": [config.data.grader_function, config.data.grader_seconds],
         "rho": config.data.rho,
-        **({"judge": judges} if judges else {}),
+        **{name: value for name, value in more.items() if value},
     }
