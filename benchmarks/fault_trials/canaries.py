@@ -39,6 +39,15 @@ class Place(NamedTuple):
     files: Mapping[str, str] = {}
     """Name -> content, in the folder ``{here}``."""
 
+    def write(self, values: Mapping[str, str]) -> list[str]:
+        """Write the files; the words."""
+        for file, text in self.files.items():
+            Path(values["here"], file).write_text(_filled(text, values), encoding="utf-8")
+        line = self.words
+        for name, part in PARTS.items():
+            line = line.replace(name, part)
+        return [_filled(word, values) for word in shlex.split(line)]
+
 
 PARTS = {
     "{train}": f"train arithmetic --out {{here}}/out {WORDS} --set training.max_steps=1",
@@ -160,7 +169,7 @@ def hostile(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
     for trial in range(first, first + number):
         name = names[trial % len(names)]
         place = HOSTILE_PLACES.get(name) or PLACES[name]
-        lab.ask_servers(f"critic {json.dumps([f'say {HOSTILE}'])}" if name not in HOSTILE_PLACES else "faults 0")
+        lab.ask_servers(f"critic {json.dumps(['ok' if name in HOSTILE_PLACES else f'say {HOSTILE}'])}")
         url = lab.addresses["critic"] if name not in HOSTILE_PLACES else f"http://h/{HOSTILE}"
         values = {"url": url, "urls": json.dumps([url]), "c": HOSTILE, "bad": HOSTILE}
         with fresh(lab.folder / "here") as here:
@@ -185,12 +194,7 @@ def _run(lab: Lab, place: Place, here: Path, values: Mapping[str, str]) -> Ended
     values = {"here": str(here), "run": str(lab.folder / "run"), "critic": critic, **values}
     values["critics"] = json.dumps([critic])
     here.mkdir()
-    for file, text in place.files.items():
-        (here / file).write_text(_filled(text, values), encoding="utf-8")
-    line = place.words
-    for name, part in PARTS.items():
-        line = line.replace(name, part)
-    words = [_filled(word, values) for word in shlex.split(line)]
+    words = place.write(values)
     environment = {name: _filled(text, values) for name, text in place.environment.items()}
     return opened(lab, words) if words[0] == "lab" else lab.run(words, environment=environment)
 

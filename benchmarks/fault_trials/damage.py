@@ -103,6 +103,9 @@ def _words(text: str, root: Path, **places: Path) -> list[str]:
 def damages(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
     """``number`` trials: kinds of folders and their readers in turn, a random file in a random way each."""
     folders = make_folders(lab)
+    for kept in lab.folder.glob("kept/*"):  # a trial was killed
+        shutil.rmtree(folders[kept.name], ignore_errors=True)
+        kept.rename(folders[kept.name])
     turns = [(kind, reader) for kind, readers in READERS.items() for reader in readers]
     random.Random(0).shuffle(turns)
     sound: dict[tuple[str, str], str] = {}
@@ -133,6 +136,7 @@ def damages(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
 @contextmanager
 def _kept(folder: Path, place: Path) -> Iterator[None]:
     """The folder is as before afterwards: what reads it may write there, too."""
+    place = place / folder.name
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(folder, place, symlinks=True)
     try:

@@ -166,10 +166,12 @@ class Lab:
             meeting = meeting | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} if port else {}
             sys.stdout.flush()
             sys.stderr.flush()
+            files = [os.open(self.folder / f"{name}{rank or ''}", _NEW) for name in ("stdout", "stderr")]
             if (pid := os.fork()) == 0:
-                files = [os.open(self.folder / f"{name}{rank or ''}", _NEW) for name in ("stdout", "stderr")]
                 os.setpgid(0, pids[0] if pids else 0)
                 become(words, [os.open(os.devnull, os.O_RDONLY), *files], {**(environment or {}), **meeting})
+            for file in files:
+                os.close(file)
             pids.append(pid)
             with suppress(OSError):
                 os.setpgid(pid, pids[0])

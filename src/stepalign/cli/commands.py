@@ -23,6 +23,7 @@ from stepalign.cli.options import (
     say,
     working,
 )
+from stepalign.outside import shown
 from stepalign.stopping import PROCESS
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def compare(
 
     config = load_config(recipe, settings or ())
     if dry_run or measure:
-        print(describe_arms(config, out))
+        print(shown(describe_arms(config, out)))
         return _dry_run(config, measures=measure, with_arms=True)
     note_new_run(out, resume)
     with working(kept="every run keeps what it has saved") as display:
@@ -143,7 +144,7 @@ def launch(
         return _dry_run(config, ranks=ranks, with_arms=compares)
     jobs, run = jobs_of(fleet, config, recipe, out, words)
     if only_print:
-        return print(*jobs, run, sep="\n")
+        return print(*(shown(job) for job in (*jobs, run)), sep="\n")
     notice = "stopping: the run saves itself, the servers end with it; once more stops at once"
     note_new_run(out, resume)
     with working("launch", kept="the run keeps what it has saved") as display, PROCESS.held(notice) as stop:
@@ -172,7 +173,7 @@ def _dry_run(config: Config, *, measures: bool = False, ranks: int | None = None
     from stepalign.verbs.dry_run import describe
 
     arms = {arm.name: arm_config(config, arm, config.compare.seeds[0]) for arm in config.compare.arms}
-    print(describe(config, measures=measures, ranks=ranks, arms=arms if with_arms else {}))
+    print(shown(describe(config, measures=measures, ranks=ranks, arms=arms if with_arms else {})))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -204,8 +205,8 @@ def evaluate(
     with working(resume="", kept="finished problems are kept") as display:
         result = evaluate_model(config, problems, out, display, samples, origin=source, against=against)
     say(headline(result["metrics"]))
-    for words, shown in score_facts(result["metrics"]):
-        say(f"{words} {shown}")
+    for words, value in score_facts(result["metrics"]):
+        say(f"{words} {value}")
     say(f"{result['num_problems']} problems x {result['num_samples']} completions: {result['samples']}")
     say(f"numbers: {out}")
 

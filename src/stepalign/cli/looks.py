@@ -13,6 +13,7 @@ from stepalign.cli.commands import app
 from stepalign.cli.options import OutFolder, Recipe, Resume, Set, note_new_run, say, working
 from stepalign.errors import ConfigError
 from stepalign.events import line, progress
+from stepalign.outside import shown
 
 Source = Annotated[
     str,
@@ -297,7 +298,7 @@ def serve(
         gpu_memory=gpu_memory,
     )
     if only_print:
-        return print(command)
+        return print(shown(command))
     raise typer.Exit(run(command))
 
 
