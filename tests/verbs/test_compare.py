@@ -18,7 +18,7 @@ from patience import PATIENCE, wait_until
 from warm import python
 
 from stepalign.config import Config, arm_config, changed, difference, load_config
-from stepalign.verbs.compare import arm_differences, compare_config, in_order, plan
+from stepalign.verbs.compare import Task, arm_differences, compare_config, in_order, plan
 
 IN_RECIPE = ("grpo", "refsol", "stepalign", "grpo-equal-rollouts", "refsol-forward-kl", "stepalign-forward-kl")
 ARMS = ("grpo", "refsol", "grpo-equal-rollouts", "stepalign-forward-kl")
@@ -113,6 +113,25 @@ def test_the_launcher_stands_before_the_command_of_a_run(tmp_path: Path) -> None
     assert job.log.read_text().split() == ["launched", f'["{address}"]']
     assert job.command[-5:] == ("train", str(tmp_path / "arms" / "base.toml"), "--out", str(base.folder), "--resume")
     assert "s3cret" not in (tmp_path / "arms" / "base.toml").read_text()  # a password never reaches the disk
+
+
+def test_a_password_of_any_server_reaches_the_processes_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stepalign.verbs.compare import _job
+
+    keys = ("critic", "critic.second", "sampling", "objective.teacher", "data.judge", "environment.served")
+    urls = {f"{key}.base_urls": [f"http://me:s3cret@127.0.0.1:{port}/v1"] for port, key in enumerate(keys, 1)}
+    for settings in (urls, {"sampling.base_urls": urls["sampling.base_urls"]}, {}):
+        config = changed(load_config("arithmetic"), settings)
+        job = _job(Task("a/seed-0", config, tmp_path / "a"), tmp_path, ())
+        file = tmp_path / "arms" / "a" / "seed-0.toml"
+        assert "s3cret" not in file.read_text()
+        assert bool(job.environment) == bool(settings)
+        with monkeypatch.context() as process:
+            for name, value in job.environment.items():
+                process.setenv(name, value)
+            assert load_config(str(file)) == config
 
 
 def samples(folder: Path, step: int, name: str) -> list[dict]:

@@ -7,6 +7,7 @@ makes one configuration from another.
 from stepalign.config.arms import arm_config, changed, difference
 from stepalign.config.recipe import (
     CRITIC_URLS,
+    PRIVATE_URLS,
     Settings,
     check_checkpoint_rule,
     find_recipe,

@@ -22,6 +22,8 @@ from stepalign.outside import encodable, keep_secrets_of, parse_json, redact_url
 
 CRITIC_URLS = "STEPALIGN_CRITIC_URLS"
 """Environment variable with a JSON list that takes the place of ``critic.base_urls``: addresses with a password."""
+PRIVATE_URLS = "STEPALIGN_URLS"
+"""The same for all servers: a JSON object, such as {"sampling.base_urls": ["http://USER:PASSWORD@HOST/v1"]}."""
 SHORT_FORMS = {"environment": "environment.kind"}
 """A section -> the key of it that a text in its place sets."""
 Settings = Mapping[str, Any] | Iterable[str]
@@ -51,6 +53,8 @@ def load_config(recipe: str | Path | None, settings: Settings = ()) -> Config:
         set_key(tree, short, tree.pop(short))
     if private := os.environ.get(CRITIC_URLS):
         set_key(tree, "critic.base_urls", parse_json(private))
+    for key, urls in parse_json(os.environ.get(PRIVATE_URLS, "{}")).items():
+        set_key(tree, key, urls)
     given = parse_settings(settings)
     for key, value in given.items():
         set_key(tree, key, value)

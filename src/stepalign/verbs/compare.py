@@ -21,11 +21,13 @@ from typing import Any
 from stepalign.build import check_critic, model_choice
 from stepalign.config import (
     CRITIC_URLS,
+    PRIVATE_URLS,
     ArmSection,
     Config,
     Settings,
     arm_config,
     changed,
+    difference,
     load_config,
     parse_settings,
     to_toml,
@@ -275,14 +277,15 @@ def _job(task: Task, out: Path, launcher: tuple[str, ...]) -> Job:
         words = ("train", str(recipe), "--out", str(task.folder), "--resume")
         command = (*launcher, sys.executable, "-m", "stepalign", *words)
     read_back = load_config(str(recipe))  # without the passwords that addresses may have: those stay in memory
-    private = {} if read_back == config else {CRITIC_URLS: json.dumps(config.critic.base_urls)}
+    urls = {key: now for key, (_, now) in difference(read_back, config).items()}
+    private = {CRITIC_URLS: urls.pop("critic.base_urls", None), PRIVATE_URLS: urls}
     return Job(
         name=task.name,
         command=command,
         folder=task.folder,
         log=recipe.with_suffix(".log"),
         num_steps=config.training.max_steps,
-        environment=private,
+        environment={name: json.dumps(value) for name, value in private.items() if value},
     )
 
 
