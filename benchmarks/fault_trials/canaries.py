@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import random
 import shlex
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fault_trials.damage import SELECTED, WORDS, opened
+from fault_trials.damage import SELECTED, WORDS, a_run, opened
 from fault_trials.lab import Ended, Lab, fresh
 
 CANARY = "cAnArY0815xyz"
@@ -182,16 +181,12 @@ def hostile(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
 
 def _host(lab: Lab) -> str:
     lab.ask_servers("asked")
-    run = lab.folder / "run"
-    if not (run / "sums.json").exists():
-        shutil.rmtree(run, ignore_errors=True)
-        lab.run(["train", "arithmetic", "--out", str(run), *shlex.split(WORDS)])
     return lab.addresses["critic"].removeprefix("http://").removesuffix("/v1")
 
 
 def _run(lab: Lab, place: Place, here: Path, values: Mapping[str, str]) -> Ended:
     critic = lab.addresses["critic"]
-    values = {"here": str(here), "run": str(lab.folder / "run"), "critic": critic, **values}
+    values = {"here": str(here), "run": str(a_run(lab)), "critic": critic, **values}
     values["critics"] = json.dumps([critic])
     here.mkdir()
     words = place.write(values)

@@ -66,11 +66,9 @@ UNFINISHED = ("sums.json", "summary.json", "final", "timeline.json")
 
 
 def make_folders(lab: Lab) -> dict[str, Path]:
-    """One folder of every kind."""
-    root = lab.folder / "folders"
-    run = root / "run"
+    """One folder of every kind, beside those of the trials, which share them."""
+    root, run = lab.folder.parent / "folders", a_run(lab)
     texts = {
-        "run": f"train arithmetic --out {run} {WORDS}",
         "GRPO": f"train arithmetic --out {root / 'GRPO'} {WORDS} {shlex.join(setting_words(GRPO))}",
         "selection": f"select arithmetic --out {root / 'selection'} {WORDS} {SELECTED}",
         "critique": CRITIQUE,
@@ -80,16 +78,27 @@ def make_folders(lab: Lab) -> dict[str, Path]:
     commands = {name: _words(text, root) for name, text in texts.items()}
     commands["comparison"] = words_of("compare", lab, root / "comparison", **TINY)
     for name, command in commands.items():
-        done = root / f"{name}.done"  # else a trial that was killed has left half of it
-        if not done.exists():
-            shutil.rmtree(root / name, ignore_errors=True)
-            ended = lab.run(command)
-            if ended.code:
-                raise RuntimeError(f"{name}: {ended.code} {ended.err[-2000:]}")
-            done.touch()
+        _make(lab, root / name, command)
     if not (killed := root / "killed run").exists():
         shutil.copytree(run, killed, ignore=shutil.ignore_patterns(*UNFINISHED))
     return {name: root / name for name in READERS}
+
+
+def a_run(lab: Lab) -> Path:
+    """A finished run that trials read."""
+    run = lab.folder.parent / "folders" / "run"
+    _make(lab, run, shlex.split(f"train arithmetic --out {run} {WORDS}"))
+    return run
+
+
+def _make(lab: Lab, folder: Path, command: Sequence[str]) -> None:
+    done = folder.with_suffix(".done")  # else a trial that was killed has left half of it
+    if not done.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        ended = lab.run(command)
+        if ended.code:
+            raise RuntimeError(f"{folder.name}: {ended.code} {ended.err[-2000:]}")
+        done.touch()
 
 
 def _words(text: str, root: Path, **places: Path) -> list[str]:

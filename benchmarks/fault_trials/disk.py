@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fault_trials.damage import SELECTED, WORDS
+from fault_trials.damage import SELECTED, WORDS, a_run
 from fault_trials.kills import words_of
 from fault_trials.lab import GRPO, Lab, setting_words
 
@@ -42,11 +42,8 @@ GOES_ON = ("train", "critique", "select", "compare", "prepare")
 
 def full_disks(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
     """``number`` trials over the commands in turn, each with a disk of another size, resumed when there is room."""
-    disk, run, rows = lab.folder / "disk", lab.folder / "run", lab.folder / "completions.jsonl"
+    disk, run, rows = lab.folder / "disk", a_run(lab), lab.folder / "completions.jsonl"
     disk.mkdir(exist_ok=True)
-    if not (run / "summary.json").exists():
-        shutil.rmtree(run, ignore_errors=True)
-        lab.run(["train", "arithmetic", "--out", str(run), *shlex.split(WORDS)])
     rows.write_text('{"completion": "so \\\\boxed{4}", "answer": "4"}\n' * 400, encoding="utf-8")
     for trial in range(first, first + number):
         name = list(COMMANDS)[trial % len(COMMANDS)]
