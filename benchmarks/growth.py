@@ -1,11 +1,12 @@
 """How the cost of a step grows with the length of completions, with the group, and with ranks.
 
-    python benchmarks/growth.py [--longest 4096] [--ranks 2]
+    python benchmarks/growth.py [--rows 4x1x4096 4x16x128] [--ranks 2]
 
-A random model of 4 layers and hidden size 128 on one CPU thread; completions never end by themselves. Sampling is the
-local sampler, learning one update with forward KL to an initial self-teacher whose prompt is 64 tokens longer. Times
-are CPU seconds of the process, so that other work on the machine does not enter; memory is the peak over what was
-resident before. ``--ranks`` shares the update between gloo ranks, each with its own CPU seconds.
+A random model of 4 layers and hidden size 128 on one CPU thread; completions never end by themselves. A row is
+problems x completions of each x tokens of each, in a process of its own. Sampling is the local sampler, learning one
+update with forward KL to an initial self-teacher whose prompt is 64 tokens longer. Times are CPU seconds of the
+process, so that other work on the machine does not enter; memory is the peak over what was resident before.
+``--ranks`` shares the update between gloo ranks, each with its own CPU seconds.
 """
 
 from __future__ import annotations
@@ -89,20 +90,16 @@ def draw(solver: Solver, problems: int, group: int, length: int) -> tuple[list[l
     return prompts, wait_for(sampler.sample(prompts, **options))
 
 
-def in_one_process(longest: int) -> None:
+def one_row(problems: int, group: int, length: int) -> None:
     solver = build()
     learner, teacher = make_learner(solver, ONE_PROCESS)
     learner.update(samples_of(*draw(solver, 2, 1, 16)), teacher, 0)  # warm
-    head = "| completions | tokens each | tokens | sampling, s | learning, s | sampling, MiB | learning, MiB |"
-    print(f"{head}\n| --- | --- | --- | --- | --- | --- | --- |")
-    lengths = [2**power for power in range(7, 13) if 2**power <= longest]
-    for problems, group, length in [*((4, 1, length) for length in lengths), *((4, G, 128) for G in (2, 4, 8, 16))]:
-        sampling, held, (prompts, drawn) = measured(lambda p=problems, g=group, t=length: draw(solver, p, g, t))
-        samples = samples_of(prompts, drawn)
-        learning, taken, _ = measured(lambda s=samples: learner.update(s, teacher, 0))
-        tokens = sum(len(sample.completion_ids) for sample in samples)
-        numbers = f"{tokens:,} | {sampling:.2f} | {learning:.2f} | {held:.0f} | {taken:.0f}"
-        print(f"| {problems} x {group} | {length:,} | {numbers} |", flush=True)
+    sampling, held, (prompts, drawn) = measured(lambda: draw(solver, problems, group, length))
+    samples = samples_of(prompts, drawn)
+    learning, taken, _ = measured(lambda: learner.update(samples, teacher, 0))
+    tokens = sum(len(sample.completion_ids) for sample in samples)
+    numbers = f"{tokens:,} | {sampling:.2f} | {learning:.2f} | {held:.0f} | {taken:.0f}"
+    print(f"| {problems} x {group} | {length:,} | {numbers} |", flush=True)
 
 
 def on_ranks() -> None:
@@ -122,17 +119,26 @@ def on_ranks() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--longest", type=int, default=4096)
-    parser.add_argument("--ranks", type=int, default=2)
+    rows = [*(f"4x1x{2**power}" for power in range(7, 13)), *(f"4x{group}x128" for group in (2, 4, 8, 16))]
+    parser.add_argument("--rows", nargs="*", default=rows)
+    parser.add_argument("--ranks", type=int, default=2, help="0 leaves them out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if "RANK" in os.environ:
         return on_ranks()
-    in_one_process(options.longest)
-    print("\n| ranks | tokens | learning on each rank, s | MiB, rank 0 |\n| --- | --- | --- | --- |", flush=True)
+    if "ROW" in os.environ:
+        return one_row(*map(int, os.environ["ROW"].split("x")))
+    if options.rows:
+        head = "| completions | tokens each | tokens | sampling, s | learning, s | sampling, MiB | learning, MiB |"
+        print(f"{head}\n| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for row in options.rows:
+        subprocess.run([sys.executable, __file__], check=True, env={**threads, "ROW": row})
+    if options.ranks:
+        print("\n| ranks | tokens | learning on each rank, s | MiB, rank 0 |\n| --- | --- | --- | --- |", flush=True)
     for size in range(1, options.ranks + 1):
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-        subprocess.run([sys.executable, *torchrun, __file__], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.run([sys.executable, *torchrun, __file__], check=True, env=threads)
     return None
 
 

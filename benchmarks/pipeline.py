@@ -155,14 +155,17 @@ def picture(found: dict[str, tuple[list[float], Spans]], seconds: float) -> str:
         start, top = min(begin for _, begin, _ in spans), 30 + place * row
         parts.append(f'<text x="0" y="{top}" font-size="13">{name}</text>')
         for kind, begin, end in spans:
-            left, right = ((t - start) / seconds * width for t in (begin, min(end, start + seconds)))
+            left, right = ((t - start) / seconds * (width - 20) for t in (begin, min(end, start + seconds)))
             if right > left:
                 y = top + 6 + 18 * list(COLOURS).index(kind)
                 parts.append(
                     f'<rect x="{left:.1f}" y="{y}" width="{right - left:.1f}" height="15" fill="{COLOURS[kind]}" '
                     f'stroke="white" opacity="0.85"><title>{kind}</title></rect>'
                 )
-    height = 40 + row * len(found)
+    height = 50 + row * len(found)
+    for second in range(int(seconds) + 1):
+        x = second / seconds * (width - 20)
+        parts.append(f'<text x="{x:.0f}" y="{height - 6}" font-size="11" fill="#777">{second} s</text>')
     keys = "".join(
         f'<text x="{260 + 110 * i}" y="14" font-size="13" fill="{colour}">{kind}</text>'
         for i, (kind, colour) in enumerate(COLOURS.items())

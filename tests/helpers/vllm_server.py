@@ -50,6 +50,7 @@ SPOILED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "an id beyond the vocabulary": _with(token_ids=[10**6]),
     "no token at all": _with(token_ids=[], logprobs=None, finish_reason="stop"),
     "more tokens than asked for": _with(token_ids=[1] * 99, logprobs={"token_logprobs": [-1.0] * 99}),
+    "an end at the server's own limit": _with(finish_reason="length"),
     "the number of no completion": _with(index=99),
     "a negative number": _with(index=-1),
     "no number": _with(index=None),

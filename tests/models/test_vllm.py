@@ -51,7 +51,7 @@ def solver(make_solver: Callable[..., Solver]) -> Solver:
 
 def sampler_of(solver: Solver, *servers: VllmServer, **options: Any) -> VllmSampler:
     urls = [server.url for server in servers]
-    return VllmSampler(urls, solver.model, solver.end_ids, **{"timeout": 5.0, **options})
+    return VllmSampler(urls, solver.model, solver.end_ids, **{"timeout": 600.0, **options})
 
 
 def draw(sampler: VllmSampler, **options: Any) -> list[list[Completion]]:

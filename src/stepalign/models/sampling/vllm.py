@@ -377,6 +377,8 @@ class _Part:
         self.ids += ids
         self.log_probs += map(float, log_probs)
         self.reason = choice.get("finish_reason")
+        if self.reason == "length" and len(self.ids) < self.most:
+            raise ValueError(f"a completion is cut at {len(self.ids)} tokens, where {self.most} were asked for")
         if len(self.ids) > self.most or (self.whole and not self.ids):
             raise ValueError(f"a completion of {len(self.ids)} tokens, where 1 to {self.most} were asked for")
 
