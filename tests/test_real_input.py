@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from patience import PATIENCE, wait_until
 from pytest_httpserver import HTTPServer
+from warm import python
 from werkzeug import Request, Response
 
 DATA = Path(__file__).parent / "data" / "gsm8k"
@@ -91,7 +92,7 @@ def settings(model: Path, url: str, critic: str, **more: object) -> list[str]:
 
 def stepalign(*words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "stepalign", *words]
+    command = [*python(), "-m", "stepalign", *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
 
 

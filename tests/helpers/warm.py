@@ -36,7 +36,9 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @functools.cache
 def python() -> tuple[str, ...]:
     """The words before ``-m MODULE ...`` or ``-c CODE ...``. The server ends with this process."""
-    if not hasattr(os, "pidfd_open"):  # not Linux
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):  # not Linux, or a sandbox without it
         return (sys.executable,)
     import atexit
     import shutil
@@ -62,6 +64,11 @@ def python() -> tuple[str, ...]:
         assert server.poll() is None
         time.sleep(0.02)
     return (sys.executable, "-IS", __file__, place)
+
+
+def launcher() -> tuple[str, ...]:
+    """The words before a whole command: ``PYTHON -m MODULE ...``."""
+    return python() if len(python()) > 1 else ()
 
 
 def serve(place: str) -> None:
