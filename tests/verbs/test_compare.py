@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +16,17 @@ from typing import Any
 
 import pytest
 from patience import PATIENCE, wait_until
-from warm import python
+from warm import launcher, python
 
 from stepalign.config import Config, arm_config, changed, difference, load_config
 from stepalign.verbs.compare import Task, arm_differences, compare_config, in_order, plan
+from stepalign.verbs.verify import others, verify
 
 IN_RECIPE = ("grpo", "refsol", "stepalign", "grpo-equal-rollouts", "refsol-forward-kl", "stepalign-forward-kl")
 ARMS = ("grpo", "refsol", "grpo-equal-rollouts", "stepalign-forward-kl")
 """Those of the comparison that is run."""
-STEPS = 4
+STEPS, EVERY = 4, 2
+"""Optimizer steps of a run; steps between two evaluations."""
 
 
 def toml(value: Any) -> str:
@@ -36,15 +39,15 @@ def toml(value: Any) -> str:
 SMALL = {
     "compare.arms": toml([arm.model_dump() for arm in load_config("arithmetic").compare.arms if arm.name in ARMS]),
     "training.max_steps": STEPS,
-    "training.problems_per_step": 8,
+    "training.problems_per_step": 5,
     "training.save_steps": 1,
     "evaluation.num_samples": 4,
-    "evaluation.eval_steps": 1,
+    "evaluation.eval_steps": EVERY,
     "evaluation.checkpoint_rule": '"best_on_validation"',
     "data.max_train": 24,
     "data.max_validation": 6,
     "data.max_test": 8,
-    "signal.num_rollouts": 24,
+    "signal.num_rollouts": 12,
     "signal.num_shown": 6,
     "compare.seeds": "[0, 1]",
 }
@@ -52,8 +55,8 @@ SMALL = {
 
 def words(out: Path, *more: str) -> list[str]:
     """The command; its runs are started behind the words of a launcher."""
-    launcher = {"compare.launcher": toml(["env", "STEPALIGN_LAUNCHED=yes", "nice", "-n", "1", *python()])}
-    settings = [word for key, value in (SMALL | launcher).items() for word in ("--set", f"{key}={value}")]
+    before = {"compare.launcher": toml(["env", "STEPALIGN_LAUNCHED=yes", "nice", "-n", "1", *launcher()])}
+    settings = [word for key, value in (SMALL | before).items() for word in ("--set", f"{key}={value}")]
     return [*python(), "-m", "stepalign", "compare", "arithmetic", "--out", str(out), *settings, *more]
 
 
@@ -193,7 +196,7 @@ def test_checkpoint_rules_pick_what_they_say(compared: Path, results: dict) -> N
         if row["seed"] is None or row["metric"] != "avg@4":
             continue
         folder = compared / "arms" / row["arm"] / f"seed-{row['seed']}"
-        steps = range(1, STEPS + 1)
+        steps = range(EVERY, STEPS + 1, EVERY)
         if row["checkpoint_rule"] == "last":
             assert row["step"] == STEPS
         elif row["checkpoint_rule"] == "best_on_validation":
@@ -227,9 +230,9 @@ def test_curves_start_at_the_untrained_solver_and_have_both_axes(results: dict) 
         if curve["metric"] != "avg@4" or curve["set"] != "validation":
             continue
         points = curve["points"]
-        assert [p["step"] for p in points] == [*range(STEPS + 1)]
-        per_step = {"grpo": 64, "grpo-equal-rollouts": 32}.get(curve["arm"], 8)
-        assert [p["rollouts"] for p in points] == [per_step * s for s in range(STEPS + 1)]
+        assert [p["step"] for p in points] == [*range(0, STEPS + 1, EVERY)]
+        per_step = {"grpo": 40, "grpo-equal-rollouts": 32}.get(curve["arm"], 5)
+        assert [p["rollouts"] for p in points] == [per_step * s for s in range(0, STEPS + 1, EVERY)]
         firsts.add(points[0]["value"])
     assert len(firsts) == 1
 
@@ -256,6 +259,42 @@ def test_a_finished_comparison_is_refused_and_with_resume_does_nothing(compared:
     again = run(*words(compared, "--resume"))
     assert again.returncode == 0, again.stderr
     assert {f: f.stat().st_mtime_ns for f in before} == before
+
+
+def test_verify_makes_the_numbers_of_a_comparison_again(
+    compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run of it is verified as a run by itself: tests/faults/test_verify.py."""
+    runs: list[str] = []
+    monkeypatch.setattr(others, "verify_run", lambda run, found, num, listener: runs.append(run.name))
+    out = shutil.copytree(compared, tmp_path / "out")
+    found = verify(out)
+    assert found.different == []
+    assert runs == ["base", *["seed-0", "seed-1"] * len(ARMS)]
+    assert found.checked["results"] > 100
+    for name, keys in {
+        "results.json": ("metrics", "paired", "curves", "training"),
+        "signal.json": ("rollouts",),
+    }.items():
+        tree = json.loads((compared / name).read_text(encoding="utf-8"))
+        for key in keys:
+            assert alter(tree[key]), key
+        (out / name).write_text(json.dumps(tree), encoding="utf-8")
+    named = [line for line in verify(out).different if "changed" not in line]
+    assert len(named) >= 5, named
+    for key in ("metrics[", "paired", "curves", "training", "signal.json"):
+        assert any(key in line for line in named), (key, named)
+
+
+def alter(tree: Any) -> bool:
+    """Add a thousandth to the first number that is no whole one."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, float):
+            tree[key] = value + 1e-3
+            return True
+        if isinstance(value, dict | list) and alter(value):
+            return True
+    return False
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
