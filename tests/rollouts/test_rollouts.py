@@ -25,9 +25,10 @@ from stepalign.feedback import designs
 from stepalign.feedback.prompts import load_template
 from stepalign.models.load import Solver
 from stepalign.models.prompts import PromptBuilder
-from stepalign.records import Attempt, Completion, Critique, Problem, Sample
+from stepalign.records import Attempt, Completion, Critique, Grade, Problem, Sample
 from stepalign.rollouts.collect import RolloutCollector, RolloutMaker
 from stepalign.rollouts.environment import SingleTurn
+from stepalign.rollouts.metrics import rollout_numbers
 from stepalign.rollouts.order import derive_seed, problems_of_step
 from stepalign.rollouts.samples import SampleMaker
 from stepalign.rollouts.stream import Batch, Stream
@@ -301,8 +302,12 @@ def test_the_numbers_of_a_step(collect) -> None:
     alone = collect("grpo", num_generations=1)[0]
     assert math.isnan(alone.numbers["frac_reward_zero_std"])
     assert {s.advantage for s in alone.samples} == {0.0}  # nothing to compare with
-    same = collect("grpo", attempts=[[RIGHT, RIGHT], ATTEMPTS[1], ["<answer> 1"] * 2])[0].numbers
-    assert same["frac_reward_zero_std"] == pytest.approx(2 / 3)
+    same = collect("grpo", attempts=[[RIGHT, RIGHT], ATTEMPTS[1], ["<answer> 1"] * 2])[0]
+    assert same.numbers["frac_reward_zero_std"] == pytest.approx(2 / 3)
+    first, *others = same.rollouts
+    open_ = replace(first, attempt=replace(first.attempt, grade=Grade(math.nan)))  # says nothing about the others
+    pairs = [[open_, others[0]], others[1:3], others[3:5]]
+    assert rollout_numbers(pairs)["frac_reward_zero_std"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("condition", ["grpo", "refsol"])

@@ -21,7 +21,8 @@ def rollout_numbers(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
     lengths = [sum(rollout.completion.sampled_mask) for rollout in rollouts]
     decided = [rollout.reward for rollout in rollouts if rollout.verdict != "undecided"]
     num_problems, num_generations = rewards_PG.shape
-    same = ((rewards_PG == rewards_PG[:, :1]).all(1)).float().mean() if num_generations > 1 else torch.nan
+    alike = torch.tensor([not has_two_rewards(row) for row in rewards_PG.tolist()])
+    same = alike.float().mean() if num_generations > 1 else torch.nan
     texts = [rollout.text for rollout in rollouts]
     talks = [rollout.attempt.turns for rollout in rollouts if rollout.attempt.turns]
     turns = [sum(turn.role == "solver" for turn in talk) for talk in talks]
@@ -55,6 +56,11 @@ def rollout_numbers(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         **(messages if talks else {}),
         **_judging(groups),
     }
+
+
+def has_two_rewards(rewards: Sequence[float]) -> bool:
+    """Whether a group holds two different rewards. An undecided one (NaN) is none."""
+    return len({reward for reward in rewards if reward == reward}) > 1
 
 
 def _judging(groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:

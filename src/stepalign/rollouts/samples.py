@@ -17,6 +17,7 @@ from stepalign.objectives.policy_gradient import group_advantages
 from stepalign.records import Context, Critique, Problem, Rollout, Sample
 from stepalign.rollouts.credit import HYBRIDS, Facts, LossWeights, first_wrong_token, unlikely
 from stepalign.rollouts.early import JudgedGroup
+from stepalign.rollouts.metrics import has_two_rewards
 from stepalign.rollouts.review import shown_contexts
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class SampleMaker:
         found = Prepared()
         counts = Counter(context_dropped_tokens=0, contexts_cut=0, unlocated_errors=0, skipped_groups=0)
         for group, rewards_G, advantages_G in zip(groups, rewards, advantages_PG, strict=True):
-            skipped = self.skip_zero_std_groups and not _has_two_rewards(rewards_G)
+            skipped = self.skip_zero_std_groups and not has_two_rewards(rewards_G)
             counts["skipped_groups"] += skipped
             shown_group = designs.make_group(
                 [rollout.attempt for rollout in group.rollouts],
@@ -180,8 +181,3 @@ def joined(parts: Iterable[Prepared]) -> Prepared:
         numbers.update(part.numbers)
     whole.numbers = dict(numbers)
     return whole
-
-
-def _has_two_rewards(rewards: Sequence[float]) -> bool:
-    """Whether a group holds two different rewards. An undecided one (NaN) is none."""
-    return len({reward for reward in rewards if reward == reward}) > 1
