@@ -3,6 +3,7 @@ those packages (TRL 1.16.0, inspect_ai 0.3.285); the others follow the sources t
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from collections import Counter
@@ -191,3 +192,21 @@ def test_an_empty_cell_in_the_first_row_changes_neither_the_layout_nor_the_other
         verdicts = [one.attempt().verdict for one in read_dump(dump, skipped)]
         assert verdicts == ["undecided"] * (empty == "score") + ["correct"] * 2
         assert skipped == ({} if empty == "score" else {"no completion": 1})
+
+
+def test_a_packed_file_has_the_rows_of_the_plain_one_and_its_torn_end_is_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": f"What is 2 + {i}? 日本", "completion": f"It is {2 + i}.", "step": 1} for i in range(400)]
+    packed = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+    file, skipped = tmp_path / "completions.jsonl.gz", Counter[str]()
+    for data in (packed, packed[:-9], packed[: len(packed) // 2]):
+        file.write_bytes(data)
+        dump = open_dump(tmp_path)
+        assert dump is not None
+        texts = [one.text for one in read_dump(dump, skipped)]
+        assert texts == [row["completion"] for row in rows[: len(texts)]]
+        assert (len(texts) == 400) == (data[-9:] == packed[-9:] or len(data) == len(packed) - 9)
+    assert sum(skipped.values()) >= 2
+    (tmp_path / "list.json.gz").write_bytes(gzip.compress(json.dumps(rows[:3]).encode()))
+    dump = open_dump(tmp_path / "list.json.gz")
+    assert dump is not None
+    assert len(list(read_dump(dump, skipped))) == 3

@@ -74,6 +74,22 @@ def test_ids_of_a_dump_are_scored_verbatim_and_other_prompts_are_said(model_fold
     assert any("prompts of 2 of 2 attempts are not those of the dump" in line for line in said)
 
 
+def test_a_dump_without_answers_is_scored_under_its_verdicts_or_shown_as_it_is(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "What is 3 * 4?", "completion": "It is 12.", "accuracy_reward": 1.0, "step": 1}]
+    (tmp_path / "d.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    scored(str(tmp_path / "d.jsonl"), model_folder, tmp_path / "out")
+    (one,) = read_completions(tmp_path / "out")
+    assert list(one.tables) == ["verdict"]
+    said = scored("prime_tokens.jsonl", model_folder, tmp_path / "numbers")
+    assert "log_ratio" in next(iter(read_completions(tmp_path / "numbers"))).tables
+    assert any("the numbers of the dump itself" in line for line in said)
+    (tmp_path / "d.jsonl").write_text(json.dumps({**rows[0], "accuracy_reward": None}) + "\n")
+    with pytest.raises(ConfigError, match="no context has anything to say"):
+        scored(str(tmp_path / "d.jsonl"), model_folder, tmp_path / "none")
+
+
 def test_critiques_of_a_dump_are_shown_to_the_self_teacher(model_folder: Path, tmp_path: Path) -> None:
     dump = tmp_path / "d.jsonl"
     rows = [{"input": "Tom has 3 bags of 4 apples. How many apples?", "gts": "12", "score": 0.0, "step": 1}]

@@ -33,7 +33,7 @@ from stepalign.problems.dumped import (
 from stepalign.problems.rows import Malformed, Row, cell_text, read_rows
 from stepalign.storage.fingerprint import sha256_of_file, sha256_of_parts
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".eval")
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".eval")
 PICKLES = (".pt", ".pth", ".pkl", ".pickle")
 _CONTEXTS = ("privileged_context", "feedback", "critique", "teacher_prompt")
 """Columns whose text a self-teacher was shown."""
@@ -308,10 +308,11 @@ def open_dump(path: Path) -> Dump | None:
     Raises:
         ConfigError: a file that cannot be read as its name says, or a pickle, which is never opened.
     """
-    known = (*SUFFIXES, *PICKLES)
     found = [path]
     if path.is_dir():
-        found = sorted((p for p in path.rglob("*") if p.suffix in known and p.is_file()), key=_natural)
+        found = sorted(
+            (p for p in path.rglob("*") if p.name.endswith((*SUFFIXES, *PICKLES)) and p.is_file()), key=_natural
+        )
     layouts = {file: find_layout(row) if (row := _first_row(file)) is not None else None for file in found}
     layout = next((layout for layout in layouts.values() if layout), None)
     if layout is None:

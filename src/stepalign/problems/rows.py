@@ -6,14 +6,16 @@ JSON and JSON lines need nothing; Parquet and Hub data sets need the extra ``dat
 from __future__ import annotations
 
 import difflib
+import gzip
 import os
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from stepalign.config import recipe_folder
 from stepalign.errors import ConfigError
@@ -21,7 +23,8 @@ from stepalign.hub import is_reachable
 from stepalign.outside import encodable, parse_json
 
 _INSTALL_DATA = 'pip install "stepalign[data]"'
-_SUFFIXES = (".jsonl", ".json", ".parquet")
+_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+TORN = (EOFError, gzip.BadGzipFile, zlib.error)
 
 Row = Mapping[str, Any]
 
@@ -45,8 +48,8 @@ def read_rows(source: str) -> Iterator[tuple[int, Row | Malformed]]:
     """(number from 1, row) of every row; of JSON lines the number is that of the line.
 
     Args:
-        source: a ``.jsonl`` or ``.json`` file, a ``.parquet`` file, or ``hub:OWNER/NAME[/CONFIG][@SPLIT]``. The
-            local copy of a data set is written ``hub:./FOLDER[:CONFIG][@SPLIT]``.
+        source: a ``.jsonl`` or ``.json`` file, also with ``.gz``, a ``.parquet`` file, or
+            ``hub:OWNER/NAME[/CONFIG][@SPLIT]``. The local copy of a data set is ``hub:./FOLDER[:CONFIG][@SPLIT]``.
 
     Raises:
         ConfigError: no such file, a file that is not what its name says, a missing extra, no network.
@@ -68,7 +71,8 @@ def read_rows(source: str) -> Iterator[tuple[int, Row | Malformed]]:
             where=source,
             hint=f"A folder that holds a data set of the Hub is read with hub:{path.absolute()}",
         )
-    return {".parquet": _read_parquet, ".json": _read_json, ".eval": _read_log}.get(path.suffix, _read_json_lines)(path)
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    return {".parquet": _read_parquet, ".json": _read_json, ".eval": _read_log}.get(suffix, _read_json_lines)(path)
 
 
 def is_nested(value: Any) -> bool:
@@ -120,23 +124,38 @@ def _row(row: Any) -> Row | Malformed:
     return row if isinstance(row, dict) else Malformed("not an object with named columns")
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A file, its bytes unpacked where it ends in ``.gz``: reading may raise one of ``TORN``."""
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def _lines(path: Path) -> Iterator[bytes | Malformed]:
+    with open_file(path) as file:
+        try:
+            yield from file
+        except TORN as error:
+            yield Malformed(f"the compressed file cannot be read on: {error}")
+
+
 def _read_json_lines(path: Path) -> Iterator[tuple[int, Row | Malformed]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield number, _row(parse_json(line.decode("utf-8-sig")))
-                except ValueError as error:
-                    yield number, Malformed(f"not JSON: {error}")
-                except RecursionError:
-                    yield number, Malformed("nested too deeply")
+    for number, line in enumerate(_lines(path), start=1):
+        if isinstance(line, Malformed):
+            yield number, line
+        elif line.strip():
+            try:
+                yield number, _row(parse_json(line.decode("utf-8-sig")))
+            except ValueError as error:
+                yield number, Malformed(f"not JSON: {error}")
+            except RecursionError:
+                yield number, Malformed("nested too deeply")
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, Row | Malformed]]:
     """A list of objects; a file that holds JSON lines in spite of its name is read as that."""
     try:
-        rows = parse_json(path.read_bytes())
-    except ValueError:
+        with open_file(path) as file:
+            rows = parse_json(file.read())
+    except (ValueError, *TORN):
         return _read_json_lines(path)
     return enumerate(map(_row, rows if isinstance(rows, list) else [rows]), start=1)
 

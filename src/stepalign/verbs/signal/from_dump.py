@@ -55,6 +55,8 @@ SHOWN = ("log_ratio", "teacher_ratio", "advantage", "mismatch_kl", "entropy", "s
 CRITIQUED = "step_aligned"
 DEFAULT_CONTEXTS = ("reference", "peer_demonstration", "answer")
 """Designs that need no critic."""
+LAST_CONTEXT = "verdict"
+"""Where none of them has anything to show, and the dump has rewards."""
 
 
 def _read(dump: Dump, num: int | None, listener: Listener) -> list[Dumped]:
@@ -112,6 +114,11 @@ def analyse_dump(
         solver = session.solver
         spelled = [_spelled(one, solver) for one in dumped]
         subjects, labels = _subjects(spelled, names, own, written, config, solver, listener)
+        if not subjects and not contexts:
+            subjects, labels = _subjects(spelled, (LAST_CONTEXT,), own, written, config, solver, listener)
+        if not subjects and not contexts and any(one.values for one in dumped):
+            listener(line("no context has anything to show: the page holds the numbers of the dump itself"))
+            return show_dump(dump, out, config, tokenizer=config.model.path, num=num, listener=silent)
         warn_of_unknown(solver, subjects, len(subjects), listener)
         _say_other_prompts(spelled, subjects, session.prompts, listener)
         return write_signal_folder(

@@ -7,6 +7,7 @@ docs/formats.md.
 from __future__ import annotations
 
 import difflib
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from stepalign.config import recipe_folder
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line
 from stepalign.outside import encodable, parse_json
+from stepalign.problems.rows import TORN, open_file
 from stepalign.storage.fingerprint import sha256_of_parts
 
 _TEXTS = (
@@ -146,11 +148,11 @@ def _fault(row: Row) -> tuple[str, str] | None:
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, checked row)."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, check_row(_parsed(line, f"{path}:{number}"), f"{path}:{number}")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, *TORN) as error:
         raise ConfigError(f"cannot read the file: {error}", where=str(path)) from error
 
 
