@@ -111,7 +111,8 @@ def preflight_lines(found: Json) -> list[Text]:
         lines.append(text)
         for reason in row["details"]:
             style = "bold red" if reason["loud"] else STYLES["no"] if reason["severity"] == "no" else ""
-            lines.append(Text(f"          {'!! ' if reason['loud'] else ''}{visible(reason['text'])}", style=style))
+            text = Text(f"          {'!! ' if reason['loud'] else ''}{visible(reason['text'])}", style=style)
+            lines.append(text.append(f" → {visible(reason['mend'])}", style="not bold dim"))
     lines += [Text(f"expected: {text}", style="dim") for text in expected_lines(found["expected"])]
     return lines
 

@@ -5,7 +5,7 @@ function drawHead() {
   const facts = [caseFact(rollout.case), VERDICTS[rollout.verdict] || visible(rollout.verdict), plural(rollout.pieces.length, "token"), "rollout " + visible(rollout.id)];
   const line = (name, text) => h("p", { class: "question" }, h("span", { class: "tag", text: name }), h("span", { class: "raw", tabindex: "0", text: visible(text) }));
   part.head.replaceChildren(...[
-    h("p", { class: "facts" },
+    h("p", { class: "attempt-facts" },
       h("button", { type: "button", class: "step-button", "aria-label": "Previous rollout", text: "\u2190", onclick: () => neighbour(-1) }),
       h("span", { class: "place", text: state.rollout + 1 + " / " + data.rollouts.length }),
       h("button", { type: "button", class: "step-button", "aria-label": "Next rollout", text: "\u2192", onclick: () => neighbour(1) }),
@@ -26,8 +26,12 @@ function unknownNote(rollout) {
 function drawTools() {
   const rollout = current();
   const group = (...children) => h("span", { class: "group" }, ...children);
-  const contexts = available(rollout).slice(0, 9).map((context, at) =>
-    chip(label(context), () => toggleContext(at), { key: String(at + 1), pressed: state.shown.includes(context), kind: "context" }));
+  const all = available(rollout);
+  const toggle = (context, at) => chip(label(context), () => toggleContext(at), { key: at < 4 ? String(at + 1) : null, pressed: state.shown.includes(context), kind: "context" });
+  const contexts = all.map((context, at) => (at < 9 || state.shown.includes(context) ? toggle(context, at) : null)).filter(known);
+  const others = all.slice(9).filter((context) => !state.shown.includes(context));
+  if (others.length) contexts.push(h("select", { "aria-label": "Show another context", onchange: (event) => toggleContext(all.indexOf(Number(event.target.value))) },
+    option("", others.length + " more contexts", true), ...others.map((context) => option(context, label(context)))));
   const limits = h("select", { "aria-label": "Limit of the colour scale", onchange: (event) => {
     state.fixed = Math.max(Number(limit(views()[0]).toFixed(2)), 0.01);
     state.limit = event.target.value;
