@@ -64,17 +64,14 @@ class SingleTurn:
 
 
 class Replier(Protocol):
-    """The author of the messages: a tool, a user, or a class of the recipe's own (docs/environments.md)."""
+    """The author of the messages: a tool, a user, or a class of the recipe's own (docs/environments.md). It may have a
+    method ``grade`` as an :class:`Environment` has."""
 
     @property
     def role(self) -> Role: ...
 
     async def reply(self, problem: Problem, turns: Sequence[Turn]) -> str | None:
         """The message after these turns; None or an empty one: the rollout ends. Raises BrokenOffError."""
-        ...
-
-    async def grade(self, problem: Problem, turns: Sequence[Turn]) -> Grade | None:
-        """See :class:`Environment`."""
         ...
 
 
@@ -104,4 +101,5 @@ class Conversation:
         return Reply(ids=ids, text=shown, role=self.replier.role, dropped_tokens=dropped + (len(text) > most))
 
     async def grade(self, problem: Problem, turns: Sequence[Turn]) -> Grade | None:
-        return await self.replier.grade(problem, turns)
+        own = getattr(self.replier, "grade", None)
+        return None if own is None else await own(problem, turns)

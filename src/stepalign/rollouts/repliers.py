@@ -68,9 +68,6 @@ class PythonTool:
         except OSError as error:  # a machine without memory or processes for the moment
             raise BrokenOffError(f"the sandbox: {error}") from error
 
-    async def grade(self, problem: Problem, turns: Sequence[Turn]) -> None:
-        return None
-
 
 @dataclass(frozen=True, slots=True)
 class ScriptedUser:
@@ -91,9 +88,6 @@ class ScriptedUser:
             shown["verdict"] = grade.verdict
         return message.render(**shown, attempt=attempt, turn=turn)
 
-    async def grade(self, problem: Problem, turns: Sequence[Turn]) -> None:
-        return None
-
 
 @dataclass(frozen=True, slots=True)
 class ServedUser:
@@ -110,9 +104,6 @@ class ServedUser:
         if found.status != "ok":
             raise BrokenOffError(found.reason)
         return None if THE_END in found.text else found.text
-
-    async def grade(self, problem: Problem, turns: Sequence[Turn]) -> None:
-        return None
 
     def check(self) -> None:
         """Raises EndpointError where no server answers."""
