@@ -142,7 +142,7 @@ def _ask_all(config: Config, problems: Sequence[Problem], folder: RunFolder, lis
     # It is shown what the solver is shown: the question, and the form of an answer.
     alone = {"critic.sees": "nothing", "critic.structured": False, "prompts.critic": config.prompts.student}
     alone |= {"critic.writes": "trace", "critic.second.kind": "", "critic.remembers": 0}
-    critic = make_critic(changed(config, alone, "selection"), folder.path, ["step_aligned"], listener)
+    critic = make_critic(changed(config, alone, "selection"), folder.path, ["step_aligned"], listener, strict=False)
     assert critic is not None
 
     async def grade_solutions(grader: Grader) -> None:
