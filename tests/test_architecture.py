@@ -19,7 +19,7 @@ MODULES = {
 
 # From the ground up. A module may import its own floor and those below.
 FLOORS = (
-    ("records", "errors", "outside", "hub", "waiting", "events", "stopping", "memory", "domains.math"),
+    ("records", "errors", "outside", "own_code", "hub", "waiting", "events", "stopping", "memory", "domains.math"),
     ("objectives",),
     ("storage", "config"),
     ("feedback",),
@@ -125,6 +125,22 @@ def below(module: str) -> set[str]:
             parent = name.rpartition(".")[0]
             pending += [parent] if parent in MODULES else []
     return found
+
+
+def takes_config(module: str) -> bool:
+    """Whether a function of a module is handed the whole configuration."""
+    functions = [n for n in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))) if isinstance(n, ast.FunctionDef)]
+    arguments = [a for f in functions for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)]
+    return any(a.annotation is not None and "Config" in ast.unparse(a.annotation).split(" | ") for a in arguments)
+
+
+def test_the_configuration_ends_at_the_factory_and_enters_few_rooms_before() -> None:
+    """Below the factory code takes its own section or plain values; a run folder writes the whole down."""
+    rooms = {m for m in MODULES if takes_config(m) and not m.startswith("stepalign.config")}
+    assert {m for m in rooms if floor(m) < FLOOR_OF["build"]} == {"stepalign.storage.run_folder"}
+    entered = rooms & below("stepalign.verbs.train")
+    assert {"stepalign.verbs.train", "stepalign.build.run"} < entered
+    assert len(entered) <= 8
 
 
 @pytest.mark.parametrize("part", PURE)

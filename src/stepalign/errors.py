@@ -6,8 +6,6 @@ scripts can tell a wrong recipe from an endpoint that is down.
 
 from __future__ import annotations
 
-import traceback
-
 from stepalign.outside import shown
 
 
@@ -61,17 +59,6 @@ class LockedError(UserError):
     """The run folder belongs to another process or another run (exit code 4)."""
 
     exit_code = 4
-
-
-def raised_by_own_code(name: str, error: Exception, hint: str) -> ConfigError:
-    """The error of a recipe for an exception in code of the user, with the file and the line that raised it.
-
-    Args:
-        name: of the code, such as "the design".
-    """
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{frame.filename}:{frame.lineno}"
-    return ConfigError(f"{name} raises {type(error).__name__}: {error}", where=where, hint=hint)
 
 
 class BrokenOffError(Exception):

@@ -80,7 +80,7 @@ def make_run(
         problems_per_step=training.problems_per_step,
         seed=training.seed,
         ahead=config.rollouts.ahead,
-        overlaps=sampling.engine != "local",
+        overlaps=session.sampler.has_own_weights,
     )
 
     def paid() -> dict[str, int]:
@@ -97,9 +97,9 @@ def make_run(
         folder=folder,
         solver=solver,
         sampler=session.sampler,
-        sampler_check=None
-        if sampling.engine == "local"
-        else SamplerCheck(solver, session.sampler, sampling.temperature, sampling.check_steps, listener),
+        sampler_check=SamplerCheck(solver, session.sampler, sampling.temperature, sampling.check_steps, listener)
+        if session.sampler.has_own_weights
+        else None,
         stream=stream,
         accumulate=config.rollouts.accumulate,
         learner=learner,

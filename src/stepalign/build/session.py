@@ -20,6 +20,7 @@ from stepalign.evaluation.evaluate import (
     sample_and_grade,
 )
 from stepalign.events import Listener, line, silent
+from stepalign.models.sampling import own_sampler
 from stepalign.records import Problem, Rollout
 from stepalign.rollouts.order import derive_seed
 from stepalign.waiting import wait_for
@@ -131,11 +132,17 @@ def open_session(config: Config, listener: Listener = silent, folder: Path | Non
 
 
 def make_sampler(section: SamplingSection, solver: Solver) -> Sampler:
-    """The sampler that a recipe names. Raises ConfigError for an address that is none."""
+    """The sampler that a recipe names.
+
+    Raises:
+        ConfigError: an address that is none, or a class that is no sampler.
+    """
     if section.engine == "local":
         from stepalign.models.sampling.local import LocalSampler
 
         return LocalSampler(solver, max_batch_tokens=section.max_batch_tokens, stop=section.stop)
+    if section.engine != "vllm":
+        return own_sampler(section.engine)(solver, section)
     from stepalign.models.sampling.vllm import VllmSampler
 
     urls, ends, folder = section.base_urls, solver.end_ids, section.sync_folder

@@ -58,8 +58,9 @@ class SamplingSection(Section):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end a completion, in evaluations too, such as "\\nQuestion:" for a base model that goes on with a
     question of its own; their tokens belong to it."""
-    engine: Literal["local", "vllm"] = "local"
-    """local = in the process that learns; vllm = the servers of ``base_urls`` (``stepalign serve``, docs/scale.md)."""
+    engine: str = "local"
+    """local = in the process that learns; vllm = the servers of ``base_urls`` (``stepalign serve``, docs/scale.md);
+    "module:Class" or "file.py:Class" = a sampler of your own."""
     base_urls: tuple[str, ...] = ()
     """vLLM servers of the same model, ``http://host:port/v1``; the least loaded one gets the next prompt."""
     sync: Literal["auto", "lora", "file", "nccl"] = "auto"
@@ -73,6 +74,13 @@ class SamplingSection(Section):
     check_steps: int = Field(default=10, ge=1)
     """Where completions of older weights train (``rollouts.ahead``): optimizer steps between two comparisons of the
     servers' log-probabilities with the learner's. Without them every step is compared."""
+
+    @field_validator("engine")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if ":" not in value and value not in ("local", "vllm"):
+            raise ValueError("an engine is local, vllm, or module:Class")
+        return value
 
     @model_validator(mode="before")
     @classmethod

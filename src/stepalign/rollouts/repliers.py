@@ -20,9 +20,9 @@ from stepalign.domains.math.grading import Grader
 from stepalign.domains.math.thinking import after_thinking
 from stepalign.domains.python import sandbox
 from stepalign.domains.python.grading import clip
-from stepalign.errors import ConfigError, raised_by_own_code
-from stepalign.feedback.designs.custom import import_module_of
+from stepalign.errors import ConfigError
 from stepalign.feedback.prompts import Template, load_template
+from stepalign.own_code import import_own, raised_by_own_code
 from stepalign.records import Attempt, Problem, Role, Turn
 from stepalign.rollouts.environment import BrokenOffError, Replier
 
@@ -117,11 +117,8 @@ class OwnReplier:
     """A class of the user's: ``reply(problem, turns)``, and if it likes ``grade(problem, turns)`` and ``close()``."""
 
     def __init__(self, name: str, options: dict[str, Any]) -> None:
-        where, _, attribute = name.rpartition(":")
         self.name = name
-        made = getattr(import_module_of(where, f"environment {name}"), attribute, None)
-        if not callable(made):
-            raise ConfigError(f"{where} has no class {attribute}", where="environment.kind", hint="module:Class")
+        made = import_own(name, "environment", "class")
         try:
             self.own: Any = made(**options)
         except TypeError as error:
@@ -134,7 +131,7 @@ class OwnReplier:
             raise raised_by_own_code("the environment", error, "its class is made before the run begins") from error
         if not callable(getattr(self.own, "reply", None)):
             raise ConfigError(
-                f"{attribute} has no method reply",
+                f"{name.rpartition(':')[2]} has no method reply",
                 where=f"environment {name}",
                 hint="def reply(self, problem, turns) -> str | None",
             )

@@ -31,6 +31,7 @@ from stepalign.events import Listener, line, silent, warning
 from stepalign.feedback.designs import Need, find_condition, find_design
 from stepalign.feedback.prompts import load_template
 from stepalign.models.places import adapted_base, find_model
+from stepalign.models.sampling import own_sampler
 from stepalign.problems.columns import as_preset
 from stepalign.problems.loading import ProblemSet
 from stepalign.problems.sets import named
@@ -163,9 +164,11 @@ def grader(inputs: Inputs) -> None:
 
 
 def rollout_servers(inputs: Inputs) -> None:
-    """Servers are named where they draw, and only there."""
+    """Servers are named where they draw, and not for the local sampler; a sampler of the user's own is one."""
     section = inputs.config.sampling
-    if (section.engine == "vllm") != bool(section.base_urls):
+    if ":" in section.engine:
+        own_sampler(section.engine)
+    elif (section.engine == "vllm") != bool(section.base_urls):
         raise ConfigError(
             "rollouts from servers need their addresses, and addresses need the engine that asks them",
             where="sampling.engine, sampling.base_urls",

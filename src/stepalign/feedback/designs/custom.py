@@ -5,22 +5,19 @@ A function in a recipe runs its module: such a recipe needs the trust of code. T
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from stepalign.errors import ConfigError, raised_by_own_code
+from stepalign.errors import ConfigError
 from stepalign.feedback.designs import builtin
 from stepalign.feedback.designs.design import FEEDBACK, Design, Group, Need, NothingToShow, sibling, usable_critique
 from stepalign.feedback.prompts import load_template
 from stepalign.outside import encodable
+from stepalign.own_code import import_own, raised_by_own_code
 
 TEMPLATE_NEEDS: dict[str, tuple[Need, ...]] = {
     "question": (),
@@ -48,53 +45,13 @@ def load_own(name: str) -> Design:
     Raises:
         ConfigError: it cannot be found or imported, or does not keep to the contract.
     """
-    return _from_template(name) if name.endswith(".jinja") else _from_code(name)
-
-
-def _from_code(name: str) -> Design:
-    where, _, attribute = name.rpartition(":")
-    module = import_module_of(where, f"context design {name}")
-    found = getattr(module, attribute, None)
+    if name.endswith(".jinja"):
+        return _from_template(name)
+    found = import_own(name, "context design", "function")
     if isinstance(found, Design):
         return replace(found, show=_checked(found.show, name))
-    if not callable(found):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(
-            f"{where} has no function {attribute}",
-            where=f"context design {name}",
-            hint=f"it has {', '.join(public)}" if public else "a design is a function of (group, index)",
-        )
-    label = (inspect.getdoc(found) or attribute).splitlines()[0].rstrip(".")
+    label = (inspect.getdoc(found) or name.rpartition(":")[2]).splitlines()[0].rstrip(".")
     return Design(_checked(found, name), label)
-
-
-def import_module_of(place: str, what: str) -> ModuleType:
-    """A user's module, by its dotted name or its file. Raises ConfigError where it cannot be imported."""
-    try:
-        return _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
-    except Exception as error:  # a user's module may raise anything
-        raise ConfigError(
-            f"the module cannot be imported: {type(error).__name__}: {error}",
-            where=what,
-            hint='name it "package.module:name" or "path/to/file.py:name", as seen from the working directory',
-        ) from error
-
-
-def _from_module(name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:  # an installed command does not look into the working directory
-        sys.path.append(here)
-    return importlib.import_module(name)
-
-
-def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"stepalign_design_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _checked(show: Callable[..., Any], name: str) -> Callable[[Group, int], str | None]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from stepalign.errors import ConfigError
+from stepalign.own_code import import_own
 from stepalign.records import Completion
 
 if TYPE_CHECKING:
@@ -16,6 +18,10 @@ OnFinished = Callable[[int, int, Completion], None]
 
 class Sampler(Protocol):
     """An engine that draws completions from the weights it was given last."""
+
+    has_own_weights: bool
+    """Whether it draws from a copy, which ``publish`` renews: then it may draw while the learner works, and its
+    log-probabilities are compared with the learner's."""
 
     async def sample(
         self,
@@ -49,3 +55,20 @@ class Sampler(Protocol):
     def close(self) -> None:
         """Delete what was made for publishing."""
         ...
+
+
+def own_sampler(name: str) -> Callable[[Any, Any], Sampler]:
+    """A class of the user's, made with the solver and the section ``sampling``, by "module:Class" or "file.py:Class".
+
+    Raises:
+        ConfigError: it cannot be imported, or lacks a part of ``Sampler``.
+    """
+    made = import_own(name, "sampler", "class")
+    lacking = [part for part in ("has_own_weights", "sample", "publish", "close") if not hasattr(made, part)]
+    if lacking:
+        raise ConfigError(
+            f"{name.rpartition(':')[2]} has no {', no '.join(lacking)}",
+            where=f"sampler {name}",
+            hint="a sampler is as docs/scale.md shows one",
+        )
+    return made

@@ -71,6 +71,8 @@ class LocalSampler:
         ConfigError: a model that cannot decode rows of different lengths side by side.
     """
 
+    has_own_weights = False
+
     def __init__(self, solver: Solver, *, max_batch_tokens: int = 65536, stop: Sequence[str] = ()) -> None:
         check_sampler(solver)
         packed_attention.enable(solver.decoder)

@@ -62,6 +62,8 @@ class VllmSampler:
         ConfigError: none is named, or one is not a URL.
     """
 
+    has_own_weights = True
+
     def __init__(
         self,
         urls: Sequence[str],
