@@ -12,7 +12,7 @@ Two things must come out of it, both measured by ``make_embedded.py`` and by a t
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from stepalign.domains.arithmetic.task import (
@@ -23,14 +23,40 @@ from stepalign.domains.arithmetic.task import (
     Order,
     Trace,
     TraceStep,
-    draw_chain,
-    split_of,
     write_solution,
     write_step,
 )
+from stepalign.storage.fingerprint import digest
 
 Fact = tuple[int, int]
 """(value, signed operand)."""
+
+
+def draw_chain(rng: random.Random, num_steps: tuple[int, int]) -> Chain:
+    """A uniformly drawn chain with between ``num_steps[0]`` and ``num_steps[1]`` operands."""
+    count = rng.randint(*num_steps)
+    operands = tuple(rng.choice((1, -1)) * rng.randint(1, MAX_OPERAND) for _ in range(count))
+    return Chain(rng.randrange(MODULUS), operands)
+
+
+def split_of(question: str) -> str:
+    """The one split a question can ever belong to: "test", "validation", "train" or "warmstart".
+
+    Decided by a hash of the text, so the splits are disjoint by construction.
+    """
+    bucket = digest(question)[0] % 8
+    return {0: "test", 1: "validation", 2: "train"}.get(bucket, "warmstart")
+
+
+def draw_chains(seed: int, split: str, num_steps: tuple[int, int]) -> Iterator[Chain]:
+    """An endless stream of different chains of one split."""
+    rng = random.Random(f"{split}-{seed}")
+    seen: set[Chain] = set()
+    while True:
+        chain = draw_chain(rng, num_steps)
+        if chain not in seen and split_of(chain.question) == split:
+            seen.add(chain)
+            yield chain
 
 
 @dataclass(frozen=True, slots=True)

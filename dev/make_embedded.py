@@ -203,7 +203,7 @@ def copy_test(solver: Solver, knowledge: Knowledge, *, num_contexts: int, seed: 
 def _draw_probe(rng: random.Random, knowledge: Knowledge, kind: str, *, weak: bool) -> tuple[str, str, int]:
     """(user turn, beginning of the response up to the result in question, the stated value)."""
     while True:
-        chain = arithmetic.draw_chain(rng, (5, 7))
+        chain = arithmetic_corpus.draw_chain(rng, (5, 7))
         guide = arithmetic.write_solution(rng, chain, rng.choice(("L", "R")), rng.choice(("solver", "reference")))
         if kind == "no context":  # as the solver writes by itself
             guide = arithmetic.write_solution(rng, chain, "L", "solver")
@@ -344,7 +344,7 @@ def _choose_problems(
     """Problems of one split on which the solver fails mostly but not always, with their measured pass rates."""
     sampler, wanted, rows, tried = LocalSampler(solver), SET_SIZES[name], [], 0
     ids = solver.tokenizer.get_vocab()
-    chains = arithmetic.draw_chains(0, name, (5, 7))
+    chains = arithmetic_corpus.draw_chains(0, name, (5, 7))
     while len(rows) < wanted:
         batch = list(itertools.islice(chains, CANDIDATES))
         prompts = [[ids[w] for w in ("<|user|>", *c.question.split(), "<|assistant|>")] for c in batch]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from corpus import split_of
 from stepalign.build import open_session
 from stepalign.config import load_config
 from stepalign.domains.arithmetic import task as arithmetic
@@ -40,7 +41,7 @@ def test_the_sets_are_disjoint_and_belong_to_their_splits(config) -> None:
     questions = [p.question for found in sets.values() for p in found.problems]
     assert len(set(questions)) == len(questions)
     for name, found in sets.items():
-        assert {arithmetic.split_of(p.question) for p in found.problems} == {name}
+        assert {split_of(p.question) for p in found.problems} == {name}
 
 
 def test_the_stated_answers_are_those_of_python() -> None:

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 from scipy.stats import binomtest
 
+from corpus import draw_chains
 from stepalign.build import make_critic
 from stepalign.config import load_config
 from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
-from stepalign.domains.arithmetic.task import MODULUS, Trace, draw_chains, make_problem, parse_trace, write_solution
+from stepalign.domains.arithmetic.task import MODULUS, Trace, make_problem, parse_trace, write_solution
 from stepalign.domains.math.grade import Grade
 from stepalign.errors import ConfigError
 from stepalign.feedback.findings import policies

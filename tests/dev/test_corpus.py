@@ -20,9 +20,9 @@ from corpus import (
     other_result,
     own_solution,
     perturb,
+    split_of,
     with_feedback,
 )
-from stepalign.domains.arithmetic import task as arithmetic
 from stepalign.domains.arithmetic.task import MODULUS, VOCABULARY, Chain, parse_question, parse_trace, write_solution
 
 randoms = st.integers(0, 2**32).map(random.Random)
@@ -129,7 +129,7 @@ def test_examples_hold_no_unknown_word_and_no_held_out_question(in_context: bool
         example = draw_example(rng, knowledge, Mixture(), in_context=in_context)
         question, mark, _ = example.prompt.partition(" Feedback : ")
         assert bool(mark) == in_context
-        assert arithmetic.split_of(question) == "warmstart"
+        assert split_of(question) == "warmstart"
         assert set(f"{example.prompt} {example.response}".split()) <= set(VOCABULARY)
         assert carried_on(example.response, parse_question(question).start)
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corpus import draw_chain, draw_chains, split_of
 from stepalign.domains.arithmetic.critic import ArithmeticCritic
 from stepalign.domains.arithmetic.task import (
     MODULUS,
@@ -18,13 +19,10 @@ from stepalign.domains.arithmetic.task import (
     Chain,
     Order,
     diagnose,
-    draw_chain,
-    draw_chains,
     make_problem,
     parse_question,
     parse_trace,
     reworded,
-    split_of,
     write_solution,
 )
 from stepalign.domains.math.grade import Grade

@@ -7,8 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stepalign.errors import ConfigError
-from stepalign.feedback.steps import detect_style, split_steps, step_body, token_ranges
-from stepalign.records import Step
+from stepalign.feedback.steps import detect_style, split_steps, step_body
 
 STYLES = ["auto", "tags", "step_words", "numbered", "headings", "paragraphs", "lines", "sentences", "code"]
 MARKS = ["<step_1>", "<step_2> ", "</step_1>", "<answer>", "Step 1: ", "Step 2.", "1. ", "2) ", "## a\n", "####"]
@@ -140,28 +139,6 @@ def test_hostile_megabyte(name: str) -> None:
     assert steps[0].start == 0
     assert steps[-1].end == len(text)
     assert all(left.end == right.start for left, right in pairwise(steps))
-
-
-def byte_offsets(text: str) -> list[tuple[int, int]]:
-    """Offsets of a byte-level tokenizer: one token per byte, every byte of a character with its span."""
-    return [(index, index + 1) for index, character in enumerate(text) for _ in character.encode()]
-
-
-@given(TEXTS.filter(lambda text: not any("\ud800" <= c <= "\udfff" for c in text)))
-def test_token_ranges_cover_every_token_once_and_keep_characters_whole(text: str) -> None:
-    steps = split_steps(text)
-    ranges = token_ranges(steps, byte_offsets(text))
-    tokens = text.encode()
-    assert [tokens[start:end].decode() for start, end in ranges] == [text[step.start : step.end] for step in steps]
-
-
-def test_token_ranges_with_long_and_special_tokens() -> None:
-    steps = [Step(label="1", start=0, end=4), Step(label="2", start=4, end=6), Step(label="answer", start=6, end=9)]
-    # a token that spans two steps goes with the one it starts in; the end token goes with the last
-    assert token_ranges(steps, [(0, 3), (3, 6), (6, 9), (9, 9)]) == [(0, 2), (2, 2), (2, 4)]
-    assert token_ranges([], []) == []
-    with pytest.raises(ValueError, match="backwards"):
-        token_ranges(steps, [(3, 4), (0, 3)])
 
 
 @given(st.text())

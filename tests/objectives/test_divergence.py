@@ -17,7 +17,6 @@ from torch import Tensor
 
 from stepalign.objectives.divergences import DIVERGENCES, forward_kl, jensen_shannon, reverse_kl
 from stepalign.objectives.tokens import (
-    clip_tokens,
     entropy,
     log_ratio,
     renormalised,
@@ -171,15 +170,6 @@ def test_entry_clip_bounds_every_term_before_the_sum():
     terms = teacher.exp() * (teacher - student)
     torch.testing.assert_close(forward_kl(teacher, student, entry_clip=0.1), terms.clamp(max=0.1).sum(-1))
     assert (forward_kl(teacher, student, entry_clip=1e-6) < 0).any()  # as documented: the clipped sum can be negative
-
-
-def test_token_clip_stops_the_gradient_of_clipped_tokens_only():
-    divergence = torch.tensor([0.2, 3.0], requires_grad=True)
-    clip_tokens(divergence, 1.0).sum().backward()
-    assert divergence.grad is not None
-    assert divergence.grad.tolist() == [1.0, 0.0]
-    with pytest.raises(ValueError, match="positive"):
-        clip_tokens(divergence, 0.0)
 
 
 def test_log_ratio_of_the_taken_token():

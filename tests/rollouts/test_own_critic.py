@@ -132,7 +132,7 @@ def test_a_reply_of_the_solver_that_cannot_be_used_is_a_status(reply: str, room:
 
 def test_the_second_turn_is_the_critique_and_an_attempt_made_with_it() -> None:
     made, sampler = tries(WRONG)
-    (found,) = ask(SecondTurn(ArithmeticCritic(), made, "critic"), 1)
+    (found,) = ask(SecondTurn(ArithmeticCritic(), made), 1)
     assert sampler.batches == [[f"<|user|> 17 + 6 - 5 Feedback : {RIGHT} <|assistant|>"]]
     assert found.text == f"{RIGHT} {WRONG}"
     assert (found.form, found.truth, found.first_error, found.case) == ("second_turn", True, "1", "D")
@@ -146,10 +146,10 @@ def test_a_second_turn_without_a_critique_or_an_attempt_is_masked() -> None:
             return replace(self.write(attempt), status="failed", text="", reason="timeout")
 
     made, sampler = tries(RIGHT)
-    (found,) = ask(SecondTurn(Silent(), made, "critic"), 1)
+    (found,) = ask(SecondTurn(Silent(), made), 1)
     assert (found.status, found.reason, sampler.batches) == ("failed", "timeout", [])
     made, _ = tries(RIGHT, room=30)
-    (found,) = ask(SecondTurn(ArithmeticCritic(), made, "critic"), 1)
+    (found,) = ask(SecondTurn(ArithmeticCritic(), made), 1)
     assert (found.status, found.text, found.reason) == ("failed", "", "no second attempt")
 
 

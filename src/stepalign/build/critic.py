@@ -161,7 +161,7 @@ def _own_critic(
         room=session.solver.context_length,
     )
     if inner is not None:
-        return SecondTurn(inner, tries, inner.name)
+        return SecondTurn(inner, tries)
     prompt = config.prompts.critic
     template = load_template(find_domain(config.data).prompts.get(prompt, prompt))
     return OwnCritic(tries, template, f"{OWN}:{config.model.path}")

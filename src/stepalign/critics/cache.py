@@ -101,12 +101,8 @@ class ReplyCache:
         if row is None:
             return None
         try:
-            value = parse_json(row[0])
-            checksum = value.pop(_CHECKSUM, None)  # replies of older versions have none
-            if checksum not in (None, content_key({key: value})):
-                raise ValueError("damaged")
-            return read(value)
-        except (ValueError, TypeError, AttributeError, RecursionError):
+            return read(_checked(key, row[0]))
+        except (ValueError, TypeError, RecursionError):
             with self._write() as connection:  # unless another process has replaced it
                 row = connection.execute("DELETE FROM replies WHERE key = ? AND value IS ?", (key, row[0]))
                 self.damaged += row.rowcount
@@ -219,13 +215,21 @@ def damaged_keys(path: Path) -> list[str]:
         return [key for key, text in rows if not _is_sound(key, text)]
 
 
-def _is_sound(key: str, text: object) -> bool:
-    try:
-        value = parse_json(text)  # type: ignore[arg-type]
-        checksum = value.pop(_CHECKSUM, None)
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return False
-    return checksum in (None, content_key({key: value}))
+def _checked(key: str, text: str) -> dict[str, Any]:
+    """A stored reply. Raises ValueError or TypeError where it does not match its checksum."""
+    value = parse_json(text)
+    if not isinstance(value, dict):
+        raise TypeError("no reply")
+    checksum = value.pop(_CHECKSUM, None)  # replies of older versions have none
+    if checksum not in (None, content_key({key: value})):
+        raise ValueError("damaged")
+    return value
+
+
+def _is_sound(key: str, text: str) -> bool:
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        return _checked(key, text) is not None
+    return False
 
 
 def owner_name() -> str:

@@ -32,7 +32,7 @@ def _costs(found: Sequence[Critique]) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class _Around:
+class Around:
     """Another critic's name, ledger and end."""
 
     critic: Critic
@@ -50,7 +50,7 @@ class _Around:
 
 
 @dataclass(slots=True)
-class TurnByTurn(_Around):
+class TurnByTurn(Around):
     """Asks another critic about each turn of the solver, with the conversation before it behind the question."""
 
     reads_questions: bool
@@ -138,7 +138,7 @@ class Agreeing:
 
 
 @dataclass(slots=True)
-class EditScripts(_Around):
+class EditScripts(Around):
     """Asks another critic for an edit script and applies it to the attempt: what it does not name stays verbatim."""
 
     numbers: bool
@@ -155,7 +155,7 @@ class EditScripts(_Around):
 
 
 @dataclass(slots=True)
-class Remembering(_Around):
+class Remembering(Around):
     """Shows a served critic its last usable critiques of the same problem, behind the question.
 
     They are read from the records of the run, so that a resumed run shows what an uninterrupted one does; being part of

@@ -1,7 +1,7 @@
 """Split a trace into steps with exact character spans.
 
 A step is a half-open span of characters; the spans of a text join to exactly that text, so each maps to the tokens that
-wrote it (:func:`token_ranges`). The writing style of a text is found by evidence and can be overridden.
+wrote it (``models.prompts.tokens_to_steps``). The writing style of a text is found by evidence and can be overridden.
 
 Every pattern is anchored and bounded, without nested quantifiers: a megabyte of hostile text costs linear time.
 """
@@ -9,8 +9,8 @@ Every pattern is anchored and bounded, without nested quantifiers: a megabyte of
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
 from itertools import pairwise, takewhile
 from typing import Literal, get_args
 
@@ -122,26 +122,6 @@ def step_body(text: str, step: Step) -> str:
         if match := pattern.match(raw):
             return raw[match.end() :].strip()
     return raw.strip()
-
-
-def token_ranges(steps: Sequence[Step], offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The half-open range of token indices of each step.
-
-    A token belongs to the step in which it starts, so the ranges cover every token exactly once. The tokens of one
-    multi-byte character share its offsets and stay together.
-
-    Args:
-        steps: spans that cover the text, as :func:`split_steps` returns them.
-        offsets: (start, end) in characters per token, starts in non-decreasing order.
-
-    Raises:
-        ValueError: the starts of the tokens go backwards.
-    """
-    starts = [start for start, _ in offsets]
-    if any(later < earlier for earlier, later in pairwise(starts)):
-        raise ValueError("token offsets go backwards")
-    edges = [0, *(bisect_left(starts, step.start) for step in steps[1:]), len(starts)]
-    return list(pairwise(edges)) if steps else []
 
 
 # --- choosing a style ---

@@ -1,4 +1,4 @@
-"""Values per token from log-probabilities [..., V]: the taken token, log-ratio, entropy, clips, top-k supports."""
+"""Values per token from log-probabilities [..., V]: the taken token, log-ratio, entropy, top-k supports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stepalign.objectives.divergences import Remainder, Support, TopK, check_positive, check_vocabularies
+from stepalign.objectives.divergences import Remainder, Support, TopK, check_vocabularies
 
 LEAST_TAIL = 1e-7
 """Least mass of a tail bucket, as in SDPO."""
@@ -43,16 +43,6 @@ def entropy(log_probs: Tensor) -> Tensor:
     """Shannon entropy of [..., V] in nats, with 0 log 0 = 0."""
     present = log_probs > -torch.inf
     return -(log_probs.exp() * log_probs.masked_fill(~present, 0.0)).sum(dim=-1)
-
-
-def clip_tokens(divergence: Tensor, maximum: float) -> Tensor:
-    """Bounds every token's divergence [...] from above, in nats; clipped tokens have no gradient.
-
-    Raises:
-        ValueError: the bound is not positive.
-    """
-    check_positive(maximum=maximum)
-    return divergence.clamp(max=maximum)
 
 
 def restrict_to_top_k(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stepalign.critics import Critic
+from stepalign.critics.variants import Around
 from stepalign.feedback.critique import parse_critique
 from stepalign.feedback.designs.design import FEEDBACK, joined
 from stepalign.models.prompts import PromptBuilder, decode
@@ -92,12 +92,10 @@ class OwnCritic:
 
 
 @dataclass(slots=True)
-class SecondTurn:
+class SecondTurn(Around):
     """A critic's trace with the solver's next attempt behind it, as in RLTF-SD (arXiv 2602.02482)."""
 
-    critic: Critic
     tries: SecondTries
-    name: str
 
     async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
         """See :class:`stepalign.critics.Critic`."""
@@ -112,11 +110,3 @@ class SecondTurn:
         if again is None or not (text := decode(self.tries.tokenizer, again.ids).strip()):
             return replace(found, status="failed", text="", reason="no second attempt")
         return replace(found, text=joined(found.text, text))
-
-    @property
-    def ledger(self) -> Any:
-        """The other critic's, where it has one."""
-        return getattr(self.critic, "ledger", None)
-
-    def close(self) -> None:
-        self.critic.close()

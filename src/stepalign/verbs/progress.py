@@ -43,13 +43,13 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 @contextmanager
-def for_python(listener: Listener | None, title: str = "") -> Iterator[Listener]:
+def for_python(listener: Listener | None) -> Iterator[Listener]:
     """Around a verb that Python calls: its progress is printed where no listener hears it, and hints name arguments."""
     try:
         if listener is not None:
             yield listener
         else:
-            with Display(title) as display:
+            with Display() as display:
                 yield display
     except UserError as error:
         error.hint = error.hint and in_python(error.hint)

@@ -40,7 +40,6 @@ def server_command(
     python: str = "python3",
     max_model_len: int = 4096,
     lora_rank: int = 64,
-    max_num_seqs: int = 0,
     gpu: bool | None = None,
     gpu_memory: float | None = None,
 ) -> ServerCommand:
@@ -52,7 +51,6 @@ def server_command(
         python: an interpreter of the environment that has vLLM.
         max_model_len: tokens of prompt and completion; at most the model's own context.
         lora_rank: of the largest adapter.
-        max_num_seqs: completions at once; 0 is vLLM's own choice.
         gpu: None: whether this machine has one.
         gpu_memory: share of the card's memory, where something else works on it; None is vLLM's own choice.
 
@@ -80,7 +78,6 @@ def server_command(
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
         *("--enable-lora", "--max-lora-rank", str(ranks[0]), "--max-loras", "2", "--max-cpu-loras", "4"),
         *("--worker-extension-cls", "stepalign_sync.Extension", "--weight-transfer-config", '{"backend": "file"}'),
-        *(("--max-num-seqs", str(max_num_seqs)) if max_num_seqs else ()),
         *(("--gpu-memory-utilization", str(gpu_memory)) if gpu_memory else ()),
     ]
     if not on_gpu:  # chunked prefill ends the CPU engine when requests have seeds

@@ -13,13 +13,13 @@ the left (``L``) or from the right (``R``) with other values in between, and two
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Literal
 
 from stepalign.records import Problem
-from stepalign.storage.fingerprint import digest, sha256
+from stepalign.storage.fingerprint import sha256
 
 EMBEDDED = "embedded:arithmetic"
 """How a recipe names the shipped solver and its problems."""
@@ -94,33 +94,6 @@ def parse_question(question: str) -> Chain:
         raise ValueError(f"not a chain: {question!r}")
     operands = tuple(_SIGN[op] * int(x) for op, x in zip(words[1::2], words[2::2], strict=True))
     return Chain(int(words[0]), operands)
-
-
-def draw_chain(rng: random.Random, num_steps: tuple[int, int]) -> Chain:
-    """A uniformly drawn chain with between ``num_steps[0]`` and ``num_steps[1]`` operands."""
-    count = rng.randint(*num_steps)
-    operands = tuple(rng.choice((1, -1)) * rng.randint(1, MAX_OPERAND) for _ in range(count))
-    return Chain(rng.randrange(MODULUS), operands)
-
-
-def split_of(question: str) -> str:
-    """The one split a question can ever belong to: "test", "validation", "train" or "warmstart".
-
-    Decided by a hash of the text, so the splits are disjoint by construction.
-    """
-    bucket = digest(question)[0] % 8
-    return {0: "test", 1: "validation", 2: "train"}.get(bucket, "warmstart")
-
-
-def draw_chains(seed: int, split: str, num_steps: tuple[int, int]) -> Iterator[Chain]:
-    """An endless stream of different chains of one split."""
-    rng = random.Random(f"{split}-{seed}")
-    seen: set[Chain] = set()
-    while True:
-        chain = draw_chain(rng, num_steps)
-        if chain not in seen and split_of(chain.question) == split:
-            seen.add(chain)
-            yield chain
 
 
 # ---------------------------------------------------------------------------------------------------------------------
