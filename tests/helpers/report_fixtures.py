@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 ARMS = (
@@ -16,6 +18,13 @@ ARMS = (
 STEPS = 62
 BASE = 0.143
 N = 12
+
+
+def fill(folder: Path, results: dict[str, Any], signal: dict[str, Any]) -> Path:
+    """A folder that a report is written from."""
+    for name, content in (("results", results), ("signal", signal)):
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
 
 
 def make_results(*, seeds: tuple[int, ...] = (0, 1), test_problems: int = 200, rule: str = "last") -> dict[str, Any]:

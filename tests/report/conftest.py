@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,4 @@ def signal() -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path, results: dict[str, Any], signal: dict[str, Any]) -> Path:
-    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    (tmp_path / "signal.json").write_text(json.dumps(signal), encoding="utf-8")
-    return tmp_path
+    return fixtures.fill(tmp_path, results, signal)

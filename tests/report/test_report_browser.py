@@ -78,9 +78,10 @@ def visit(chromium: Any) -> Iterator[Callable[..., Visit]]:
         opened.context.close()
 
 
-@pytest.fixture
-def report(folder: Path) -> Path:
-    return write_report(folder)
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, results: dict[str, Any], signal: dict[str, Any]) -> Path:
+    """One page for all: a browser only reads it."""
+    return write_report(fixtures.fill(tmp_path_factory.mktemp("report"), results, signal))
 
 
 def first_wrong(signal: dict[str, Any]) -> dict[str, Any]:
