@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import re
 import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from stepalign import Problem, preflight, silent
 from stepalign.domains.arithmetic.critic import ArithmeticCritic, Faults
@@ -69,8 +73,43 @@ CASES: dict[str, tuple[Reply, dict[str, Any], str, str]] = {
     ),
     "all_right": (scribe(), {"data.grader": "graders:right"}, "no", "all_right"),
     "all_wrong": (scribe(), {"data.grader": "graders:wrong"}, "no", "all_wrong"),
+    "not_understood": (scribe(), {}, "no", "not_understood"),
+    "thinking": (scribe(), {"condition": "reference"}, "doubtful", "thinking_with_the_answer"),
 }
 """Name -> the critic, keys, and the word and rule that are right. The prompts of critics mark what they show."""
+TAUGHT: dict[str, Callable[[str], str]] = {
+    "not_understood": lambda response: response.partition(" <answer>")[0],
+    "thinking": lambda response: f"<think> {response.replace(' <answer>', ' </think> <answer>')}",
+}
+"""Cases with a solver of their own: the shipped one, taught to answer so for a while."""
+
+
+def teach(rewrite: Callable[[str], str], folder: Path, num_steps: int = 200) -> None:
+    """The shipped solver after some more steps of its warm start, with other responses and two more words."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "dev"))
+    import corpus
+    import make_embedded
+    from stepalign import load_solver
+    from stepalign.domains.arithmetic.solver import build_tokenizer
+    from stepalign.domains.arithmetic.task import EMBEDDED, VOCABULARY
+    from stepalign.models.load import Solver, save_solver
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, tokenizer = load_solver(EMBEDDED).model, build_tokenizer((*VOCABULARY, "<think>", "</think>"))
+    model.resize_token_embeddings(len(tokenizer))
+    solver, knowledge, rng = Solver(model, tokenizer), corpus.draw_knowledge(1), random.Random(0)
+    optimizers, phase = make_embedded.optimizers_of(solver, 2e-3, 0.01), make_embedded.WarmStart().phases[-1]
+    solver.model.train()
+    for step in range(num_steps):
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 20, (num_steps - step) / 50)
+        batch = make_embedded.draw_batch(rng, knowledge, phase, phase.easier_steps, 32)
+        other = {kind: [replace(one, response=rewrite(one.response)) for one in rows] for kind, rows in batch.items()}
+        rows = {kind: make_embedded.encode(solver, examples) for kind, examples in other.items()}
+        make_embedded.train_step(solver, rows, optimizers)
+    solver.model.eval()
+    save_solver(solver, folder)
 
 
 def run_case(name: str, num: int) -> tuple[bool, str]:
@@ -90,6 +129,9 @@ def run_case(name: str, num: int) -> tuple[bool, str]:
         (Path(folder) / "graders.py").write_text(GRADERS, encoding="utf-8")
         os.chdir(folder)
         sys.path.insert(0, folder)
+        if name in TAUGHT:
+            teach(TAUGHT[name], Path(folder) / "solver")
+            keys = {**keys, "model.path": str(Path(folder) / "solver")}
         critic = {"critic.kind": "endpoint", "critic.model": "critic", "critic.base_urls": [serving.server.url]}
         shared = {"condition": "step_aligned", "data.max_train": 40, "signal.num_shown": 1, "critic.timeout": 60.0}
         found = preflight(

@@ -82,9 +82,9 @@ def warm_start(recipe: WarmStart, on_step: Callable[[Report], None] = lambda _: 
         for step in range(phase.num_steps):
             for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = phase.learning_rate * schedule(step, phase.num_steps)
-            batch = _draw_batch(rng, knowledge, phase, step, recipe.batch_size)
+            batch = draw_batch(rng, knowledge, phase, step, recipe.batch_size)
             losses = train_step(
-                solver, {kind: _encode(solver, examples) for kind, examples in batch.items()}, optimizers
+                solver, {kind: encode(solver, examples) for kind, examples in batch.items()}, optimizers
             )
             done += 1
             on_step(Report(done, total, losses))
@@ -106,7 +106,7 @@ def schedule(step: int, num_steps: int, warmup: int = 100, floor: float = 0.05) 
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _draw_batch(
+def draw_batch(
     rng: random.Random, knowledge: Knowledge, phase: Phase, step: int, batch_size: int
 ) -> dict[str, list[Example]]:
     """Plain and in-context examples apart: their lengths differ, and one padded batch would waste a third."""
@@ -157,7 +157,7 @@ def response_loss(solver: Solver, ids_BS: torch.Tensor, labels_BS: torch.Tensor)
     return torch.nn.functional.cross_entropy(logits_NV, targets[kept], reduction="sum"), int(kept.sum())
 
 
-def _encode(solver: Solver, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(solver: Solver, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and labels, right-padded; labels are -1 outside the response."""
     ids = solver.tokenizer.get_vocab()
     rows = []

@@ -446,6 +446,24 @@ def test_a_long_page_draws_what_is_asked_for_first_and_the_rest_later(
     assert seen.complaints == []
 
 
+def test_contexts_beyond_the_ninth_are_shown_by_name(visit: Callable[..., Visit], tmp_path: Path) -> None:
+    signal = fixtures.make_signal(rollouts=1, contexts=1)
+    names = [f"design-{number}" for number in range(12)]
+    (rollout,) = signal["rollouts"]
+    rollout["contexts"] = [{**rollout["contexts"][0], "name": name} for name in names]
+    signal |= {"contexts": [{"name": name, "label": name} for name in names], "localisation": []}
+    seen = visit(write_token_page(signal, tmp_path / "many.html"))
+    pressed = '.chip.context[aria-pressed="true"] span'
+    assert seen.all(pressed) == names[:2]
+    seen.page.get_by_label("Show another context").select_option(label="design-10")
+    assert seen.all(pressed) == [*names[:2], "design-10"]
+    assert seen.all(".panel-head h3") == [*names[:2], "design-10"]
+    seen.page.locator(".chip.context", has_text="design-10").click()
+    assert seen.all(pressed) == names[:2]
+    assert seen.page.get_by_label("Show another context").locator("option").count() == 1 + 3
+    assert seen.complaints == []
+
+
 def test_pins_hold_the_card_and_are_copied_together(
     visit: Callable[..., Visit], report: Path, signal: dict[str, Any]
 ) -> None:

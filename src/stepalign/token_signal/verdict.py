@@ -23,6 +23,10 @@ BAND = (0.25, 0.75)
 HELPS = 0.05
 """Accuracy that a self-teacher must at least add where the student failed for training to have anything to pass on."""
 
+SOLVES = 0.6
+"""Accuracy of a self-teacher, times the share of attempts that it gets a context for. Between the arms that gained
+with a "go" (0.68 and more) and those that did not (0.55 and less)."""
+
 
 class Numbers:
     """Numbers by name; one that is missing is undefined."""
@@ -66,7 +70,8 @@ RULES: tuple[Rule, ...] = (
         "no",
         _quotes,
         "the feedback raises the wrong tokens of the attempts, by {wrong_token:n} nats: training would teach the error",
-        "show no wrong step, not even to refute it: critic.policies.quotes_wrong_step = mask, or another design",
+        "show no wrong step, not even to refute it: critic.policies.quotes_wrong_step = mask for a corrected attempt, "
+        "a prompt that forbids it for a hint, or another design",
         loud=True,
     ),
     Rule(
@@ -149,6 +154,14 @@ RULES: tuple[Rule, ...] = (
         "it is not shown that the self-teacher does better with the context where the student failed: "
         "{gain_where_wrong:n} points",
         "look at more rollouts: --num",
+    ),
+    Rule(
+        "often_wrong_itself",
+        "doubtful",
+        lambda n: n("covered") * n("self_teacher") < SOLVES and n["gain_where_wrong"].low > 0,
+        "the self-teacher gets a context for {covered} of the attempts and solves {self_teacher} with it: elsewhere it "
+        "teaches its own errors, or nothing",
+        "a design that shows more of the way to the answer, or that has a context for every attempt",
     ),
     Rule(
         "not_at_the_error",
@@ -329,4 +342,4 @@ class _Shown:
         if value != value:
             return "unknown"
         spread = "" if low != low or high != high else f" [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
-        return f"{scale * value:+.{digits}f}{spread}"
+        return f"{scale * value:+.{digits}f}{spread}".replace("-", "−")
