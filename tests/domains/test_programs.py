@@ -268,7 +268,6 @@ def test_outputs_are_compared_by_line_word_and_value(found: str, expected: str, 
     assert same_output(found, expected) == same
 
 
-@needs_sandbox
 @pytest.mark.parametrize(
     ("expected", "right", "wrong"),
     [
@@ -286,9 +285,12 @@ def test_outputs_are_compared_by_line_word_and_value(found: str, expected: str, 
 def test_expected_values_of_calls_may_be_nan_or_infinite(tmp_path: Path, expected: str, right: str, wrong: str) -> None:
     calls = f'{{"fn_name": "f", "inputs": [[NaN, 1]], "outputs": [{expected}]}}'
     (problem,) = load(tmp_path, {**APPS_STDIN, "input_output": calls}).problems
-    for value, verdict in ((right, "correct"), (wrong, "incorrect")):
-        code = f"```python\ndef f(x, y):\n    assert x != x and y == 1\n    return {value}\n```"
-        assert grade_code(code, problem.answer).verdict == verdict, value
+    code = "def f(x, y):\n    assert x != x and y == 1\n    return "
+    exec(f"{code}{right}\n{problem.answer}", {})
+    with pytest.raises(AssertionError):
+        exec(f"{code}{wrong}\n{problem.answer}", {})
+    if expected == "[1.5, NaN, [Infinity]]" and not UNAVAILABLE:  # once as a completion is graded
+        assert grade_code(f"```python\n{code}{right}\n```", problem.answer).verdict == "correct"
 
 
 @pytest.mark.parametrize(
