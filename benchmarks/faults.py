@@ -35,7 +35,7 @@ TRIALS: dict[str, tuple[Trial, int, int]] = {
     "damage": (damages, 300, 12),
     "disk": (full_disks, 40, 4),
     "secrets": (secrets, 111, 10),
-    "hostile": (hostile, 72, 10),
+    "hostile": (hostile, 60, 10),
     "signals": (signals, 60, 6),
     "soak": (soak, 3600, 90),
 }
@@ -105,7 +105,7 @@ def _of_soak(row: Mapping[str, Any]) -> str:
         f"{row['sampled']} sampled (counted {row['counted']}) = {row['trained']} trained + "
         f"{sum(row['masked'].values())} masked {row['masked']} + {row['buffered']} buffered"
     )
-    full = [code in (1, 2) and has_path and not has_traceback for code, has_path, has_traceback in row["full"]]
+    full = [code in (1, 2) and has_path and not has_traceback for code, has_path, has_traceback, *_ in row["full"]]
     handles, threads = ([point[column] for point in steady] for column in (3, 4))
     return (
         f"{row['seconds']} s, {steady[-1][1]:.0f} steps, exit code {row['code']}, {account}; the disk filled up "

@@ -1,6 +1,7 @@
 """How soon the guards of a run see that it collapses, and whether they leave healthy runs in peace.
 
-    python benchmarks/guards.py record --out FOLDER      # trains the embedded runs of RUNS; goes on where it stopped
+    python benchmarks/guards.py record --out FOLDER      # trains embedded runs; goes on where it stopped
+    python benchmarks/guards.py record --out OTHER --runs held-out      # those that the rule was not chosen on
     python benchmarks/guards.py replay --out FOLDER      # asks the guards about every recorded step; prints tables
     python benchmarks/guards.py export --out FOLDER      # writes the runs of the tests into tests/data/guards
 
@@ -210,9 +211,10 @@ def replay(folders: list[Path]) -> None:
         at, guard = (found[0], found[1]) if found else ("-", "-")
         before, after = window(rows[max(0, step - 11) : step - 1]), window(rows[-10:])
         print(f"| {name} | {step} | {at} | {guard} | {least_delay(rows, step):.1f} | {before:.1f} | {after:.1f} |")
-    for name in (name for name in COLLAPSES if name in runs and name not in lost):
+    expected = COLLAPSES | HELD_OUT_COLLAPSES
+    for name in (name for name in expected if name in runs and name not in lost):
         print(f"| {name} | not by its pass rate | {seen(runs[name])} | | | | {window(runs[name][-10:]):.1f} |")
-    well = {name: rows for name, rows in runs.items() if name not in lost and name not in COLLAPSES}
+    well = {name: rows for name, rows in runs.items() if name not in lost and name not in expected}
     alarms = {name: found for name, rows in well.items() if (found := seen(rows))}
     print(f"\n{len(well)} healthy runs, {sum(map(len, well.values()))} steps: {len(alarms)} stopped {alarms or ''}")
     curve(runs, lost, well)

@@ -164,7 +164,7 @@ def secrets(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
 def hostile(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
     """``number`` trials: text with control codes in each place; a server that answers with nothing else, too."""
     _host(lab)
-    names = [*HOSTILE_PLACES, *(name for name in PLACES if "{urls}" in PLACES[name].words)]
+    names = [*HOSTILE_PLACES, *(name for name in PLACES if "{asking}" in PLACES[name].words)]
     for trial in range(first, first + number):
         name = names[trial % len(names)]
         place = HOSTILE_PLACES.get(name) or PLACES[name]

@@ -30,21 +30,24 @@ SELECTION = {"selection.num_samples": 2, "selection.average_below": 1.1, "select
 SELECTED = shlex.join(setting_words({**SELECTION, "data.max_train": 12, "selection.critic_solves": False}))
 CRITIQUE = "critique {run} --critic {critic} --model critic --out {root}/critique"
 EVALUATE = "evaluate {run} --problems embedded:arithmetic --n 2 --set data.max_test=4 --out"
-READ_MODEL = {
+READ_FINAL = {
     "evaluate": "evaluate {folder} --problems embedded:arithmetic --n 1 --set data.max_test=2 --out {new}/e.json",
     "lab": "lab {folder}",
-    "verify": "verify {folder} --num 2",
 }
 READ_RUN = {
-    **READ_MODEL,
+    "verify": "verify {folder} --num 2",
     "report": "report {folder}",
     "signal": "signal {folder} --num 2 --contexts step_aligned,reference --out {new}",
     "export": "export {folder} --to jsonl --out {new}/rows.jsonl",
 }
 TRAIN_AGAIN = f"train arithmetic --out {{folder}} {WORDS}"
 READERS: dict[str, dict[str, str]] = {
-    "run": {**READ_RUN, "resume": f"{TRAIN_AGAIN} --resume"},
-    "GRPO": {**READ_MODEL, "resume": f"{TRAIN_AGAIN} {shlex.join(setting_words(GRPO))} --resume"},
+    "run": {**READ_FINAL, **READ_RUN, "resume": f"{TRAIN_AGAIN} --resume"},
+    "GRPO": {
+        **READ_FINAL,
+        "verify": READ_RUN["verify"],
+        "resume": f"{TRAIN_AGAIN} {shlex.join(setting_words(GRPO))} --resume",
+    },
     "killed run": {"resume": f"{TRAIN_AGAIN} --resume", **READ_RUN},
     "comparison": {"report": "report {folder}", "verify": "verify {folder} --num 2"},
     "selection": {

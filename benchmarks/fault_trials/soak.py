@@ -80,7 +80,7 @@ def soak(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def _filled(child: Child, disk: Path) -> list[Any]:
-    """Fill the disk until the run has ended: [code, whether the message has path and reason, traceback]."""
+    """Fill the disk until the run has ended: [code, whether the message has path and reason, traceback, message]."""
     ballast = disk / "ballast"
     while not child.has_ended:
         free = shutil.disk_usage(disk).free
@@ -89,7 +89,7 @@ def _filled(child: Child, disk: Path) -> list[Any]:
         time.sleep(0.05)
     ended = child.wait()
     ballast.unlink(missing_ok=True)
-    return [ended.code, str(disk) in ended.err and "No space left" in ended.err, ended.has_traceback]
+    return [ended.code, str(disk) in ended.err and "No space left" in ended.err, ended.has_traceback, ended.err[-300:]]
 
 
 def _points(child: Child, out: Path, begun: float, until: float) -> list[list[float]]:
