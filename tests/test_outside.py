@@ -13,7 +13,7 @@ import pytest
 
 from stepalign.config import load_config, to_toml
 from stepalign.critics.cache import ReplyCache
-from stepalign.critics.chat import Reply, read_reply
+from stepalign.critics.chat import ChatReply, read_reply
 from stepalign.outside import difference_shown, encodable, parse_json
 from stepalign.problems.loading import load_problems
 from stepalign.problems.rows import read_rows
@@ -101,7 +101,7 @@ def _border_of_written_records(folder: Path, row: dict[str, Any]) -> str:
 def _border_of_replies(folder: Path, row: dict[str, Any]) -> str:
     message = {"role": "assistant", "content": row["question"]}
     reply = read_reply(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}))
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, ChatReply)
     return reply.content or ""
 
 

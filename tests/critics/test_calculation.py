@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepalign.critics.calculation import NO_EQUATION, NO_TRUTH, NOT_UNDERSTOOD, CalculationCritic, Finding, examine
+from stepalign.critics.calculation import NO_EQUATION, NO_TRUTH, NOT_UNDERSTOOD, CalculationCritic, Examination, examine
 from stepalign.critics.equations import evaluate, find_equations, states
 from stepalign.domains.words.stories import KINDS, Story
 from stepalign.domains.words.task import Options, draw_stories, make_problem
@@ -25,7 +25,7 @@ CALCULATIONS = ["80 + 48 = 128", "128 - 31 = 97"]
 RIGHT = "<step_1> 80 + 48 = 128\n<step_2> 128 - 31 = 97\n<answer> 97"
 
 
-def look(text: str) -> Finding:
+def look(text: str) -> Examination:
     return examine(QUESTION, text, CALCULATIONS, "97", thorough=True)
 
 
@@ -59,7 +59,7 @@ def test_the_first_wrong_equation_is_found_and_mended(
         assert found.text.replace(" ", "") == corrected.replace(" ", "")
     right = attempt[: attempt.index(f"<step_{label}>")] if label.isdigit() else attempt[: attempt.rindex("<")]
     assert error == "unfinished" or found.text.startswith(right if error else attempt)
-    assert look(found.text) == Finding(error="", text=found.text)
+    assert look(found.text) == Examination(error="", text=found.text)
 
 
 SHOP = "Tom has $1,200. He spends 25% of it on a bike and then earns 3 times $40 in tips. How much does he have?"
@@ -126,7 +126,7 @@ def test_a_sign_inside_a_latex_fraction_is_left_alone() -> None:
     found = examine(
         "Tom has 1200 and spends 300. He earns 3 times 40.", attempt, ["1200 - 300 = 900", *NOTES[2:]], "1020"
     )
-    assert found == Finding(error="", reason=NOT_UNDERSTOOD)
+    assert found == Examination(error="", reason=NOT_UNDERSTOOD)
 
 
 def test_a_right_sentence_keeps_its_words_and_a_wrong_one_changes_its_numbers_only() -> None:
@@ -270,7 +270,7 @@ def test_two_thousand_planted_errors_are_found_and_right_attempts_stay_to_the_le
         calculations = [c.text for c in story.route]
         for route in (story.route, story.other):
             right = written([(c.left, c.operator, c.right, c.result) for c in route], rng)
-            assert examine(story.question, right, calculations, str(story.answer), thorough=True) == Finding(
+            assert examine(story.question, right, calculations, str(story.answer), thorough=True) == Examination(
                 error="", text=right
             )
         attempt = plant(kind, story, rng)
@@ -285,7 +285,7 @@ def test_two_thousand_planted_errors_are_found_and_right_attempts_stay_to_the_le
             missed.append((kind, story.question, text, attempt[1], finding))
         assert finding.text, (story.question, text)
         again = examine(story.question, finding.text, calculations, str(story.answer), thorough=True)
-        assert again == Finding(error="", text=finding.text), (story.question, text, finding.text)
+        assert again == Examination(error="", text=finding.text), (story.question, text, finding.text)
     assert found.total() >= 0.99 * planted.total(), (found, planted, missed[:20])
 
 

@@ -4,10 +4,10 @@ from email.utils import formatdate
 
 import pytest
 
-from stepalign.critics.chat import Fault, fault_of_status, parse_retry_after
+from stepalign.critics.chat import ChatFault, fault_of_status, parse_retry_after
 from stepalign.critics.servers import Health, RetryPolicy
 
-DOWN = Fault(kind="connect", message="cannot connect")
+DOWN = ChatFault(kind="connect", message="cannot connect")
 UPPER = RetryPolicy(jitter=lambda low, high: high)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepalign.config import SelectionSection
-from stepalign.problems.selection import GATES, Attempts, Evidence, funnel_rows, gates_of, pass_gates
+from stepalign.problems.selection import GATES, Evidence, SolverAttempts, funnel_rows, gates_of, pass_gates
 from stepalign.records import Problem, Verdict
 
 PAPER = SelectionSection(pass_rate_above=0.85, average_above=0.0, average_below=5 / 16, critic_solves=True)
@@ -22,7 +22,7 @@ def evidence(
     verdicts: tuple[Verdict, ...] = ("correct",) * right + ("incorrect",) * (16 - right)
     return Evidence(
         problem=Problem(problem_id=name, question=name, answer="1", metadata={"pass_rate_72b_tir": rate}),
-        attempts=Attempts(
+        attempts=SolverAttempts(
             problem_id=name, verdicts=verdicts, formatted=(True,) * formatted + (False,) * (16 - formatted)
         ),
         critic_verdict=critic,
@@ -75,9 +75,9 @@ def test_pass_rates_as_the_data_set_writes_them(written: object, read: float | N
 
 def test_undecided_completions_are_not_correct_and_nothing_is_nan() -> None:
     verdicts: tuple[Verdict, ...] = ("correct", "undecided", "incorrect", "undecided")
-    assert Attempts(problem_id="x", verdicts=verdicts, formatted=()).average == 0.25
-    assert math.isnan(Attempts(problem_id="x", verdicts=(), formatted=()).average)
-    assert math.isnan(Attempts(problem_id="x", verdicts=(), formatted=()).formatting_rate)
+    assert SolverAttempts(problem_id="x", verdicts=verdicts, formatted=()).average == 0.25
+    assert math.isnan(SolverAttempts(problem_id="x", verdicts=(), formatted=()).average)
+    assert math.isnan(SolverAttempts(problem_id="x", verdicts=(), formatted=()).formatting_rate)
 
 
 @given(

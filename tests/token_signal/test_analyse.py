@@ -14,7 +14,7 @@ from stepalign.domains.arithmetic import task as arithmetic
 from stepalign.domains.table import load_sets
 from stepalign.token_signal import score as score_module
 from stepalign.token_signal.analyse import analyse, analyse_attempts, attempts_under
-from stepalign.token_signal.localisation import truth_of
+from stepalign.token_signal.localisation import known_tokens
 from stepalign.token_signal.score import ScoringJob, score
 from stepalign.verbs.signal.collect import collect_for_signal
 
@@ -34,7 +34,7 @@ def test_every_token_has_one_place(collected) -> None:
     assert len(attempts) == len(rollouts)
     for one in analyse_attempts(session.solver, session.prompts, attempts, temperature=1.0, top_k=0, truth=probe):
         attempt = one.subject.attempt
-        truth = truth_of(one.scored)
+        truth = known_tokens(one.scored)
         assert truth.right or truth.wrong_step
         found = arithmetic.diagnose(attempt.problem.question, attempt.text)
         if found.correction is None:

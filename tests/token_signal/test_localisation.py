@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 from stepalign.token_signal import localisation
-from stepalign.token_signal.localisation import Truth, summarise_rollout
+from stepalign.token_signal.localisation import KnownTokens, summarise_rollout
 from stepalign.token_signal.ranking import Ranking, gini
 from stepalign.token_signal.table import TokenTable
 
@@ -124,13 +124,13 @@ def signal(log_ratio: Sequence[float], kl: Sequence[float] | None = None) -> Tok
     )
 
 
-def localise(tables: Sequence[TokenTable], truths: Sequence[Truth], **settings: Any) -> dict[str, Any]:
+def localise(tables: Sequence[TokenTable], truths: Sequence[KnownTokens], **settings: Any) -> dict[str, Any]:
     rollouts = [summarise_rollout(table, truth) for table, truth in zip(tables, truths, strict=True)]
     return localisation.localise(rollouts, **settings)
 
 
 # Two right tokens, a wrong step of three (its result in the middle), one token after it; and a right rollout of four.
-WRONG = Truth(
+WRONG = KnownTokens(
     right=frozenset({0, 1}),
     wrong_step=frozenset({2, 3, 4}),
     wrong_result=frozenset({3}),
@@ -138,7 +138,7 @@ WRONG = Truth(
     right_steps=(frozenset({0, 1}),),
     style=frozenset({0}),
 )
-RIGHT = Truth(
+RIGHT = KnownTokens(
     right=frozenset(range(4)),
     results=frozenset({1, 3}),
     right_steps=(frozenset({0, 1}), frozenset({2, 3})),
@@ -223,7 +223,7 @@ def test_what_is_undefined_is_nan_and_never_zero() -> None:
     nothing = localise([], [])
     assert (nothing["num_rollouts"], nothing["num_wrong"]) == (0, 0)
     assert all(math.isnan(number["value"]) for number in nothing["numbers"])
-    unknown = Truth(right=frozenset({0, 1}), wrong_step=frozenset({2, 3, 4}))  # the step is known, not its result
+    unknown = KnownTokens(right=frozenset({0, 1}), wrong_step=frozenset({2, 3, 4}))  # the step is known, not its result
     numbers = by_name(localise(SIGNALS[:1], [unknown], resamples=100))
     assert math.isnan(numbers["auroc_wrong_result"]["value"])
     assert numbers["auroc_wrong_step"]["value"] == pytest.approx(4 / 6)
@@ -232,7 +232,7 @@ def test_what_is_undefined_is_nan_and_never_zero() -> None:
 def test_rollouts_are_resampled_whole() -> None:
     """Tokens of one rollout hang together: an interval from two rollouts reaches from one to the other."""
     two = [signal([-1.0] * 50), signal([2.0] * 50)]
-    truth = Truth(right=frozenset(range(50)))
+    truth = KnownTokens(right=frozenset(range(50)))
     number = by_name(localise(two, [truth] * 2, resamples=400))["mean_log_ratio_right_tokens"]
     assert number["value"] == pytest.approx(0.5)
     assert (number["low"], number["high"]) == (pytest.approx(-1.0), pytest.approx(2.0))

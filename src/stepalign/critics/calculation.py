@@ -19,7 +19,7 @@ from fractions import Fraction
 from stepalign.critics.equations import OVER, Equation, Line, evaluate, find_equations, number_text, states, symbol
 from stepalign.critics.repairs import completed, operands, repairs, signs, swaps
 from stepalign.critics.rewriting import Change, answer_value, rewrite
-from stepalign.critics.truth import Program, Truth, link, symbols_of, values_of
+from stepalign.critics.truth import Program, ReferenceExpression, link, symbols_of, values_of
 from stepalign.domains.math.extraction import extract_answer
 from stepalign.feedback.steps import ANSWER, PREAMBLE, split_steps, step_body
 from stepalign.records import Attempt, Critique, CritiqueForm, Step
@@ -34,7 +34,7 @@ _SPOKEN = re.compile(r"(?:\A|[.;!?\n]\s{1,8})([^.;!?=\n]{0,40}\banswer\b[^=]*)\Z
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
+class Examination:
     """An attempt as the program understands it."""
 
     error: str
@@ -97,7 +97,7 @@ _WORDS = {
 }
 
 
-def _in_words(found: Finding) -> str:
+def _in_words(found: Examination) -> str:
     """The corrected calculations in other words, each behind its own tag."""
     lines = []
     for number, equation in enumerate(find_equations(found.text), 1):
@@ -110,14 +110,14 @@ def _in_words(found: Finding) -> str:
     return "\n".join([*lines, f"<answer> {'' if answer is None else number_text(answer)}".strip()])
 
 
-def _hint(found: Finding) -> str:
+def _hint(found: Examination) -> str:
     if not found.error:
         return "right"
     label = found.label or ANSWER
     return f"<step_{label}> wrong" if label.isdigit() else f"<{label}> wrong"
 
 
-def _comment(found: Finding) -> str:
+def _comment(found: Examination) -> str:
     if not found.error:
         return "right"
     step = next((s for s in split_steps(found.text) if s.label == (found.label or ANSWER)), None)
@@ -136,7 +136,9 @@ _WRITERS = {
 # Reading an attempt
 
 
-def examine(question: str, text: str, calculations: Sequence[str], answer: str, *, thorough: bool = False) -> Finding:
+def examine(
+    question: str, text: str, calculations: Sequence[str], answer: str, *, thorough: bool = False
+) -> Examination:
     """Find the first wrong equation of an attempt and correct it.
 
     Args:
@@ -146,9 +148,9 @@ def examine(question: str, text: str, calculations: Sequence[str], answer: str, 
             complete, and no other way to the answer is to be expected.
     """
     expected = answer_value(answer)
-    truth = None if expected is None else Truth(calculations, question, expected)
+    truth = None if expected is None else ReferenceExpression(calculations, question, expected)
     if truth is None or truth.goal is None:
-        return Finding(error="", reason=NO_TRUTH)
+        return Examination(error="", reason=NO_TRUTH)
     steps = _with_spoken_answer(split_steps(text))
     closing = next((s for s in steps if s.label == ANSWER), None)
     body = text if closing is None else text[: closing.start]
@@ -157,9 +159,9 @@ def examine(question: str, text: str, calculations: Sequence[str], answer: str, 
     marked = text[closing.start :] if closing else extract_answer(body)
     stated = answer_value(marked) if marked else None
     if not equations:
-        return Finding(error="", reason=NO_EQUATION)
+        return Examination(error="", reason=NO_EQUATION)
     if len(equations) > MAX_LINES:
-        return Finding(error="", reason=NOT_UNDERSTOOD)
+        return Examination(error="", reason=NOT_UNDERSTOOD)
     attempt = _Attempt(text, steps, closing, equations, stated, truth)
     return attempt.examine(thorough)
 
@@ -182,16 +184,16 @@ class _Attempt:
     closing: Step | None
     equations: list[Equation]
     stated: Fraction | None
-    truth: Truth
+    truth: ReferenceExpression
 
-    def examine(self, thorough: bool) -> Finding:
+    def examine(self, thorough: bool) -> Examination:
         truth, program = self.truth, link(self.equations, self.truth.numbers)
         values = values_of(program)
         slip = next((n for n, line in program.items() if not self._is_stated(n, line)), None)
         last = list(program)[-1]
         right_answer = self.stated == truth.answer
         if slip is None and right_answer:
-            return Finding(error="", text=self.text)
+            return Examination(error="", text=self.text)
         if slip is None and self.stated is not None:  # the answer is the result that it repeats
             last = next((n for n in reversed(program) if self.equations[n].result == self.stated), last)
         symbols = symbols_of(program, truth.symbol)
@@ -212,7 +214,7 @@ class _Attempt:
             if at_end and self.closing is None:
                 return self._found("unfinished", None, changed)
             return self._found(kind, None if at_end else name, changed)
-        return self._found_several(program, slip) if thorough else Finding(error="", reason=NOT_UNDERSTOOD)
+        return self._found_several(program, slip) if thorough else Examination(error="", reason=NOT_UNDERSTOOD)
 
     def _is_stated(self, name: int, line: Line) -> bool:
         """Whether an equation states the value of its left side as it is written."""
@@ -255,7 +257,7 @@ class _Attempt:
             or all(value.denominator == 1 for value in found if value is not None)
         )
 
-    def _found_several(self, program: Program, slip: int | None) -> Finding:
+    def _found_several(self, program: Program, slip: int | None) -> Examination:
         """Keep what is a part of the truth, mend the first equation that is not, and lead on from there."""
         truth, kept = self.truth, Program()
         symbols = symbols_of(program, truth.symbol)
@@ -276,16 +278,16 @@ class _Attempt:
                             return self._found("several", _first(slip, wrong), whole)
         whole = completed(kept, truth)
         if whole is None:
-            return Finding(error="", reason=NOT_UNDERSTOOD)
+            return Examination(error="", reason=NOT_UNDERSTOOD)
         if wrong is None and slip is None and self.closing is None:
             return self._found("unfinished", None, whole)
         return self._found("several", _first(slip, wrong), whole)
 
-    def _found(self, error: str, name: int | None, program: Program) -> Finding:
+    def _found(self, error: str, name: int | None, program: Program) -> Examination:
         """The finding with its corrected trace."""
         values = values_of(program)
         if None in values.values():
-            return Finding(error="", reason=NOT_UNDERSTOOD)
+            return Examination(error="", reason=NOT_UNDERSTOOD)
         change = Change(
             equations=self.equations,
             lines={n: _written(line, values) for n, line in program.items()},
@@ -297,10 +299,10 @@ class _Attempt:
             for n, line in change.lines.items()
             if 0 <= n < len(self.equations)
         ):
-            return Finding(error="", reason=NOT_UNDERSTOOD)
+            return Examination(error="", reason=NOT_UNDERSTOOD)
         label = ANSWER if name is None else self._label(name)
         trace = rewrite(self.text, self.steps, change)
-        return Finding(error=error, label="" if error == "unfinished" else label, text=trace)
+        return Examination(error=error, label="" if error == "unfinished" else label, text=trace)
 
     def _label(self, name: int) -> str:
         start = self.equations[name].start

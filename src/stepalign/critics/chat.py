@@ -1,4 +1,4 @@
-"""One chat request to one OpenAI-compatible server: it ends as a Reply or as a Fault, never as an exception."""
+"""One chat request to one OpenAI-compatible server: it ends as a reply or as a fault, never as an exception."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DETAIL = 300
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
+class ChatReply:
     """A complete chat reply."""
 
     content: str | None
@@ -59,7 +59,7 @@ FaultKind = Literal[
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fault:
+class ChatFault:
     """One failed attempt."""
 
     kind: FaultKind
@@ -80,12 +80,12 @@ class Fault:
         return self.kind in ("connect", "timeout", "cut_body", "server") and self.retry_after is None
 
 
-def fault_of_status(status: int, message: str, retry_after: float | None = None) -> Fault:
+def fault_of_status(status: int, message: str, retry_after: float | None = None) -> ChatFault:
     """The fault behind an HTTP status: 408, 409, 429 and 5xx are worth another attempt."""
     kind: FaultKind = "server" if status >= 500 or status in (408, 409) else "client"
     if status == 429 or (status == 503 and retry_after is not None):
         kind = "rate_limit"
-    return Fault(kind=kind, message=message, status=status, retry_after=retry_after)
+    return ChatFault(kind=kind, message=message, status=status, retry_after=retry_after)
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:
@@ -124,7 +124,7 @@ _DIALECTS: tuple[tuple[str, str, re.Pattern[str]], ...] = (
 Words against one value, such as "temperature must be positive", are an error of the recipe."""
 
 
-class Server:
+class ChatServer:
     """One address.
 
     Args:
@@ -162,7 +162,7 @@ class Server:
         if not (address.authorization or bearer):
             del self._client.headers["Authorization"]
 
-    async def chat(self, fields: Mapping[str, Any], time_left: float) -> Reply | Fault:
+    async def chat(self, fields: Mapping[str, Any], time_left: float) -> ChatReply | ChatFault:
         """One attempt, ended after ``time_left`` seconds or the attempt's own limit."""
         limit = min(self._attempt_timeout, time_left)
         tokens = max(int(fields.get(name) or 0) for name in ("max_tokens", "max_completion_tokens"))
@@ -170,7 +170,7 @@ class Server:
             sent = {self._unknown.get(name, name): value for name, value in fields.items()}
             sent.pop("", None)
             body = await self._send("POST", "chat/completions", limit, _BYTES_PER_TOKEN * tokens, sent)
-            if not isinstance(body, Fault):
+            if not isinstance(body, ChatFault):
                 return read_reply(without_secrets(body))
             if body.status not in (400, 422) or not self._learn(body.message, sent):
                 return body
@@ -186,7 +186,7 @@ class Server:
                 return True
         return False
 
-    async def _send(self, method: str, path: str, limit: float, size: int, fields: Any = None) -> str | Fault:
+    async def _send(self, method: str, path: str, limit: float, size: int, fields: Any = None) -> str | ChatFault:
         """The body of a response with status 2xx, at most ``size`` bytes longer than an envelope."""
         size += _ENVELOPE_BYTES
         try:
@@ -200,20 +200,20 @@ class Server:
                     async for chunk in response.aiter_bytes():
                         body += chunk
                         if len(body) > size:
-                            return Fault(kind="too_long", message=f"the reply is longer than {size:,} bytes")
+                            return ChatFault(kind="too_long", message=f"the reply is longer than {size:,} bytes")
                 finally:
                     await response.aclose()
         except httpx.ConnectTimeout:
-            return Fault(kind="connect", message=f"cannot connect within {_CONNECT_SECONDS:.0f} s: {self.label}")
+            return ChatFault(kind="connect", message=f"cannot connect within {_CONNECT_SECONDS:.0f} s: {self.label}")
         except (TimeoutError, httpx.TimeoutException):
-            return Fault(kind="timeout", message=f"no reply within {limit:.0f} s")
+            return ChatFault(kind="timeout", message=f"no reply within {limit:.0f} s")
         except httpx.ConnectError as error:
             secure = " (a server without a certificate speaks http://)" if "SSL" in repr(error) else ""
-            return Fault(kind="connect", message=f"cannot connect: {self.label}{secure}")
+            return ChatFault(kind="connect", message=f"cannot connect: {self.label}{secure}")
         except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, httpx.DecodingError) as error:
-            return Fault(kind="cut_body", message=f"the reply broke off: {self.label} ({type(error).__name__})")
+            return ChatFault(kind="cut_body", message=f"the reply broke off: {self.label} ({type(error).__name__})")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the request cannot be sent, now or later
-            return Fault(kind="client", message=shown(f"{type(error).__name__}: {error}")[:_DETAIL])
+            return ChatFault(kind="client", message=shown(f"{type(error).__name__}: {error}")[:_DETAIL])
         text = body.decode("utf-8", "replace")
         if response.is_success:
             return text
@@ -226,7 +226,7 @@ class Server:
     async def models(self) -> list[str] | EndpointError:
         """The names of the models it serves, none where it has no list; or why it cannot be asked."""
         body = await self._send("GET", "models", 2 * _CONNECT_SECONDS, _ENVELOPE_BYTES)
-        if not isinstance(body, Fault):
+        if not isinstance(body, ChatFault):
             try:
                 return [str(entry["id"]) for entry in parse_json(body)["data"]]
             except (ValueError, LookupError, TypeError, RecursionError):
@@ -255,7 +255,7 @@ def list_models(urls: Sequence[str], api_key_env: str) -> list[str]:
     key = read_key(api_key_env)
 
     async def ask(url: str) -> list[str] | EndpointError:
-        server = Server(url, key, attempt_timeout=20.0)
+        server = ChatServer(url, key, attempt_timeout=20.0)
         try:
             return await server.models()
         finally:
@@ -269,12 +269,12 @@ def list_models(urls: Sequence[str], api_key_env: str) -> list[str]:
     return lists[0] if lists else []
 
 
-def read_reply(body: str) -> Reply | Fault:
+def read_reply(body: str) -> ChatReply | ChatFault:
     """A chat reply out of a response body; servers behind proxies send anything under status 200."""
     try:
         data = parse_json(body)
     except (ValueError, RecursionError):
-        return Fault(kind="bad_json", message="the reply is not JSON")
+        return ChatFault(kind="bad_json", message="the reply is not JSON")
     data = data if isinstance(data, dict) else {}
     choices = data.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -282,7 +282,7 @@ def read_reply(body: str) -> Reply | Fault:
     message = choice.get("message")
     if not isinstance(message, dict):
         detail = error_text(choice if "error" in choice else data)
-        return Fault(kind="empty_choices", message=f"the reply holds no message{detail and f': {shown(detail)}'}")
+        return ChatFault(kind="empty_choices", message=f"the reply holds no message{detail and f': {shown(detail)}'}")
     content, reason = _texts(message.get("content")), choice.get("finish_reason")
     if not content and isinstance(message.get("refusal"), str):
         content, reason = message["refusal"], "refusal"
@@ -293,7 +293,7 @@ def read_reply(body: str) -> Reply | Fault:
     prompt_tokens = _count(usage.get("prompt_tokens"))
     # Some leave the tokens of thinking, which are paid for, to the total.
     completion_tokens = max(_count(usage.get("completion_tokens")), _count(usage.get("total_tokens")) - prompt_tokens)
-    return Reply(
+    return ChatReply(
         content=content,
         finish_reason=reason if isinstance(reason, str) else None,
         prompt_tokens=prompt_tokens,
@@ -302,9 +302,9 @@ def read_reply(body: str) -> Reply | Fault:
     )
 
 
-def stored_reply(stored: Mapping[str, Any]) -> Reply:
+def stored_reply(stored: Mapping[str, Any]) -> ChatReply:
     """A reply of the cache. Raises TypeError for anything else."""
-    reply = Reply(**stored)
+    reply = ChatReply(**stored)
     if not isinstance(reply.content, str | None) or not isinstance(reply.finish_reason, str | None):
         raise TypeError("no reply")
     return replace(reply, prompt_tokens=int(reply.prompt_tokens), completion_tokens=int(reply.completion_tokens))

@@ -21,8 +21,8 @@ from typing import Any
 from stepalign.config import CriticSection
 from stepalign.critics.budget import Ledger, prices_of
 from stepalign.critics.cache import ReplyCache, content_key, owner_name
-from stepalign.critics.chat import Fault, Reply, Server, read_key, stored_reply
-from stepalign.critics.servers import RetryPolicy, Servers, Slots
+from stepalign.critics.chat import ChatFault, ChatReply, ChatServer, read_key, stored_reply
+from stepalign.critics.servers import CallSlots, RetryPolicy, Servers
 from stepalign.errors import ConfigError, EndpointError
 from stepalign.feedback.critique import (
     CUT,
@@ -53,7 +53,7 @@ _MALFORMED_RETRIES = 1
 class _Outcome:
     """The end of one call: a reply, or the reason why there is none."""
 
-    reply: Reply | None = None
+    reply: ChatReply | None = None
     reason: str = ""
     unpaid: bool = False
     attempts: int = 0
@@ -119,9 +119,9 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         reached = () if section.cache_only else section.base_urls
         self._policy = policy or RetryPolicy()
         self._say_once = functools.cache(announce)
-        self._slots = Slots(section.concurrency)
+        self._slots = CallSlots(section.concurrency)
         self._servers = Servers(
-            [Server(url, key, attempt_timeout=section.attempt_timeout, announce=announce) for url in reached],
+            [ChatServer(url, key, attempt_timeout=section.attempt_timeout, announce=announce) for url in reached],
             asked=section.model,
             answers_as=section.answers_as,
             slots=self._slots,
@@ -303,14 +303,14 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         max_tokens = self._section.max_tokens
         attempts = asked_again = empty = prompt_tokens = completion_tokens = 0
         obeyed = 0.0
-        reply: Reply | None = None  # the best so far
+        reply: ChatReply | None = None  # the best so far
         while not (reason := self.ledger.spent):
             result = await self._servers.attempt(self._request_fields(messages, max_tokens), deadline)
             if result is None:
                 reason = "no server took the call in its time"
                 break
             attempts += 1
-            if isinstance(result, Reply):
+            if isinstance(result, ChatReply):
                 prompt_tokens += result.prompt_tokens
                 completion_tokens += result.completion_tokens
                 parsed = self._parse(result)
@@ -325,7 +325,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
                     max_tokens *= 2 if cut else 1
                     continue
                 empty += 1
-                result = Fault(kind="bad_reply", message="the server sends an empty message")
+                result = ChatFault(kind="bad_reply", message="the server sends an empty message")
                 self.ledger.faults[result.kind] += 1
             wait = self._policy.wait(result, attempts=attempts, obeyed=obeyed, time_left=deadline - clock())
             if isinstance(wait, str):
@@ -354,7 +354,7 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         first = extra.get(limit, self._section.max_tokens)
         return fields | extra | {limit: first * max_tokens // self._section.max_tokens}
 
-    def _parse(self, reply: Reply) -> ParsedCritique:
+    def _parse(self, reply: ChatReply) -> ParsedCritique:
         parse = parse_structured_critique if self._structured and self._form != "edits" else PARSERS[self._form]
         return parse(reply.content, reply.finish_reason)
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from stepalign.critics.equations import Line, symbol
-from stepalign.critics.truth import Program, Truth, symbols_of
+from stepalign.critics.truth import Program, ReferenceExpression, symbols_of
 
 
-def repairs(program: Program, truth: Truth) -> Iterator[tuple[str, int, Program]]:
+def repairs(program: Program, truth: ReferenceExpression) -> Iterator[tuple[str, int, Program]]:
     """(kind, name of the equation, changed program) for every single change.
 
     An attempt that is right as far as it goes is led on first. Then come the places that the reference does not have,
@@ -36,14 +36,14 @@ def repairs(program: Program, truth: Truth) -> Iterator[tuple[str, int, Program]
     yield from (("missing", names[0], changed) for changed in _led_on(program, truth))
 
 
-def signs(program: Program, name: int, truth: Truth) -> Iterator[Line]:
+def signs(program: Program, name: int, truth: ReferenceExpression) -> Iterator[Line]:
     line = program[name]
     for place, item in enumerate(line):
         if isinstance(item, str) and item in "+-*/":
             yield from ((*line[:place], sign, *line[place + 1 :]) for sign in "+-*/" if sign != item)
 
 
-def operands(program: Program, name: int, truth: Truth) -> Iterator[Line]:
+def operands(program: Program, name: int, truth: ReferenceExpression) -> Iterator[Line]:
     line, earlier = program[name], [n for n in program if n < name]
     for place, item in enumerate(line):
         if not isinstance(item, str):
@@ -51,14 +51,14 @@ def operands(program: Program, name: int, truth: Truth) -> Iterator[Line]:
             yield from ((*line[:place], other, *line[place + 1 :]) for other in others)
 
 
-def _shortened(program: Program, name: int, truth: Truth) -> Iterator[Line]:
+def _shortened(program: Program, name: int, truth: ReferenceExpression) -> Iterator[Line]:
     """A sum or product without one of its members."""
     line = program[name]
     if len(line) > 3 and not {"(", ")", "%"}.intersection(item for item in line if isinstance(item, str)):
         yield from ((*line[: place - 1], *line[place + 1 :]) for place in range(len(line) - 1, 0, -2))
 
 
-def swaps(program: Program, name: int, truth: Truth) -> Iterator[Line]:
+def swaps(program: Program, name: int, truth: ReferenceExpression) -> Iterator[Line]:
     line = program[name]
     if len(line) == 3 and line[1] in ("-", "/"):
         yield line[::-1]
@@ -72,13 +72,13 @@ def _without(program: Program, name: int, heir: Fraction | int) -> Program:
     }
 
 
-def _led_on(program: Program, truth: Truth) -> Iterator[Program]:
+def _led_on(program: Program, truth: ReferenceExpression) -> Iterator[Program]:
     """One more equation at the end. It is called -1."""
     last = list(program)[-1]
     yield from ({**program, -1: line} for line in _steps_from(last, program, truth))
 
 
-def _with_one_before(program: Program, name: int, truth: Truth) -> Iterator[Program]:
+def _with_one_before(program: Program, name: int, truth: ReferenceExpression) -> Iterator[Program]:
     """One more equation, called -1, in front of one that uses its result."""
     before = {n: line for n, line in program.items() if n < name}
     behind = {n: line for n, line in program.items() if n > name}
@@ -92,7 +92,7 @@ def _with_one_before(program: Program, name: int, truth: Truth) -> Iterator[Prog
             )
 
 
-def completed(program: Program, truth: Truth) -> Program | None:
+def completed(program: Program, truth: ReferenceExpression) -> Program | None:
     """A program whose equations are all right, led to the goal: one or two more from its last one, else the rest of the
     reference. New equations have names from 1000 on."""
     symbols = symbols_of(program, truth.symbol)
@@ -124,7 +124,7 @@ def completed(program: Program, truth: Truth) -> Program | None:
     return None
 
 
-def _steps_from(name: int, program: Program, truth: Truth) -> Iterator[Line]:
+def _steps_from(name: int, program: Program, truth: ReferenceExpression) -> Iterator[Line]:
     others = (*[n for n in program if n != name], *truth.leaves)
     for sign, other in ((sign, other) for sign in "+-*/" for other in others):
         yield (name, sign, other)

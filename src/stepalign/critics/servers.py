@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stepalign.critics.budget import Ledger
-from stepalign.critics.chat import Fault, Reply, Server
+from stepalign.critics.chat import ChatFault, ChatReply, ChatServer
 from stepalign.errors import EndpointError
 from stepalign.outside import shown
 
@@ -73,7 +73,7 @@ class RetryPolicy:
         """Seconds to wait after the ``failures``-th failure in a row (from 1)."""
         return self.jitter(0.0, min(self.cap_seconds, self.base_seconds * 2.0 ** min(failures - 1, 30)))
 
-    def wait(self, fault: Fault, *, attempts: int, obeyed: float, time_left: float) -> float | str:
+    def wait(self, fault: ChatFault, *, attempts: int, obeyed: float, time_left: float) -> float | str:
         """Seconds before the next attempt of a call, or why there is none.
 
         Args:
@@ -122,7 +122,7 @@ class Health:
             self.rests_until = now
         self.failures, self._down_since, self._pause = 0, None, self._policy.pause_seconds
 
-    def failed(self, fault: Fault, now: float, *, alone: bool) -> None:
+    def failed(self, fault: ChatFault, now: float, *, alone: bool) -> None:
         """An attempt failed. Only outage faults count in a row; a server with others beside it rests at once."""
         if not fault.is_outage:
             self.answered(now)
@@ -141,7 +141,7 @@ class Health:
         self.rests_until = max(self.rests_until, until)
 
 
-class Slots:
+class CallSlots:
     """How many calls are under way, first come first served: additive increase, multiplicative decrease, bounded.
 
     Source: D. Chiu and R. Jain, "Analysis of the increase and decrease algorithms for congestion avoidance", 1989.
@@ -197,11 +197,11 @@ class Servers:
 
     def __init__(
         self,
-        servers: Sequence[Server],
+        servers: Sequence[ChatServer],
         *,
         asked: str,
         answers_as: str,
-        slots: Slots,
+        slots: CallSlots,
         policy: RetryPolicy,
         announce: Callable[[str], None],
         ledger: Ledger,
@@ -213,7 +213,7 @@ class Servers:
         self._refusals: set[int | None] = set()
         self._reported, self._reported_at, self._last_fault = 0, -1.0, ""
 
-    async def attempt(self, fields: Mapping[str, Any], deadline: float) -> Reply | Fault | None:
+    async def attempt(self, fields: Mapping[str, Any], deadline: float) -> ChatReply | ChatFault | None:
         """One HTTP request to the least loaded server; None when none took the call before the deadline.
 
         Args:
@@ -229,7 +229,7 @@ class Servers:
             result = await self._ask(server, fields, deadline - clock())
         finally:
             health.in_flight -= 1
-        if isinstance(result, Reply):
+        if isinstance(result, ChatReply):
             health.answered(clock())
             self._slots.raise_limit()
             return result
@@ -243,7 +243,7 @@ class Servers:
             return replace(result, retry_after=None)  # another server may take it at once
         return result
 
-    async def check(self, fields: Mapping[str, Any], *, known: Collection[str]) -> dict[str, Reply]:
+    async def check(self, fields: Mapping[str, Any], *, known: Collection[str]) -> dict[str, ChatReply]:
         """Replies to a request of the run, by server: one must take it; those that do not are announced.
 
         The request is not entered in the ledger.
@@ -261,7 +261,7 @@ class Servers:
             raise faults[0]
         for fault in faults:
             self._announce(f"{fault.what} ({fault.where}); going on with the other critic servers")
-        return {label: answer for label, answer in answers.items() if isinstance(answer, Reply)}
+        return {label: answer for label, answer in answers.items() if isinstance(answer, ChatReply)}
 
     async def close(self) -> None:
         """Close the connections; requests that failed since the last report are reported."""
@@ -270,7 +270,7 @@ class Servers:
         for server in self._servers:
             await server.close()
 
-    async def _check(self, server: Server, fields: Mapping[str, Any] | None) -> EndpointError | Reply | None:
+    async def _check(self, server: ChatServer, fields: Mapping[str, Any] | None) -> EndpointError | ChatReply | None:
         """A refusal, or a stranger's reply, is an error. Another fault is one only where the model is not listed."""
         served = await server.models()
         if isinstance(served, EndpointError) or fields is None:
@@ -279,8 +279,8 @@ class Servers:
         while True:
             result = self._of_asked(await server.chat(fields, _CHECK_SECONDS))
             attempts += 1
-            if isinstance(result, Reply) or result.kind == "rate_limit":
-                return result if isinstance(result, Reply) else None
+            if isinstance(result, ChatReply) or result.kind == "rate_limit":
+                return result if isinstance(result, ChatReply) else None
             if result.kind == "timeout" or not result.retryable or attempts == _CHECK_ATTEMPTS:
                 break
             await asyncio.sleep(self._policy.backoff(attempts))
@@ -297,29 +297,29 @@ class Servers:
             hint = next((hint for words, hint in _HINTS if words.search(result.message)), "see docs/critics.md")
         return EndpointError(f"{what}: {result.message}", where=server.label, hint=hint)
 
-    def _of_asked(self, result: Reply | Fault) -> Reply | Fault:
+    def _of_asked(self, result: ChatReply | ChatFault) -> ChatReply | ChatFault:
         """A reply by another model than the one asked is a fault."""
-        if isinstance(result, Fault) or not result.model:
+        if isinstance(result, ChatFault) or not result.model:
             return result
         if any(is_same_model(name, result.model) for name in self._names):
             return result
         who = shown(result.model)[:100]
-        return Fault(kind="other_model", message=f"the reply is by {who!r}, asked was {self._asked!r}")
+        return ChatFault(kind="other_model", message=f"the reply is by {who!r}, asked was {self._asked!r}")
 
-    async def _ask(self, server: Server, fields: Mapping[str, Any], time_left: float) -> Reply | Fault:
+    async def _ask(self, server: ChatServer, fields: Mapping[str, Any], time_left: float) -> ChatReply | ChatFault:
         """One request, entered in the ledger."""
         clock = asyncio.get_running_loop().time
         sent, paid = clock(), (0, 0)
-        result: Reply | Fault = Fault(kind="cancelled", message="cancelled")
+        result: ChatReply | ChatFault = ChatFault(kind="cancelled", message="cancelled")
         try:
             reply = await server.chat(fields, time_left)
-            paid = (reply.prompt_tokens, reply.completion_tokens) if isinstance(reply, Reply) else paid
+            paid = (reply.prompt_tokens, reply.completion_tokens) if isinstance(reply, ChatReply) else paid
             result = self._of_asked(reply)
             return result
         finally:
             self._book(server, result, clock() - sent, paid)
 
-    async def _free_server(self, deadline: float) -> Server | None:
+    async def _free_server(self, deadline: float) -> ChatServer | None:
         """The least loaded server that is not resting, as soon as there is one."""
         clock = asyncio.get_running_loop().time
         while True:
@@ -332,8 +332,8 @@ class Servers:
                 return None
             await asyncio.sleep(max(0.001, min(wait, _POLL_SECONDS)))  # a rest may end early
 
-    def _book(self, server: Server, result: Reply | Fault, seconds: float, paid: tuple[int, int]) -> None:
-        fault = result if isinstance(result, Fault) else None
+    def _book(self, server: ChatServer, result: ChatReply | ChatFault, seconds: float, paid: tuple[int, int]) -> None:
+        fault = result if isinstance(result, ChatFault) else None
         try:
             status = fault.status if fault else None
             self._ledger.book(

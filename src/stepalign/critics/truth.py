@@ -22,7 +22,7 @@ Program = dict[int, Line]
 """Equations by name, in their order; an index in a line names an earlier one."""
 
 
-class Truth:
+class ReferenceExpression:
     """The expression that a reference solution calculates, and its parts."""
 
     def __init__(self, calculations: Sequence[str], question: str, answer: Fraction) -> None:

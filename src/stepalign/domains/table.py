@@ -14,7 +14,7 @@ from stepalign.domains.text.domain import TEXT
 from stepalign.domains.words.domain import WORDS
 from stepalign.errors import ConfigError
 from stepalign.problems.loading import ProblemSet
-from stepalign.problems.sets import SETS, find_overlaps, named, set_aside
+from stepalign.problems.sets import SETS, find_overlaps, hold_out, named
 from stepalign.records import CritiqueForm
 
 
@@ -98,7 +98,7 @@ def load_set(data: DataSection, name: str) -> ProblemSet:
     if not shares:
         return load(source, data, name, limit)
     whole = load(source, data, "train", None)
-    kept = set_aside(whole.problems, data.validation_share)[name]
+    kept = hold_out(whole.problems, data.validation_share)[name]
     return ProblemSet(problems=kept[:limit], skipped=whole.skipped)
 
 

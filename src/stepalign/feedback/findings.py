@@ -16,12 +16,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from stepalign.config.sections import Policy
 from stepalign.feedback import critique as reasons
 from stepalign.feedback.alignment import Alignment, StepMatch
 from stepalign.feedback.steps import ANSWER
 from stepalign.records import Critique, Verdict
 
-Policy = Literal["use", "mask", "fall_back", "retry"]
 Outcome = Literal["use", "mask", "fall_back"]
 """A policy without a further try; also the default of a finding."""
 Look = Callable[["Reading"], "str | None"]

@@ -22,7 +22,7 @@ PASS_RATE = "pass_rate_72b_tir"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Attempts:
+class SolverAttempts:
     """A solver's completions of one problem."""
 
     problem_id: str
@@ -43,7 +43,7 @@ class Attempts:
         return sum(self.formatted) / len(self.formatted) if self.formatted else math.nan
 
 
-NO_ATTEMPTS = Attempts(problem_id="", verdicts=(), formatted=())
+NO_ATTEMPTS = SolverAttempts(problem_id="", verdicts=(), formatted=())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class Evidence:
     """The measurements of one problem so far."""
 
     problem: Problem
-    attempts: Attempts = NO_ATTEMPTS
+    attempts: SolverAttempts = NO_ATTEMPTS
     critic_verdict: Verdict | None = None
     """The verdict on the critic's own solution; None where it was not asked or did not answer."""
 

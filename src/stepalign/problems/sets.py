@@ -39,7 +39,7 @@ def named(problem: Problem) -> str:
     return f"{problem.problem_id} {start[:40] + ('...' if len(start) > 40 else '')!r}"
 
 
-def set_aside(problems: Iterable[Problem], share: float) -> dict[str, tuple[Problem, ...]]:
+def hold_out(problems: Iterable[Problem], share: float) -> dict[str, tuple[Problem, ...]]:
     """Training problems as "train" and "validation"; the choice depends on each problem alone."""
     shares = {"validation": share, "train": 1 - share}
     return _split(problems, shares, lambda problem: int(sha256(problem.problem_id)[:8], 16) / 16**8)

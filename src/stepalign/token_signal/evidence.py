@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from stepalign.evaluation.statistics import Interval, bootstrap_mean, paired_difference
-from stepalign.token_signal.localisation import truth_of
+from stepalign.token_signal.localisation import known_tokens
 from stepalign.token_signal.table import NULL, SHUFFLED, ScoredCompletion
 from stepalign.token_signal.verdict import RAISED
 
@@ -95,7 +95,7 @@ def token_numbers(
 
 
 def _sums(scored: ScoredCompletion, name: str, gradient: np.ndarray | None) -> dict[str, float]:
-    table, truth = scored.tables[name], truth_of(scored)
+    table, truth = scored.tables[name], known_tokens(scored)
     length, values = len(table), np.nan_to_num(table.log_ratio)
     places = _places(scored, table.student_entropy)
     is_wrong = float(bool(truth.wrong_step))
@@ -125,12 +125,12 @@ def wrong_value(scored: ScoredCompletion, values: np.ndarray) -> float:
     """A on the error of an attempt: on the tokens that state the first wrong result, else summed over its step."""
     if scored.wrong_tokens:
         return float(values[list(scored.wrong_tokens)].mean())
-    return float(values[sorted(truth_of(scored).wrong_step)].sum())
+    return float(values[sorted(known_tokens(scored).wrong_step)].sum())
 
 
 def _places(scored: ScoredCompletion, entropy: np.ndarray) -> dict[str, np.ndarray]:
     """Masks over the tokens of a completion."""
-    truth, length = truth_of(scored), len(scored.tokens)
+    truth, length = known_tokens(scored), len(scored.tokens)
     at = (np.arange(length) + 0.5) / max(1, length)
     forks = np.zeros(length, dtype=bool)
     forks[np.argsort(-np.nan_to_num(entropy), kind="stable")[: max(1, round(FORKS * length))]] = True

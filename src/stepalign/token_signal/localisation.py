@@ -26,7 +26,7 @@ from stepalign.token_signal.table import ScoredCompletion, TokenTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Truth:
+class KnownTokens:
     """The known places of the tokens of one rollout. Indices are positions in the completion."""
 
     right: frozenset[int] = frozenset()
@@ -42,7 +42,7 @@ class Truth:
     """Style tokens: punctuation, layout, connectives (``token_signal.style``)."""
 
 
-def truth_of(scored: ScoredCompletion) -> Truth:
+def known_tokens(scored: ScoredCompletion) -> KnownTokens:
     """The known places of a completion's tokens. Special tokens have no place."""
     special = set(scored.special)
     inside = [
@@ -51,7 +51,7 @@ def truth_of(scored: ScoredCompletion) -> Truth:
     ]
     right_steps = tuple(tokens for status, tokens in inside if status == "right" and tokens)
     style = style_tokens(scored.text, scored.spans)
-    return Truth(
+    return KnownTokens(
         right=frozenset().union(*right_steps),
         wrong_step=frozenset().union(*(tokens for status, tokens in inside if status == "wrong")),
         wrong_result=frozenset(scored.wrong_tokens),
@@ -70,7 +70,7 @@ Summary = tuple[dict[str, float], Columns, Columns]
 """Of one rollout under one context: sums; ranked tokens; ranked steps."""
 
 
-def summarise_rollout(table: TokenTable, truth: Truth) -> Summary:
+def summarise_rollout(table: TokenTable, truth: KnownTokens) -> Summary:
     """(sums, ranked tokens, ranked steps) of one rollout, small enough to keep a thousand."""
     log_ratio, size, length = table.log_ratio, np.abs(table.log_ratio), len(table)
     places = {name: _mask(getattr(truth, name), length) for name in ("right", "wrong_step", "wrong_result", "style")}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from stepalign.token_signal.localisation import Summary, localise, summarise_rollout, truth_of
+from stepalign.token_signal.localisation import Summary, known_tokens, localise, summarise_rollout
 from stepalign.token_signal.table import ScoredCompletion, to_page
 
 CASES = {"A": "correct", "B": "correct", "C": "incomplete", "D": "one_wrong_step", "F": "wrong_approach"}
@@ -45,7 +45,7 @@ def summarise(
     found: dict[str, list[Summary]] = defaultdict(list)
     by_case: dict[str, list[str]] = defaultdict(list)
     for scored in read():
-        truth = truth_of(scored)
+        truth = known_tokens(scored)
         for name, table in scored.tables.items():
             found[name].append(summarise_rollout(table, truth))
         if len(by_case[scored.case]) < num_shown:

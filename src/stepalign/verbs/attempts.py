@@ -39,7 +39,7 @@ _NEEDED = ("question", "completion")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Attempts:
+class StoredAttempts:
     """The attempts of a file, and the rows that were left out."""
 
     attempts: Sequence[Attempt]
@@ -55,7 +55,7 @@ class Attempts:
     """The layout of a dump and how it was recognised."""
 
 
-def read_attempts(path: Path, columns: Mapping[str, str] | None = None) -> Attempts:
+def read_attempts(path: Path, columns: Mapping[str, str] | None = None) -> StoredAttempts:
     """The attempts of a run folder, of its rollouts.jsonl, or of a plain file.
 
     Args:
@@ -87,12 +87,12 @@ def read_attempts(path: Path, columns: Mapping[str, str] | None = None) -> Attem
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
         raise ConfigError(f"two attempts are called {twice!r}", where=str(file), hint="give every attempt its own id")
-    return Attempts(
+    return StoredAttempts(
         attempts=attempts, source=str(path), sha256=sha256_of_file(file), skipped=dict(skipped), config=config
     )
 
 
-def _of_dump(dump: Dump) -> Attempts:
+def _of_dump(dump: Dump) -> StoredAttempts:
     skipped: Counter[str] = Counter()
     attempts: list[Attempt] = []
     for one in read_dump(dump, skipped):
@@ -101,7 +101,7 @@ def _of_dump(dump: Dump) -> Attempts:
         else:
             skipped["token ids without their text"] += 1
     _refuse_empty(attempts, skipped, dump.path)
-    return Attempts(
+    return StoredAttempts(
         attempts=attempts,
         source=str(dump.path),
         sha256=dump.sha256,

@@ -27,7 +27,7 @@ from stepalign.rollouts.review import Review, Rules, ask_all, make_rules
 from stepalign.storage.files import finite, read_json, write_json
 from stepalign.storage.jsonl import keep_records
 from stepalign.storage.run_folder import RunFolder
-from stepalign.verbs.attempts import Attempts, graded
+from stepalign.verbs.attempts import StoredAttempts, graded
 from stepalign.waiting import wait_for
 
 FORMAT = 1
@@ -40,7 +40,7 @@ MAX_STEP = 2_000
 
 def critique_rollouts(
     config: Config,
-    attempts: Attempts,
+    attempts: StoredAttempts,
     out: Path,
     *,
     resume: bool,
@@ -115,13 +115,13 @@ def refuse_without_critiques(summary: Mapping[str, Any]) -> None:
     )
 
 
-def _progress(done: int, attempts: Attempts, found: Counter[str]) -> Event:
+def _progress(done: int, attempts: StoredAttempts, found: Counter[str]) -> Event:
     """With the two most frequent findings so far beside it."""
     note = "  ".join(f"{count} {name}" for name, count in found.most_common(2))
     return progress("critiques", done, len(attempts.attempts), note)
 
 
-def _open_critic(config: Config, attempts: Attempts, out: Path, listener: Listener) -> Critic:
+def _open_critic(config: Config, attempts: StoredAttempts, out: Path, listener: Listener) -> Critic:
     section, domain = config.critic, find_domain(config.data)
     if section.kind == "endpoint":
         from stepalign.critics.served import open_endpoint_critic
@@ -143,7 +143,7 @@ def _open_critic(config: Config, attempts: Attempts, out: Path, listener: Listen
     return domain.critic(section, "trace", config.training.seed)
 
 
-def _refuse_other_attempts(file: Path, attempts: Attempts) -> None:
+def _refuse_other_attempts(file: Path, attempts: StoredAttempts) -> None:
     before = read_json(file)["source"] if file.exists() and read_json(file)["sha256"] != attempts.sha256 else None
     if before is not None:
         raise LockedError(
@@ -201,7 +201,7 @@ def _span(steps: Sequence[Any], index: int | None) -> list[Any] | None:
 
 def _publish(
     config: Config,
-    attempts: Attempts,
+    attempts: StoredAttempts,
     lines: Sequence[Mapping[str, Any]],
     rules: Rules,
     critic: Critic,
@@ -216,7 +216,7 @@ def _publish(
 
 
 def _summary(
-    config: Config, attempts: Attempts, lines: Sequence[Mapping[str, Any]], rules: Rules, critic: Critic
+    config: Config, attempts: StoredAttempts, lines: Sequence[Mapping[str, Any]], rules: Rules, critic: Critic
 ) -> dict[str, Any]:
     by_name = {attempt.rollout_id: attempt for attempt in attempts.attempts}
     order = {name: place for place, name in enumerate(by_name)}

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shown:
+class ExportedAttempt:
     """An attempt and the context that its self-teacher is shown."""
 
     attempt: Attempt
@@ -72,7 +72,7 @@ def export(folder: Path, to: str, out: Path) -> int:
     return len(rows)
 
 
-def _of_run(folder: Path, config: Config) -> Iterator[Shown]:
+def _of_run(folder: Path, config: Config) -> Iterator[ExportedAttempt]:
     problems = {problem.problem_id: problem for problem in load_set(config.data, "train").problems}
     contexts = {row["rollout_id"]: row for row in read_json_lines(folder / "contexts.jsonl") if row["text"] is not None}
     for rollout in read_rollouts(folder / "rollouts.jsonl", problems):
@@ -81,7 +81,7 @@ def _of_run(folder: Path, config: Config) -> Iterator[Shown]:
             yield _shown(config, rollout.attempt, ids, context["design"], context["text"], context["introduction"])
 
 
-def _of_critiques(folder: Path, config: Config) -> Iterator[Shown]:
+def _of_critiques(folder: Path, config: Config) -> Iterator[ExportedAttempt]:
     source = read_json(folder / "source.json")
     attempts = read_attempts(Path(source["source"]))
     if attempts.sha256 != source["sha256"]:
@@ -96,12 +96,14 @@ def _of_critiques(folder: Path, config: Config) -> Iterator[Shown]:
             )
 
 
-def _shown(config: Config, attempt: Attempt, ids: tuple[int, ...], design: str, text: str, introduction: str) -> Shown:
+def _shown(
+    config: Config, attempt: Attempt, ids: tuple[int, ...], design: str, text: str, introduction: str
+) -> ExportedAttempt:
     student, self_teacher = prompt_templates(config)
     question = attempt.problem.question
     teacher = self_teacher.messages(question=question, feedback=text, introduction=introduction)
     system = [{"role": "system", "content": config.prompts.system}] if config.prompts.system else []
-    return Shown(
+    return ExportedAttempt(
         attempt=attempt,
         ids=ids,
         design=design,
@@ -115,12 +117,12 @@ def _shown(config: Config, attempt: Attempt, ids: tuple[int, ...], design: str, 
 # Targets
 
 
-def _trl(one: Shown, number: int) -> Row:
+def _trl(one: ExportedAttempt, number: int) -> Row:
     """SDPO and SDFT of TRL, which put ``privileged_context`` into a template of their own."""
     return {"prompt": one.prompt, "privileged_context": one.text, **_known(one)}
 
 
-def _verl(one: Shown, number: int) -> Row:
+def _verl(one: ExportedAttempt, number: int) -> Row:
     problem = one.attempt.problem
     more = {"split": "train", "index": number, "question": problem.question, "answer": problem.answer}
     return {
@@ -137,12 +139,12 @@ def _verl(one: Shown, number: int) -> Row:
     }
 
 
-def _swift(one: Shown, number: int) -> Row:
+def _swift(one: ExportedAttempt, number: int) -> Row:
     """OPSD of ms-swift, where ``teacher_prompt`` takes the place of the last user message."""
     return {"messages": one.prompt, "teacher_prompt": one.teacher_prompt[-1]["content"], **_known(one)}
 
 
-def _jsonl(one: Shown, number: int) -> Row:
+def _jsonl(one: ExportedAttempt, number: int) -> Row:
     """A plain file, as ``stepalign signal FILE`` and ``critique`` read it, with both prompts as messages."""
     attempt = one.attempt
     return {
@@ -159,7 +161,7 @@ def _jsonl(one: Shown, number: int) -> Row:
     }
 
 
-def _known(one: Shown) -> Row:
+def _known(one: ExportedAttempt) -> Row:
     """Columns for reward functions, and the place that a row comes from."""
     return {
         "solution": one.attempt.problem.answer,
@@ -168,7 +170,12 @@ def _known(one: Shown) -> Row:
     }
 
 
-TARGETS: Mapping[str, Callable[[Shown, int], Row]] = {"trl": _trl, "verl": _verl, "swift": _swift, "jsonl": _jsonl}
+TARGETS: Mapping[str, Callable[[ExportedAttempt, int], Row]] = {
+    "trl": _trl,
+    "verl": _verl,
+    "swift": _swift,
+    "jsonl": _jsonl,
+}
 
 
 def _parquet(rows: list[Row]) -> bytes:

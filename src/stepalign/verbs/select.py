@@ -25,7 +25,7 @@ from stepalign.feedback.critique import CUT
 from stepalign.feedback.steps import split_steps
 from stepalign.models.places import find_model, weight_files
 from stepalign.problems.loading import save_problems
-from stepalign.problems.selection import Attempts, Evidence, Passage, funnel_rows, gates_of, pass_gates
+from stepalign.problems.selection import Evidence, Passage, SolverAttempts, funnel_rows, gates_of, pass_gates
 from stepalign.problems.sets import find_overlaps, split_problems
 from stepalign.records import Attempt, Problem, Rollout
 from stepalign.rollouts.order import derive_seed
@@ -87,7 +87,7 @@ def _sample_all(session: Session, problems: Sequence[Problem], folder: RunFolder
     """The solver's attempts at every problem, by id; those on disk are taken from there."""
     config = session.config
     rows = read_json_lines(folder.path / "samples.jsonl")
-    stored = {row["problem_id"]: Attempts(**row) for row in rows}
+    stored = {row["problem_id"]: SolverAttempts(**row) for row in rows}
     missing = [problem for problem in problems if problem.problem_id not in stored]
     done = len(problems) - len(missing)
     listener(progress("sampling", done, len(problems)))
@@ -110,8 +110,8 @@ def _sample_all(session: Session, problems: Sequence[Problem], folder: RunFolder
     return stored
 
 
-def _measured(rollouts: Sequence[Rollout], form: str) -> Attempts:
-    return Attempts(
+def _measured(rollouts: Sequence[Rollout], form: str) -> SolverAttempts:
+    return SolverAttempts(
         problem_id=rollouts[0].problem_id,
         verdicts=tuple(rollout.verdict for rollout in rollouts),
         formatted=tuple(

@@ -17,12 +17,11 @@ from stepalign.errors import ConfigError
 from stepalign.feedback import designs, findings
 from stepalign.models.prompts import decode
 from stepalign.problems.dumped import words_of
+from stepalign.problems.rows import Row
 from stepalign.problems.sets import problem_id
 from stepalign.records import Attempt, Context, Critique, Grade, Problem
 from stepalign.rollouts.review import Rules, ask, shown_contexts
 from stepalign.waiting import wait_for
-
-Row = Mapping[str, Any]
 
 
 def problem_of(row: Row) -> Problem:

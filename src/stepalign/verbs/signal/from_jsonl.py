@@ -21,7 +21,7 @@ from stepalign.models.prompts import PromptBuilder, decode, encode_with_spans, u
 from stepalign.records import Attempt, Critique, Problem
 from stepalign.storage.fingerprint import sha256
 from stepalign.storage.run_folder import RunFolder, as_before
-from stepalign.verbs.signal.rows import PlainFile, Row, check_file, own_keys, read_rows, row_id, say_left_out
+from stepalign.verbs.signal.rows import PlainFile, Row, check_file, own_keys, read_plain_rows, row_id, say_left_out
 
 if TYPE_CHECKING:
     from stepalign.models.load import Solver
@@ -66,7 +66,7 @@ def analyse_file(
     from stepalign.verbs.signal.folder import write_signal_folder  # loads torch
 
     with closing(open_session(config, listener)) as session:
-        attempts = partial(read_attempts, file, config, session.solver, session.prompts, num)
+        attempts = partial(read_plain_attempts, file, config, session.solver, session.prompts, num)
         # All rows are read before the first is scored: one that has no room ends the work at once.
         warn_of_unknown(session.solver, attempts(), file.total, listener)
         return write_signal_folder(
@@ -96,14 +96,14 @@ def warn_of_unknown(solver: Solver, attempts: Iterable[AttemptInContexts], total
         )
 
 
-def read_attempts(
+def read_plain_attempts(
     file: PlainFile, config: Config, solver: Solver, prompts: PromptBuilder, num: int | None
 ) -> Iterator[AttemptInContexts]:
     """The rows as attempts, one at a time. Raises ConfigError with file and line."""
     from stepalign.token_signal.analyse import check_positions
 
     builders: dict[str, PromptBuilder | None] = {}
-    for number, row in islice(read_rows(file.path), num):
+    for number, row in islice(read_plain_rows(file.path), num):
         if any(row["contexts"].get(name) for name in file.contexts):
             where, key = f"{file.path}:{number}", json.dumps(own_keys(row), sort_keys=True)
             if key not in builders:

@@ -20,7 +20,7 @@ from stepalign.config import recipe_folder
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, line
 from stepalign.outside import encodable, parse_json
-from stepalign.problems.rows import TORN, open_file
+from stepalign.problems.rows import TORN, Row, open_file
 from stepalign.storage.fingerprint import sha256_of_parts
 
 _TEXTS = (
@@ -29,8 +29,6 @@ _TEXTS = (
 _OBJECTS = ("chat_options", "prompts")
 _COLUMNS = {*_TEXTS, *_OBJECTS, "completion_ids", "contexts"}
 VERDICTS = ("correct", "incorrect", "undecided")
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ def check_file(path: Path, contexts: Sequence[str], num: int | None) -> PlainFil
     filled: Counter[str] = Counter()
     ids: dict[str, int] = {}
     own = 0
-    for number, row in islice(read_rows(path), num):
+    for number, row in islice(read_plain_rows(path), num):
         name = row_id(row, number)
         if name in ids:
             lines = f"lines {ids[name]} and {number}"
@@ -99,7 +97,7 @@ def check_file(path: Path, contexts: Sequence[str], num: int | None) -> PlainFil
             raise ConfigError(f"no row has a context {name}", where="--contexts", hint=hint)
     names = tuple(name for name in found if not contexts or name in contexts)
     empty = {name: len(ids) - filled[name] for name in names}
-    checksum = sha256_of_parts(json.dumps(row, sort_keys=True) for _, row in islice(read_rows(path), num))
+    checksum = sha256_of_parts(json.dumps(row, sort_keys=True) for _, row in islice(read_plain_rows(path), num))
     return PlainFile(path, len(ids), names, empty, checksum, own)
 
 
@@ -145,7 +143,7 @@ def _fault(row: Row) -> tuple[str, str] | None:
     return None
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_plain_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, checked row)."""
     try:
         with io.TextIOWrapper(open_file(path), encoding="utf-8") as file:
