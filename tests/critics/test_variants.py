@@ -28,7 +28,8 @@ from stepalign.feedback.designs import critique_forms
 from stepalign.records import Attempt, Critique, Turn
 from stepalign.rollouts.own_critic import SecondTurn
 from stepalign.stopping import Interrupted, StopRequest
-from stepalign.verbs.checks import Inputs, critic_keys
+from stepalign.verbs.checks import critic_keys
+from stepalign.verbs.inputs import Inputs
 from stepalign.verbs.signal.collect import more_critiques
 from stepalign.verbs.train import train_config
 from stepalign.waiting import wait_for

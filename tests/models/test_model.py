@@ -16,8 +16,9 @@ from stepalign.feedback.prompts import load_template
 from stepalign.models.load import load_solver, save_solver
 from stepalign.models.prompts import PromptBuilder
 from stepalign.records import Problem
-from stepalign.verbs.checks import Inputs, run_checks
+from stepalign.verbs.checks import run_checks
 from stepalign.verbs.dry_run import describe
+from stepalign.verbs.inputs import Inputs
 
 
 def test_a_base_model_is_asked_in_plain_text_and_says_so(model_folder: Path, tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def test_the_timeline_is_a_chrome_trace_of_every_step(whole: Path) -> None:
     ],
 )
 def test_old_completions_under_reverse_kl_are_warned_about(settings: dict[str, Any], warns: bool) -> None:
-    from stepalign.verbs.checks import Inputs, old_completions
+    from stepalign.verbs.checks import old_completions
+    from stepalign.verbs.inputs import Inputs
 
     said: list[Event] = []
     old_completions(Inputs(load_config("arithmetic", {"rollouts.ahead": 1, **SMALL, **settings}), said.append))

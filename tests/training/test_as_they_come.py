@@ -20,7 +20,8 @@ from stepalign.stopping import StopRequest
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.training.learner import Learner
 from stepalign.training.teacher import Teacher
-from stepalign.verbs.checks import Inputs, groups_learn_alone
+from stepalign.verbs.checks import groups_learn_alone
+from stepalign.verbs.inputs import Inputs
 from stepalign.verbs.train import train_config
 
 OBJECTIVES: dict[str, dict[str, Any]] = {

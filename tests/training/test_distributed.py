@@ -25,7 +25,8 @@ from stepalign.config import changed, load_config
 from stepalign.errors import ConfigError
 from stepalign.records import Sample
 from stepalign.training.distributed import shared_out
-from stepalign.verbs.checks import Inputs, run_checks
+from stepalign.verbs.checks import run_checks
+from stepalign.verbs.inputs import Inputs
 
 pytestmark = pytest.mark.slow
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

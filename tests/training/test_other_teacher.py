@@ -21,8 +21,9 @@ from stepalign.records import Sample
 from stepalign.training.learner import Learner
 from stepalign.training.ranks import ONE_PROCESS
 from stepalign.training.teacher import Teacher
-from stepalign.verbs.checks import Inputs, model_is_there, teacher
+from stepalign.verbs.checks import model_is_there, teacher
 from stepalign.verbs.footprint import memory_parts
+from stepalign.verbs.inputs import Inputs
 
 PROMPT, COMPLETIONS = (1, 7, 9, 4), ((5, 8, 11, 6), (6, 10, 3))
 

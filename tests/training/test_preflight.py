@@ -16,8 +16,9 @@ from stepalign.domains.table import load_sets
 from stepalign.errors import ConfigError
 from stepalign.events import Event, silent
 from stepalign.stopping import StopRequest
-from stepalign.verbs.checks import Inputs, number_format
+from stepalign.verbs.checks import number_format
 from stepalign.verbs.dry_run import describe
+from stepalign.verbs.inputs import Inputs
 from stepalign.verbs.train import train_config
 
 

@@ -7,43 +7,39 @@ shapes. Nothing here loads weights, and nothing before ``loads_model`` loads tor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from stepalign.build import (
     check_critic_keys,
     find_terms,
     has_teacher,
-    make_prompts,
     make_replier,
     model_choice,
     other_teacher,
     prompt_templates,
-    recipe_solver,
     served_teacher,
 )
 from stepalign.config import Config, check_checkpoint_rule
 from stepalign.critics import critic_prompt
 from stepalign.domains.domain import Domain
-from stepalign.domains.table import find_domain, load_sets, make_grader
+from stepalign.domains.table import find_domain, make_grader
 from stepalign.errors import ConfigError
-from stepalign.events import Listener, line, silent, warning
+from stepalign.events import warning
 from stepalign.feedback.designs import Need, find_condition, find_design
 from stepalign.feedback.prompts import load_template
 from stepalign.models.places import adapted_base, find_model
 from stepalign.models.sampling import own_sampler
 from stepalign.problems.columns import as_preset
-from stepalign.problems.loading import ProblemSet
 from stepalign.problems.sets import named
 from stepalign.records import Problem
 from stepalign.rollouts.order import problems_of_step
 from stepalign.training.ranks import num_ranks
 from stepalign.training.trackers import check_trackers
+from stepalign.verbs.inputs import Inputs
 from stepalign.waiting import wait_for
 
 if TYPE_CHECKING:
-    from stepalign.models.load import Solver
-    from stepalign.models.prompts import PromptBuilder
+    pass
 
 SHOWN = 5
 """Problems that an error names; the others are counted."""
@@ -60,35 +56,6 @@ MATERIAL: dict[Need, tuple[str, Callable[[Domain, Problem], bool], str]] = {
     ),
 }
 """The part of a problem that a design shows: its name, whether a problem has it, and what to do where none has."""
-
-
-class Inputs:
-    """The input of the checks: a recipe, and what it names, loaded when a check first asks for it."""
-
-    def __init__(self, config: Config, listener: Listener = silent) -> None:
-        self.config, self.listener = config, listener
-
-    @cached_property
-    def sets(self) -> dict[str, ProblemSet]:
-        """Raises ConfigError as ``load_sets`` does."""
-        found = load_sets(self.config.data)
-        for name, one in found.items():
-            for reason, count in one.skipped.items():
-                self.listener(line(f"{name}: {count} rows skipped: {reason}"))
-        return found
-
-    @property
-    def problems(self) -> dict[str, tuple[Problem, ...]]:
-        return {name: tuple(found.problems) for name, found in self.sets.items()}
-
-    @cached_property
-    def solver(self) -> Solver:
-        """Tokenizer and shapes, no weights. Raises ConfigError as ``load_solver`` does."""
-        return recipe_solver(self.config, weights=False)
-
-    @cached_property
-    def prompts(self) -> PromptBuilder:
-        return make_prompts(self.config, self.solver)
 
 
 def run_checks(inputs: Inputs, *, loads_model: bool | None = None) -> None:
@@ -188,6 +155,12 @@ def old_completions(inputs: Inputs) -> None:
         inputs.listener(warning(text))
 
 
+def has_own_weights(config: Config) -> bool:
+    """Whether completions are drawn from a copy of the weights, in a process of its own or not."""
+    engine = config.sampling.engine
+    return own_sampler(engine).has_own_weights if ":" in engine else engine != "local"
+
+
 def groups_learn_alone(inputs: Inputs) -> None:
     """Under ``rollouts.accumulate`` a group needs nothing of the others."""
     config = inputs.config
@@ -195,7 +168,7 @@ def groups_learn_alone(inputs: Inputs) -> None:
         return
     objective, design = config.objective, find_design(find_condition(config.condition).design)
     reasons = {
-        "sampling.engine = local, which draws where the learner works": config.sampling.engine == "local",
+        f"sampling.engine = {config.sampling.engine}, which draws where the learner works": not has_own_weights(config),
         "rollouts.ahead, which overlaps more": config.rollouts.ahead > 0,
         "objective.loss_type = bnpo, whose means depend on the cut": objective.loss_type == "bnpo",
         "objective.scale_rewards = batch": objective.scale_rewards == "batch",

@@ -41,7 +41,8 @@ from stepalign.feedback.designs import find_condition, find_design
 from stepalign.stopping import PROCESS
 from stepalign.storage.files import read_json, write_atomically, write_json
 from stepalign.storage.run_folder import RunFolder, as_before
-from stepalign.verbs.checks import Inputs, check_recipe, run_checks
+from stepalign.verbs.checks import check_recipe, run_checks
+from stepalign.verbs.inputs import Inputs
 from stepalign.verbs.processes import Job, run_all
 from stepalign.verbs.progress import for_python
 from stepalign.verbs.report import BASE, SIGNAL, arm_differences, collect_results, publish, rewrite_results

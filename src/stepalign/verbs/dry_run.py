@@ -20,9 +20,10 @@ from stepalign.records import Attempt, Critique, CritiqueForm, Problem
 from stepalign.report.text import visible
 from stepalign.rollouts.order import problems_of_step
 from stepalign.training.ranks import num_ranks
-from stepalign.verbs.checks import CHECKS, Inputs, checkpoint_rule, material
+from stepalign.verbs.checks import CHECKS, checkpoint_rule, material
 from stepalign.verbs.duration import Rates, describe_hours, measured, published
 from stepalign.verbs.footprint import SHAPES, describe_memory, describe_tokens, known_shape, memory_parts
+from stepalign.verbs.inputs import Inputs
 
 if TYPE_CHECKING:
     from stepalign.models.load import Solver

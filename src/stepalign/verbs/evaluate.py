@@ -17,8 +17,9 @@ from stepalign.events import Listener, line, warning
 from stepalign.models.places import find_model, weight_files
 from stepalign.storage.files import read_json, write_atomically, write_json
 from stepalign.storage.fingerprint import sha256_of_file
-from stepalign.verbs.checks import Inputs, refuse_long_questions
+from stepalign.verbs.checks import refuse_long_questions
 from stepalign.verbs.configs import config_for_model
+from stepalign.verbs.inputs import Inputs
 from stepalign.verbs.progress import for_python
 
 

@@ -26,7 +26,8 @@ from stepalign.events import Listener, line, warning
 from stepalign.stopping import Interrupted, StopRequest
 from stepalign.storage.jsonl import whole_lines
 from stepalign.storage.run_folder import RunFolder, as_before
-from stepalign.verbs.checks import Inputs, run_checks
+from stepalign.verbs.checks import run_checks
+from stepalign.verbs.inputs import Inputs
 from stepalign.verbs.processes import POLL_SECONDS, STOPPED, Child, Job
 from stepalign.verbs.serve import cards
 

@@ -33,7 +33,8 @@ from stepalign.storage.files import write_json
 from stepalign.storage.fingerprint import sha256_of_file
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.run_folder import RunFolder, as_before
-from stepalign.verbs.checks import Inputs, refuse_long_questions
+from stepalign.verbs.checks import refuse_long_questions
+from stepalign.verbs.inputs import Inputs
 from stepalign.waiting import wait_for
 
 CHUNK = 32

@@ -20,7 +20,8 @@ from stepalign.stopping import StopRequest
 from stepalign.storage.files import write_json
 from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.training.ranks import this_rank
-from stepalign.verbs.checks import Inputs, run_checks
+from stepalign.verbs.checks import run_checks
+from stepalign.verbs.inputs import Inputs
 from stepalign.verbs.progress import for_python
 
 if TYPE_CHECKING:

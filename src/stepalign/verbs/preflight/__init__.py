@@ -30,8 +30,9 @@ from stepalign.token_signal import evidence
 from stepalign.token_signal.evidence import share
 from stepalign.token_signal.table import NULL, SHUFFLED
 from stepalign.token_signal.verdict import judge
-from stepalign.verbs.checks import Inputs, run_checks
+from stepalign.verbs.checks import run_checks
 from stepalign.verbs.footprint import expected
+from stepalign.verbs.inputs import Inputs
 from stepalign.verbs.progress import for_python
 
 if TYPE_CHECKING:
