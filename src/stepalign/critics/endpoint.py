@@ -108,13 +108,8 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
         self.cache = ReplyCache(cache_path, lease_seconds=section.timeout + 60.0) if cache_path is not None else None
         self._owner = owner_name()
         # Part of a reply's key in the cache, with all that it depends on.
-        self._sampling = {
-            "temperature": section.temperature,
-            "max_tokens": section.max_tokens,
-            "top_p": None,
-            "seed": None,
-        }
-        self._sampling |= {"extra_body": section.extra_body, "structured": self._structured}
+        drawn = {"temperature": section.temperature, "max_tokens": section.max_tokens, "top_p": None, "seed": None}
+        self._sampling = {**drawn, "extra_body": section.extra_body, "structured": self._structured}
         key = "" if section.cache_only else read_key(section.api_key_env)
         reached = () if section.cache_only else section.base_urls
         self._policy = policy or RetryPolicy()
@@ -209,9 +204,8 @@ class EndpointCritic(AbstractContextManager["EndpointCritic"]):
             return
         if self.cache is not None:
             if self.cache.damaged:
-                self._say_once(
-                    f"critic: {self.cache.damaged} damaged replies of {self.cache.path} were asked for again"
-                )
+                damaged = f"{self.cache.damaged} damaged replies of {self.cache.path}"
+                self._say_once(f"critic: {damaged} were asked for again")
             with suppress(Exception):
                 self.cache.release_all(self._owner)
             self.cache.close()
