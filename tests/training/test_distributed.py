@@ -1,7 +1,7 @@
 """Two ranks of torchrun compute what one process computes, and end together.
 
 One start of two ranks runs all cases of ``two_ranks.py``: the loss within 1e-4, the gradient norm within 1e-5, the
-weights after three steps within 1e-4. Another is the command itself, whose rank 1 is killed.
+weights after three steps within 1e-4. Others are the command itself under torchrun, whose rank 1 is killed, or hangs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 from patience import PATIENCE, wait_until
 from safetensors.torch import load_file
+from warm import python
 
 from stepalign.config import changed, load_config
 from stepalign.errors import ConfigError
@@ -48,10 +50,25 @@ CASES = list(load_script().cases())
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The numbers of every case."""
-    command = [*TORCHRUN, str(SCRIPT), str(tmp_path_factory.mktemp("ranks"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-5000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    folder = tmp_path_factory.mktemp("ranks")
+    code = f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [*python(), "-c", code, str(folder)],
+            env={**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    told = [rank.communicate(timeout=PATIENCE) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "".join(error[-5000:] for _, error in told)
+    rows = [json.loads(line) for line in told[0][0].splitlines() if line.startswith("{")]
     return {row.pop("case"): row for row in rows}
 
 
@@ -87,10 +104,11 @@ def test_a_killed_rank_ends_the_run_which_one_process_then_finishes(
     )
     train = ["-m", "stepalign", "train", str(recipe), "--out"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run([sys.executable, *train, str(whole)], check=True, capture_output=True)
+    subprocess.run([*python(), *train, str(whole)], check=True, capture_output=True)
     # Stopped where rank 1 dies: in its third step at the latest.
     with (tmp_path / "log").open("w+") as log:
-        process = subprocess.Popen([*TORCHRUN, *train, str(broken)], stdout=log, stderr=log)
+        command = [*TORCHRUN, "--no-python", *python(), *train, str(broken)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
         wait_until(lambda: list(broken.glob("checkpoints/step-00002/manifest.json")), process, tmp_path / "log")
         ranks = {environment("RANK", pid): pid for pid in children(process.pid)}
         os.kill(ranks["1"], signal.SIGKILL)
@@ -100,7 +118,7 @@ def test_a_killed_rank_ends_the_run_which_one_process_then_finishes(
     assert "has given no sign" not in text  # its death ends the run, not the timeout of the others
     assert "rank 1 of 2" in text or "rank      : 1 (local_rank: 1)" in text
     assert all(not Path(f"/proc/{pid}").exists() for pid in ranks.values())
-    subprocess.run([sys.executable, *train, str(broken), "--resume"], check=True, capture_output=True)
+    subprocess.run([*python(), *train, str(broken), "--resume"], check=True, capture_output=True)
     rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, broken)]
     assert [row["step"] for row in rows[1]] == [1, 2, 3, 4, 5, 6]
     assert [row["loss"] for row in rows[1]] == pytest.approx([row["loss"] for row in rows[0]], rel=1e-4)

@@ -1,4 +1,4 @@
-"""Run by torchrun on two ranks: every case against a learner in one process, on rank 0; a line of JSON for each.
+"""Run on two ranks: every case against a learner in one process, on rank 0; a line of JSON for each.
 
 torchrun --standalone --nproc-per-node 2 tests/training/two_ranks.py FOLDER
 """
