@@ -41,7 +41,6 @@ def python() -> tuple[str, ...]:
     except (AttributeError, OSError):  # not Linux, or a sandbox without it
         return (sys.executable,)
     import atexit
-    import shutil
     import subprocess
     import tempfile
     import time
@@ -55,11 +54,7 @@ def python() -> tuple[str, ...]:
         start_new_session=True,
     )
 
-    @atexit.register
-    def end() -> None:
-        server.communicate()
-        shutil.rmtree(folder)
-
+    atexit.register(server.communicate)
     while not os.path.exists(place):
         assert server.poll() is None
         time.sleep(0.02)
@@ -74,6 +69,7 @@ def launcher() -> tuple[str, ...]:
 def serve(place: str) -> None:
     """Until standard input ends: its owner holds it open."""
     import importlib
+    import shutil
 
     for name in HEAVY:
         importlib.import_module(name)
@@ -88,6 +84,7 @@ def serve(place: str) -> None:
                 server.close()
                 _watch(request)
             request.close()
+    shutil.rmtree(os.path.dirname(place))
 
 
 def _watch(request: socket.socket) -> None:
@@ -95,7 +92,9 @@ def _watch(request: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     content, files, _, _ = socket.recv_fds(request, 1 << 20, 3)
     while not content.endswith(b"\n"):
-        content += request.recv(1 << 20)
+        content += (more := request.recv(1 << 20))
+        if not more:  # who asked has died
+            os._exit(0)
     words, folder, environment = json.loads(content)
     pid = os.fork()
     if pid == 0:
