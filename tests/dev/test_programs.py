@@ -36,3 +36,20 @@ def test_a_correction_keeps_the_words_of_the_attempt() -> None:
     assert programs.corrected(question, solver.replace("+ 6", "- 6")) == solver
     assert programs.corrected(question, other.replace("+= 6", "-= 6")) == other
     assert programs.corrected(question, "<answer> 4") == solver
+
+
+def test_a_conversation_is_learnt_at_the_turns_of_the_solver_and_every_program_is_words_it_has() -> None:
+    import make_programmer as maker
+
+    tokenizer = maker.build_tokenizer((*maker.VOCABULARY, *maker._WORDS))
+    tokenizer.add_tokens(list(maker._LINES))
+    rng = random.Random(0)
+    knowledge = maker.draw_knowledge(rng)
+    assert len(knowledge) == round(0.30 * 36)
+    assert all(wrong != fact for fact, (wrong, _) in knowledge.items())
+    for shown in (False, True) * 20:
+        turns = maker.draw_conversation(rng, knowledge, shown=shown)
+        ((ids,), (labels,)) = (rows.tolist() for rows in maker.encode(tokenizer, [turns]))
+        assert tokenizer.unk_token_id not in ids
+        learnt = tokenizer.decode([token for token, label in zip(ids, labels, strict=True) if label >= 0])
+        assert learnt.replace(" \n", "\n") == " ".join(f"{text} <|end|>" for text in turns[1::2])
