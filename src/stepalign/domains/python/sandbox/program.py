@@ -44,7 +44,7 @@ def _parent_of(job, text, confinement, source, values):
     os.close(ends)
     pipes = {output: job["most"], end: job["max_bytes"]}
     found, limit, begun = {output: b"", end: b""}, job["wall_seconds"], time.monotonic()
-    ended, deadline = 0, begun + limit
+    ended, status, waited, deadline = 0, 0, 0.0, begun + limit
     while not ended and time.monotonic() < deadline:
         drained = values.drain(pipes, found, deadline)
         waited = values.seconds_waited(child)
