@@ -57,7 +57,7 @@ class Sampler(Protocol):
         ...
 
 
-def own_sampler(name: str) -> Callable[[Any, Any], Sampler]:
+def own_sampler(name: str) -> Any:
     """A class of the user's, made with the solver and the section ``sampling``, by "module:Class" or "file.py:Class".
 
     Raises:
