@@ -54,6 +54,8 @@ def leaves(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, st.Se
             found[key] = st.sampled_from([*DIVERGENCES, "jensen_shannon(0.3)"])
         elif key == "environment.kind":  # a name of the table, or a class
             found[key] = st.sampled_from([*ENVIRONMENTS, "replies.py:Echo"])
+        elif key == "sampling.engine":
+            found[key] = st.sampled_from(["local", "vllm", "draws.py:Own"])
         elif key == "sampling.stop":  # no empty text ends a completion
             found[key] = st.lists(TEXT.filter(bool), max_size=3).map(tuple)
         elif key not in ("compare.arms", "evaluation.ks"):

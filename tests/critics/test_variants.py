@@ -175,7 +175,7 @@ def test_a_second_attempt_is_not_what_the_critic_said() -> None:
             return Critique(rollout_id="r", critic="c", status="malformed", text="")
 
     tries: Any = None
-    critic = SecondTurn(Notes("x"), tries, "n")
+    critic = SecondTurn(Notes("x"), tries)
     earlier = Critique(rollout_id="r", critic="c", status="ok", text="trace\nsecond attempt", raw="trace")
     wait_for(critic.critique(attempt(), earlier=earlier, complaint="Again."))
     assert seen == ["trace"]
