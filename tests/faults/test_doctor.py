@@ -131,6 +131,7 @@ def test_records_of_a_killed_run_are_held_against_its_checkpoint(run: Path) -> N
 def test_records_that_a_killed_run_has_lost_are_named_by_those_who_read_them(run: Path, name: str, damage: str) -> None:
     (run / "sums.json").unlink()
     (run / "samples" / "step-00002-test.jsonl").unlink()
+    (run / "summary.json").unlink()  # the run has not ended
     with RunFolder(run, CONFIG, resume=True) as folder:
         folder.append("evaluations", [{"step": 2, "set": "test", "rollouts": 6, "seconds": 1, "metrics": []}])
         state = {"sizes": folder.sizes(), "sums": folder.sums(), "progress": {"step": 3}}
