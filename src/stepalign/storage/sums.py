@@ -89,7 +89,8 @@ def damaged_since(folder: Path, *names: str) -> list[tuple[str, str]]:
 def short_of_checkpoint(folder: Path, *names: str) -> list[tuple[str, str]]:
     """(record file, what is wrong) of those that hold less than the newest whole checkpoint of a killed run remembers.
 
-    A run that ended has its sums instead; without them its files are used as they are. A checkpoint that is damaged, or a wreck, is none that a run goes on from.
+    A run that ended has its sums instead; without them its files are used as they are. A checkpoint that is damaged, or
+    a wreck, is none that a run goes on from.
     """
     if (folder / SUMS).exists() or (folder / "summary.json").exists():
         return []
