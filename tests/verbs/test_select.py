@@ -204,7 +204,7 @@ def test_a_silent_critic_is_asked_again_and_is_never_a_wrong_answer(
 ) -> None:
     critic = Moody()
     heard: list[Event] = []
-    monkeypatch.setattr(module, "make_critic", lambda *_: critic)
+    monkeypatch.setattr(module, "make_critic", lambda *_, **__: critic)
     out = tmp_path / "out"
     first = select(config(), out, resume=False, listener=heard.append)["funnel"][-1]
     asked = first["before"]
