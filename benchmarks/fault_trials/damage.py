@@ -120,7 +120,7 @@ def damages(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
         kept.rename(folders[kept.name])
     turns = [(kind, reader) for kind, readers in READERS.items() for reader in readers]
     random.Random(0).shuffle(turns)
-    sound: dict[tuple[str, str], str] = {}
+    sound: dict[tuple[str, str], dict[Path, str]] = {}
     for trial in range(first, first + number):
         kind, reader = turns[trial % len(turns)]
         rng = random.Random(trial)
@@ -139,7 +139,8 @@ def damages(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
         printed = ended.err + "".join(line for line in ended.out.splitlines(True) if "arning" in line or ended.code)
         is_named = file.name in printed or (len(file.parts) > 1 and file.parent.name in printed)
         row |= {"seed": trial, "code": ended.code, "says": ended.err[:300]}
-        row["outcome"] = _outcome(ended, changed, is_named, said == sound[kind, reader])
+        alike = {**said, folders[kind] / file: ""} == {**sound[kind, reader], folders[kind] / file: ""}
+        row["outcome"] = _outcome(ended, changed, is_named, alike)
         if row["outcome"] not in ("nothing changed", "not needed"):
             row["said"] = (ended.out + ended.err)[-1500:]
         yield row
@@ -219,19 +220,20 @@ def damage(path: Path, way: str, rng: random.Random) -> bool:
     return path.read_bytes() != content
 
 
-def _read(lab: Lab, folders: Mapping[str, Path], kind: str, reader: str) -> tuple[Ended, str]:
-    """A command that reads a folder, and everything that numbers could be read from afterwards."""
+def _read(lab: Lab, folders: Mapping[str, Path], kind: str, reader: str) -> tuple[Ended, dict[Path, str]]:
+    """A command that reads a folder, and everything that numbers could be read from afterwards, by file."""
     new, folder = lab.folder / "new", folders[kind]
     shutil.rmtree(new, ignore_errors=True)
     words = _words(READERS[kind][reader], folder.parent, folder=folder, new=new)
     ended = opened(lab, words) if reader == "lab" else lab.run(words)
-    said = [re.sub(r"http\S+", "", line) for line in ended.out.splitlines() if not re.search(r"\ds?\b s\b", line)]
+    lines = [re.sub(r"http\S+", "", line) for line in ended.out.splitlines() if not re.search(r"\ds?\b s\b", line)]
+    said = {Path("terminal"): "\n".join(lines)}
     for place in [folder, new]:
         for name in ("results.json", "findings.json", "e.json", "signal.json", "rows.jsonl", "rollouts.jsonl"):
-            said.append(_numbers(place / name))
+            said[place / name] = _numbers(place / name)
         weights = place / "final" / "model.safetensors"
-        said.append(str(hash(weights.read_bytes())) if weights.exists() else "")
-    return ended, "\n".join(said)
+        said[weights] = str(hash(weights.read_bytes())) if weights.exists() else ""
+    return ended, said
 
 
 def opened(lab: Lab, words: Sequence[str]) -> Ended:

@@ -127,7 +127,7 @@ def test_records_of_a_killed_run_are_held_against_its_checkpoint(run: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["evaluations", "metrics", "rollouts"])
-@pytest.mark.parametrize("damage", ["removed", "cut"])
+@pytest.mark.parametrize("damage", ["removed", "cut", "flipped"])
 def test_records_that_a_killed_run_has_lost_are_named_by_those_who_read_them(run: Path, name: str, damage: str) -> None:
     (run / "sums.json").unlink()
     (run / "samples" / "step-00002-test.jsonl").unlink()
@@ -149,6 +149,8 @@ def test_records_that_a_killed_run_has_lost_are_named_by_those_who_read_them(run
     assert short_of_checkpoint(run) == Evaluations(run, (1,)).damage == []
     if damage == "removed":
         file.unlink()
+    elif damage == "flipped":
+        flip(file)
     else:
         lines = file.read_bytes().splitlines(keepends=True)
         file.write_bytes(b"".join(lines[:-1]))

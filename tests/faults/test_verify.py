@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 from stepalign.config import changed, load_config
-from stepalign.errors import ConfigError
+from stepalign.errors import ConfigError, LockedError
 from stepalign.events import silent
 from stepalign.feedback.prompts import load_template
 from stepalign.models.prompts import PromptBuilder
 from stepalign.stopping import StopRequest
-from stepalign.storage.run_folder import versions
+from stepalign.storage.files import write_json
+from stepalign.storage.run_folder import RunFolder, versions
 from stepalign.storage.sums import write_sums
 from stepalign.verbs.configs import config_for_model
+from stepalign.verbs.export import export
 from stepalign.verbs.report import run_results
 from stepalign.verbs.reproduce import differences, reproduce
 from stepalign.verbs.signal.from_run import analyse_run
@@ -115,6 +117,7 @@ def test_what_reads_a_finished_run_refuses_a_damaged_file_or_names_it(run: Path,
     readers: dict[str, Callable[[], Any]] = {
         "rollouts.jsonl": lambda: analyse_run(run, tmp_path / "signal"),
         "critiques.jsonl": lambda: analyse_run(run, tmp_path / "signal"),
+        "contexts.jsonl": lambda: export(run, "jsonl", tmp_path / "rows.jsonl"),
         "config.toml": lambda: config_for_model(str(run), "", None, {}),
     }
     for name, read in readers.items():
@@ -131,6 +134,35 @@ def test_what_reads_a_finished_run_refuses_a_damaged_file_or_names_it(run: Path,
         assert f"{run / name} has other content" in results["damage"][0]["reason"]
         assert results["metrics"] == []
         (run / name).write_bytes(before)
+
+
+def test_what_is_missing_or_short_is_a_finding(run: Path, tmp_path: Path) -> None:
+    def said(folder: Path) -> str:
+        found = Verified()
+        _hold_against_checksums(folder, found)
+        return " ".join(found.different)
+
+    (run / "checkpoints" / "step-00001" / "manifest.json").unlink()
+    assert said(run) == "checkpoints/step-00001/manifest.json is missing"
+    (run / "sums.json").unlink()
+    (run / "summary.json").unlink()  # the run was killed
+    metrics = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(metrics[0])
+    assert "metrics.jsonl has" in said(run)
+    (run / "config.toml").write_text("")
+    with pytest.raises(ConfigError, match="the recipe is empty"):
+        export(run, "jsonl", tmp_path / "rows.jsonl")
+    (run / "config.toml").unlink()
+    with pytest.raises(LockedError, match=r"config\.toml is missing beside the records of a run"):
+        RunFolder.check(run, load_config("arithmetic"), resume=True, kind="run", extra=())
+
+
+def test_an_evaluation_without_its_completions_or_settings_is_a_finding(tmp_path: Path) -> None:
+    samples = tmp_path / "e.samples.jsonl"
+    write_json(tmp_path / "e.json", {"metrics": [], "samples": str(samples), "num_problems": 1})
+    assert verify(tmp_path / "e.json").different == ["e.samples.jsonl is missing"]
+    samples.write_text("{}\n")
+    assert verify(tmp_path / "e.json").different == ["e.samples.json is missing"]
 
 
 @pytest.mark.parametrize("name", ["chat_template", "sanitize_control_tokens", "tokenize"])

@@ -257,6 +257,12 @@ def _refuse_strangers(path: Path, extra: Iterable[str]) -> None:
     begun = ("run.lock", "versions.json", ".versions.json.", ".config.toml.") if "run.lock" in found else ()
     own = (*extra, *begun)
     strangers = [name for name in found if not name.startswith(own)]
+    if "rollouts.jsonl" in strangers or "checkpoints" in strangers:
+        raise LockedError(
+            "config.toml is missing beside the records of a run",
+            where=str(path),
+            hint="put it back as it was, or give a new folder with --out",
+        )
     if strangers:
         raise LockedError(
             f"the folder holds other files, such as {strangers[0]}",

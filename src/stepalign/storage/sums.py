@@ -87,7 +87,7 @@ def damaged_since(folder: Path, *names: str) -> list[tuple[str, str]]:
 
 
 def short_of_checkpoint(folder: Path, *names: str) -> list[tuple[str, str]]:
-    """(record file, what is wrong) of those that hold less than the newest whole checkpoint of a killed run remembers.
+    """(record file, what is wrong) of those that do not begin as the newest whole checkpoint of a killed run saw them.
 
     A run that ended has its sums instead; without them its files are used as they are. A checkpoint that is damaged, or
     a wreck, is none that a run goes on from.
@@ -96,7 +96,9 @@ def short_of_checkpoint(folder: Path, *names: str) -> list[tuple[str, str]]:
         return []
     for checkpoint in reversed(step_folders(folder / "checkpoints")):
         try:
-            sizes = {f"{name}.jsonl": size for name, size in read_json(checkpoint / "state.json")["sizes"].items()}
+            state = read_json(checkpoint / "state.json")
+            sizes = {f"{name}.jsonl": size for name, size in state["sizes"].items()}
+            sums = {f"{name}.jsonl": one for name, one in state.get("sums", {}).items()}
         except (ConfigError, OSError, LookupError, AttributeError):
             continue
         there = {name: (folder / name).stat().st_size if (folder / name).is_file() else None for name in sizes}
@@ -104,6 +106,12 @@ def short_of_checkpoint(folder: Path, *names: str) -> list[tuple[str, str]]:
             (name, "is missing" if size is None else f"has {size} bytes and had {sizes[name]} at {checkpoint.name}")
             for name, size in there.items()
             if (size or 0) < sizes[name] and (not names or name in names)
+        ]
+        found += [
+            (name, f"has other content than at {checkpoint.name}")
+            for name, size in there.items()
+            if (size or 0) >= sizes[name] > 0 and (not names or name in names)
+            if name in sums and sha256_of_file(folder / name, sizes[name]) != sums[name]
         ]
         if not found or not ((checkpoint / WRECK).exists() or damaged_file(checkpoint, ("state.json",))):
             return found

@@ -109,6 +109,8 @@ def evaluate_model(
             hint="give another --out, or remove that file",
         )
     _refuse_changed_samples(out, samples)
+    if out.exists() and not samples.exists():
+        listener(warning(f"{samples} is missing: its completions are drawn again"))
     student = config.prompts.student.strip().splitlines()[0]
     taken = f" (from {origin}; --recipe or --set change it)" if origin else ""
     what = f"student prompt {student!r}, at most {config.evaluation_length} tokens, temperature"

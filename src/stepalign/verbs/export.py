@@ -19,6 +19,7 @@ from stepalign.feedback import designs
 from stepalign.records import Attempt
 from stepalign.storage.files import finite, read_json, write_atomically
 from stepalign.storage.jsonl import read_json_lines, to_json_line
+from stepalign.storage.sums import check_sums
 from stepalign.verbs.attempts import read_attempts, read_rollouts
 
 Row = dict[str, Any]
@@ -57,6 +58,7 @@ def export(folder: Path, to: str, out: Path) -> int:
         raise ConfigError(
             "this is no run and no folder of critiques", where=str(folder), hint="give the --out of train or critique"
         )
+    check_sums(folder, "config.toml", "source.json", "rollouts.jsonl", "contexts.jsonl", "critiques.jsonl")
     config = load_config(str(folder / "config.toml"))
     shown = (_of_critiques if (folder / "source.json").exists() else _of_run)(folder, config)
     rows = [finite(TARGETS[to](one, number)) for number, one in enumerate(shown)]

@@ -14,7 +14,7 @@ from stepalign.evaluation.evaluate import read_samples
 from stepalign.events import Listener, silent, warning
 from stepalign.storage.files import read_json
 from stepalign.storage.jsonl import read_json_lines
-from stepalign.storage.sums import check_sums, note_sums
+from stepalign.storage.sums import SUMS, check_sums, damaged_since, note_sums
 from stepalign.training.timeline import strip, write_trace
 
 BASE = "base"
@@ -180,6 +180,9 @@ def rewrite_results(folder: Path, listener: Listener = silent) -> Path:
     done |= {SIGNAL} if (folder / "signal.json").exists() else set()
     results["failures"] = {name: why for name, why in old.get("failures", {}).items() if name not in done}
     _say_damage(results, listener)
+    for run in sorted(sums.parent for sums in (folder / "arms").rglob(SUMS)):
+        for name, what in [] if (run / "summary.json").exists() else damaged_since(run, "summary.json"):
+            listener(warning(f"{run / name} {what}: the run is left out"))
     results["timings"] |= {k: v for k, v in old.get("timings", {}).items() if k not in results["timings"]}
     return publish(results, folder)
 

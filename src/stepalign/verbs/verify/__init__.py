@@ -11,8 +11,8 @@ from pathlib import Path
 
 from stepalign.errors import ConfigError
 from stepalign.events import Listener, silent
-from stepalign.storage.files import MANIFEST, SUPERSEDED, damaged_file, is_sealed
-from stepalign.storage.sums import SUMS, damaged_since, read_sums
+from stepalign.storage.files import MANIFEST, SUPERSEDED, damaged_file, is_sealed, step_folders
+from stepalign.storage.sums import SUMS, damaged_since, read_sums, short_of_checkpoint
 from stepalign.verbs.verify.others import (
     verify_comparison,
     verify_critiques,
@@ -54,11 +54,12 @@ def verify(folder: str | Path, *, num: int = 32, listener: Listener = silent) ->
                 check(folder, found, num, listener)
                 break
         else:
-            raise ConfigError(
-                "there is nothing to verify here",
-                where=str(folder),
-                hint="give the --out of train, compare, select, critique, signal or evaluate",
-            )
+            if not found.different:  # else its records are among the files that are missing
+                raise ConfigError(
+                    "there is nothing to verify here",
+                    where=str(folder),
+                    hint="give the --out of train, compare, select, critique, signal or evaluate",
+                )
     return found
 
 
@@ -74,3 +75,9 @@ def _hold_against_checksums(folder: Path, found: Verified) -> None:
         else:
             found.checked["checksums"] += len(read_sums(place))
             found.different += [f"{name / one} {what}" for one, what in damaged_since(place)]
+    for run in sorted({place.parent for place in folder.rglob("checkpoints")}):
+        name = run.relative_to(folder)
+        found.different += [f"{name / one} {what}" for one, what in short_of_checkpoint(run)]
+        for place in step_folders(run / "checkpoints"):
+            if not is_sealed(place):
+                found.different.append(f"{place.relative_to(folder) / MANIFEST} is missing")

@@ -60,11 +60,16 @@ def verify_evaluation(file: Path, found: Verified) -> None:
         raise ConfigError("this file is no evaluation", where=str(file), hint="give the --out of stepalign evaluate")
     samples = Path(stored["samples"])
     samples = samples if samples.exists() else file.with_name(samples.name)
-    key = read_json(next(p for p in (samples.with_suffix(".json"), samples.with_suffix(".key.json")) if p.exists()))
+    keys = [p for p in (samples.with_suffix(".json"), samples.with_suffix(".key.json")) if p.exists()]
+    if not (samples.exists() and keys):
+        found.different.append(f"{samples.with_suffix('.json').name if samples.exists() else samples.name} is missing")
+        return
+    key = read_json(keys[0])
     config = changed(Config(), {"evaluation": key["evaluation"], "data.test": key["problems"]}, str(file))
     keys = {"columns": key["columns"], "grader": key["grader"][0] or "", "grader_seconds": key["grader"][1]}
     config = changed(config, {f"data.{name}": value for name, value in keys.items()}, str(file))
     problems = read_samples(samples)
+    found.compare("counts", f"{samples.name}, problems", stored.get("num_problems", len(problems)), len(problems))
     with make_grader(config.data) as grader:
         regrade(problems, grader, samples.name, found)
     section = config.evaluation
