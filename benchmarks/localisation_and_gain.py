@@ -88,25 +88,30 @@ def correlations_table(points: Sequence[TrainedContext]) -> str:
 
 
 def draw(points: Sequence[TrainedContext], path: Path) -> None:
+    """A panel for each solver. Of many arms those have names that surely gain, or lie far from chance."""
     from matplotlib.figure import Figure
 
-    settings: dict[str, Any] = {"figsize": (6.5, 4.2), "layout": "constrained"}
+    solvers = list(dict.fromkeys(p.comparison for p in points))
+    columns = min(2, len(solvers))
+    rows = math.ceil(len(solvers) / columns)
+    settings: dict[str, Any] = {"figsize": (1 + 5.0 * columns, 0.4 + 3.6 * rows), "layout": "constrained"}
     figure = Figure(**settings)
-    axes = figure.add_subplot()
-    for comparison, marker in zip(dict.fromkeys(p.comparison for p in points), "osD^vP", strict=False):
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for comparison, axes in zip(solvers, panels.flat, strict=False):
         own = [p for p in points if p.comparison == comparison and not math.isnan(p.numbers.get(DRAWN, math.nan))]
         x, y = [p.numbers[DRAWN] for p in own], [100 * p.gain for p in own]
         errors = [[100 * (p.gain - p.low) for p in own], [100 * (p.high - p.gain) for p in own]]
-        axes.errorbar(x, y, yerr=errors, fmt=marker, label=comparison, capsize=2, alpha=0.8)
+        axes.axhline(0, color="0.6", linewidth=0.8)
+        axes.axvline(0.5, color="0.6", linewidth=0.8, linestyle=":")
+        axes.errorbar(x, y, yerr=errors, fmt="o", markersize=4, elinewidth=0.8, capsize=2, alpha=0.8)
         for point, at in zip(own, zip(x, y, strict=True), strict=True):
-            side: dict[str, Any] = {"ha": "right", "xytext": (-5, 4)} if at[0] > 0.8 else {"xytext": (5, 4)}
-            axes.annotate(point.label, at, textcoords="offset points", fontsize=7, **side)
-    axes.axhline(0, color="0.6", linewidth=0.8)
-    axes.axvline(0.5, color="0.6", linewidth=0.8, linestyle=":")
-    axes.set_xlabel(f"{LABELS[DRAWN]}, untrained solver (0.5 is chance)")
-    axes.set_ylabel("gain in Avg after training, points")
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+            if len(own) <= 12 or point.low > 0 or abs(at[0] - 0.5) > 0.25:
+                side: dict[str, Any] = {"ha": "right", "xytext": (-5, 4)} if at[0] > 0.6 else {"xytext": (5, 4)}
+                axes.annotate(point.label, at, textcoords="offset points", fontsize=7, **side)
+        axes.set_title(comparison, fontsize=9)
+    figure.supxlabel(f"{LABELS[DRAWN]}, untrained solver (0.5 is chance)", fontsize=9)
+    figure.supylabel("gain in Avg after training, points", fontsize=9)
+    figure.savefig(path, dpi=130)
 
 
 def main() -> None:
