@@ -49,8 +49,8 @@ def load_config(recipe: str | Path | None, settings: Settings = ()) -> Config:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"the recipe is not valid TOML: {error}", where=source) from error
-        if not tree:
-            raise ConfigError("the recipe is empty", where=source, hint="a run's own config.toml is never empty")
+        if not tree and path.name == "config.toml":  # which a run has written; a recipe may leave all to --set
+            raise ConfigError("the recipe is empty", where=source, hint="put it back: a run's own is never empty")
     for short in SHORT_FORMS.keys() & tree.keys():
         set_key(tree, short, tree.pop(short))
     if private := os.environ.get(CRITIC_URLS):
