@@ -101,21 +101,24 @@ def short_of_checkpoint(folder: Path, *names: str) -> list[tuple[str, str]]:
             sums = {f"{name}.jsonl": one for name, one in state.get("sums", {}).items()}
         except (ConfigError, OSError, LookupError, AttributeError):
             continue
-        there = {name: (folder / name).stat().st_size if (folder / name).is_file() else None for name in sizes}
         found = [
-            (name, "is missing" if size is None else f"has {size} bytes and had {sizes[name]} at {checkpoint.name}")
-            for name, size in there.items()
-            if (size or 0) < sizes[name] and (not names or name in names)
-        ]
-        found += [
-            (name, f"has other content than at {checkpoint.name}")
-            for name, size in there.items()
-            if (size or 0) >= sizes[name] > 0 and (not names or name in names)
-            if name in sums and sha256_of_file(folder / name, sizes[name]) != sums[name]
+            (name, what)
+            for name, size in sizes.items()
+            if (not names or name in names)
+            and (what := _changed_in(folder / name, size, sums.get(name), checkpoint.name))
         ]
         if not found or not ((checkpoint / WRECK).exists() or damaged_file(checkpoint, ("state.json",))):
             return found
     return []
+
+
+def _changed_in(file: Path, size: int, checksum: str | None, then: str) -> str:
+    """What is wrong with the first ``size`` bytes of a file that had them at the step ``then``; "" where nothing is."""
+    now = file.stat().st_size if file.is_file() else None
+    if (now or 0) < size:
+        return "is missing" if now is None else f"has {now} bytes and had {size} at {then}"
+    changed = size and checksum is not None and sha256_of_file(file, size) != checksum
+    return f"has other content than at {then}" if changed else ""
 
 
 def check_sums(folder: Path, *names: str) -> None:

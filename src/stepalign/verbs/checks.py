@@ -7,7 +7,7 @@ shapes. Nothing here loads weights, and nothing before ``loads_model`` loads tor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from stepalign.build import (
     check_critic_keys,
@@ -37,9 +37,6 @@ from stepalign.training.ranks import num_ranks
 from stepalign.training.trackers import check_trackers
 from stepalign.verbs.inputs import Inputs
 from stepalign.waiting import wait_for
-
-if TYPE_CHECKING:
-    pass
 
 SHOWN = 5
 """Problems that an error names; the others are counted."""

@@ -151,10 +151,15 @@ def evaluate_model(
     return result
 
 
+def settings_of(samples: Path) -> dict[str, Any] | None:
+    """What stored completions and verdicts depend on, as ``evaluate`` leaves it beside them; None: not on record."""
+    files = [file for end in (".key.json", ".json") if (file := samples.with_suffix(end)).is_file()]
+    return next((found for file in files if "grader" in (found := read_json(file))), None)
+
+
 def _refuse_another_judge(against: Path, ours: dict[str, Any], listener: Listener) -> None:
     """A win over completions that another grader has scored says nothing. Raises ConfigError."""
-    files = [file for end in (".key.json", ".json") if (file := against.with_suffix(end)).is_file()]
-    theirs = next((found for file in files if "grader" in (found := read_json(file))), None)
+    theirs = settings_of(against)
     if theirs is None or ("judge" in ours and "judge" not in theirs):
         if "judge" in ours or ours["grader"][0]:
             listener(warning(f"it is not on record by which judge the completions of {against} were scored"))

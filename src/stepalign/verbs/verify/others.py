@@ -17,6 +17,7 @@ from stepalign.feedback.designs import find_design
 from stepalign.records import Problem
 from stepalign.storage.files import finite, read_json
 from stepalign.storage.jsonl import read_json_lines
+from stepalign.verbs.evaluate import settings_of
 from stepalign.verbs.report import collect_results
 from stepalign.verbs.verify.run import regrade, verify_run
 from stepalign.verbs.verify.verified import Verified
@@ -60,11 +61,10 @@ def verify_evaluation(file: Path, found: Verified) -> None:
         raise ConfigError("this file is no evaluation", where=str(file), hint="give the --out of stepalign evaluate")
     samples = Path(stored["samples"])
     samples = samples if samples.exists() else file.with_name(samples.name)
-    keys = [p for p in (samples.with_suffix(".json"), samples.with_suffix(".key.json")) if p.exists()]
-    if not (samples.exists() and keys):
+    key = settings_of(samples)
+    if not samples.exists() or key is None:
         found.different.append(f"{samples.with_suffix('.json').name if samples.exists() else samples.name} is missing")
         return
-    key = read_json(keys[0])
     config = changed(Config(), {"evaluation": key["evaluation"], "data.test": key["problems"]}, str(file))
     keys = {"columns": key["columns"], "grader": key["grader"][0] or "", "grader_seconds": key["grader"][1]}
     config = changed(config, {f"data.{name}": value for name, value in keys.items()}, str(file))
