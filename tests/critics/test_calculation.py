@@ -121,6 +121,54 @@ def test_real_models_write_latex_speak_their_answer_and_are_cut(
     assert (found.error, found.text) == (error, attempt if corrected is None else corrected.replace("|", "\n"))
 
 
+TWO_STEPS = RIGHT.removesuffix("<answer> 97")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "error", "label"),
+    [
+        (f"{RIGHT}\n<answer> 97\n<answer> 97\n<answ", "extra", "answer"),
+        (f"{RIGHT} <answer> 97", "extra", "answer"),
+        (f"{TWO_STEPS}<answer> 79\n<answer> 79", "answer", "answer"),
+        (f"<answer> 97\n{RIGHT}", "extra", "answer"),
+        (f"<answer> 128\n{TWO_STEPS}", "extra", "answer"),
+        (RIGHT.replace("<step_2>", "<answer> 128\n<step_2>"), "extra", "answer"),
+        (RIGHT.replace("<step_2>", "<answer> 118\n<step_2>").replace("128", "118"), "arithmetic", "1"),
+        ("<answer> 80 + 48 = 118\n<answer> 118\n<answer> 118\n<answer", "arithmetic", "answer"),
+        ("<answer> 80 + 48 = 128\n<answer> 128 - 31 = 97", "extra", "answer"),
+        ("<step_1> 80 + 48 = 128\n<answer> 128 - 31 = 97", "extra", "answer"),
+        ("<answer> 97", "missing", "answer"),  # right by chance
+        ("<answer> 19\n<answer> 19", "missing", "answer"),
+        ("<step_1> \n<answer> 5", "missing", "1"),
+        ("", "missing", "answer"),
+    ],
+)
+def test_an_attempt_answers_once_and_behind_its_calculations(attempt: str, error: str, label: str) -> None:
+    found = look(attempt)
+    assert (found.error, found.label, found.text) == (error, label, RIGHT)
+
+
+@pytest.mark.parametrize("text", ["I put the result in <answer> tags.\n", "<think>Is it <answer> 5?</think>\n"])
+def test_an_answer_mark_that_states_nothing_is_no_answer(text: str) -> None:
+    assert look(f"{text}{RIGHT}") == Examination(error="", text=f"{text}{RIGHT}")
+
+
+def test_calculations_that_are_missing_are_marked_as_the_answer_is() -> None:
+    assert look("I think it is 12.\n#### 12").text == "80 + 48 = 128\n128 - 31 = 97\n#### 97"
+    assert look("<think>Hm.</think>The answer is 12.").text == (
+        "<think>Hm.</think>80 + 48 = 128\n128 - 31 = 97\nThe answer is 97."
+    )
+
+
+@given(st.lists(st.sampled_from([*RIGHT.split("\n"), "<answer> 5", "<answer> 2 + 3 = 5", "#### 5", "so", "<answer>"])))
+def test_of_any_mixture_of_steps_and_answers_a_corrected_trace_answers_once(lines: list[str]) -> None:
+    found = look("\n".join(lines))
+    if found.text and "####" not in found.text and "<answer>" not in lines:
+        assert found.text.count("<answer>") == 1
+        assert found.text.endswith("<answer> 97")
+        assert look(found.text).error == ""
+
+
 def test_a_sign_inside_a_latex_fraction_is_left_alone() -> None:
     attempt = "\\frac{1200}{300} = 4\n3 \\times 40 = 120\n4 + 120 = 124\n#### 124"
     found = examine(

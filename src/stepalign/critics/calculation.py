@@ -5,8 +5,8 @@ left side, or where changing it - a sign, a number, their order, leaving it out,
 end in the reference's expression. Expressions are compared as symbols, with the numbers of the question as unknowns:
 another order of the same calculations is right, and a wrong calculation with a right value by chance is not.
 
-The corrected trace keeps right steps to the letter and follows the solver's own plan and words. An attempt that the
-program does not understand gets no critique, with a reason that a run counts.
+The corrected trace keeps right steps to the letter, follows the solver's own plan and words, and answers once, at its
+end. An attempt that the program does not understand gets no critique, with a reason that a run counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fractions import Fraction
 
 from stepalign.critics.equations import OVER, Equation, Line, evaluate, find_equations, number_text, states, symbol
 from stepalign.critics.repairs import completed, operands, repairs, signs, swaps
-from stepalign.critics.rewriting import Change, answer_value, rewrite
+from stepalign.critics.rewriting import Change, answer_value, rewrite, without_stray_answers, write_steps
 from stepalign.critics.truth import Program, ReferenceExpression, link, symbols_of, values_of
 from stepalign.domains.math.extraction import extract_answer
 from stepalign.feedback.steps import ANSWER, PREAMBLE, split_steps, step_body
@@ -145,14 +145,34 @@ def examine(
         calculations: equations of a right solution, in their order.
         answer: the expected answer.
         thorough: correct also what no single change mends, by what the truth allows: where the calculations are
-            complete, and no other way to the answer is to be expected.
+            complete, and no other way to the answer is to be expected. An attempt without an equation gets theirs.
     """
     expected = answer_value(answer)
     truth = None if expected is None else ReferenceExpression(calculations, question, expected)
     if truth is None or truth.goal is None:
         return Examination(error="", reason=NO_TRUTH)
+    plain = without_stray_answers(text)
+    found = _examine(plain, truth, thorough)
+    if thorough and found.reason == NO_EQUATION:
+        written = write_steps(plain, calculations, answer)
+        return Examination(error="missing", label=_first_difference(text, written), text=written)
+    if plain == text or not found.text:
+        return found
+    error = "extra" if found.error in ("", "unfinished") else found.error
+    return replace(found, error=error, label=_first_difference(text, found.text))
+
+
+def _first_difference(text: str, corrected: str) -> str:
+    """Label of the step of an attempt from which its correction differs."""
+    steps = split_steps(text)
+    place = next((n for n, (a, b) in enumerate(zip(text, corrected, strict=False)) if a != b), len(corrected))
+    return next((step.label for step in steps if place < step.end), ANSWER)
+
+
+def _examine(text: str, truth: ReferenceExpression, thorough: bool) -> Examination:
+    """An attempt that answers once, at its end."""
     steps = _with_spoken_answer(split_steps(text))
-    closing = next((s for s in steps if s.label == ANSWER), None)
+    closing = next((s for s in reversed(steps) if s.label == ANSWER), None)
     body = text if closing is None else text[: closing.start]
     thought = steps[0].end if steps and steps[0].label == PREAMBLE else 0
     equations = [equation for equation in find_equations(body) if equation.start >= thought]

@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from stepalign.critics.equations import Equation, Token, tokens_of
+from stepalign.critics.equations import Equation, Token, find_equations, tokens_of
 from stepalign.domains.math.extraction import extract_answer
-from stepalign.feedback.steps import ANSWER
+from stepalign.domains.math.thinking import thinking_end
+from stepalign.feedback.steps import ANSWER, split_steps
 from stepalign.records import Step
 
 _NUMBERED = re.compile(r"(\s*(?:<step[ _-]?|(?:\*\*)?step\s|\(?))(\d{1,3})(?=[>:)]|\.\s)", re.I)
+
+
+_ANSWER_MARK = re.compile(r"<(?:final[ _-]?)?answer[ \t]{0,4}>|^#{4}(?=[ \t]{0,4}[^\s#])", re.I | re.M)
+_STEP_MARK = re.compile(r"<step[ _-]?\d{0,6}[ \t]{0,4}>", re.I)
 
 
 _MINUS = re.compile(r"(?<![\w)])[-−]\s{0,2}\$?$")
@@ -34,6 +39,42 @@ def answer_value(text: str) -> Fraction | None:
     found = extract_answer(text) or text
     numbers = _numbers(found)
     return numbers[0].value if len(numbers) == 1 else None
+
+
+def without_stray_answers(text: str) -> str:
+    """An attempt that answers once, at its end: an answer in front of a calculation is dropped, a calculation that is
+    marked as an answer is a step, and nothing follows the first answer behind the last calculation but its line."""
+    begin = thinking_end(text)
+    marks = [mark for mark in _ANSWER_MARK.finditer(text, begin) if _numbers(text[mark.end() : _piece_end(text, mark)])]
+    equations = find_equations(text)
+    last = max((begin, *(e.end for e in equations), *(m.end() for m in _STEP_MARK.finditer(text, begin))))
+    late = [mark for mark in marks if mark.start() >= last]
+    if len(late) > 1:
+        text = text[: _piece_end(text, late[0])].rstrip()
+    for mark in reversed(marks[: len(marks) - len(late)]):
+        end = _piece_end(text, mark)
+        if not any(mark.end() <= e.start < end for e in equations):
+            text = text[: mark.start()] + text[end:]
+        elif mark.group().startswith("<"):
+            text = f"{text[: mark.start()]}<step_0>{text[mark.end() :]}"
+    return text
+
+
+def _piece_end(text: str, mark: re.Match[str]) -> int:
+    """Where an answer ends: with its line, or in front of the next mark."""
+    line = text.find("\n", mark.end()) + 1 or len(text)
+    following = (m.start() for pattern in (_ANSWER_MARK, _STEP_MARK) if (m := pattern.search(text, mark.end(), line)))
+    return min((line, *following))
+
+
+def write_steps(text: str, calculations: Sequence[str], answer: str) -> str:
+    """A trace of given calculations behind the thoughts of an attempt, marked as it marks its answer."""
+    closing = next((step for step in split_steps(text) if step.label == ANSWER), None)
+    tagged = closing is None or closing.text.lstrip().startswith("<")
+    lines = [f"<step_{n}> {c}\n" if tagged else f"{c}\n" for n, c in enumerate(calculations, 1)]
+    return text[: thinking_end(text)] + "".join(
+        [*lines, f"<answer> {answer}" if tagged else _answer(closing, answer, lines)]
+    )
 
 
 def _numbers(text: str) -> list[Token]:
@@ -68,7 +109,7 @@ def rewrite(text: str, steps: Sequence[Step], change: Change) -> str:
             pieces.append(_edited(step, own, kept, change))
     for name in pending:
         _append(pieces, _new_step(name, change, template), template)
-    answer = next((step for step in steps if step.label == ANSWER), None)
+    answer = next((step for step in reversed(steps) if step.label == ANSWER), None)
     if answer or answer_value(extract_answer("".join(pieces)) or "") != Fraction(change.answer):
         pieces.append(_answer(answer, change.answer, pieces))
     return "".join(_renumbered(pieces) if _NUMBERED.match(body[0].text) else pieces)
