@@ -102,7 +102,9 @@ def run(name: str, seed: int, out: Path) -> Path:
     recipe, changes = CURVES[name]
     folder = out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
     if not (folder / "summary.json").exists():
-        sa.train(recipe, {**_SHORT, **changes, "training.seed": seed}, out=folder, listener=sa.silent)
+        sa.train(
+            recipe, {**_SHORT, **changes, "training.seed": seed}, out=folder, resume=folder.exists(), listener=sa.silent
+        )
         print(f"{folder} done", flush=True)
     return folder
 

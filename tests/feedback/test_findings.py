@@ -11,6 +11,7 @@ from stepalign.domains.math.grade import Grade
 from stepalign.errors import BudgetSpentError
 from stepalign.feedback import critique as reasons
 from stepalign.feedback.findings import FINDINGS, decide, policies
+from stepalign.feedback.statements import holds
 from stepalign.records import Attempt, Critique, Problem
 from stepalign.rollouts.review import Review, Rules, ask, ask_all, review
 from stepalign.waiting import wait_for
@@ -80,6 +81,58 @@ def found(text: str, attempt: str = WRONG, verdict: str = "incorrect", **kind: s
 )
 def test_each_finding_by_hand(text: str, attempt: str, verdict: str, expected: dict[str, str]) -> None:
     assert found(text, attempt, verdict) == expected
+
+
+TWO_LINES = "Paris is the capital of Italy.\n\nSo the train goes to Paris."
+
+
+@pytest.mark.parametrize("form", ["hint", "comment", "paraphrase"])
+@pytest.mark.parametrize(
+    ("text", "attempt", "place"),
+    [
+        ("Step 2 is wrong: 12 - 5 = 6.", WRONG, "step 2"),
+        ("Step 2: 12−5 is not 6.", WRONG, "step 2"),
+        ("In step 2 you wrote 6 for 12 - 5.", WRONG, "step 2"),
+        ("The difference 12 - 5 is 7, not 6.", WRONG, "step 2"),
+        ("The answer 12 is wrong.", WRONG, "answer"),
+        ("It is wrong that Paris is the capital of Italy.", TWO_LINES, "step 1"),
+        ("Step 2 is wrong, look at the subtraction.", WRONG, None),
+        ("8 + 4 = 12 is right; the next step is not.", WRONG, None),
+        ("The step behind 8 + 4 = 12 is wrong.", WRONG, None),  # arithmetic finds it right
+        ("12 - 5 = 7, so that 7 - 1 = 6 comes next.", WRONG, None),
+        ("Step 12 is wrong, and so is the answer.", WRONG, None),
+        ("Look at 112 - 5 = 6.", WRONG, None),
+        ("The first sentence confuses two countries.", TWO_LINES, None),
+    ],
+)
+def test_words_of_its_own_that_state_the_wrong_step_again(
+    text: str, attempt: str, place: str | None, form: str
+) -> None:
+    reply = replace(critique(text), form=form)
+    seen = review(request(attempt), reply, Rules(policies=SERVED))
+    assert seen.details.get("quotes_wrong_step") == place
+    assert (seen.critique.policy == "mask") == (place is not None)
+    right = review(request(attempt, verdict="correct"), reply, Rules(policies=SERVED))
+    assert "quotes_wrong_step" not in right.details
+
+
+@pytest.mark.parametrize(
+    ("calculation", "expected"),
+    [
+        (("3*4", "12"), True),
+        (("3×4", "13"), False),
+        (("1,000+5", "$1005"), True),
+        (("2/3", "0.67"), True),
+        (("2/3", "0.66"), False),
+        (("(3+4)*2", "14=2*7"), True),
+        (("x+1", "5"), None),
+        (("2**9**9**9", "5"), None),
+        (("1/0", "5"), None),
+        (("(" * 9000 + "1", "1"), None),
+    ],
+)
+def test_a_calculation_holds_fails_or_is_not_understood(calculation: tuple[str, str], expected: bool | None) -> None:
+    assert holds(calculation) is expected
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from stepalign.config import CriticSection, EnvironmentSection, ServerSection, load_config
 from stepalign.domains.math.grading import Grader
 from stepalign.domains.python import sandbox
+from stepalign.domains.python.sandbox import Ran
 from stepalign.errors import ConfigError
 from stepalign.feedback.prompts import load_template
 from stepalign.models.prompts import PromptBuilder
@@ -251,6 +252,20 @@ def test_an_output_without_end_is_cut_and_leaves_room_for_the_reason_of_a_failur
     assert "yyy" in failed
     assert failed.endswith("ZeroDivisionError: division by zero")
     assert len(failed) < 1000
+
+
+def test_a_call_without_a_processor_is_asked_again_when_it_comes_again(
+    byte_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = [Ran(fault="timed out"), Ran(output="5\n"), Ran(output="6\n"), Ran(fault="timed out", starved=True)]
+    monkeypatch.setattr("stepalign.domains.python.sandbox.run_program", lambda *_, **__: ends.pop(0))
+    monkeypatch.setattr("stepalign.domains.python.sandbox.why_unavailable", lambda: "")
+    code = "slow = 'on a busy machine'"
+    assert [answer_call(code), answer_call(code), answer_call(code)] == ["timed out", "5", "5"]
+    assert answer_call(f"{code} ") == "6"
+    busy = f"```python\n{code}  # once more\n```"
+    rollout = talk(byte_tokenizer, EnvironmentSection(kind="python_tool"), busy, "5")
+    assert (rollout.attempt.truncated, rollout.attempt.turns, ends) == (True, (), [])
 
 
 def test_a_machine_without_processes_ends_the_rollout_alone(byte_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,7 @@ def test_a_model_that_teaches_nothing_is_neither_looked_for_nor_loaded(
             with pytest.raises(ConfigError, match="nowhere"):
                 look(inputs)
         return
+    assert find_terms(changed(config, {"objective.teacher.weights": "ema"}))  # nothing to refuse in it
     model_is_there(inputs)
     teacher(inputs)
     (event,) = events

@@ -19,6 +19,7 @@ from typing import Literal
 from stepalign.config.sections import Policy
 from stepalign.feedback import critique as reasons
 from stepalign.feedback.alignment import Alignment, StepMatch
+from stepalign.feedback.quotes import quoted_in_words, step_name
 from stepalign.feedback.steps import ANSWER
 from stepalign.records import Critique, Verdict
 
@@ -37,8 +38,9 @@ class Reading:
     critique: Critique
     verdict: Verdict
     """Of the attempt."""
+    attempt: str
     alignment: Alignment | None
-    """None where the critique has no usable text."""
+    """None where the critique has no usable text, or other words than the solver's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,12 @@ def _in_text(look: Callable[[Alignment, Verdict], str | None]) -> Look:
     return over_reading
 
 
-def _quotes_wrong_step(found: Alignment, verdict: Verdict) -> str | None:
-    return _step(found, found.first_error) if found.wrong_text_repeated else None
+def _quotes_wrong_step(reading: Reading) -> str | None:
+    found, critique = reading.alignment, reading.critique
+    if found is not None and critique.status == "ok":
+        return _step(found, found.first_error) if found.wrong_text_repeated else None
+    is_read = critique.form in ("hint", "comment", "paraphrase") and reading.verdict == "incorrect"
+    return quoted_in_words(critique.text, reading.attempt) if is_read else None
 
 
 def _wrong_answer(found: Alignment, verdict: Verdict) -> str | None:
@@ -117,8 +123,7 @@ def _changed_step(found: Alignment, status: str) -> str | None:
 
 
 def _step(found: Alignment, index: int | None) -> str:
-    label = "" if index is None else found.solver_steps[index].label
-    return "answer" if label == ANSWER else f"step {label}" if label else ""
+    return "" if index is None else step_name(found.solver_steps[index])
 
 
 def _short(text: str) -> str:
@@ -151,7 +156,7 @@ def _failed(reading: Reading) -> str | None:
 
 FINDINGS: dict[str, Finding] = {
     "quotes_wrong_step": Finding(
-        _in_text(_quotes_wrong_step),
+        _quotes_wrong_step,
         "quote the wrong step",
         "The self-teacher will copy it: the error is reinforced instead of suppressed.",
         "It states the wrong step, or its wrong result, again. The wrong step must not occur anywhere: write only the "

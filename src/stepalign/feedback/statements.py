@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterable
+from fractions import Fraction
 from itertools import islice
 
 Equation = tuple[str, str]
@@ -59,6 +62,38 @@ def _balanced(formula: str) -> str:
 def calculations(text: str) -> list[Equation]:
     """The equations of a text that calculate something: ``3+4=7``, not ``x=7``, which may have two values."""
     return [(left, right) for left, right in equations(text) if re.search(r"\d[^\d.,]+\d", left)]
+
+
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+_SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "$": "", "€": "", "£": ""})
+_LONGEST = 200
+
+
+def plain_signs(text: str) -> str:
+    """A text with the signs of a program for times, divided and minus, and without those of money."""
+    return text.translate(_SIGNS)
+
+
+def holds(equation: Equation) -> bool | None:
+    """Whether a calculation is right, its result rounded or not; None where plain arithmetic cannot say."""
+    sides = [re.sub(r"(?<=\d),(?=\d{3})", "", plain_signs(side[:_LONGEST])) for side in equation]
+    result = sides[1].partition("=")[0]
+    try:
+        value, stated = (_value(ast.parse(side, mode="eval").body) for side in (sides[0], result))
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+        return None
+    return round(value, len(result.partition(".")[2])) == stated if "." in result else value == stated
+
+
+def _value(node: ast.expr) -> Fraction:
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return Fraction(str(number))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_value(left), _value(right))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand)
+    raise ValueError(ast.dump(node))
 
 
 def results_of(stated: Iterable[Equation]) -> dict[str, set[str]]:

@@ -147,7 +147,7 @@ def check_terms(
             where="objective.teacher.model",
             hint="--set objective.teacher.model=FOLDER, another model of the same vocabulary",
         )
-    if objective.teacher.is_other:
+    if objective.teacher.is_other and uses_teacher(condition, objective):
         _check_other_teacher(objective, sampling)
     if hybrid != "none" and not (design.has_context or condition.bare):
         raise ConfigError(

@@ -41,19 +41,35 @@ def find_call(text: str) -> str | None:
     return blocks[-1] if blocks and blocks[-1].strip() else None
 
 
-@lru_cache(maxsize=4096)  # a group often writes the same call
+class _LateError(Exception):
+    """Crosses the cache: the next call may have a processor in time."""
+
+
 def answer_call(code: str) -> str:
     """The output of a call, and the end of its traceback where it fails; a long output then loses its middle, so that
-    the message has room for the reason. Raises OSError where the process cannot be started."""
+    the message has room for the reason. Raises OSError where the process cannot be started or gets no processor."""
+    try:
+        return _ended_call(code)
+    except _LateError as late:
+        return str(late)
+
+
+@lru_cache(maxsize=4096)  # a group often writes the same call
+def _ended_call(code: str) -> str:
     ran = sandbox.run_program(code, echo=True, most=MOST_OUTPUT + 1)
-    late = f"timed out in {ran.trace}" if ran.trace and ran.fault == "timed out" else ""
-    output, end = ran.output, late or ran.trace or ran.fault
+    if ran.starved:
+        raise OSError(sandbox.TOO_BUSY.reason)
+    is_late = ran.fault == "timed out"
+    output, end = ran.output, f"timed out in {ran.trace}" if is_late and ran.trace else ran.trace or ran.fault
     if end:
         output = clip(output)
     elif len(output.encode()) > MOST_OUTPUT:
         output = output.encode()[:MOST_OUTPUT].decode(errors="ignore")
         end = f"(the output goes on after {MOST_OUTPUT} bytes)"
-    return "\n".join(part.rstrip() for part in (output, end) if part.strip()) or "(no output)"
+    message = "\n".join(part.rstrip() for part in (output, end) if part.strip()) or "(no output)"
+    if is_late:
+        raise _LateError(message)
+    return message
 
 
 class PythonTool:

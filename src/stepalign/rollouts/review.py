@@ -65,7 +65,9 @@ def review(attempt: Attempt, critique: Critique, rules: Rules | None, *, tries_l
             extract_answer=extract_answer,
             same_answer=rules.same_answer,
         )
-    details = findings.find(findings.Reading(critique=critique, verdict=attempt.verdict, alignment=alignment))
+    details = findings.find(
+        findings.Reading(critique=critique, verdict=attempt.verdict, attempt=attempt.text, alignment=alignment)
+    )
     policy, decided_by = findings.decide(
         details, rules.policies, tries_left=tries_left, has_reference=bool(problem.reference)
     )

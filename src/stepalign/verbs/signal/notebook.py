@@ -92,7 +92,9 @@ class Signal:
     def _findings(self, context: str, alignment: Alignment) -> dict[str, str]:
         text = self.table(context).text
         critique = Critique(rollout_id=self.scored.rollout_id, critic="given", status="ok", text=text)
-        return findings.find(findings.Reading(critique=critique, verdict=self.verdict, alignment=alignment))
+        return findings.find(
+            findings.Reading(critique=critique, verdict=self.verdict, attempt=self.scored.text, alignment=alignment)
+        )
 
     def to_html(self, path: str | Path) -> Path:
         """Write the page that ``stepalign signal`` writes: viewer and numbers in one file that needs no network."""
