@@ -152,7 +152,8 @@ def _load_frozen(source: str, columns: str | ColumnMap | Mapping[str, Any], limi
 
 def is_selection(source: str) -> bool:
     """Whether a source is a folder that ``stepalign select`` has written."""
-    return not is_hub(source) and (Path(source).expanduser() / "manifest.json").is_file()
+    folder = Path(source).expanduser()
+    return not is_hub(source) and any((folder / name).is_file() for name in ("manifest.json", "funnel.json"))
 
 
 def load_selection(folder: str, name: str, *, limit: int | None = None) -> ProblemSet:
@@ -162,11 +163,13 @@ def load_selection(folder: str, name: str, *, limit: int | None = None) -> Probl
         ConfigError: the selection has no such set, or the file was changed since.
     """
     path = Path(folder).expanduser()
+    manifest = path / "manifest.json"
     try:
-        entries = json.loads((path / "manifest.json").read_bytes())["files"]
+        entries = json.loads(manifest.read_bytes())["files"]
         files = {name: (path / entry["file"], entry["sha256"]) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError("This is no manifest of a selection.", where=str(path / "manifest.json")) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        what = "This is no manifest of a selection." if manifest.exists() else "The selection's manifest is missing."
+        raise ConfigError(what, where=str(manifest), hint=f"stepalign doctor {folder} says how it is mended") from None
     if name not in files:
         hint = f"--set data.{name}=FILE names other problems; stepalign select sets some aside for the test by "
         hint += "selection.test_share"

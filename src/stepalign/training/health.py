@@ -9,9 +9,10 @@ It speaks once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 from stepalign.config import GuardsSection, TeacherWeights
 from stepalign.training import breaks
@@ -37,7 +38,7 @@ class History:
     masked: Mapping[str, int] = field(default_factory=dict)
     follows: bool = True
     """Whether the self-teacher's weights follow the student's closely (``objective.teacher.weights``)."""
-    means: dict[str, list[float]] = field(default_factory=dict)
+    means: dict[str, MutableSequence[float]] = field(default_factory=dict)
     """Window means by name, as far as they were asked for: a long run is not averaged anew at each step."""
 
     def now(self, name: str) -> float:
@@ -49,7 +50,7 @@ class History:
 
     def windows(self, name: str) -> list[float]:
         """Means of all windows in which the number is defined, the present one last; none while that is undefined."""
-        means, size = self.means.setdefault(name, []), self.section.window
+        means, size = self.means.setdefault(name, array("d")), self.section.window
         for end in range(size + len(means), len(self.rows) + 1):
             means.append(_mean([row.get(name, math.nan) for row in self.rows[end - size : end]]))
         return [] if not means or math.isnan(means[-1]) else [mean for mean in means if not math.isnan(mean)]
@@ -240,11 +241,11 @@ class Guards:
     def __init__(self, section: GuardsSection, teacher: TeacherWeights = "live") -> None:
         self.section = section
         self._follows = teacher in ("live", "trust_region")
-        self.history: list[dict[str, float]] = []
+        self.history = _Rows()
         self.warned: list[str] = []
         self.broke: breaks.Broke | None = None
         """A break in the last step that asks for more than a warning."""
-        self._means: dict[str, list[float]] = {}
+        self._means: dict[str, MutableSequence[float]] = {}
 
     def look(self, numbers: Mapping[str, float], masked: Mapping[str, int] | None = None) -> list[str]:
         """New warnings after one more step.
@@ -253,7 +254,7 @@ class Guards:
             numbers: the step's numbers, as in metrics.jsonl.
             masked: samples masked in the whole run so far, by reason.
         """
-        self.history.append(_watched(numbers))
+        self.history.append(numbers)
         history = History(self.history, self.section, masked or {}, self._follows, self._means)
         found = {name: guard(history) for name, guard in GUARDS.items() if name not in self.warned}
         new = {name: text for name, text in found.items() if text}
@@ -269,13 +270,13 @@ class Guards:
 
     def take_back(self, to: int) -> None:
         """Forget the steps after ``to``: the run goes on from the weights behind it."""
-        self.history = [row for row in self.history if not row["step"] > to]
+        self.history = _Rows(row for row in self.history if not row["step"] > to)
         self._means.clear()
 
     def remember(self, metrics: Iterable[Mapping[str, Any]]) -> None:
         """The history of a run, from its metrics.jsonl."""
         for row in metrics:
-            self.history.append(_watched({name: value for name, value in row.items() if value is not None}))
+            self.history.append({name: value for name, value in row.items() if value is not None})
             if "rolled_back_to" in row:
                 self.take_back(row["rolled_back_to"])
 
@@ -310,8 +311,31 @@ def first_step(numbers: Mapping[str, float]) -> str:
     return f"{'there is no gradient: ' if still else ''}{seen}: {advice}"
 
 
-def _watched(numbers: Mapping[str, float]) -> dict[str, float]:
-    return {name: numbers.get(name, math.nan) for name in ("step", *WATCHED, *breaks.WATCHED)}
+class _Rows(Sequence[dict[str, float]]):
+    """What is watched of every step, a double each: a long run keeps millions of them."""
+
+    _NAMES = ("step", *WATCHED, *breaks.WATCHED)
+
+    def __init__(self, rows: Iterable[Mapping[str, float]] = ()) -> None:
+        self._values = array("d")
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: Mapping[str, float]) -> None:
+        self._values.extend(row.get(name, math.nan) for name in self._NAMES)
+
+    def __len__(self) -> int:
+        return len(self._values) // len(self._NAMES)
+
+    @overload
+    def __getitem__(self, at: int) -> dict[str, float]: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[dict[str, float]]: ...
+    def __getitem__(self, at: int | slice) -> dict[str, float] | list[dict[str, float]]:
+        if isinstance(at, slice):
+            return [self[one] for one in range(*at.indices(len(self)))]
+        start = range(len(self))[at] * len(self._NAMES)
+        return dict(zip(self._NAMES, self._values[start : start + len(self._NAMES)], strict=True))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -46,7 +46,13 @@ def config_for_model(model: str, recipe: str, settings: Settings | None, keys: M
         )
     # RUN, RUN/final and RUN/checkpoints/step-N all belong to RUN.
     run = next((f for f in (folder, *folder.absolute().parents[:2]) if _is_run(f)), None)
-    if run:
+    if run and not recipe and not (run / "config.toml").exists():
+        raise ConfigError(
+            "config.toml is missing beside the weights of a run",
+            where=str(run / "config.toml"),
+            hint="put it back as it was, or name a recipe with --recipe",
+        )
+    if run and not recipe:
         check_sums(run, "config.toml")
     default = str(run / "config.toml") if run else recipe_of(model) or None
     path = str(folder / "final") if run == folder else model
@@ -143,4 +149,6 @@ def parse_pairs(text: str) -> dict[str, str]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.toml").exists() and (folder / "run.lock").exists()
+    return (folder / "run.lock").exists() and any(
+        (folder / f).exists() for f in ("config.toml", "final", "checkpoints")
+    )

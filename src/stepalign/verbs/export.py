@@ -55,9 +55,8 @@ def export(folder: Path, to: str, out: Path) -> int:
     if out.suffix not in (".jsonl", ".parquet"):
         raise ConfigError("the file must end in .jsonl or .parquet", where=str(out), hint=f"--out {out.stem}.jsonl")
     if not (folder / "config.toml").exists():
-        raise ConfigError(
-            "this is no run and no folder of critiques", where=str(folder), hint="give the --out of train or critique"
-        )
+        what = "this is no run and no folder of critiques: config.toml is missing"
+        raise ConfigError(what, where=str(folder), hint="give the --out of train or critique")
     check_sums(folder, "config.toml", "source.json", "rollouts.jsonl", "contexts.jsonl", "critiques.jsonl")
     config = load_config(str(folder / "config.toml"))
     shown = (_of_critiques if (folder / "source.json").exists() else _of_run)(folder, config)

@@ -53,10 +53,10 @@ def reproduce(run: Path, out: Path, *, listener: Listener, stop: StopRequest) ->
     """
     from stepalign.verbs.train import train_config
 
-    if not (run / "config.toml").exists() or not (run / "metrics.jsonl").exists():
-        raise ConfigError(
-            "not a run folder with at least one step", where=str(run), hint="give the --out of a training"
-        )
+    for name in ("config.toml", "metrics.jsonl"):
+        if not (run / name).exists():
+            what = f"not a run folder with at least one step: {name} is missing"
+            raise ConfigError(what, where=str(run), hint="give the --out of a training")
     steps = sum(1 for _ in read_json_lines(run / "metrics.jsonl"))
     config = _replayed(load_config(str(run / "config.toml")), run)
     own_stop = StopRequest()

@@ -292,16 +292,16 @@ def _evaluations(folder: Path) -> Iterator[Finding]:
 
 def _selection(folder: Path) -> Iterator[Finding]:
     """The frozen problems of a selection against their checksums."""
-    file = folder / MANIFEST
+    file, again = folder / MANIFEST, f"rm {folder / SUMS}, then stepalign select --resume writes it again"
     if not file.exists():
+        if (folder / "funnel.json").exists():
+            yield Finding(path=file, what="is missing", meaning=f"a run on it is refused; {again}")
         return
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))["files"].values()
         expected = {entry["file"]: entry["sha256"] for entry in entries}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        yield Finding(
-            path=file, what="is no manifest of a selection", meaning="stepalign select --resume writes it again"
-        )
+        yield Finding(path=file, what="is no manifest of a selection", meaning=f"a run on it is refused; {again}")
         return
     for name, checksum in expected.items():
         path = folder / name
@@ -309,7 +309,7 @@ def _selection(folder: Path) -> Iterator[Finding]:
             yield Finding(
                 path=path,
                 what="is not what the manifest says",
-                meaning="a run on it is refused; stepalign select --resume writes it again",
+                meaning=f"a run on it is refused; {again}",
             )
 
 
