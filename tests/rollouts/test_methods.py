@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,10 +75,101 @@ def test_the_shortest_right_attempt_teaches_the_longest_wrong_one() -> None:
     assert wrong[0].masked == "no correct sibling"
 
 
-@pytest.mark.parametrize("arm", load_config(find_recipe("methods")).compare.arms, ids=lambda arm: arm.name)
+METHODS = load_config(find_recipe("methods"))
+ARMS = pytest.mark.parametrize("arm", METHODS.compare.arms, ids=lambda arm: arm.name)
+
+
+@ARMS
 def test_every_row_of_the_methods_has_a_signal(arm) -> None:
     config = load_config(find_recipe("methods"), arm.set)
     condition = check_terms(config.condition, config.sampling, config.training, config.objective)
     example = Facts(verdict="incorrect", has_context=True, first_error=0, step=0)
     found = HYBRIDS[config.objective.hybrid].weigh(condition, example, config.objective)
     assert found.distillation_weight or found.policy_weight
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recipe, page and a computation by hand for every row
+
+LOSS = "training/test_learner.py: test_the_loss_of_each_method_is_its_formula"
+WEIGHTS = "training/test_teacher.py: test_ema_is_the_geometric_sum"
+SHOWN = "feedback/test_designs.py: test_what_each_design_shows"
+SIZED = "rollouts/test_rollouts.py: test_rlsd_keeps_the_advantage_and_lets_the_teacher_size_it_ever_less"
+CONTRAST = "rollouts/test_rollouts.py: test_cepo_and_a_calibrated_signal_have_a_second_prompt_in_the_same_words"
+OTHER_MODEL = "training/test_other_teacher.py: test_the_loss_is_the_divergence_from_the_other_model"
+SKIPPED = "rollouts/test_rollouts.py: test_skipping_gives_the_gradient_of_the_other_groups_alone"
+NORM = "training/test_learner.py: test_the_step_is_that_of_adamw_on_the_clipped_gradient"
+SCALED = "objectives/test_policy_gradient.py: test_group_advantages_by_hand"
+BY_HAND = {
+    "condition = stepalign": "feedback/test_designs.py: test_the_papers_three_conditions",
+    "condition = refsol": "feedback/test_designs.py: test_the_papers_three_conditions",
+    "condition = grpo": "objectives/test_policy_gradient.py: test_group_advantages_by_hand",
+    "condition = peer_demonstration": SHOWN,
+    "condition = answer": SHOWN,
+    "condition = shortest_sibling": (
+        "rollouts/test_methods.py: test_the_shortest_right_attempt_teaches_the_longest_wrong_one"
+    ),
+    "condition = majority": (
+        "feedback/test_designs.py: test_the_majority_is_the_shortest_other_attempt_with_the_most_frequent_answer"
+    ),
+    "condition = second_turn": (
+        "rollouts/test_own_critic.py: test_the_second_turn_is_the_critique_and_an_attempt_made_with_it"
+    ),
+    "condition = self_critique": (
+        "rollouts/test_own_critic.py: test_the_solver_as_critic_sees_question_and_attempt_and_locates_nothing"
+    ),
+    "critic.solver_weights = initial": (
+        "critics/test_variants.py: test_the_solver_as_its_own_critic_is_live_or_frozen"
+    ),
+    "condition = fixed_negative": (
+        "rollouts/test_stream.py: "
+        "test_the_fixed_negative_control_punishes_unlikely_tokens_of_wrong_rollouts_and_nothing_else"
+    ),
+    "condition = gkd": OTHER_MODEL,
+    "objective.teacher.model": OTHER_MODEL,
+    "objective.hybrid = weighted_sum": "rollouts/test_rollouts.py: test_a_weighted_sum_trains_every_rollout_on_both",
+    "objective.hybrid = rlsd": SIZED,
+    "objective.rlsd_mixing": SIZED,
+    "objective.rlsd_decay_steps": SIZED,
+    "objective.hybrid = srpo": (
+        "rollouts/test_rollouts.py: test_srpo_sends_wrong_rollouts_to_the_teacher_and_the_others_to_the_verdict"
+    ),
+    "objective.hybrid = rosd": "rollouts/test_rollouts.py: test_rosd_trains_from_the_first_wrong_step_on",
+    "objective.hybrid = rebellious": (
+        "rollouts/test_methods.py: test_the_turned_size_is_the_ratio_of_student_to_teacher"
+    ),
+    "objective.hybrid = cliff": "rollouts/test_methods.py: test_on_a_cliff_the_self_teacher_takes_over",
+    "objective.hybrid = cepo": CONTRAST,
+    "objective.hybrid = calibrated": CONTRAST,
+    "objective.teacher.weights = ema": WEIGHTS,
+    "objective.teacher.ema_decay": WEIGHTS,
+    "objective.teacher.weights = trust_region": LOSS,
+    "objective.teacher.live_share": LOSS,
+    "objective.scale_rewards": SCALED,
+    "sampling.skip_zero_std_groups": SKIPPED,
+    "training.max_grad_norm": NORM,
+    **dict.fromkeys(
+        (
+            "objective.divergence", "objective.top_k", "objective.importance_clip", "objective.entry_clip",
+            "objective.epsilon_high", "objective.beta", "objective.loss_type", "objective.discrepancy_weight",
+            "objective.position_weight",
+        ),
+        LOSS,
+    ),
+}  # fmt: skip
+"""A setting of a method, with or without its value -> file and test that computes it by hand."""
+
+
+@ARMS
+def test_every_row_of_the_methods_is_on_the_page_and_computed_by_hand(arm) -> None:
+    settings = {"condition": METHODS.condition, **arm.set}
+    page = (Path(__file__).parents[2] / "docs" / "objective.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if re.match(rf"\|[^|]*\| `{arm.name}`[ |]", line)]
+    used = []
+    for key, value in settings.items():
+        used += [name for name in (f"{key} = {value}", key) if name in BY_HAND][:1] or [f"{key} = {value}: by no test"]
+        assert f"{key.removeprefix('objective.')}=" in row.replace("`", ""), f"{key} is not on the page"
+    for setting in used:
+        file, _, test = BY_HAND[setting].partition(": ")
+        tree = ast.parse((Path(__file__).parents[1] / file).read_text(encoding="utf-8"))
+        assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, setting

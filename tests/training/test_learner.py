@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from stepalign.config import ObjectiveSection, TeacherSection, TrainingSection
+from stepalign.config import ObjectiveSection, TeacherSection, TrainingSection, find_recipe, load_config
 from stepalign.models.load import Solver
 from stepalign.objectives.tokens import restrict_to_top_k, sampled_token_loss
 from stepalign.records import Sample
@@ -256,6 +256,33 @@ def test_loss_and_gradient_are_those_of_plain_autograd(name: str, make_solver, s
         torch.testing.assert_close(found[parameter_name], parameter.grad, rtol=1e-5, atol=1e-8)
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in setting.twin.parameters()))
     assert numbers["grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def objectives_of_the_methods() -> dict[str, dict[str, Any]]:
+    """Arm -> its objective where no earlier arm has the same loss. The solver here has fewer words than 32."""
+    found: dict[str, dict[str, Any]] = {}
+    for arm in load_config(find_recipe("methods")).compare.arms:
+        own = {key.removeprefix("objective."): value for key, value in arm.set.items() if key.startswith("objective.")}
+        read = {key: value for key, value in own.items() if not key.startswith(("hybrid", "scale_rewards", "rlsd_"))}
+        if "teacher.model" not in read:
+            read |= {"top_k": 5} if "top_k" in read else {}
+            teacher = {key.removeprefix("teacher."): read.pop(key) for key in [*read] if key.startswith("teacher.")}
+            read |= {"teacher": teacher} if teacher else {}
+            found |= {arm.name: read} if read not in found.values() else {}
+    return found
+
+
+@pytest.mark.parametrize("objective", objectives_of_the_methods().values(), ids=objectives_of_the_methods())
+def test_the_loss_of_each_method_is_its_formula(objective, make_solver, samples: list[Sample]) -> None:
+    """The samples have the weights of every way of assigning credit."""
+    setting = Setting(make_solver, objective)
+    numbers = setting.learner.update(samples, setting.teacher, 0)
+    loss = setting.reference_loss(samples)
+    loss.backward()
+    if objective.get("divergence") != "sampled_token":  # whose value is another one than that of its loss
+        assert numbers["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    for name, parameter in setting.twin.named_parameters():
+        torch.testing.assert_close(setting.gradients()[name], parameter.grad, rtol=1e-5, atol=1e-8)
 
 
 def test_the_sampled_token_has_the_gradient_of_its_one_sample_loss_and_the_value_of_its_log_ratio(
