@@ -283,6 +283,8 @@ class GuardsSection(Section):
     """For a pass rate of the rollouts that breaks down within ten steps."""
     answers: GuardPolicy | None = None
     """For completions that have no answer any more within ten steps."""
+    cut: GuardPolicy | None = None
+    """For completions that are cut at the length limit within ten steps, while no more of them are right."""
     repetition: GuardPolicy | None = None
     """For completions that repeat themselves within ten steps."""
     nothing: GuardPolicy | None = None

@@ -122,6 +122,15 @@ def _share(
     return look
 
 
+def _cut(rows: Rows, section: GuardsSection) -> Found:
+    """More completions are cut, and no more of them are right: a solver that learns to think longer is no wreck."""
+    found = _share("completions/clipped_ratio", CUT, others=True)(rows, section)
+    rates = values(rows, "reward")
+    if found and statistics.fmean(rates[-found[0] :]) > statistics.fmean(rates[: -found[0]]):
+        return None
+    return found
+
+
 def _divergence(p: float, q: float) -> float:
     """Of two coins, nats."""
     return sum(a * math.log(a / b) for a, b in ((p, q), (1 - p, 1 - q)) if a > 0 < b)
@@ -171,6 +180,7 @@ def _nothing(rows: Rows, section: GuardsSection) -> Found:
     return section.window, f"nothing was trained on for {section.window} steps"
 
 
+CUT = "only {after:.0%} of the completions end within the length limit, {before:.0%} did {steps} ago"
 BREAKS: dict[str, Callable[[Rows, GuardsSection], Found]] = {
     "gradient": _gradient,
     "scale": _scale,
@@ -182,6 +192,7 @@ BREAKS: dict[str, Callable[[Rows, GuardsSection], Found]] = {
         "completions/answered_ratio",
         "only {after:.0%} of the completions have an answer, {before:.0%} had one {steps} ago",
     ),
+    "cut": _cut,
     "repetition": _share(
         "completions/repetitive_ratio",
         "only {after:.0%} of the completions do not repeat themselves at their end, {before:.0%} did not {steps} ago",
@@ -189,7 +200,13 @@ BREAKS: dict[str, Callable[[Rows, GuardsSection], Found]] = {
     ),
     "nothing": _nothing,
 }
-SIGNS = {"gradient": "grad_norm", "pass_rate": "reward_break", "repetition": "repetition", "nothing": "nothing"}
+SIGNS = {
+    "gradient": "grad_norm",
+    "pass_rate": "reward_break",
+    "cut": "truncated",
+    "repetition": "repetition",
+    "nothing": "nothing",
+}
 """Guards that warn of the same."""
 
 
