@@ -245,6 +245,14 @@ RULES: tuple[Rule, ...] = (
         "see the reasons below",
     ),
     Rule(
+        "leaves_out_hard_ones",
+        "doubtful",
+        lambda n: 0.5 <= n("covered") < 0.9 and not n("usable") >= 0,
+        "{covered} of the attempts get a context, and not by chance: where it takes a right attempt of "
+        "the same problem, hard problems do not train",
+        "a design that has a context for every attempt, or more completions a problem",
+    ),
+    Rule(
         "some_unusable",
         "doubtful",
         lambda n: n("usable") < 0.75 and n("covered") >= 0.1,
