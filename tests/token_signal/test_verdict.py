@@ -81,6 +81,11 @@ CASES = {
     "not shown": ({"gain_where_wrong": (0.1, -0.05, 0.25)}, "doubtful", "not_shown_to_help"),
     "a self-teacher that is wrong half of the time": ({"self_teacher": 0.5}, "doubtful", "often_wrong_itself"),
     "solved with a context, which many lack": ({"covered": 0.6, "self_teacher": 0.9}, "doubtful", "often_wrong_itself"),
+    "a solved sibling, which hard problems lack": (
+        {"covered": 0.8, "self_teacher": 0.95},
+        "doubtful",
+        "leaves_out_hard_ones",
+    ),
     "manner": ({"style": (0.8, 0.7, 0.9)}, "doubtful", "manner"),
     "speaks of the feedback": ({"mentions": 0.4}, "doubtful", "speaks_of_it"),
     "the error is not pointed at": ({"wrong_token": (-0.1, -0.5, 0.3)}, "doubtful", "not_at_the_error"),
