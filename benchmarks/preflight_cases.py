@@ -61,6 +61,7 @@ def leaking_hint(question: str, attempt: str, answer: str) -> str:
 HINT = {"condition": "hint"}
 CASES: dict[str, tuple[Reply, dict[str, Any], str, str]] = {
     "quoting_hint": (quoting_hint, {**HINT, "critic.policies.quotes_wrong_step": "use"}, "no", "nothing_to_pass_on"),
+    "quoting_hint_and_masked": (quoting_hint, HINT, "no", "quotes_errors"),
     "quoted": (scribe(quotes_wrong=1.0), {"critic.policies.quotes_wrong_step": "use"}, "doubtful", "some_quoted"),
     "quoted_and_masked": (scribe(quotes_wrong=1.0), {}, "no", "quotes_errors"),
     "malformed": (scribe(within=False, quotes_wrong=1.0), {}, "doubtful", "some_unusable"),
