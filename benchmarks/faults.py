@@ -36,7 +36,7 @@ TRIALS: dict[str, tuple[Trial, int, int]] = {
     "disk": (full_disks, 40, 4),
     "secrets": (secrets, 111, 10),
     "hostile": (hostile, 60, 10),
-    "signals": (signals, 60, 6),
+    "signals": (signals, 87, 6),
     "soak": (soak, 3600, 90),
 }
 """Name -> (trials, their number in the long form and in the short one)."""

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "helpers"))
 
 from fault_server import FaultServer
 
-from fault_trials.lab import Lab
+from fault_trials.damage import a_run
+from fault_trials.lab import SMALL, Lab, setting_words
 
 MOST_SECONDS = 10.0
 Begun = Callable[[Path, FaultServer], bool]
 ARITHMETIC = ("arithmetic", "--set", "training.max_steps=400", "--set", "evaluation.at_start=false")
+SHORT = ("arithmetic", *setting_words({**SMALL, "training.max_steps": 1}))
 SERVED = ("--set", "critic.kind=endpoint", "--set", 'critic.base_urls=["{critic}"]', "--set", "critic.model=critic")
 ATTEMPTS = [
     {"question": f"{n} + 1", "completion": f"<step_1> {n} + 1 = 9\n<answer> 9", "answer": str(n + 1)} for n in range(9)
@@ -53,7 +55,8 @@ class Phase:
     begun: Begun
     is_short: bool = False
     """Part of the tests of the repository."""
-    environment: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.3
+    """From there to the signal."""
 
 
 PHASES: dict[str, Phase] = {
@@ -105,21 +108,33 @@ PHASES: dict[str, Phase] = {
         _holds("serving")
     ),
     "launch, the run at work": Phase(("launch", *ARITHMETIC, "--out", "out"), _holds("out/metrics.jsonl")),
+    "compare, the base and the signal": Phase(
+        ("compare", *SHORT, "--set", "compare.launcher={launcher}", "--out", "out"), _holds("out/arms/base/config.toml")
+    ),
+    "select, sampling": Phase(("select", *ARITHMETIC, "--set", "selection.num_samples=16", "--out", "out"),
+                              _holds("out/samples.jsonl")),
+    "preflight": Phase(("preflight", *ARITHMETIC, "--out", "out"), _holds("out/config.toml")),
+    "verify": Phase(("verify", "{run}", "--num", "64"), _holds("stdout"), seconds=0.0),
+    "doctor --repair": Phase(("doctor", "{run}", "--repair"), lambda *_: True, seconds=0.0),
+    "reproduce": Phase(("reproduce", "{run}", "--out", "out"), _holds("out/config.toml")),
+    "report": Phase(("report", "{run}"), lambda *_: True, seconds=0.0),
+    "export": Phase(("export", "{run}", "--to", "jsonl", "--out", "rows.jsonl"), lambda *_: True, seconds=0.0),
 }  # fmt: skip
 
 
-def stopped(phase: Phase, number: int, *, again: int = 0, launcher: str = "[]") -> dict[str, Any]:
+def stopped(phase: Phase, number: int, *, again: int = 0, launcher: str = "[]", run: str = "") -> dict[str, Any]:
     """Send a signal to the command in its phase, and perhaps a second one half a second later.
 
     Args:
         launcher: of ``fault_trials.forkery``, as ``compare.launcher`` takes it.
+        run: a finished run, for the commands that read one.
     """
     with tempfile.TemporaryDirectory() as name:
         folder, server = Path(name), FaultServer(lambda text, asked: "hang", hangs=120.0)
         (folder / "attempts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ATTEMPTS))
         (folder / "slow.py").write_text(SLOW_GRADER.replace("time.sleep", "open('begun', 'w').write('x'); time.sleep"))
         _write_stand_in(folder)
-        places = {"critic": server.url, "port": _free_port(), "launcher": launcher}
+        places = {"critic": server.url, "port": _free_port(), "launcher": launcher, "run": run}
         words = [_filled(word, places) for word in phase.words]
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
             process = subprocess.Popen(
@@ -131,7 +146,7 @@ def stopped(phase: Phase, number: int, *, again: int = 0, launcher: str = "[]") 
                 time.sleep(0.02)
             while process.poll() is None and not phase.begun(folder, server):
                 time.sleep(0.02)
-            time.sleep(0.3)
+            time.sleep(phase.seconds)
             begin = time.monotonic()
             with suppress(ProcessLookupError):
                 os.kill(command or process.pid, number)
@@ -201,8 +216,9 @@ def signals(lab: Lab, number: int, first: int = 0) -> Iterator[dict[str, Any]]:
     """``number`` trials: every phase with SIGINT, with SIGTERM, and with a second signal."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     kinds = [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGTERM, signal.SIGINT)]
-    trials = [(name, *kind) for kind in kinds for name in PHASES]
+    trials, run = [(name, *kind) for kind in kinds for name in PHASES], str(a_run(lab))
     for index in range(first, first + number):
         name, one, two = trials[index % len(trials)]
-        row = stopped(PHASES[name], one, again=two, launcher=lab.addresses["launcher"])
-        yield {"phase": name, "signal": one, "again": two, **row, "well": is_well(row, one)}
+        row = stopped(PHASES[name], one, again=two, launcher=lab.addresses["launcher"], run=run)
+        row |= {"phase": name, "signal": one, "again": two}
+        yield row | ({"outcome": "ended before the signal"} if not row["code"] else {"well": is_well(row, one)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,3 +25,14 @@ def test_every_command_leaves_within_ten_seconds_of_a_signal() -> None:
     assert not {name: row for name, row in found.items() if not is_well(row, numbers[name])}
     goes_on = {name for name, row in found.items() if "; continue with: stepalign " in row["said"][0]}
     assert goes_on == set(found)
+
+
+def test_a_signal_before_the_command_has_begun_leaves_in_the_same_way() -> None:
+    code = (
+        "import os, sys, threading\nfrom stepalign.cli import main\nstart = threading.Thread.start\n"
+        "threading.Thread.start = lambda self: (start(self), os.kill(os.getpid(), 15))\n"
+        "sys.argv = ['stepalign', '--version']\nmain()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (143, "")
+    assert ended.stderr == "stopped (SIGTERM): nothing is left half done\n"

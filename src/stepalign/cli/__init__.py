@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from stepalign.errors import ConfigError, UserError
 from stepalign.outside import keep_secrets_of, shown
-from stepalign.stopping import PROCESS
+from stepalign.stopping import PROCESS, Interrupted
 
 if TYPE_CHECKING:
     from stepalign.cli.commands import app
@@ -40,14 +40,17 @@ _OF_THE_DISK = {
 def main() -> None:
     """Entry point. Prints a user's error without a traceback and exits with its code; 130 after Ctrl-C, 143 after
     SIGTERM."""
-    with PROCESS.listening():
-        try:
+    try:
+        with PROCESS.listening():
             _main()
-        except SystemExit:
-            if PROCESS.asked:  # whatever a thread still does, and whatever signal comes
-                sys.stdout.flush()
-                os._exit(PROCESS.exit_code)
-            raise
+    except SystemExit:
+        if PROCESS.asked:  # whatever a thread still does, and whatever signal comes
+            sys.stdout.flush()
+            os._exit(PROCESS.exit_code)
+        raise
+    except Interrupted:  # before the command has begun, or behind its end
+        print(PROCESS.line, file=sys.stderr)
+        raise SystemExit(PROCESS.exit_code) from None
 
 
 def _main() -> None:
