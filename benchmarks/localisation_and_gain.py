@@ -109,6 +109,8 @@ def draw(points: Sequence[TrainedContext], path: Path) -> None:
                 side: dict[str, Any] = {"ha": "right", "xytext": (-5, 4)} if at[0] > 0.6 else {"xytext": (5, 4)}
                 axes.annotate(point.label, at, textcoords="offset points", fontsize=7, **side)
         axes.set_title(comparison, fontsize=9)
+    for axes in panels.flat[len(solvers) :]:
+        axes.set_visible(False)
     figure.supxlabel(f"{LABELS[DRAWN]}, untrained solver (0.5 is chance)", fontsize=9)
     figure.supylabel("gain in Avg after training, points", fontsize=9)
     figure.savefig(path, dpi=130)
