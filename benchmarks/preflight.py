@@ -273,13 +273,13 @@ def _text(number: Interval | None, scale: float) -> str:
 def figure(rows: list[tuple[str, dict[str, Interval], Any]]) -> str:
     """Gain after training over what the self-teacher's tokens add at the strongest places, coloured by the verdict."""
     points = [(w, n["gain_at_spikes"].value, g) for w, n, g in rows if "gain_at_spikes" in n]
-    frame = pen.Frame(left=60, top=20, width=520, height=300, x_low=-0.4, x_high=0.6, y_low=-0.35, y_high=0.35)
+    frame = pen.Frame(left=60, top=20, width=520, height=300, x_low=-0.6, x_high=0.6, y_low=-0.47, y_high=0.4)
     grid = 'stroke="#e3e1da"'
     parts = []
-    for tick in (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3):
+    for tick in (-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3):
         parts += [pen.line("grid", frame.left, frame.y(tick), frame.right, frame.y(tick), grid)]
         parts += [pen.words_at(frame.left - 8, frame.y(tick) + 4, f"{100 * tick:+.0f}", "tick", "end")]
-    for tick in (-0.4, -0.2, 0.0, 0.2, 0.4, 0.6):
+    for tick in (-0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6):
         parts += [pen.line("grid", frame.x(tick), frame.top, frame.x(tick), frame.bottom, grid)]
         parts += [pen.words_at(frame.x(tick), frame.bottom + 18, f"{100 * tick:+.0f}", "tick", "middle")]
     colours = {"no": 3, "doubtful": 1, "go": 0}
