@@ -199,7 +199,7 @@ def report(out: Path) -> None:
     """One line an arm, the rank correlations, the verdicts against the gains - apart for the arms that were trained
     after the rules were written - and the figure."""
     found, after = verdicts(out), gains(out)
-    arms = sorted(found.keys() & after.keys(), key=lambda arm: -after[arm].difference)
+    arms = sorted(found.keys() & after.keys(), key=lambda arm: (-after[arm].difference, arm))
     rows, firsts = [], []
     print(
         "| base | arm | verdict | help where wrong | at spikes | A on wrong tokens | gain |",
