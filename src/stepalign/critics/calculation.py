@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 
 from stepalign.critics.equations import OVER, Equation, Line, evaluate, find_equations, number_text, states, symbol
 from stepalign.critics.repairs import completed, operands, repairs, signs, swaps
@@ -148,7 +149,7 @@ def examine(
             complete, and no other way to the answer is to be expected. An attempt without an equation gets theirs.
     """
     expected = answer_value(answer)
-    truth = None if expected is None else ReferenceExpression(calculations, question, expected)
+    truth = None if expected is None else _truth(tuple(calculations), question, expected)
     if truth is None or truth.goal is None:
         return Examination(error="", reason=NO_TRUTH)
     plain = without_stray_answers(text)
@@ -160,6 +161,12 @@ def examine(
         return found
     error = "extra" if found.error in ("", "unfinished") else found.error
     return replace(found, error=error, label=_first_difference(text, found.text))
+
+
+@lru_cache(maxsize=64)
+def _truth(calculations: tuple[str, ...], question: str, answer: Fraction) -> ReferenceExpression:
+    """Of a problem, whose attempts are read one after another."""
+    return ReferenceExpression(calculations, question, answer)
 
 
 def _first_difference(text: str, corrected: str) -> str:
