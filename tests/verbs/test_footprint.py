@@ -7,11 +7,12 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import python
 
 from stepalign.build import find_terms, recipe_solver
 from stepalign.config import Config, arm_config, load_config
@@ -20,7 +21,7 @@ from stepalign.errors import ConfigError
 from stepalign.models.packing import micro_batches, pack
 from stepalign.training.learner import Learner
 from stepalign.training.teacher import Teacher
-from stepalign.verbs.dry_run import describe
+from stepalign.verbs.dry_run import describe, describe_selection
 from stepalign.verbs.duration import Rates, describe_hours, measured
 from stepalign.verbs.footprint import describe_tokens, expected, kept_bytes, known_shape, learnt_row, memory_parts
 
@@ -170,7 +171,7 @@ def test_a_second_served_critic_costs_its_own_price(design: str, asked: bool) ->
 def test_the_printed_sum_is_close_to_what_a_process_takes(tmp_path: Path, run_command: Callable[..., Any]) -> None:
     settings = ["training.max_steps=2", "evaluation.at_start=false", "evaluation.num_samples=1", "data.max_test=1"]
     words = ["train", "arithmetic", "--out", str(tmp_path / "run"), *(w for s in settings for w in ("--set", s))]
-    printed = run_command(*words, "--dry-run").splitlines()
+    printed = run_command(*words, "--dry-run", interpreter=python()).splitlines()
     (memory,) = [line for line in printed if line.startswith("memory")]
     assert len([line for line in printed if line.startswith("tokens")]) == 1
     run_command(*words)
@@ -182,8 +183,8 @@ def test_the_printed_sum_is_close_to_what_a_process_takes(tmp_path: Path, run_co
 
 @pytest.fixture
 def run_command() -> Callable[..., str]:
-    def run(*words: str) -> str:
-        done = subprocess.run([sys.executable, "-m", "stepalign", *words], capture_output=True, text=True, check=False)
+    def run(*words: str, interpreter: Sequence[str] = (sys.executable,)) -> str:
+        done = subprocess.run([*interpreter, "-m", "stepalign", *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -244,3 +245,18 @@ def test_a_measurement_of_this_machine_takes_a_part_of_a_step() -> None:
     assert rates.sampled > 0
     assert rates.learnt > 0
     assert "measured here on 4 completions" in rates.source
+
+
+def test_a_selection_is_known_beforehand() -> None:
+    """Counted by hand, of problems that are here and of problems of the Hub; a model that is not here, by its card."""
+    sizes = {"data.max_train": 20, "selection.num_samples": 8, "sampling.max_completion_length": 10}
+    memory, tokens, hours = describe_selection(load_config("arithmetic", sizes)).splitlines()
+    assert memory.startswith("memory")
+    assert tokens == "tokens at most: 1,600 sampled for 20 problems"
+    assert hours.startswith("hours at most: unknown")
+    of_hub = {"data.train": "hub:nvidia/OpenMathReasoning@cot", "data.max_train": 20_000}
+    memory, tokens, hours = describe_selection(load_config("paper", of_hub)).splitlines()
+    assert f"weights {1_720_574_976 * 2 / 2**30:.1f} GiB" in memory
+    assert "gradients" not in memory
+    assert tokens.startswith(f"tokens at most: {20_000 * 16 * 2048:,} sampled for 20,000 problems; ")
+    assert f"{20_000 * (256 + 16_384):,} by the critic" in tokens

@@ -271,6 +271,7 @@ def select(
     problems: Annotated[str, typer.Option("--problems", help="Instead of data.train of the recipe.")] = "",
     settings: Set = None,
     resume: Resume = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Keep the problems that the solver solves seldom but not never, well formatted, and that the critic can solve."""
     from stepalign.config import load_config
@@ -279,6 +280,10 @@ def select(
 
     named = [f"data.train={json.dumps(problems)}"] if problems else []
     config = load_config(recipe, [*(settings or ()), *named])
+    if dry_run:
+        from stepalign.verbs.dry_run import describe_selection
+
+        return print(shown(describe_selection(config)))
     note_new_run(out, resume)
     with working(kept="everything measured is kept") as display:
         manifest = run(config, out, resume=resume, listener=display)
@@ -287,3 +292,4 @@ def select(
     for name, file in manifest["files"].items():
         say(f"{name}: {file['problems']} problems, {out / file['file']}")
     say("train on them: " + " ".join(f"--set data.{name}={shlex.quote(str(out))}" for name in manifest["files"]))
+    return None

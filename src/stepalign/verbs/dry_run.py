@@ -9,9 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from stepalign.config import Config, SelectionSection, difference, to_toml
+from stepalign.config import Config, SelectionSection, changed, difference, to_toml
 from stepalign.critics import critic_prompt
 from stepalign.domains.math.grade import Grade
+from stepalign.domains.table import load_set
 from stepalign.errors import ConfigError
 from stepalign.feedback import designs
 from stepalign.feedback.designs import find_condition, find_design
@@ -21,9 +22,10 @@ from stepalign.report.text import visible
 from stepalign.rollouts.order import problems_of_step
 from stepalign.training.ranks import num_ranks
 from stepalign.verbs.checks import CHECKS, checkpoint_rule, material
-from stepalign.verbs.duration import Rates, describe_hours, measured, published
+from stepalign.verbs.duration import Rates, describe_hours, hours_text, measured, published
 from stepalign.verbs.footprint import SHAPES, describe_memory, describe_tokens, known_shape, memory_parts
 from stepalign.verbs.inputs import Inputs
+from stepalign.verbs.select import CHUNK
 
 if TYPE_CHECKING:
     from stepalign.models.load import Solver
@@ -89,6 +91,36 @@ def describe(
     parts.append(("configuration", to_toml(config)))
     # Problems and templates are foreign text: what a terminal would obey is made visible.
     return "\n\n".join(f"== {title} ==\n{visible(text.rstrip())}" for title, text in parts)
+
+
+def describe_selection(config: Config) -> str:
+    """The lines that begin with "memory", "tokens" and "hours", of ``stepalign select``: it draws, and learns nothing.
+
+    Raises:
+        ConfigError: no such problems, or no such model.
+    """
+    from stepalign.build import model_choice
+
+    path, section, data = config.model.path, config.selection, config.data
+    solver = known_shape(path) if path in SHAPES and not Path(path).exists() else Inputs(config).solver
+    problems = data.max_train  # of the Hub: as many as it may give
+    if not data.train.startswith("hub:"):
+        problems = len(load_set(data.model_copy(update={"validation_share": 0.0}), "train").problems)
+    group = {"training.problems_per_step": CHUNK, "sampling.num_generations": section.num_samples, "model.lora": None}
+    drawn, tokens = changed(config, group), {"student_tokens": QUESTION_TOKENS, "teacher_tokens": 0}
+    device, dtype = model_choice(config.model)
+    parts = memory_parts(drawn, solver, **tokens, device=device, dtype=dtype)
+    held = ("base", "weights", "sampler cache", "sampler")
+    sampled = section.num_samples * config.sampling.max_completion_length
+    asked = QUESTION_TOKENS + config.critic.max_tokens if section.critic_solves else 0
+    hours = sampled / published(drawn, solver, **tokens, device=device).sampled / 3600
+    count, each = (1, "for each problem") if problems is None else (problems, f"for {problems:,} problems")
+    text = f"tokens at most: {count * sampled:,} sampled {each}"
+    return "\n".join([
+        describe_memory({name: size if name in held else 0.0 for name, size in parts.items()}),
+        text + (f"; {count * asked:,} by the critic, of problems that pass the gates before it" if asked else ""),
+        f"hours at most: {hours_text(count * hours)} {each}, critic aside",
+    ])  # fmt: skip
 
 
 class _Sizes(NamedTuple):

@@ -158,20 +158,22 @@ def describe_hours(config: Config, rates: Rates, *, student_tokens: int, held_ou
 
     most = hours(sampling.max_completion_length, config.evaluation_length)
     known = [seconds for seconds in most.values() if seconds == seconds]
-    parts = ", ".join(f"{name} {_hours(value)}" for name, value in most.items())
-    text = f"hours at most: {_hours(sum(known) if len(known) == len(most) else math.nan)} = {parts} ({rates.source})"
+    parts = ", ".join(f"{name} {hours_text(value)}" for name, value in most.items())
+    text = (
+        f"hours at most: {hours_text(sum(known) if len(known) == len(most) else math.nan)} = {parts} ({rates.source})"
+    )
     if rates.length == rates.length:
         shorter = sum(hours(rates.length, rates.length).values())
-        text += f"; {_hours(shorter)} with completions of {rates.length:,.0f} tokens, the mean of those drawn"
+        text += f"; {hours_text(shorter)} with completions of {rates.length:,.0f} tokens, the mean of those drawn"
     if most["sampling"] != most["sampling"]:
         text += "; --measure finds out"
     if config.critic.kind == "endpoint" and find_design(find_condition(config.condition).design).needs_critic:
         waits = completions / config.critic.concurrency / 3600
-        text += f"; the critic {_hours(waits)} more for each second that a critique takes"
+        text += f"; the critic {hours_text(waits)} more for each second that a critique takes"
     return text
 
 
-def _hours(value: float) -> str:
+def hours_text(value: float) -> str:
     return (
         "unknown" if value != value else f"{value:.1f}" if value >= 0.95 else f"{value:.2f}" if value >= 0.01 else "0"
     )
