@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,10 @@ from patience import PATIENCE
 
 settings.register_profile("tests", deadline=None)  # the machine may be busy
 settings.load_profile("tests")
+
+# Hundreds of processes import this package: compiled once, where the caller's environment forbids it as well.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Before torch is imported anywhere; it is not imported here, since many tests do without.
 os.environ["OMP_NUM_THREADS"] = "1"

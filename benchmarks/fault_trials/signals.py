@@ -1,6 +1,6 @@
 """Signals in every phase of every command: how long until it leaves, with which code and which words.
 
-The commands are forked from a process that has the imports behind it, except in the tests of the repository.
+The commands are forked from a process that has the imports behind it.
 """
 
 from __future__ import annotations

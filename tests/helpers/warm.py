@@ -2,8 +2,9 @@
 
 ``[*python(), "-m", "stepalign", ...]`` stands for ``[sys.executable, "-m", "stepalign", ...]``: a server of the test
 process has imported them once, and forks. Files, folder, environment, signals, exit code and SIGKILL of the process
-that asks are those of the forked one. Not for what looks at processes from outside (environments, groups, memory), nor
-for another PYTHONPATH. A test that compares runs starts one of them as usual, since forks share a hash seed.
+that asks are those of the forked one. Not for what looks at processes from outside (environments, groups, memory). A
+test that compares runs starts one of them as usual, since forks share a hash seed. With ``CHILDREN`` in its environment
+a command's own commands (stepalign, torchrun) are forked too.
 """
 
 from __future__ import annotations
@@ -15,21 +16,20 @@ import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 HEAVY = (
     *("torch._dynamo", "torch.optim", "torch.distributed.tensor", "torch.distributed.checkpoint", "scipy.optimize"),
-    *("torch.utils.checkpoint", "transformers", "transformers.models.qwen3.modeling_qwen3", "transformers.generation"),
     *(
-        "accelerate",
-        "transformers.models.auto.tokenization_auto",
-        "numpy",
-        "pydantic.main",
-        "typer",
-        "rich.live",
-        "rich.progress",
+        "torch.distributed.launcher.api",
+        "torch.utils.checkpoint",
+        "transformers",
+        "transformers.models.qwen3.modeling_qwen3",
     ),
-    *("httpx2", "sqlite3", "tomllib", "tomli_w", "safetensors.torch", "jinja2"),
+    *("transformers.generation", "transformers.models.auto.tokenization_auto", "accelerate", "numpy", "pydantic.main"),
+    *("typer", "rich.live", "rich.progress", "httpx2", "sqlite3", "tomllib", "tomli_w", "safetensors.torch", "jinja2"),
 )
+CHILDREN = {"WARM_CHILDREN": "yes"}
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -66,6 +66,14 @@ def launcher() -> tuple[str, ...]:
     return python() if len(python()) > 1 else ()
 
 
+def behind(asking: int) -> int:
+    """The process that a server has forked for one that asks."""
+    if len(python()) == 1:
+        return asking
+    with open(f"/proc/{asking}/comm") as name:
+        return int(name.read())
+
+
 def serve(place: str) -> None:
     """Until standard input ends: its owner holds it open."""
     import importlib
@@ -73,6 +81,16 @@ def serve(place: str) -> None:
 
     for name in HEAVY:
         importlib.import_module(name)
+    command = f"exec {sys.executable}"
+    asking = f"{command} -IS {__file__} {place}"
+    with open(_shell(place), "w") as shell:
+        shell.write(
+            '#!/bin/sh\ncase "$1 $2 $3" in\n'
+            f'"-u -m stepalign") shift; {asking} "$@";;\n'
+            f'"-m stepalign "* | "-m torch.distributed.run "*) {asking} "$@";;\n'
+            f'*) {command} "$@";;\nesac\n'
+        )
+        os.fchmod(shell.fileno(), 0o700)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{place}.new")
         server.listen(64)
@@ -85,6 +103,11 @@ def serve(place: str) -> None:
                 _watch(request)
             request.close()
     shutil.rmtree(os.path.dirname(place))
+
+
+def _shell(place: str) -> str:
+    """A file that is an interpreter for any words, and forks for commands."""
+    return os.path.join(os.path.dirname(place), "python")
 
 
 def _watch(request: socket.socket) -> None:
@@ -109,6 +132,8 @@ def _watch(request: socket.socket) -> None:
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
+        if CHILDREN.items() <= environment.items():
+            sys.executable = _shell(sys.argv[1])
         _become(words)
     for file in files:
         os.close(file)
@@ -127,11 +152,12 @@ def _become(words: list[str]) -> None:
     """``python WORDS``, where WORDS are ``-m MODULE ...`` or ``-c CODE ...``."""
     import runpy
 
-    kind, what, *more = words[not words[0].startswith("-") :]  # behind a launcher the interpreter is named too
+    kind, what, *rest = words[not words[0].startswith("-") :]  # behind a launcher the interpreter is named too
     code = 1
     try:
-        sys.path[0] = os.getcwd()
-        sys.argv = [f"-{kind[1]}", *more]
+        more = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[:1] = [os.getcwd(), *(path for path in more if path and path not in sys.path[1:])]
+        sys.argv = [f"-{kind[1]}", *rest]
         if kind == "-m":
             runpy.run_module(what, run_name="__main__", alter_sys=True)
         else:
@@ -166,6 +192,8 @@ def ask(place: str, words: list[str]) -> None:
         request.sendall(content.encode()[1:])
         answers = request.makefile()
         pid = int(answers.readline())
+        with suppress(OSError), open("/proc/self/comm", "w") as name:
+            name.write(str(pid))
         for number in PASSED_ON:
             signal.signal(number, lambda number, _: os.kill(pid, number))
         for number in early:

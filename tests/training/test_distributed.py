@@ -13,15 +13,15 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from patience import PATIENCE, wait_until
 from safetensors.torch import load_file
-from warm import python
+from warm import CHILDREN, behind, python
 
 from stepalign.config import changed, load_config
 from stepalign.errors import ConfigError
@@ -31,7 +31,7 @@ from stepalign.verbs.checks import run_checks
 from stepalign.verbs.inputs import Inputs
 
 pytestmark = pytest.mark.slow
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 
@@ -47,8 +47,38 @@ def load_script() -> Any:
 CASES = list(load_script().cases())
 
 
+@dataclass
+class Hanging:
+    """The command on two ranks, of which rank 1 hangs."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    ranks: list[int]
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def hanging(tmp_path_factory: pytest.TempPathFactory) -> Hanging:
+    """Its timeout passes while other tests of this file are at work."""
+    folder = tmp_path_factory.mktemp("hanging")
+    out, log = folder / "run", folder / "log"
+    settings = [
+        *("training.max_steps=10000", "training.problems_per_step=4", "training.save_steps=1"),
+        *("training.rank_timeout=12", "sampling.max_completion_length=6", "evaluation.at_start=false"),
+    ]
+    words = ["-m", "stepalign", "train", "arithmetic", "--out", str(out)]
+    words += [word for setting in settings for word in ("--set", setting)]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*python(), *TORCHRUN, *words], env={**os.environ, **CHILDREN}, stdout=file, stderr=file
+        )
+    wait_until(lambda: list(out.glob("checkpoints/step-*/manifest.json")), process, log)
+    ranks = ranks_of(process.pid)
+    os.kill(behind(ranks["1"]), signal.SIGSTOP)
+    return Hanging(process, log, [*ranks.values(), *map(behind, ranks.values())])
+
+
+@pytest.fixture(scope="module")
+def found(hanging: Hanging, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The numbers of every case."""
     folder = tmp_path_factory.mktemp("ranks")
     code = f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
@@ -107,10 +137,10 @@ def test_a_killed_rank_ends_the_run_which_one_process_then_finishes(
     subprocess.run([*python(), *train, str(whole)], check=True, capture_output=True)
     # Stopped where rank 1 dies: in its third step at the latest.
     with (tmp_path / "log").open("w+") as log:
-        command = [*TORCHRUN, "--no-python", *python(), *train, str(broken)]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        command = [*python(), *TORCHRUN, *train, str(broken)]
+        process = subprocess.Popen(command, env={**os.environ, **CHILDREN}, stdout=log, stderr=log)
         wait_until(lambda: list(broken.glob("checkpoints/step-00002/manifest.json")), process, tmp_path / "log")
-        ranks = {environment("RANK", pid): pid for pid in children(process.pid)}
+        ranks = ranks_of(process.pid)
         os.kill(ranks["1"], signal.SIGKILL)
         assert process.wait(timeout=PATIENCE) != 0
         log.seek(0)
@@ -127,26 +157,16 @@ def test_a_killed_rank_ends_the_run_which_one_process_then_finishes(
     assert max(float((final[0][name] - final[1][name]).abs().max()) for name in final[0]) <= 1e-4
 
 
-def test_a_rank_that_hangs_ends_the_run_at_the_timeout_with_its_name(
-    write_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
-    recipe = write_recipe(
-        training={"max_steps": 10_000, "problems_per_step": 4, "save_steps": 1, "rank_timeout": 12.0},
-        evaluation={"num_samples": 1, "at_start": False},
-    )
-    out = tmp_path / "run"
-    with (tmp_path / "log").open("w+") as log:
-        process = subprocess.Popen(
-            [*TORCHRUN, "-m", "stepalign", "train", str(recipe), "--out", str(out)], stdout=log, stderr=log
-        )
-        wait_until(lambda: list(out.glob("checkpoints/step-*/manifest.json")), process, tmp_path / "log")
-        ranks = {environment("RANK", pid): pid for pid in children(process.pid)}
-        os.kill(ranks["1"], signal.SIGSTOP)
-        assert process.wait(timeout=PATIENCE) != 0
-        log.seek(0)
-        text = log.read()
+def test_a_rank_that_hangs_ends_the_run_at_the_timeout_with_its_name(hanging: Hanging) -> None:
+    assert hanging.process.wait(timeout=PATIENCE) != 0
+    text = hanging.log.read_text()
     assert "error: rank 1 of 2 has given no sign for" in text or "rank 1 at " in text
-    assert all(not Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    assert all(not Path(f"/proc/{pid}").exists() for pid in hanging.ranks)
+
+
+def ranks_of(torchrun: int) -> dict[str, int]:
+    """The processes of a torchrun that was forked, by rank."""
+    return {environment("RANK", pid): pid for pid in children(behind(torchrun))}
 
 
 def children(pid: int) -> list[int]:

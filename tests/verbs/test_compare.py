@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from patience import PATIENCE, wait_until
-from warm import launcher, python
+from warm import CHILDREN, launcher, python
 
 from stepalign.config import Config, arm_config, changed, difference, load_config
 from stepalign.verbs.compare import Task, arm_differences, compare_config, in_order, plan
@@ -61,7 +61,7 @@ def words(out: Path, *more: str) -> list[str]:
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **CHILDREN, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
 
 
@@ -298,7 +298,7 @@ def alter(tree: Any) -> bool:
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **CHILDREN, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

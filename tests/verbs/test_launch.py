@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from patience import PATIENCE, wait_until
 
 from stepalign.config import load_config
@@ -235,7 +236,7 @@ def test_cards_go_to_ranks_and_then_to_servers(monkeypatch: pytest.MonkeyPatch, 
     assert placed("", servers=1, ranks=2) == [("", ""), ("", "")]
 
 
-def fake_python(folder: Path, program: str, path: str = "") -> Path:
+def fake_python(folder: Path, program: str, path: str = "", interpreter: Sequence[str] = (sys.executable,)) -> Path:
     """An interpreter whose vllm is a program of this test."""
     package = folder / "fake" / "vllm" / "entrypoints" / "openai"
     package.mkdir(parents=True)
@@ -243,7 +244,8 @@ def fake_python(folder: Path, program: str, path: str = "") -> Path:
         (one / "__init__.py").write_text("")
     (package / "api_server.py").write_text(program)
     python = folder / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder / "fake"}:{path}:$PYTHONPATH exec {sys.executable} "$@"\n')
+    words = shlex.join(interpreter)
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder / "fake"}:{path}:$PYTHONPATH exec {words} "$@"\n')
     python.chmod(0o755)
     return python
 
@@ -292,13 +294,13 @@ def test_a_server_and_a_rank_are_killed_and_the_run_is_done_all_the_same(tmp_pat
         "server = VllmServer(AutoModelForCausalLM.from_pretrained(named['--model']), port=int(named['--port']))\n"
         "time.sleep(3600)\n"
     )
-    python = fake_python(tmp_path, program, str(Path(__file__).parents[1] / "helpers"))
+    python = fake_python(tmp_path, program, str(Path(__file__).parents[1] / "helpers"), warm.python())
     settings = [
         *("training.max_steps=8", "training.problems_per_step=2", "sampling.max_completion_length=24"),
         *("training.save_steps=1", "evaluation.at_start=false", "evaluation.num_samples=1"),
         *("data.max_validation=2", "data.max_test=2", "training.rank_timeout=120"),
     ]
-    words = [sys.executable, "-m", "stepalign", "launch", "arithmetic", "--out", str(out), "--servers", "1"]
+    words = [*warm.python(), "-m", "stepalign", "launch", "arithmetic", "--out", str(out), "--servers", "1"]
     words += ["--ranks", "2", "--python", str(python), "--port", str(free_port())]
     words += [word for setting in settings for word in ("--set", setting)]
 
@@ -311,7 +313,9 @@ def test_a_server_and_a_rank_are_killed_and_the_run_is_done_all_the_same(tmp_pat
         def text() -> str:
             return (tmp_path / "log").read_text()
 
-        launcher = subprocess.Popen(words, env={**os.environ, "SCENE": str(tmp_path)}, stdout=log, stderr=log)
+        launcher = subprocess.Popen(
+            words, env={**os.environ, **warm.CHILDREN, "SCENE": str(tmp_path)}, stdout=log, stderr=log
+        )
 
         def wait_for_steps(count: int) -> None:
             wait_until(lambda: steps() >= count or launcher.poll() is not None)
