@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import threading
@@ -36,6 +37,8 @@ CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, ex
 _SCHEMA_VERSION = 1
 _CHECKSUM = "sha256"
 """In a stored reply: of its key and everything else in it."""
+_LEAST_ROOM = 2**18
+"""Bytes below which an error of the disk is taken for a full one."""
 _BUSY_SECONDS = 30.0
 """How long a write waits for another process's write."""
 
@@ -85,10 +88,13 @@ class ReplyCache:
             with self._open() as connection:
                 self._check_version(connection)
         except (OSError, sqlite3.Error) as error:
+            why = str(error)
             hint = "name a writable file on a local disk, or delete the file if it is not a stepalign cache"
-            if any(sign in str(error) for sign in ("disk I/O error", "disk is full", "No space left")):
-                hint = "the disk may be full: make room on it, or name a file on another one with critic.cache"
-            raise ConfigError(f"cannot use the critic cache: {error}", where=str(self.path), hint=hint) from error
+            if any(sign in why for sign in ("disk I/O error", "disk is full", "No space left")):
+                hint = "make room on the disk, or name a file on another one with critic.cache"
+                if "I/O" in why and shutil.disk_usage(self.path.parent).free < _LEAST_ROOM:
+                    why = "the disk is full"  # sqlite does not say so of every file that it makes
+            raise ConfigError(f"cannot use the critic cache: {why}", where=str(self.path), hint=hint) from error
 
     def get(self, key: str, read: Callable[[dict[str, Any]], T] = lambda value: value) -> T | None:
         """The stored reply, or None. A damaged one is removed and counted, so that it is asked for again.

@@ -1,11 +1,15 @@
-"""A folder whose most important file is gone: every command names that file."""
+"""A file that is gone, or that finds no room: every command names it."""
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from stepalign.critics.cache import ReplyCache
 from stepalign.errors import ConfigError
 from stepalign.events import silent
 from stepalign.problems.loading import is_selection, load_selection
@@ -64,3 +68,20 @@ def test_a_selection_without_its_manifest_is_still_one(tmp_path: Path) -> None:
     assert caught.value.where == str(tmp_path / "manifest.json")
     (found,) = [one for one in doctor(tmp_path)[0] if one.path == tmp_path / "manifest.json"]
     assert "select --resume" in found.meaning
+
+
+@pytest.mark.parametrize(("free", "why"), [(0, "the disk is full"), (2**30, "disk I/O error")])
+def test_a_cache_without_room_says_that_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, why: str
+) -> None:
+    """sqlite calls it an I/O error where the file of its locks finds no room."""
+
+    def fails(*_: object, **__: object) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(sqlite3, "connect", fails)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(ConfigError) as caught:
+        ReplyCache(tmp_path / "cache.sqlite")
+    assert str(caught.value).startswith(f"cannot use the critic cache: {why}\n")
+    assert "make room" in str(caught.value)
