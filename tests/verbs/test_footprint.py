@@ -15,7 +15,7 @@ import pytest
 from warm import python
 
 from stepalign.build import find_terms, recipe_solver
-from stepalign.config import Config, arm_config, load_config
+from stepalign.config import Config, arm_config, changed, load_config
 from stepalign.domains.table import load_sets
 from stepalign.errors import ConfigError
 from stepalign.models.packing import micro_batches, pack
@@ -72,6 +72,10 @@ def test_many_ranks_share_what_is_sharded() -> None:
     for name in ("gradients", "optimizer", "teacher"):
         assert four[name] == one[name] / 4
     assert four["weights"] == one["weights"] * 1.25  # a quarter, and the whole copy of rank 0
+    served = parts_of(changed(config, {"sampling.engine": "vllm"}), ranks=4)
+    assert (
+        four["sampler cache"] > served["sampler cache"] == served["sampler"] == 0.0
+    )  # evaluations are drawn there too
 
 
 def test_half_the_width_is_half_the_size() -> None:

@@ -46,6 +46,15 @@ def test_a_command_for_another_machine_is_printed_for_a_gpu() -> None:
     assert shlex.split(printed) == shlex.split(str(server_command("embedded:arithmetic", gpu=True)))
 
 
+def test_a_command_for_another_machine_may_name_a_model_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepalign.models.places.is_reachable", lambda: False)
+    command = server_command("someone/a-model", gpu=True, elsewhere=True)
+    assert command.words[command.words.index("--model") + 1] == "someone/a-model"
+    for model in ("someone/a-model", "./someone/a-model"):
+        with pytest.raises(ConfigError, match="no "):
+            server_command(model, gpu=True, elsewhere=model.startswith("."))
+
+
 def test_an_adapter_that_no_server_takes_is_refused() -> None:
     with pytest.raises(ConfigError, match="up to rank 512"):
         server_command("embedded:arithmetic", lora_rank=513)

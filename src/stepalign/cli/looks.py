@@ -296,6 +296,7 @@ def serve(
         lora_rank=lora_rank,
         gpu=gpu,
         gpu_memory=gpu_memory,
+        elsewhere=only_print,
     )
     if only_print:
         return print(shown(command))

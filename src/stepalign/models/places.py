@@ -45,7 +45,7 @@ def find_model(path: str) -> str:
                 hint = f"give the file: {files[0]}"
             raise ConfigError(f"no model in {path}: config.json is missing", where=str(folder), hint=hint)
         return str(folder)
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+    if not is_hub_name(path):
         raise ConfigError(f"no model at {path}", where=str(folder), hint=_LAYOUT)
     if not (is_reachable() or has_copy(path, "config.json") or has_copy(path, "adapter_config.json")):
         raise ConfigError(
@@ -54,6 +54,11 @@ def find_model(path: str) -> str:
             hint=f"{_LAYOUT}; hf download {path}, where there is a network, gives a folder",
         )
     return path
+
+
+def is_hub_name(path: str) -> bool:
+    """OWNER/NAME, which may be a folder as well."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
 
 
 def is_gguf(path: str | Path) -> bool:

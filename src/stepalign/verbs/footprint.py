@@ -106,7 +106,7 @@ def memory_parts(
         "frozen critic": total * width if frozen else 0.0,
         "activations": fixed + row * (each + shape.hidden * 2 * width),
         "logits": chunk * shape.vocabulary * width + min(CHUNK_ROWS[kind], chunk) * shape.vocabulary * 4 + head,
-        **_sampler_parts(config, shape, width, longest or student_tokens, held_out, ranks),
+        **_sampler_parts(config, shape, width, longest or student_tokens, held_out),
     }
     parts["earlier micro-batches"] = parts["gradients"] * (batches > 1)
     return {name: float(size) for name, size in parts.items()}
@@ -176,11 +176,11 @@ def kept_bytes(solver: Solver, model: ModelSection, width: int) -> tuple[float, 
 
 
 def _sampler_parts(
-    config: Config, shape: _Shape, width: int, longest: int, held_out: Mapping[str, int], ranks: int
+    config: Config, shape: _Shape, width: int, longest: int, held_out: Mapping[str, int]
 ) -> dict[str, float]:
     """The local sampler's keys and values, and what it computes with, where it draws most: in training or for an
     evaluation."""
-    if config.sampling.engine != "local" and ranks == 1:
+    if config.sampling.engine != "local":
         return {"sampler cache": 0.0, "sampler": 0.0}
     training, evaluation = config.sampling, config.evaluation
     problems = min(EVALUATED_AT_ONCE, max(held_out.values(), default=0))

@@ -42,6 +42,7 @@ def server_command(
     lora_rank: int = 64,
     gpu: bool | None = None,
     gpu_memory: float | None = None,
+    elsewhere: bool = False,
 ) -> ServerCommand:
     """The command for a model.
 
@@ -53,13 +54,14 @@ def server_command(
         lora_rank: of the largest adapter.
         gpu: None: whether this machine has one.
         gpu_memory: share of the card's memory, where something else works on it; None is vLLM's own choice.
+        elsewhere: for another machine, which may reach the Hub where this one does not.
 
     Raises:
         ConfigError: no such model, or an adapter that is too large.
     """
-    from stepalign.models.places import find_model
+    from stepalign.models.places import find_model, is_hub_name
 
-    folder = find_model(model)
+    folder = model if elsewhere and is_hub_name(model) and not Path(model).exists() else find_model(model)
     ranks = [rank for rank in LORA_RANKS if rank >= lora_rank]
     if not ranks:
         raise ConfigError(f"vLLM serves adapters up to rank {LORA_RANKS[-1]}", where=f"--lora-rank {lora_rank}")
