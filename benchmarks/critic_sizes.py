@@ -69,7 +69,9 @@ def main() -> None:
         words = ["--critic", url, "--out", str(folder), *(["--model", model] if model else [])]
         words += [word for key in options.set if model for word in ("--set", key)]
         command = [sys.executable, "-m", "stepalign", "critique", str(options.out / "attempts.jsonl"), *words]
-        subprocess.run([*command, *(["--resume"] if folder.exists() else [])], stdout=subprocess.DEVNULL, check=False)
+        done = subprocess.run([*command, *(["--resume"] if folder.exists() else [])], stdout=subprocess.DEVNULL)
+        if done.returncode not in (0, 1):  # 1: no critique is usable, which is a result here
+            sys.exit(done.returncode)
         print(table_row(folder, Path(model).name or url, marks), flush=True)
 
 

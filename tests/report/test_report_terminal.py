@@ -85,6 +85,16 @@ def test_rollout_text_is_complete(signal: dict[str, Any], colour: bool) -> None:
     assert "⟨<|im_end|>⟩" in plain
 
 
+def test_messages_and_answers_of_several_turns_have_names(signal: dict[str, Any]) -> None:
+    rollout = signal["rollouts"][0]
+    for step, label in zip(rollout["steps"], ("1.answer", "tool", "2.1"), strict=False):
+        step["label"] = label
+    out = console(colour=False)
+    print_rollout(signal, 0, contexts=["step_aligned"], console=out)
+    names = [line.partition("  sum ")[0] for line in printed(out).splitlines() if "  sum " in line]
+    assert names[1:4] == ["answer 1", "the tool", "step 2.1"]
+
+
 def test_colours_come_only_when_wanted(signal: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     out = console(colour=True)
     print_rollout(signal, 0, console=out)

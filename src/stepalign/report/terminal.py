@@ -95,7 +95,7 @@ def rollout_text(
     out.append(f"\n{label}", style="bold underline")
     out.append(f"   sum {signed(np.nansum(table.log_ratio), 2)} {unit}\n", style="dim")
     for step, first, last in rollout.stretches():
-        name = {"": "text", "answer": "answer"}.get(step.label, f"step {visible(step.label)}")
+        name = _name(step.label)
         status = f"  {_STATUS[step.status]}" if step.status in _STATUS else ""
         out.append(f"\n{name}  sum {signed(np.nansum(table.log_ratio[first:last]), 2)}{status}\n", style="dim")
         for gap, token, piece in shown_tokens(rollout, first, last):
@@ -108,6 +108,13 @@ def rollout_text(
                 out.append(f"({signed(value, 1)})")
         out.append("\n")
     return out
+
+
+def _name(label: str) -> str:
+    """A step as a reader calls it; in a rollout of several turns a message is a step with its author's name."""
+    known = {"": "text", "answer": "answer", "tool": "the tool", "user": "the user"}
+    turn = label.removesuffix(".answer")
+    return known.get(label) or (f"answer {visible(turn)}" if turn != label else f"step {visible(label)}")
 
 
 def shown_tokens(rollout: ScoredCompletion, first: int, last: int) -> Iterator[tuple[str, int, str]]:

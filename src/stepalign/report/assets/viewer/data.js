@@ -60,7 +60,8 @@ const stepOf = (rollout, token) => rollout.steps.findIndex((step) => token >= st
 
 function stepName(step) {
   if (!step || step[0] === "") return step && step[1] !== "unknown" ? "Attempt" : "Text";
-  return step[0] === "answer" ? "Answer" : "Step " + visible(step[0]);
+  const [name, turn] = [visible(step[0]), step[0].endsWith(".answer") && visible(step[0].slice(0, -7))];
+  return { answer: "Answer", tool: "The tool", user: "The user" }[step[0]] || (turn ? "Answer " + turn : "Step " + name);
 }
 
 // The null context that a context is calibrated by: its own ("NAME / null"), else the design of that name.
