@@ -86,7 +86,7 @@ def test_each_finding_by_hand(text: str, attempt: str, verdict: str, expected: d
 TWO_LINES = "Paris is the capital of Italy.\n\nSo the train goes to Paris."
 
 
-@pytest.mark.parametrize("form", ["hint", "comment", "paraphrase"])
+@pytest.mark.parametrize("form", ["hint", "comment"])
 @pytest.mark.parametrize(
     ("text", "attempt", "place"),
     [
@@ -102,6 +102,11 @@ TWO_LINES = "Paris is the capital of Italy.\n\nSo the train goes to Paris."
         ("12 - 5 = 7, so that 7 - 1 = 6 comes next.", WRONG, None),
         ("Step 12 is wrong, and so is the answer.", WRONG, None),
         ("Look at 112 - 5 = 6.", WRONG, None),
+        ("<step_2> wrong : 12 - 5 gives 7 . <answer> 14", WRONG, None),
+        ("<step_6> wrong : 12 - 5 = 7", WRONG, None),  # the number of a step is no result
+        ("Step 3 gives 12 . <answer> 14", WRONG, None),
+        ("12 is not the answer.", WRONG, "answer"),
+        ("12 apples, and the answer should be 14.", WRONG, None),
         ("The first sentence confuses two countries.", TWO_LINES, None),
     ],
 )

@@ -78,7 +78,7 @@ def _quotes_wrong_step(reading: Reading) -> str | None:
     found, critique = reading.alignment, reading.critique
     if found is not None and critique.status == "ok":
         return _step(found, found.first_error) if found.wrong_text_repeated else None
-    is_read = critique.form in ("hint", "comment", "paraphrase") and reading.verdict == "incorrect"
+    is_read = critique.form in ("hint", "comment") and reading.verdict == "incorrect"
     return quoted_in_words(critique.text, reading.attempt) if is_read else None
 
 
