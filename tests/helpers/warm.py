@@ -76,11 +76,15 @@ def behind(asking: int) -> int:
 
 def serve(place: str) -> None:
     """Until standard input ends: its owner holds it open."""
+    import gc
     import importlib
     import shutil
 
+    gc.disable()
     for name in HEAVY:
         importlib.import_module(name)
+    gc.enable()
+    gc.freeze()  # what is imported stays, and stays shared
     command = f"exec {sys.executable}"
     asking = f"{command} -IS {__file__} {place}"
     with open(_shell(place), "w") as shell:
