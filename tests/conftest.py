@@ -184,8 +184,9 @@ def write_recipe(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
     return write
 
 
-LONGEST = ("test_compare", "test_distributed", "test_launch", "test_report_browser", "test_real_input", "test_resume",
-           "test_trackers", "test_endpoint", "test_footprint", "test_designs_in_signal", "test_prepare")  # fmt: skip
+LONGEST = ("test_compare", "test_launch", "test_distributed", "test_report_browser", "test_signals", "test_resume",
+           "test_real_input", "test_calculation", "test_footprint", "test_trackers", "test_endpoint", "test_grading",
+           "test_designs_in_signal", "test_prepare")  # fmt: skip
 """The longest files: first, so that no worker is left alone with one of them at the end."""
 
 
