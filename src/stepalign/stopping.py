@@ -35,7 +35,7 @@ class StopRequest:
         """What is saved at the moment, for the line that a stopped command ends with."""
         self.again = ""
         """The command that goes on."""
-        self._held = 0
+        self._held = self._heard = 0
         self._notice = ""
 
     @property
@@ -50,7 +50,7 @@ class StopRequest:
 
     def ask(self, number: int = signal.SIGTERM) -> None:
         if not self.asked:
-            self.asked, self.number = True, signal.Signals(number)
+            self.asked, self.number = True, signal.Signals(self._heard or number)
 
     @contextmanager
     def held(self, notice: str = "") -> Iterator[StopRequest]:
@@ -79,7 +79,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        self.kept, self.again = StopRequest().kept, ""
+        self.kept, self.again, self._heard = StopRequest().kept, "", 0
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         # nohup has a closed terminal ignored: that stays
@@ -112,7 +112,7 @@ class StopRequest:
             pass
         if not found:  # closed
             return os.close(reading)
-        begun = time.monotonic()
+        begun, self._heard = time.monotonic(), found[0]  # handlers run by number where several wait, not as they came
         one = ONE_REQUEST_OF_RANKS if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ONE_REQUEST
         while (spent := time.monotonic() - begun) < PATIENCE:
             if select.select([reading], [], [], PATIENCE - spent)[0]:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from stepalign.errors import ConfigError
+from stepalign.models.sampling.server import server_at
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from fault_trials.canaries import CANARY, HOSTILE, HOSTILE_PLACES, PLACES, RAW
@@ -69,3 +72,9 @@ def test_hostile_text_reaches_no_terminal_raw(
     text = said(name, tmp_path, "http://h/v1", monkeypatch, capfd)
     assert text
     assert not RAW & set(text)
+
+
+@pytest.mark.parametrize("url", ["http://u:a#pass@h:1/v1", "http://h:port/v1", "ftp://h:1/v1", "http://[::1:9"])
+def test_an_address_of_a_rollout_server_that_is_none_is_a_users_error(url: str) -> None:
+    with pytest.raises(ConfigError, match="not a URL"):
+        server_at(url)

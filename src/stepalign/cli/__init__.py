@@ -61,6 +61,7 @@ def _main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a console without a character shows its number
             stream.reconfigure(errors="backslashreplace")
     keep_secrets_of([url for word in sys.argv for url in re.findall(r"https?://.*", word)])
+    PROCESS.kept = "nothing is left half done; give the command again"  # long commands say more
     code = 0
     try:
         code = __getattr__("app")(standalone_mode=False, args=[a for a in sys.argv[1:] if a != "--debug"])

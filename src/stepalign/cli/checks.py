@@ -39,7 +39,7 @@ def verify(
     one differs."""
     from stepalign.verbs.verify import verify as run
 
-    with working(transient=True, resume="") as display:
+    with working(transient=True, resume="", kept="nothing was changed") as display:
         found = run(folder, num=num, listener=display)
     say(*found.different)
     say(*(f"not verified: {line}" for line in found.skipped))

@@ -41,6 +41,7 @@ from stepalign.feedback.designs import find_condition, find_design
 from stepalign.stopping import PROCESS
 from stepalign.storage.files import read_json, write_atomically, write_json
 from stepalign.storage.run_folder import RunFolder, as_before
+from stepalign.storage.sums import note_sums
 from stepalign.verbs.checks import check_recipe, run_checks
 from stepalign.verbs.inputs import Inputs
 from stepalign.verbs.processes import Job, run_all
@@ -296,6 +297,7 @@ def _count_problems(base: Task) -> None:
     if base.finished and not file.exists():
         sizes = {name: len(found.problems) for name, found in load_sets(base.config.data).items()}
         write_json(file, sizes)
+        note_sums(base.folder, file)
 
 
 def _check_inputs(tasks: list[Task]) -> dict[str, Inputs]:

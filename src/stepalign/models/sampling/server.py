@@ -78,7 +78,10 @@ async def ask(client: httpx2.AsyncClient, method: str, server: Server, path: str
 
 def server_at(url: str, key: str = "sampling.base_urls") -> Server:
     """A server by its address. Raises ConfigError for one that is none, with the key that has it."""
-    parsed = httpx2.URL(url)
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:  # a port that is none, or a password with a character that ends it
+        parsed = httpx2.URL()
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ConfigError(f"not a URL: {url!r}", where=key, hint="write it as http://host:port/v1")
     root = url.rstrip("/").removesuffix("/v1")

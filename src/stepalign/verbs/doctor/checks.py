@@ -175,6 +175,9 @@ def _recipe(folder: Path) -> Iterator[Finding]:
         load_config(str(file))
     except UserError as error:
         yield Finding(path=file, what=f"cannot be read: {error.what}", meaning=AGAIN[file.name])
+    versions = folder / "versions.json"
+    if (folder / "run.lock").exists() and not versions.exists() and not (folder / SUMS).exists():  # they would name it
+        yield Finding(path=versions, what="is missing", meaning="it is not known what made this; no number needs it")
 
 
 def _records(folder: Path, state: dict[str, Any]) -> Iterator[Finding]:
