@@ -39,8 +39,13 @@ class Holder:
     def hold(self, words: list[str]) -> int:
         """Run a command of this package to its end; its exit code."""
         environment = {**os.environ, "STEPALIGN_LIFELINE": "1"}
-        process = subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE, env=environment)
-        return process.wait()
+        self.process = subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE, env=environment)
+        return self.process.wait()
+
+    def stop(self) -> None:
+        """End the command and all that it has started, which Ray would leave behind."""
+        self.process.terminate()
+        self.process.wait()
 
 
 def held(gpus: float) -> Any:
@@ -104,6 +109,7 @@ def main() -> int:
             break
         print(f"the learner ended with exit code {code}; attempt {attempt + 1} of {1 + RESTARTS}", flush=True)
     for actor, _ in running:
+        ray.get(actor.stop.remote())
         ray.kill(actor)
     return code
 

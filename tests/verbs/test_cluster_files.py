@@ -97,6 +97,11 @@ def test_ray_starts_a_server_again_whose_actor_is_killed(tmp_path: Path, monkeyp
         wait_until(lambda: len(list(tmp_path.glob("begun-*"))) > 1)
         (tmp_path / "go").touch()
         assert ray.get(work, timeout=PATIENCE) == 7
+        (tmp_path / "go").unlink()
+        again = actor.hold.remote(["-m", "stand_in", str(tmp_path)])
+        wait_until(lambda: len(list(tmp_path.glob("begun-*"))) > 2)
+        ray.get(actor.stop.remote(), timeout=PATIENCE)
+        assert ray.get(again, timeout=PATIENCE) == -signal.SIGTERM
     finally:
         ray.shutdown()
 
