@@ -107,13 +107,13 @@ def describe_selection(config: Config) -> str:
     if not data.train.startswith("hub:"):
         problems = len(load_set(data.model_copy(update={"validation_share": 0.0}), "train").problems)
     group = {"training.problems_per_step": CHUNK, "sampling.num_generations": section.num_samples, "model.lora": None}
-    drawn, tokens = changed(config, group), {"student_tokens": QUESTION_TOKENS, "teacher_tokens": 0}
+    drawn, asks = changed(config, group), QUESTION_TOKENS
     device, dtype = model_choice(config.model)
-    parts = memory_parts(drawn, solver, **tokens, device=device, dtype=dtype)
+    parts = memory_parts(drawn, solver, student_tokens=asks, teacher_tokens=0, device=device, dtype=dtype)
     held = ("base", "weights", "sampler cache", "sampler")
     sampled = section.num_samples * config.sampling.max_completion_length
-    asked = QUESTION_TOKENS + config.critic.max_tokens if section.critic_solves else 0
-    hours = sampled / published(drawn, solver, **tokens, device=device).sampled / 3600
+    asked = asks + config.critic.max_tokens if section.critic_solves else 0
+    hours = sampled / published(drawn, solver, student_tokens=asks, teacher_tokens=0, device=device).sampled / 3600
     count, each = (1, "for each problem") if problems is None else (problems, f"for {problems:,} problems")
     text = f"tokens at most: {count * sampled:,} sampled {each}"
     return "\n".join([
