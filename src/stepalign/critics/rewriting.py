@@ -14,12 +14,8 @@ from stepalign.feedback.steps import ANSWER, split_steps
 from stepalign.records import Step
 
 _NUMBERED = re.compile(r"(\s*(?:<step[ _-]?|(?:\*\*)?step\s|\(?))(\d{1,3})(?=[>:)]|\.\s)", re.I)
-
-
 _ANSWER_MARK = re.compile(r"<(?:final[ _-]?)?answer[ \t]{0,4}>|^#{4}(?=[ \t]{0,4}[^\s#])", re.I | re.M)
 _STEP_MARK = re.compile(r"<step[ _-]?\d{0,6}[ \t]{0,4}>", re.I)
-
-
 _MINUS = re.compile(r"(?<![\w)])[-−]\s{0,2}\$?$")
 
 

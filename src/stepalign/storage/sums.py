@@ -105,14 +105,14 @@ def short_of_checkpoint(folder: Path, *names: str) -> list[tuple[str, str]]:
             (name, what)
             for name, size in sizes.items()
             if (not names or name in names)
-            and (what := _changed_in(folder / name, size, sums.get(name), checkpoint.name))
+            and (what := changed_in(folder / name, size, sums.get(name), checkpoint.name))
         ]
         if not found or not ((checkpoint / WRECK).exists() or damaged_file(checkpoint, ("state.json",))):
             return found
     return []
 
 
-def _changed_in(file: Path, size: int, checksum: str | None, then: str) -> str:
+def changed_in(file: Path, size: int, checksum: str | None, then: str) -> str:
     """What is wrong with the first ``size`` bytes of a file that had them at the step ``then``; "" where nothing is."""
     now = file.stat().st_size if file.is_file() else None
     if (now or 0) < size:

@@ -122,9 +122,16 @@ def _share(
     return look
 
 
+_fewer_end = _share(
+    "completions/clipped_ratio",
+    "only {after:.0%} of the completions end within the length limit, {before:.0%} did {steps} ago",
+    others=True,
+)
+
+
 def _cut(rows: Rows, section: GuardsSection) -> Found:
     """More completions are cut, and no more of them are right: a solver that learns to think longer is no wreck."""
-    found = _share("completions/clipped_ratio", CUT, others=True)(rows, section)
+    found = _fewer_end(rows, section)
     rates = values(rows, "reward")
     if found and statistics.fmean(rates[-found[0] :]) > statistics.fmean(rates[: -found[0]]):
         return None
@@ -180,7 +187,6 @@ def _nothing(rows: Rows, section: GuardsSection) -> Found:
     return section.window, f"nothing was trained on for {section.window} steps"
 
 
-CUT = "only {after:.0%} of the completions end within the length limit, {before:.0%} did {steps} ago"
 BREAKS: dict[str, Callable[[Rows, GuardsSection], Found]] = {
     "gradient": _gradient,
     "scale": _scale,

@@ -31,7 +31,7 @@ from stepalign.storage.files import (
     tidy,
 )
 from stepalign.storage.fingerprint import sha256_of_file
-from stepalign.storage.sums import SUMS, damaged_since, write_sums
+from stepalign.storage.sums import SUMS, changed_in, damaged_since, write_sums
 from stepalign.verbs.report import PAGES, write_reports
 
 AGAIN = {
@@ -186,23 +186,8 @@ def _records(folder: Path, state: dict[str, Any]) -> Iterator[Finding]:
     names = {folder / f"{name}.jsonl" for name, size in sizes.items() if size}
     for path in sorted(names | {*folder.glob("*.jsonl"), *folder.glob("samples/*.jsonl")}):
         kept = sizes.get(path.stem, 0) if path.parent == folder else 0
-        size = path.stat().st_size if path.exists() else 0
-        if size < kept:
-            yield Finding(
-                path=path,
-                what="is missing"
-                if not path.exists()
-                else f"has {size} bytes, and the newest checkpoint knows of {kept}",
-                meaning="the run cannot go on without what is lost; put the file back as it was",
-                mend=None,
-            )
-            continue
-        if kept and path.stem in sums and sha256_of_file(path, kept) != sums[path.stem]:
-            yield Finding(
-                path=path,
-                what="has other lines than the newest checkpoint knows of",
-                meaning="the run cannot go on with it; put the file back as it was",
-            )
+        if what := changed_in(path, kept, sums.get(path.stem), "the newest checkpoint"):
+            yield Finding(path=path, what=what, meaning="the run cannot go on with it; put the file back as it was")
             continue
         number = _first_bad_line(path)
         if number:
@@ -211,7 +196,7 @@ def _records(folder: Path, state: dict[str, Any]) -> Iterator[Finding]:
                 what=f"is damaged in line {number}",
                 meaning="what reads it stops there; put the file back as it was",
             )
-        elif torn := size - jsonl.whole_size(path):
+        elif torn := (size := path.stat().st_size) - jsonl.whole_size(path):
             yield Finding(
                 path=path,
                 what=f"ends in {torn} bytes of a record that was being written",
@@ -295,25 +280,22 @@ def _evaluations(folder: Path) -> Iterator[Finding]:
 
 def _selection(folder: Path) -> Iterator[Finding]:
     """The frozen problems of a selection against their checksums."""
-    file, again = folder / MANIFEST, f"rm {folder / SUMS}, then stepalign select --resume writes it again"
+    file = folder / MANIFEST
+    refused = f"a run on it is refused; rm {folder / SUMS}, then stepalign select --resume writes it again"
     if not file.exists():
         if (folder / "funnel.json").exists():
-            yield Finding(path=file, what="is missing", meaning=f"a run on it is refused; {again}")
+            yield Finding(path=file, what="is missing", meaning=refused)
         return
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))["files"].values()
         expected = {entry["file"]: entry["sha256"] for entry in entries}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        yield Finding(path=file, what="is no manifest of a selection", meaning=f"a run on it is refused; {again}")
+        yield Finding(path=file, what="is no manifest of a selection", meaning=refused)
         return
     for name, checksum in expected.items():
         path = folder / name
         if not path.is_file() or sha256_of_file(path) != checksum:
-            yield Finding(
-                path=path,
-                what="is not what the manifest says",
-                meaning=f"a run on it is refused; {again}",
-            )
+            yield Finding(path=path, what="is not what the manifest says", meaning=refused)
 
 
 def _as_left(folder: Path) -> Iterator[Finding]:
