@@ -49,6 +49,26 @@ def test_a_new_folder_holds_its_configuration_and_versions(tmp_path: Path) -> No
         assert sorted(os.listdir(folder.path)) == ["config.toml", "run.lock", "versions.json"]
 
 
+def test_a_comparison_may_get_more_seeds_and_arms_and_lose_none(tmp_path: Path) -> None:
+    arms = [{"name": name, "set": {"condition": name}} for name in ("stepalign", "refsol", "grpo")]
+    small = changed(CONFIG, {"compare.seeds": [0, 1], "compare.arms": arms[:2]})
+    RunFolder(tmp_path, small, resume=False, kind="comparison").close()
+    changes = {
+        "fewer seeds": {"compare.seeds": [0]},
+        "other seeds": {"compare.seeds": [0, 2, 3]},
+        "fewer arms": {"compare.arms": arms[:1]},
+        "another arm": {"compare.arms": [arms[0], {"name": "refsol", "set": {"condition": "grpo"}}, arms[2]]},
+    }
+    for change in changes.values():
+        with pytest.raises(LockedError, match="holds another comparison"):
+            RunFolder(tmp_path, changed(small, change), resume=True, kind="comparison").close()
+    larger = changed(small, {"compare.seeds": [0, 1, 2], "compare.arms": arms})
+    with pytest.raises(LockedError, match="already holds"):
+        RunFolder(tmp_path, larger, resume=False, kind="comparison").close()
+    RunFolder(tmp_path, larger, resume=True, kind="comparison").close()
+    assert load_config(str(tmp_path / "config.toml")) == larger
+
+
 def test_a_server_may_be_elsewhere_when_a_finished_run_goes_on(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run", CONFIG, resume=False) as folder:
         folder.append("metrics", [{"step": 1}])

@@ -58,6 +58,8 @@ MAY_CHANGE = frozenset(
 """Keys that may change when the work goes on: how the critic is reached and what it may cost, not what it says; the
 bounds of a selection's gates, not what is measured for them; where the servers of rollouts and of a teacher are; how
 the runs of a comparison are started."""
+MAY_GROW = frozenset(["compare.arms", "compare.seeds"])
+"""Keys whose list may become longer: what is there stays, and only what is new is run."""
 
 
 def as_before(config: Config, folder: Path) -> Config:
@@ -149,7 +151,7 @@ class RunFolder:
             write_atomically(file, to_toml(config))
             return
         differing = difference(load_config(str(file)), config)
-        refused = {key: values for key, values in differing.items() if key not in MAY_CHANGE}
+        refused = {key: values for key, values in differing.items() if not _may_become(key, *values)}
         if refused:
             key, (before, now) = next(iter(refused.items()))
             raise LockedError(
@@ -247,6 +249,10 @@ class RunFolder:
         with contextlib.suppress(OSError):  # not empty: another run, or the replies
             for folder in self._made:
                 folder.rmdir()
+
+
+def _may_become(key: str, before: Any, now: Any) -> bool:
+    return key in MAY_CHANGE or (key in MAY_GROW and all(one in now for one in before))
 
 
 def _refuse_strangers(path: Path, extra: Iterable[str]) -> None:
