@@ -2,6 +2,7 @@
 
 python benchmarks/results_tables.py runs/arithmetic-5-seeds
 python benchmarks/results_tables.py runs/ablations
+python benchmarks/results_tables.py --beside runs/study-15 runs/study-30 runs/study-60    # docs/results/study.md
 """
 
 from __future__ import annotations
@@ -95,6 +96,39 @@ def curve_table(results: dict[str, Any], n: int) -> str:
     return table(["arm", *[""] * (width - 1)], [row + [""] * (width - len(row)) for row in rows])
 
 
+def beside_table(found: dict[str, dict[str, Any]], reference: str | None) -> str:
+    """The same arms of several comparisons: Avg, and the paired difference from the untrained solver or from an arm."""
+    first = next(iter(found.values()))
+    against = reference or "base"
+    rows = []
+    for arm in first["arms"]:
+        cells = [arm["label"]]
+        for results in found.values():
+            average = f"avg@{results['num_samples']}"
+            value = next(
+                (
+                    f"{100 * row['value']:.1f}"
+                    for row in results["metrics"]
+                    if (row["arm"], row["metric"], row["seed"], row["checkpoint_rule"])
+                    == (arm["name"], average, None, "last")
+                ),
+                "-",
+            )
+            cells.append(f"{value}: {_difference(results['paired'], arm['name'], against, average)}")
+        rows.append(cells)
+    names = {arm["name"]: arm["label"] for arm in first["arms"]} | {"base": "the untrained solver"}
+    return table([f"arm: Avg, and points over {names[against]}", *found], rows)
+
+
+def _difference(paired: list[dict[str, Any]], arm: str, against: str, metric: str) -> str:
+    for row in paired:
+        if (row["metric"], row["checkpoint_rule"]) == (metric, "last") and {row["a"], row["b"]} == {arm, against}:
+            sign = 1 if row["a"] == arm else -1
+            low, high = sorted((sign * row["low"], sign * row["high"]))
+            return f"{100 * sign * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return "-"
+
+
 def signal_table(signal: dict[str, Any]) -> str:
     names = [number["name"] for number in signal["localisation"][0]["numbers"]]
     rows = []
@@ -113,11 +147,21 @@ def signal_table(signal: dict[str, Any]) -> str:
     return table(["context", *(name.replace("_", " ") for name in names)], rows)
 
 
+def read(folder: Path) -> dict[str, Any]:
+    if not (folder / "results.json").is_file():
+        sys.exit(f"{folder} holds no results.json: stepalign report {folder} writes it for finished runs")
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--beside"]:
+        found = {folder.name: read(folder) for folder in map(Path, sys.argv[2:])}
+        first = next(iter(found.values()))["arms"][0]["name"]
+        print(beside_table(found, None), "\n")
+        print(beside_table(found, first))
+        return
     for folder in map(Path, sys.argv[1:]):
-        if not (folder / "results.json").is_file():
-            sys.exit(f"{folder} holds no results.json: stepalign report {folder} writes it for finished runs")
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results = read(folder)
         n = results["num_samples"]
         print(f"\n## {results['recipe']}, seeds {results['seeds']}, revision {results['revision']}\n")
         print(main_table(results, n), "\n")

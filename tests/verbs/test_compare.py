@@ -20,6 +20,7 @@ from warm import CHILDREN, launcher, python
 
 from stepalign.config import Config, arm_config, changed, difference, load_config
 from stepalign.verbs.compare import Task, arm_differences, compare_config, in_order, plan
+from stepalign.verbs.report import write_reports
 from stepalign.verbs.verify import others, verify
 
 IN_RECIPE = ("grpo", "refsol", "stepalign", "grpo-equal-rollouts", "refsol-forward-kl", "stepalign-forward-kl")
@@ -259,6 +260,19 @@ def test_a_finished_comparison_is_refused_and_with_resume_does_nothing(compared:
     again = run(*words(compared, "--resume"))
     assert again.returncode == 0, again.stderr
     assert {f: f.stat().st_mtime_ns for f in before} == before
+
+
+@pytest.mark.slow
+def test_a_comparison_that_still_runs_has_a_page(compared: Path, results: dict, tmp_path: Path) -> None:
+    """Its problems are counted at its end; before that the page counts them."""
+    out = shutil.copytree(compared, tmp_path / "out")
+    for file in (out / "results.json", out / "sums.json", out / "arms" / "base" / "sets.json"):
+        file.unlink()
+    shutil.rmtree(out / "arms" / ARMS[-1] / "seed-1")
+    write_reports([out])
+    partly = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert partly["problems"] == results["problems"]
+    assert [len(arm["runs"]) for arm in partly["arms"]] == [*[2] * (len(ARMS) - 1), 1]
 
 
 def test_verify_makes_the_numbers_of_a_comparison_again(

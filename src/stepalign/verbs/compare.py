@@ -33,7 +33,7 @@ from stepalign.config import (
     to_toml,
 )
 from stepalign.critics import CACHE, RUN_FILES
-from stepalign.domains.table import load_set, load_sets
+from stepalign.domains.table import load_set
 from stepalign.errors import BudgetSpentError, ConfigError, UserError
 from stepalign.evaluation.comparison import detectable_difference
 from stepalign.events import Event, Listener, line
@@ -46,7 +46,7 @@ from stepalign.verbs.checks import check_recipe, run_checks
 from stepalign.verbs.inputs import Inputs
 from stepalign.verbs.processes import Job, run_all
 from stepalign.verbs.progress import for_python
-from stepalign.verbs.report import BASE, SIGNAL, arm_differences, collect_results, publish, rewrite_results
+from stepalign.verbs.report import BASE, SIGNAL, arm_differences, collect_results, count_problems, publish, rewrite_results
 
 SHARED = (
     *("model.path", "prompts.student", "prompts.system"),
@@ -295,8 +295,7 @@ def _count_problems(base: Task) -> None:
     """Write down how many problems each set of the comparison has, once its untrained solver is evaluated."""
     file = base.folder / "sets.json"
     if base.finished and not file.exists():
-        sizes = {name: len(found.problems) for name, found in load_sets(base.config.data).items()}
-        write_json(file, sizes)
+        write_json(file, count_problems(base.folder))
         note_sums(base.folder, file)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.config import Config, arm_config, changed, difference, load_config
+from stepalign.domains.table import load_sets
 from stepalign.errors import ConfigError
 from stepalign.evaluation.comparison import comparison_numbers
 from stepalign.evaluation.evaluate import read_samples
@@ -118,12 +119,19 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
         "model": config.model.path,
         "seeds": list(config.compare.seeds),
         "budget": {"rule": config.compare.budget, "size": config.compare.budget_size},
-        "problems": read_json(out / "arms" / BASE / "sets.json") if base else {},
+        "problems": count_problems(out / "arms" / BASE) if base else {},
         "arms": arms,
         **numbers,
         "timings": phases,
         "peak_memory_bytes": max([run.get("peak_memory_bytes", 0) for run in summaries], default=0),
     }
+
+
+def count_problems(base: Path) -> dict[str, int]:
+    """Set -> its number of problems, as the finished comparison has written it down; before that, counted."""
+    if (file := base / "sets.json").exists():
+        return read_json(file)
+    return {name: len(found.problems) for name, found in load_sets(load_config(str(base / "config.toml")).data).items()}
 
 
 def mark_gradients(arms: Sequence[dict[str, Any]], training: Sequence[Mapping[str, Any]]) -> None:
