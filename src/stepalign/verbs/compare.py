@@ -46,7 +46,15 @@ from stepalign.verbs.checks import check_recipe, run_checks
 from stepalign.verbs.inputs import Inputs
 from stepalign.verbs.processes import Job, run_all
 from stepalign.verbs.progress import for_python
-from stepalign.verbs.report import BASE, SIGNAL, arm_differences, collect_results, count_problems, publish, rewrite_results
+from stepalign.verbs.report import (
+    BASE,
+    SIGNAL,
+    arm_differences,
+    collect_results,
+    count_problems,
+    publish,
+    rewrite_results,
+)
 
 SHARED = (
     *("model.path", "prompts.student", "prompts.system"),
