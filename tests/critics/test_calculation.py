@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepalign.critics.calculation import NO_EQUATION, NO_TRUTH, NOT_UNDERSTOOD, CalculationCritic, Examination, examine
-from stepalign.critics.equations import evaluate, find_equations, states
 from stepalign.domains.words.stories import KINDS, Story
 from stepalign.domains.words.task import Options, draw_stories, make_problem
+from stepalign.feedback.equations import evaluate, find_equations, states
 from stepalign.records import Attempt, CritiqueForm, Problem
 from stepalign.waiting import wait_for
 

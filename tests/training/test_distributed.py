@@ -26,7 +26,7 @@ from warm import CHILDREN, behind, python
 from stepalign.config import changed, load_config
 from stepalign.errors import ConfigError
 from stepalign.records import Sample
-from stepalign.training.distributed import shared_out
+from stepalign.training.ranks import shared_out
 from stepalign.verbs.checks import run_checks
 from stepalign.verbs.inputs import Inputs
 

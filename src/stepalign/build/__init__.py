@@ -5,7 +5,7 @@ Importing it loads no torch; opening a session does.
 
 from stepalign.build.critic import CORRECTING, OWN_FORMS, check_critic, check_critic_keys, make_critic
 from stepalign.build.run import find_terms, follow_rank_0, make_learner, make_run
-from stepalign.build.session import Session, make_replier, make_sampler, open_session
+from stepalign.build.session import Session, find_engine, make_replier, open_session
 from stepalign.build.solver import (
     find_truth,
     has_teacher,
@@ -23,6 +23,7 @@ __all__ = [
     "Session",
     "check_critic",
     "check_critic_keys",
+    "find_engine",
     "find_terms",
     "find_truth",
     "follow_rank_0",
@@ -32,7 +33,6 @@ __all__ = [
     "make_prompts",
     "make_replier",
     "make_run",
-    "make_sampler",
     "model_choice",
     "open_session",
     "other_teacher",

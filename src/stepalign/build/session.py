@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stepalign.build.solver import make_prompts, trained_solver
 from stepalign.config import Config, SamplingSection
@@ -120,7 +120,8 @@ def open_session(config: Config, listener: Listener = silent, folder: Path | Non
     """
     from stepalign.models.load import dtype_of
 
-    if config.sampling.engine == "vllm":
+    engine = find_engine(config.sampling)
+    if engine.asks_servers:
         from stepalign.models.sampling.server import check_servers
 
         wait_for(check_servers(config.sampling.base_urls))
@@ -128,27 +129,47 @@ def open_session(config: Config, listener: Listener = silent, folder: Path | Non
     listener(line(f"solver {config.model.path} on {solver.device} in {dtype_of(solver)}"))
     grader = make_grader(config.data)
     replier = make_replier(config, grader, folder)
-    return Session(config, solver, make_sampler(config.sampling, solver), make_prompts(config, solver), grader, replier)
+    return Session(config, solver, engine.make(solver, config.sampling), make_prompts(config, solver), grader, replier)
 
 
-def make_sampler(section: SamplingSection, solver: Solver) -> Sampler:
-    """The sampler that a recipe names.
+class Engine(NamedTuple):
+    """Of ``sampling.engine``, looked up without torch."""
 
-    Raises:
-        ConfigError: an address that is none, or a class that is no sampler.
-    """
-    if section.engine == "local":
-        from stepalign.models.sampling.local import LocalSampler
+    make: Callable[[Solver, SamplingSection], Sampler]
+    """Raises ConfigError for an address that is none."""
+    has_own_weights: bool
+    """Whether completions are drawn from a copy of the weights, in a process of its own or not."""
+    asks_servers: bool | None
+    """Whether ``sampling.base_urls`` are needed, or refused; None: either is good."""
 
-        return LocalSampler(solver, max_batch_tokens=section.max_batch_tokens, stop=section.stop)
-    if section.engine != "vllm":
-        return own_sampler(section.engine)(solver, section)
+
+def _local(solver: Solver, section: SamplingSection) -> Sampler:
+    from stepalign.models.sampling.local import LocalSampler
+
+    return LocalSampler(solver, max_batch_tokens=section.max_batch_tokens, stop=section.stop)
+
+
+def _vllm(solver: Solver, section: SamplingSection) -> Sampler:
     from stepalign.models.sampling.vllm import VllmSampler
 
     urls, ends, folder = section.base_urls, solver.end_ids, section.sync_folder
     return VllmSampler(
         urls, solver.model, ends, way=section.sync, folder=folder, timeout=section.timeout, stop=section.stop
     )
+
+
+ENGINES = {
+    "local": Engine(_local, has_own_weights=False, asks_servers=False),
+    "vllm": Engine(_vllm, has_own_weights=True, asks_servers=True),
+}
+
+
+def find_engine(section: SamplingSection) -> Engine:
+    """The engine that a recipe names, or a class of its own. Raises ConfigError for a class that is no sampler."""
+    if section.engine in ENGINES:
+        return ENGINES[section.engine]
+    own = own_sampler(section.engine)
+    return Engine(own, has_own_weights=own.has_own_weights, asks_servers=None)
 
 
 def make_replier(config: Config, grader: Grader, folder: Path | None = None) -> Replier | None:

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from stepalign.critics.equations import OVER, Equation, Line, evaluate, find_equations, number_text, states, symbol
 from stepalign.critics.repairs import completed, operands, repairs, signs, swaps
 from stepalign.critics.rewriting import Change, answer_value, rewrite, without_stray_answers, write_steps
 from stepalign.critics.truth import Program, ReferenceExpression, link, symbols_of, values_of
 from stepalign.domains.math.extraction import extract_answer
+from stepalign.feedback.equations import OVER, Equation, Line, evaluate, find_equations, number_text, states, symbol
 from stepalign.feedback.steps import ANSWER, PREAMBLE, split_steps, step_body
 from stepalign.records import Attempt, Critique, CritiqueForm, Step
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 
-from stepalign.critics.equations import Line, symbol
 from stepalign.critics.truth import Program, ReferenceExpression, symbols_of
+from stepalign.feedback.equations import Line, symbol
 
 
 def repairs(program: Program, truth: ReferenceExpression) -> Iterator[tuple[str, int, Program]]:

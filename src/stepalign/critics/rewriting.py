@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from stepalign.critics.equations import Equation, Token, find_equations, tokens_of
 from stepalign.domains.math.extraction import extract_answer
 from stepalign.domains.math.thinking import thinking_end
-from stepalign.feedback.steps import ANSWER, split_steps
+from stepalign.feedback.equations import Equation, Token, find_equations, tokens_of
+from stepalign.feedback.steps import ANSWER, ANSWER_HASHES, ANSWER_TAG, STEP_TAG, split_steps
 from stepalign.records import Step
 
 _NUMBERED = re.compile(r"(\s*(?:<step[ _-]?|(?:\*\*)?step\s|\(?))(\d{1,3})(?=[>:)]|\.\s)", re.I)
-_ANSWER_MARK = re.compile(r"<(?:final[ _-]?)?answer[ \t]{0,4}>|^#{4}(?=[ \t]{0,4}[^\s#])", re.I | re.M)
-_STEP_MARK = re.compile(r"<step[ _-]?\d{0,6}[ \t]{0,4}>", re.I)
+_ANSWER_MARK = re.compile(rf"{ANSWER_TAG}|^{ANSWER_HASHES}", re.I | re.M)
+_STEP_MARK = re.compile(STEP_TAG, re.I)
 _MINUS = re.compile(r"(?<![\w)])[-−]\s{0,2}\$?$")
 
 

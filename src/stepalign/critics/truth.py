@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import combinations
 
-from stepalign.critics.equations import (
+from stepalign.feedback.equations import (
     PRIME,
     Equation,
     Line,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import operator
 import re
 from collections import Counter
 from collections.abc import Iterable
-from fractions import Fraction
 from itertools import islice
+
+from stepalign.feedback.equations import value_of
 
 Equation = tuple[str, str]
 """(left of the first "=", the rest), without spaces."""
@@ -64,7 +63,6 @@ def calculations(text: str) -> list[Equation]:
     return [(left, right) for left, right in equations(text) if re.search(r"\d[^\d.,]+\d", left)]
 
 
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 _SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "$": "", "€": "", "£": ""})
 _LONGEST = 200
 
@@ -76,24 +74,11 @@ def plain_signs(text: str) -> str:
 
 def holds(equation: Equation) -> bool | None:
     """Whether a calculation is right, its result rounded or not; None where plain arithmetic cannot say."""
-    sides = [re.sub(r"(?<=\d),(?=\d{3})", "", plain_signs(side[:_LONGEST])) for side in equation]
-    result = sides[1].partition("=")[0]
-    try:
-        value, stated = (_value(ast.parse(side, mode="eval").body) for side in (sides[0], result))
-    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+    result = equation[1].partition("=")[0]
+    value, stated = (value_of(plain_signs(side[:_LONGEST])) for side in (equation[0], result))
+    if value is None or stated is None:
         return None
     return round(value, len(result.partition(".")[2])) == stated if "." in result else value == stated
-
-
-def _value(node: ast.expr) -> Fraction:
-    match node:
-        case ast.Constant(value=int() | float() as number):
-            return Fraction(str(number))
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_value(left), _value(right))
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_value(operand)
-    raise ValueError(ast.dump(node))
 
 
 def results_of(stated: Iterable[Equation]) -> dict[str, set[str]]:

@@ -27,7 +27,11 @@ Marker = tuple[int, str]
 ANSWER = "answer"
 PREAMBLE = ""
 
-_TAG = re.compile(r"<(?:(step)[ _-]?(\d{0,6})|(?:final[ _-]?)?answer)[ \t]{0,4}>", re.I)
+ANSWER_TAG = r"<(?:final[ _-]?)?answer[ \t]{0,4}>"
+STEP_TAG = r"<step[ _-]?(?P<number>\d{0,6})[ \t]{0,4}>"
+ANSWER_HASHES = r"\#{4}(?=[ \t]{0,4}[^\s#])"
+"""As in GSM8K, at the beginning of a line."""
+_TAG = re.compile(rf"{STEP_TAG}|{ANSWER_TAG}", re.I)
 CLOSING_TAG = re.compile(r"</(?:step[ _-]?\d{0,6}|(?:final[ _-]?)?answer)[ \t]{0,4}>", re.I)
 _CLOSING_AT_END = re.compile(CLOSING_TAG.pattern + r"\s*\Z", re.I)
 # A dash counts as a separator only before a word: "Step 1 - find x" is a step, "Step 19 - 6 = 13" is arithmetic.
@@ -50,14 +54,14 @@ _FENCE_AT_END = re.compile(r"\n[ \t]{0,12}(?:`{3,12}|~{3,12})\Z")
 
 _ANSWER_LINE = re.compile(
     r"[ \t>]{0,12}(?:"
-    r"\#{4}[ \t]{0,4}(?=[^\s#])"
+    rf"{ANSWER_HASHES}[ \t]{{0,4}}"
     r"|A[ \t]?:"
     r"|[*_]{0,3}(?:所以|因此|故)?[，,]?(?:最终|最后)?答案(?:是|为|[*_]{0,3}[:：]|(?=\r?$))[*_]{0,3}[:：]?"
     r"|[#*_-]{0,8}[ \t]{0,4}[*_]{0,3}"
     r"(?:(?:so|thus|hence|therefore)[, \t]{1,3})?(?:the[ \t]{1,3})?(?:final[ \t]{1,3})?answer"
     r"(?:[ \t]{1,3}is\b[ \t]{0,2}:?|[ \t]{0,3}[*_]{0,3}[ \t]{0,2}(?:[:=]|(?=\r?$)))[*_]{0,3}"
     r"|(?=(?:\$\$?|\\\[|\\\()?[ \t]{0,2}\\boxed\{)"
-    r"|<(?:final[ _-]?)?answer[ \t]{0,4}>"
+    rf"|{ANSWER_TAG}"
     r")",
     re.I | re.M,
 )
@@ -225,9 +229,10 @@ def _tag_markers(text: str) -> list[Marker]:
     markers: list[Marker] = []
     number = 0
     for match in _TAG.finditer(text):
-        if match.group(1):
-            number = int(match.group(2) or number + 1)
-        markers.append((match.start(), str(number) if match.group(1) else ANSWER))
+        is_step = match["number"] is not None
+        if is_step:
+            number = int(match["number"] or number + 1)
+        markers.append((match.start(), str(number) if is_step else ANSWER))
     return markers
 
 

@@ -23,9 +23,8 @@ from stepalign.objectives.policy_gradient import StepCounts
 from stepalign.records import Sample
 from stepalign.stopping import PROCESS, Interrupted
 from stepalign.training.checkpoint import Checkpoint, restore_optimizer, write_state
-from stepalign.training.distributed import shared_out
 from stepalign.training.loss import Objective, Side, WatchedSums, batch_loss, is_rewarded, scores_teacher, uses_contrast
-from stepalign.training.ranks import ONE_PROCESS, Ranks
+from stepalign.training.ranks import ONE_PROCESS, Ranks, shared_out
 from stepalign.training.teacher import Teacher, local, reshard
 
 WATCHED = (

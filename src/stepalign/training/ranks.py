@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stepalign.errors import UserError
+from stepalign.records import Sample
 
 START_SECONDS = 600.0
 """For all ranks to start."""
@@ -38,6 +39,26 @@ def num_ranks() -> int:
 
 if num_ranks() > 1:  # read when torch is loaded; it warns about its own process groups otherwise
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def shared_out(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    """Samples for each rank, balanced by tokens. Those with one prompt stay together, as rows compute it once, unless
+    they are more than a rank's part."""
+    if size == 1:
+        return [list(samples)]
+    families: dict[tuple[int, ...], list[int]] = {}
+    for index, sample in enumerate(samples):
+        families.setdefault(sample.student_prompt_ids, []).append(index)
+    sizes = [len(s.student_prompt_ids) + len(s.teacher_prompt_ids or ()) + 2 * len(s.completion_ids) for s in samples]
+    part = sum(sizes) / size
+    pieces: list[list[int]] = []
+    for members in families.values():
+        together = sum(sizes[i] for i in members) <= part
+        pieces += [members] if together else [[member] for member in members]
+    shares: list[list[int]] = [[] for _ in range(size)]
+    for piece in sorted(pieces, key=lambda piece: (-sum(sizes[i] for i in piece), piece)):
+        min(shares, key=lambda share: sum(sizes[i] for i in share)).extend(piece)
+    return [[samples[i] for i in sorted(share)] for share in shares]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from stepalign.build import (
     check_critic_keys,
+    find_engine,
     find_terms,
     has_teacher,
     make_replier,
@@ -28,7 +29,6 @@ from stepalign.events import warning
 from stepalign.feedback.designs import Need, find_condition, find_design
 from stepalign.feedback.prompts import load_template
 from stepalign.models.places import adapted_base, find_model
-from stepalign.models.sampling import own_sampler
 from stepalign.problems.columns import as_preset
 from stepalign.problems.sets import named
 from stepalign.records import Problem
@@ -130,9 +130,7 @@ def grader(inputs: Inputs) -> None:
 def rollout_servers(inputs: Inputs) -> None:
     """Servers are named where they draw, and not for the local sampler; a sampler of the user's own is one."""
     section = inputs.config.sampling
-    if ":" in section.engine:
-        own_sampler(section.engine)
-    elif (section.engine == "vllm") != bool(section.base_urls):
+    if find_engine(section).asks_servers not in (None, bool(section.base_urls)):
         raise ConfigError(
             "rollouts from servers need their addresses, and addresses need the engine that asks them",
             where="sampling.engine, sampling.base_urls",
@@ -152,20 +150,15 @@ def old_completions(inputs: Inputs) -> None:
         inputs.listener(warning(text))
 
 
-def has_own_weights(config: Config) -> bool:
-    """Whether completions are drawn from a copy of the weights, in a process of its own or not."""
-    engine = config.sampling.engine
-    return own_sampler(engine).has_own_weights if ":" in engine else engine != "local"
-
-
 def groups_learn_alone(inputs: Inputs) -> None:
     """Under ``rollouts.accumulate`` a group needs nothing of the others."""
     config = inputs.config
     if not config.rollouts.accumulate:
         return
     objective, design = config.objective, find_design(find_condition(config.condition).design)
+    engine, draws_elsewhere = config.sampling.engine, find_engine(config.sampling).has_own_weights
     reasons = {
-        f"sampling.engine = {config.sampling.engine}, which draws where the learner works": not has_own_weights(config),
+        f"sampling.engine = {engine}, which draws where the learner works": not draws_elsewhere,
         "rollouts.ahead, which overlaps more": config.rollouts.ahead > 0,
         "objective.loss_type = bnpo, whose means depend on the cut": objective.loss_type == "bnpo",
         "objective.scale_rewards = batch": objective.scale_rewards == "batch",

@@ -23,6 +23,7 @@ _FRACTION = re.compile(r"(?<![/÷v])(?<![/÷v]\s)\\[dt]?frac\{([\d,.]{1,18})(\}\
 OVER = "}{"
 """The sign of a fraction of two numbers in LaTeX."""
 _NOTE = re.compile(r"<<[^<>]{1,200}>>")
+_OWN_MINUS = re.compile(r"(^|[-+*/(])-")
 _ECHO = re.compile(r"\s{0,2}([-−]?[$£€]?)(\d[\d,]*(?:\.\d+)?|\.\d+)")
 _SIGNS = {
     **{"×": "*", "x": "*", "X": "*", "·": "*", "÷": "/", "−": "-"},
@@ -230,6 +231,13 @@ def _shape(signs: tuple[str, ...]) -> Any:
 def evaluate(line: Line, results: Mapping[int, Fraction | None]) -> Fraction | None:
     """The exact value of a left side; None where it has none."""
     return _value(parse(line), lambda item: results.get(item) if type(item) is int else item, _EXACT)
+
+
+def value_of(text: str) -> Fraction | None:
+    """The exact value of a text without blanks that is one expression; a number or a bracket may have its minus."""
+    text = _OWN_MINUS.sub(lambda sign: f"{sign[1]}(0-1){'/' if sign[1] == '/' else '*'}", text)
+    tokens = [token for token in tokens_of(text) if token.kind != "skipped"]
+    return None if any(token.kind == "other" for token in tokens) else evaluate(_line(tokens), {})
 
 
 def symbol(line: Line, results: Mapping[int, int | None], symbols: Callable[[Fraction], int]) -> int | None:
