@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,26 @@ def test_a_resumed_run_warns_as_an_uninterrupted_one(history: list[dict[str, flo
     found += [second.look(row) for row in history[cut:]]
     assert found == warnings
     assert sum(map(len, warnings)) <= len(GUARDS)  # each guard speaks once
+
+
+def test_the_history_of_a_long_run_is_no_larger_than_that_of_a_short_one() -> None:
+    sizes, guards = [], Guards(GuardsSection())
+    for step in range(1, 1001):
+        guards.look({**HEALTHY, "reward": 0.3 + step / 1e4})
+        sizes += [len(pickle.dumps(guards.history))] * (step in (100, 1000))
+    assert sizes[0] == sizes[1]
+
+
+def test_steps_that_were_taken_back_are_no_part_of_the_history() -> None:
+    """What was good before them is the measure of the steps behind: the wreck's own level is forgotten."""
+    levels = [0.5] * 6 + [0.9] * 3 + [0.5] * 6
+    rows = [{**HEALTHY, "step": step, "reward": level} for step, level in enumerate(levels, 1)]
+    found = {}
+    for name, taken in (("all", []), ("back", [(6, 9)])):
+        guards = Guards(GuardsSection(window=3))
+        guards.remember(rows, taken)
+        found[name] = guards.history.means["reward"]
+    assert found == {"all": [0.5, pytest.approx(0.9), 0.5], "back": [0.5, 0.5, 0.5]}
 
 
 @given(reward=st.lists(st.floats(0, 1), min_size=8, max_size=40), window=st.integers(2, 8))

@@ -39,6 +39,8 @@ _CHECKSUM = "sha256"
 """In a stored reply: of its key and everything else in it."""
 _LEAST_ROOM = 2**18
 """Bytes below which an error of the disk is taken for a full one."""
+_KIBIBYTES = 64
+"""Of the file that are kept in memory: sqlite's own two mebibytes fill up over the first thousand steps of a run."""
 _BUSY_SECONDS = 30.0
 """How long a write waits for another process's write."""
 
@@ -189,6 +191,7 @@ class ReplyCache:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA cache_size = -{_KIBIBYTES}")
         deadline = time.monotonic() + _BUSY_SECONDS
         while True:
             try:

@@ -9,10 +9,9 @@ It speaks once.
 from __future__ import annotations
 
 import math
-from array import array
-from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any
 
 from stepalign.config import GuardsSection, TeacherWeights
 from stepalign.training import breaks
@@ -29,17 +28,32 @@ RISE = 0.05
 SLOWER = "lower training.learning_rate"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class History:
-    """The view of the guards: a number per step and name (NaN where undefined), and the masked samples by reason."""
+    """The view of the guards. It is as large after a million steps as after forty."""
 
-    rows: Sequence[Mapping[str, float]]
+    rows: list[dict[str, float]]
+    """A number per name (NaN where undefined) of every step that a guard may still ask for."""
     section: GuardsSection
     masked: Mapping[str, int] = field(default_factory=dict)
+    """Samples of the whole run, by reason."""
     follows: bool = True
     """Whether the self-teacher's weights follow the student's closely (``objective.teacher.weights``)."""
-    means: dict[str, MutableSequence[float]] = field(default_factory=dict)
-    """Window means by name, as far as they were asked for: a long run is not averaged anew at each step."""
+    distils: bool = False
+    """Whether there has been a self-teacher at all."""
+    means: dict[str, list[float]] = field(default_factory=dict)
+    """By name, of all windows in which the number was defined: the first mean, the largest and the last, or the one."""
+
+    def add(self, numbers: Mapping[str, float]) -> None:
+        """One more step."""
+        size = self.section.window
+        self.rows.append({name: numbers.get(name, math.nan) for name in (*WATCHED, *breaks.WATCHED)})
+        del self.rows[: -max(2 * size, size + breaks.LATEST)]
+        self.distils |= not math.isnan(self.now("teacher_entropy"))
+        for name in WATCHED if len(self.rows) >= size else ():
+            if not math.isnan(mean := _mean(self.last(name, size))):
+                known = [*self.means.get(name, ()), mean]
+                self.means[name] = known if len(known) == 1 else [known[0], max(known), mean]
 
     def now(self, name: str) -> float:
         return self.rows[-1].get(name, math.nan)
@@ -49,11 +63,8 @@ class History:
         return [row.get(name, math.nan) for row in self.rows[-count:]]
 
     def windows(self, name: str) -> list[float]:
-        """Means of all windows in which the number is defined, the present one last; none while that is undefined."""
-        means, size = self.means.setdefault(name, array("d")), self.section.window
-        for end in range(size + len(means), len(self.rows) + 1):
-            means.append(_mean([row.get(name, math.nan) for row in self.rows[end - size : end]]))
-        return [] if not means or math.isnan(means[-1]) else [mean for mean in means if not math.isnan(mean)]
+        """``means``, the present one last; none while that is undefined."""
+        return [] if math.isnan(_mean(self.last(name, self.section.window))) else self.means.get(name, [])
 
     @property
     def has_risen(self) -> bool:
@@ -64,8 +75,8 @@ class History:
     @property
     def advice(self) -> str:
         """A remedy; the self-teacher can be at fault only where there is one that follows the student."""
-        distils = any(not math.isnan(value) for value in self.last("teacher_entropy", len(self.rows)))
-        return SLOWER + (", or use objective.teacher.weights = initial or ema" if distils and self.follows else "")
+        follows = self.distils and self.follows
+        return SLOWER + (", or use objective.teacher.weights = initial or ema" if follows else "")
 
     @property
     def commonest_mask(self) -> str:
@@ -240,12 +251,10 @@ class Guards:
 
     def __init__(self, section: GuardsSection, teacher: TeacherWeights = "live") -> None:
         self.section = section
-        self._follows = teacher in ("live", "trust_region")
-        self.history = _Rows()
+        self.history = History([], section, follows=teacher in ("live", "trust_region"))
         self.warned: list[str] = []
         self.broke: breaks.Broke | None = None
         """A break in the last step that asks for more than a warning."""
-        self._means: dict[str, MutableSequence[float]] = {}
 
     def look(self, numbers: Mapping[str, float], masked: Mapping[str, int] | None = None) -> list[str]:
         """New warnings after one more step.
@@ -254,12 +263,13 @@ class Guards:
             numbers: the step's numbers, as in metrics.jsonl.
             masked: samples masked in the whole run so far, by reason.
         """
-        self.history.append(numbers)
-        history = History(self.history, self.section, masked or {}, self._follows, self._means)
+        history = self.history
+        history.add(numbers)
+        history.masked = masked or {}
         found = {name: guard(history) for name, guard in GUARDS.items() if name not in self.warned}
         new = {name: text for name, text in found.items() if text}
         self.warned += new
-        self.broke = breaks.find_break(self.history, self.section)
+        self.broke = breaks.find_break(history.rows, self.section)
         if self.broke is not None and self.broke.policy == "warn":
             name = self.broke.guard
             if name not in self.warned and breaks.SIGNS.get(name) not in self.warned:
@@ -268,17 +278,18 @@ class Guards:
             self.broke = None
         return list(new.values())
 
-    def take_back(self, to: int) -> None:
-        """Forget the steps after ``to``: the run goes on from the weights behind it."""
-        self.history = _Rows(row for row in self.history if not row["step"] > to)
-        self._means.clear()
+    def remember(self, metrics: Iterable[Mapping[str, Any]], taken_back: Iterable[tuple[int, int]]) -> None:
+        """The history of a run, from its metrics.jsonl.
 
-    def remember(self, metrics: Iterable[Mapping[str, Any]]) -> None:
-        """The history of a run, from its metrics.jsonl."""
+        Args:
+            taken_back: (step that the run went back to, step that broke it) of every roll-back: those between are left
+                out, as the run went on from the weights before them.
+        """
+        lost = [range(to + 1, broke + 1) for to, broke in taken_back]
+        self.history = History([], self.section, follows=self.history.follows)
         for row in metrics:
-            self.history.append({name: value for name, value in row.items() if value is not None})
-            if "rolled_back_to" in row:
-                self.take_back(row["rolled_back_to"])
+            if not any(row["step"] in steps for steps in lost):
+                self.history.add({name: value for name, value in row.items() if value is not None})
 
 
 MUCH_CUT = 0.3
@@ -309,33 +320,6 @@ def first_step(numbers: Mapping[str, float]) -> str:
     else:
         advice = "no group has both right and wrong rollouts: a larger sampling.num_generations may"
     return f"{'there is no gradient: ' if still else ''}{seen}: {advice}"
-
-
-class _Rows(Sequence[dict[str, float]]):
-    """What is watched of every step, a double each: a long run keeps millions of them."""
-
-    _NAMES = ("step", *WATCHED, *breaks.WATCHED)
-
-    def __init__(self, rows: Iterable[Mapping[str, float]] = ()) -> None:
-        self._values = array("d")
-        for row in rows:
-            self.append(row)
-
-    def append(self, row: Mapping[str, float]) -> None:
-        self._values.extend(row.get(name, math.nan) for name in self._NAMES)
-
-    def __len__(self) -> int:
-        return len(self._values) // len(self._NAMES)
-
-    @overload
-    def __getitem__(self, at: int) -> dict[str, float]: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[dict[str, float]]: ...
-    def __getitem__(self, at: int | slice) -> dict[str, float] | list[dict[str, float]]:
-        if isinstance(at, slice):
-            return [self[one] for one in range(*at.indices(len(self)))]
-        start = range(len(self))[at] * len(self._NAMES)
-        return dict(zip(self._NAMES, self._values[start : start + len(self._NAMES)], strict=True))
 
 
 def _mean(values: Sequence[float]) -> float:

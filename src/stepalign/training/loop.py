@@ -248,7 +248,7 @@ class Run:
         text = f"step {done}: {broke.sentence}: rolled back to step {back}, learning rate x {progress.rate_factor:g}"
         progress.warnings.append(text)
         self.listener(warning(text))
-        self.guards.take_back(back)
+        self._remind_guards()
         self.stream.forget()
         self.save()
 
@@ -323,9 +323,13 @@ class Run:
         self.progress.load(found.state["progress"])
         self._early = found.state.get("collected_early", ())
         self.guards.warned = self.progress.guards_spoken
-        self.guards.remember(read_json_lines(self.folder.path / "metrics.jsonl"))
+        self._remind_guards()
         self.stop.kept = f"the run is saved after {self._steps_done}"
         self.listener(line(f"continues from {found.folder.name}"))
+
+    def _remind_guards(self) -> None:
+        taken_back = [(one["to"], one["step"]) for one in self.progress.roll_backs]
+        self.guards.remember(read_json_lines(self.folder.path / "metrics.jsonl"), taken_back)
 
     def _refuse_lost_checkpoints(self, found: checkpoints.Checkpoint | None) -> None:
         """Before the first checkpoint a run begins anew; behind it there must be one."""
