@@ -93,7 +93,7 @@ def _filled(child: Child, disk: Path) -> list[Any]:
 
 
 def _points(child: Child, out: Path, begun: float, until: float) -> list[list[float]]:
-    """[seconds, steps, resident MB, handles, threads] every few seconds."""
+    """[seconds, steps, resident MB, handles, threads, MB of these that are no file's] every few seconds."""
     points = []
     while time.monotonic() < until and not child.has_ended:
         time.sleep(2)
@@ -102,11 +102,12 @@ def _points(child: Child, out: Path, begun: float, until: float) -> list[list[fl
             found = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.split()[1:]}
             steps = (out / "metrics.jsonl").read_bytes().count(b"\n")
             handles = len(os.listdir(f"/proc/{child.pid}/fd"))
-            resident, threads = int(found["VmRSS"]) / 1024, int(found["Threads"])
+            resident, own = (int(found[name]) / 1024 for name in ("VmRSS", "RssAnon"))
+            threads = int(found["Threads"])
         except (OSError, KeyError):  # no step yet, or it has just ended
             continue
         seconds = round(time.monotonic() - begun, 1)
-        points.append([seconds, steps, resident, handles, threads])
+        points.append([seconds, steps, resident, handles, threads, own])
     return points
 
 
