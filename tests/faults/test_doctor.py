@@ -126,6 +126,31 @@ def test_records_of_a_killed_run_are_held_against_its_checkpoint(run: Path) -> N
     assert [one.path.name for one in doctor(run)[0]] == ["contexts.jsonl", "sums.json"]
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_samples_of_a_killed_run_are_held_against_its_checkpoint(run: Path, damage: Callable[[Path], None]) -> None:
+    """Those of a finished evaluation; one that goes on behind the checkpoint has none to be held against."""
+    for name in ("sums.json", "summary.json"):
+        (run / name).unlink()
+    with RunFolder(run, CONFIG, resume=True) as folder:
+        names = ["samples/step-00002-test"]
+        state = {"sizes": folder.sizes(names), "sums": folder.sums(names)}
+        with whole_folder(run / "checkpoints" / "step-00003") as filled:
+            for part in ("model.safetensors", "optimizer.safetensors", "teacher.safetensors"):
+                (filled / part).write_bytes(b"weights")
+            (filled / "state.json").write_text(json.dumps(state))
+        file = run / "samples" / "step-00002-test.jsonl"
+        (run / "samples" / "step-00004-test.jsonl").write_text('{"problem_id": "p"}\n')
+        folder.rewind(state["sizes"], state["sums"])
+        damage(file)
+        with pytest.raises(ConfigError, match="records of samples/step-00002-test"):
+            folder.rewind(state["sizes"], state["sums"])
+    (run / "sums.json").unlink()
+    assert [one.path for one in doctor(run)[0]] == [file]
+    with pytest.raises(ConfigError, match=file.name):
+        check_sums(run, "rollouts.jsonl", "samples")
+    check_sums(run, "rollouts.jsonl")
+
+
 @pytest.mark.parametrize("name", ["evaluations", "metrics", "rollouts"])
 @pytest.mark.parametrize("damage", ["removed", "cut", "flipped"])
 def test_records_that_a_killed_run_has_lost_are_named_by_those_who_read_them(run: Path, name: str, damage: str) -> None:

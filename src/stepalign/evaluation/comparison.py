@@ -79,7 +79,7 @@ class Evaluations:
             self.scores[step, name] = [problem.all_scores() for problem in samples]
         try:
             changed = damaged_since(folder, "summary.json", "evaluations.jsonl", "metrics.jsonl", "samples")
-            changed += short_of_checkpoint(folder, "evaluations.jsonl", "metrics.jsonl")
+            changed += short_of_checkpoint(folder, "evaluations.jsonl", "metrics.jsonl", "samples")
             named = "\n".join(self.damage)
             self.damage += [f"{folder / name} {what}" for name, what in changed if str(folder / name) not in named]
         except ConfigError as error:

@@ -106,7 +106,7 @@ class RunFolder:
         self.path = path
         self._extra = extra
         self._files: dict[str, jsonl.JsonLines] = {}
-        self._sums = {name: RunningSum() for name in RECORDS}
+        self._sums: dict[str, RunningSum] = {}
         self._made: list[Path] = []
         """Folders that were not there before, the innermost first."""
         self._is_new = False
@@ -177,16 +177,15 @@ class RunFolder:
             self._files[name] = jsonl.JsonLines(self.path / f"{name}.jsonl")
         self._files[name].append(records)
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every record file, made durable first: a checkpoint remembers them."""
+    def sizes(self, others: Iterable[str] = ()) -> dict[str, int]:
+        """Bytes of every record file, made durable first, and of others: a checkpoint remembers them."""
         for file in self._files.values():
             file.sync()
-        paths = {name: self.path / f"{name}.jsonl" for name in RECORDS}
-        return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
+        return {name: self._size(name) for name in (*RECORDS, *others)}
 
-    def sums(self) -> dict[str, str]:
-        """The checksum of every record file, as it is now."""
-        return {name: self._sums[name].of(self._record(name)) for name in RECORDS}
+    def sums(self, others: Iterable[str] = ()) -> dict[str, str]:
+        """The checksum of every record file, as it is now, and of others, which grow at most."""
+        return {name: self._sums.setdefault(name, RunningSum()).of(self._record(name)) for name in (*RECORDS, *others)}
 
     def rewind(self, sizes: Mapping[str, int], sums: Mapping[str, str] = MappingProxyType({})) -> None:
         """Cut the record files back to a checkpoint. The rest moves to superseded/, it is never deleted.
@@ -195,11 +194,10 @@ class RunFolder:
             ConfigError: a file is missing, shorter than it was at the checkpoint, or has another beginning; nothing is
                 cut then.
         """
-        there = {name: path.stat().st_size if (path := self._record(name)).exists() else 0 for name in RECORDS}
         for name, size in sizes.items():
-            if there.get(name, size) < size:
+            if (there := self._size(name)) < size:
                 raise ConfigError(
-                    f"the records of {name} have {there[name]} bytes, and the checkpoint was written after {size}",
+                    f"the records of {name} have {there} bytes, and the checkpoint was written after {size}",
                     where=str(self._record(name)),
                     hint="put the file back as it was; without it, begin anew with another --out",
                 )
@@ -214,6 +212,9 @@ class RunFolder:
 
     def _record(self, name: str) -> Path:
         return self.path / f"{name}.jsonl"
+
+    def _size(self, name: str) -> int:
+        return path.stat().st_size if (path := self._record(name)).exists() else 0
 
     def close(self) -> None:
         for file in self._files.values():

@@ -6,7 +6,7 @@ A killed command leaves none; its records are guarded by those that every checkp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def damaged_since(folder: Path, *names: str) -> list[tuple[str, str]]:
     """(file, what is wrong) of all files, or of these, that are not as they were left. A name may be a folder."""
     found = []
     for name, one in read_sums(folder).items():
-        if names and not any(name == wanted or name.startswith(wanted + "/") for wanted in names):
+        if not _is_asked(name, names):
             continue
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
@@ -86,8 +86,12 @@ def damaged_since(folder: Path, *names: str) -> list[tuple[str, str]]:
     return found
 
 
+def _is_asked(name: str, names: Sequence[str]) -> bool:
+    return not names or any(name == wanted or name.startswith(wanted + "/") for wanted in names)
+
+
 def short_of_checkpoint(folder: Path, *names: str) -> list[tuple[str, str]]:
-    """(record file, what is wrong) of those that do not begin as the newest whole checkpoint of a killed run saw them.
+    """(file, what is wrong) of records and samples that do not begin as a killed run's newest checkpoint saw them.
 
     A run that ended has its sums instead; without them its files are used as they are. A checkpoint that is damaged, or
     a wreck, is none that a run goes on from.
@@ -104,8 +108,7 @@ def short_of_checkpoint(folder: Path, *names: str) -> list[tuple[str, str]]:
         found = [
             (name, what)
             for name, size in sizes.items()
-            if (not names or name in names)
-            and (what := changed_in(folder / name, size, sums.get(name), checkpoint.name))
+            if _is_asked(name, names) and (what := changed_in(folder / name, size, sums.get(name), checkpoint.name))
         ]
         if not found or not ((checkpoint / WRECK).exists() or damaged_file(checkpoint, ("state.json",))):
             return found

@@ -276,10 +276,11 @@ class Run:
         with self.timed("saving"):
             progress = self.progress
             progress.guards_spoken = self.guards.warned
+            samples = [f"samples/step-{step:05d}-{name}" for step, name in sorted(self.evaluated)]
             state = {
                 "progress": progress.as_json(),
-                "sizes": self.folder.sizes(),
-                "sums": self.folder.sums(),
+                "sizes": self.folder.sizes(samples),
+                "sums": self.folder.sums(samples),
                 "problems": self.fingerprints,
                 "collected_early": self.stream.collected_early(progress.step),
             }

@@ -185,8 +185,8 @@ def _records(folder: Path, state: dict[str, Any]) -> Iterator[Finding]:
     sizes, sums = state.get("sizes", {}), state.get("sums", {})
     names = {folder / f"{name}.jsonl" for name, size in sizes.items() if size}
     for path in sorted(names | {*folder.glob("*.jsonl"), *folder.glob("samples/*.jsonl")}):
-        kept = sizes.get(path.stem, 0) if path.parent == folder else 0
-        if what := changed_in(path, kept, sums.get(path.stem), "the newest checkpoint"):
+        name = str(path.relative_to(folder).with_suffix(""))
+        if what := changed_in(path, sizes.get(name, 0), sums.get(name), "the newest checkpoint"):
             yield Finding(path=path, what=what, meaning="the run cannot go on with it; put the file back as it was")
             continue
         number = _first_bad_line(path)

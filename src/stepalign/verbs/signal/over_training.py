@@ -15,6 +15,7 @@ from stepalign.events import Listener, line, silent
 from stepalign.report.page import write_token_page
 from stepalign.storage.files import finite, read_json, step_folders, step_of, write_json
 from stepalign.storage.jsonl import read_json_lines
+from stepalign.storage.sums import check_sums
 from stepalign.token_signal.files import PAGE_DATA, read_completions
 from stepalign.token_signal.summary import summarise
 from stepalign.token_signal.table import ScoredCompletion
@@ -131,6 +132,7 @@ def _columns(numbers: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def training_curves(run: Path) -> list[dict[str, Any]]:
     """What the run's own records say over its steps: accuracy on trained against held-out problems, calibration,
     diversity within groups, and mentions of what only the self-teacher was shown."""
+    check_sums(run, "rollouts.jsonl", "metrics.jsonl", "evaluations.jsonl", "samples")
     groups: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in read_json_lines(run / "rollouts.jsonl"):
         groups[row["step"]][row["problem_id"]].append(row["text"])
