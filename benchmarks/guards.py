@@ -3,6 +3,7 @@
     python benchmarks/guards.py record --out FOLDER      # trains embedded runs; goes on where it stopped
     python benchmarks/guards.py record --out OTHER --runs held-out      # those that the rule was not chosen on
     python benchmarks/guards.py replay --out FOLDER      # asks the guards about every recorded step; prints tables
+    python benchmarks/guards.py comparisons --out FOLDER      # of the runs of a comparison, by how they ended
     python benchmarks/guards.py export --out FOLDER      # writes the runs of the tests into tests/data/guards
 
 A recorded run is its metrics.jsonl: guards look at nothing else.
@@ -96,11 +97,24 @@ HELD_OUT = HELD_OUT_COLLAPSES | {
         "reference": FEW | {"condition": "refsol"},
     }.items()
 }
+FRESH: dict[str, Keys] = {
+    "live-3e-3-30": FAST | {"training.seed": 30},
+    "live-3e-3-31": FAST | {"training.seed": 31},
+    "live-3e-3-32": FAST | {"training.seed": 32},
+    "live-jensen-shannon-30": FAST | {"objective.divergence": "jensen_shannon", "training.seed": 30},
+    "live-forward-30": FAST | {"objective.divergence": "forward_kl", "training.seed": 30},
+    "refsol-live-30": FAST | {"condition": "refsol", "training.seed": 30},
+    "rate-1e6-30": {RATE: 1e6, "training.seed": 30} | SHORT,
+    "grpo-3e-3-30": EQUAL | {RATE: 3e-3, "training.seed": 30} | MEDIUM,
+    "lora-1e-1-30": LORA | {RATE: 1e-1, "training.seed": 30} | MEDIUM,
+    "text-3e-3-30": GROUPS | {"recipe": "text", RATE: 3e-3, "training.seed": 30} | MEDIUM,
+}
+"""Kinds of collapse with seeds of their own, recorded when the first held-out runs had been looked at."""
 ROLLED_BACK: dict[str, Keys] = {
     f"{name}-rolled-back": HELD_OUT_COLLAPSES[name] | {"guards.policy": "roll_back"}
     for name in ("live-3e-3-20", "live-3e-3-21", "live-3e-3-22")
 }
-RUNS = {"chosen": COLLAPSES | HEALTHY, "held-out": HELD_OUT, "rolled-back": ROLLED_BACK}
+RUNS = {"chosen": COLLAPSES | HEALTHY, "held-out": HELD_OUT, "fresh": FRESH, "rolled-back": ROLLED_BACK}
 DATA = Path(__file__).parents[1] / "tests" / "data" / "guards"
 NO_EVALUATION: Keys = {
     "data.validation": None, "data.test": None, "evaluation.at_start": False, "training.save_steps": 0,
@@ -211,7 +225,7 @@ def replay(folders: list[Path]) -> None:
         at, guard = (found[0], found[1]) if found else ("-", "-")
         before, after = window(rows[max(0, step - 11) : step - 1]), window(rows[-10:])
         print(f"| {name} | {step} | {at} | {guard} | {least_delay(rows, step):.1f} | {before:.1f} | {after:.1f} |")
-    expected = COLLAPSES | HELD_OUT_COLLAPSES
+    expected = COLLAPSES | HELD_OUT_COLLAPSES | FRESH
     for name in (name for name in expected if name in runs and name not in lost):
         print(f"| {name} | not by its pass rate | {seen(runs[name])} | | | | {window(runs[name][-10:]):.1f} |")
     well = {name: rows for name, rows in runs.items() if name not in lost and name not in expected}
@@ -239,6 +253,52 @@ def curve(runs: Mapping[str, Rows], lost: Mapping[str, int], well: Mapping[str, 
             cells = (f"{bound:g}", "yes" if counts else "no", f"{soon[0]} of {len(lost)}", soon[1])
             print("|", *(f"{cell} |" for cell in (*cells, f"{wrong} of {len(well)}", f"{1000 * wrong / steps:.1f}")))
     breaks.BREAK_Z, breaks.SIGN_Z = usual, sign
+
+
+def comparisons(folders: list[Path]) -> None:
+    """The runs of whole comparisons, sorted by how they ended; of each kind how many the guards stop, and how soon.
+
+    Healthy: the last test pass rate is not below the 95 % interval of the untrained solver's, and by ``broke_at`` the
+    run never broke. Lost: it broke. Worse: neither.
+    """
+    kinds: dict[str, dict[str, Rows]] = {"healthy": {}, "worse": {}, "lost": {}}
+    for folder in folders:
+        (least,) = (low for step, _, low in _tests(folder / "arms" / "base") if not step)
+        for run in sorted(file.parent for file in folder.glob("arms/*/seed-*/summary.json")):
+            rows, (_, end, _) = read(run / "metrics.jsonl"), _tests(run)[-1]
+            kind = "lost" if broke_at(rows) is not None else "healthy" if end >= least else "worse"
+            kinds[kind][str(run.relative_to(folder.parent))] = rows
+    print(
+        "| runs | number | steps | seen | of them within 5 steps of the break | share seen, 95 % interval |\n"
+        + "| --- " * 6
+        + "|"
+    )
+    for kind, runs in kinds.items():
+        found = {name: at for name, rows in runs.items() if (at := seen(rows))}
+        soon = sum(at[0] - (broke_at(runs[name]) or math.inf) <= 5 for name, at in found.items())
+        low, high = exact_interval(len(found), len(runs))
+        print(
+            f"| {kind} | {len(runs)} | {sum(map(len, runs.values()))} | {len(found)} | "
+            f"{soon if kind == 'lost' else '-'} | {low:.1%} to {high:.1%} |"
+        )
+        for name, at in found.items():
+            print(f"    {name}: step {at[0]}, {at[1]}; broke at {broke_at(runs[name])}")
+
+
+def _tests(run: Path) -> list[tuple[int, float, float]]:
+    """Step, pass rate and the lower end of its interval of each evaluation of the test set."""
+    lines = (json.loads(line) for line in (run / "evaluations.jsonl").read_bytes().splitlines())
+    return [
+        (row["step"], one["value"], one["low"]) for row in lines if row["set"] == "test" for one in row["metrics"][:1]
+    ]
+
+
+def exact_interval(found: int, total: int) -> tuple[float, float]:
+    """95 %, of Clopper and Pearson."""
+    from scipy.stats import beta
+
+    low = float(beta.ppf(0.025, found, total - found + 1)) if found else 0.0
+    return low, float(beta.ppf(0.975, found + 1, total - found)) if found < total else 1.0
 
 
 COLUMNS = (
@@ -271,7 +331,7 @@ def export(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=["record", "replay", "export"])
+    parser.add_argument("do", choices=["record", "replay", "comparisons", "export"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
         "--runs", choices=RUNS, default="chosen", help="record: those that the rule was chosen on, or not."
@@ -283,6 +343,8 @@ def main() -> None:
         record(given.out, given.runs, given.only)
     elif given.do == "replay":
         replay([given.out, *given.more])
+    elif given.do == "comparisons":
+        comparisons([given.out, *given.more])
     else:
         export(given.out)
 
