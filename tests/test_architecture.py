@@ -113,6 +113,13 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     TopologicalSorter({module: ours(module, at_runtime=True) for module in MODULES}).prepare()
 
 
+def test_no_file_has_more_than_400_lines_and_no_function_more_than_80() -> None:
+    sources = {module: path.read_text(encoding="utf-8") for module, path in MODULES.items()}
+    assert not [module for module, source in sources.items() if source.count("\n") > 400]
+    functions = [(m, n) for m, s in sources.items() for n in ast.walk(ast.parse(s)) if isinstance(n, ast.FunctionDef)]
+    assert not [(m, f.name) for m, f in functions if (f.end_lineno or 0) - f.lineno + 1 > 80]
+
+
 def below(module: str) -> set[str]:
     """A module with everything of ours that it needs, directly or not. The parents of a module run first."""
     found: set[str] = set()

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stepalign.objectives.divergences import DIVERGENCES, forward_kl, jensen_shannon, reverse_kl
+from stepalign.config import load_config
+from stepalign.objectives.divergences import DIVERGENCES, Divergence, forward_kl, jensen_shannon, reverse_kl
+from stepalign.objectives.fused import fused_linear_divergence
 from stepalign.objectives.tokens import (
     entropy,
     log_ratio,
@@ -237,3 +239,31 @@ def test_leading_axes_broadcast():
         torch.testing.assert_close(divergence(one, many), divergence(one.expand_as(many), many))
     torch.testing.assert_close(log_ratio(one, many, ids), log_ratio(one.expand_as(many), many, ids))
     torch.testing.assert_close(log_ratio(many, one, torch.tensor(3)), many[..., 3] - one[3])
+
+
+def _squared(factor: float = 1.0) -> Divergence:
+    """factor * E_{y ~ p_S} (log p_T - log p_S)^2: as a user writes one, a formula and its terms."""
+
+    def formula(teacher: Tensor, student: Tensor) -> Tensor:
+        return factor * student.exp() * (teacher - student) ** 2
+
+    def terms(student: Tensor, _teacher: Tensor, ratio: Tensor, _: object) -> tuple[Tensor, Tensor]:
+        return factor * student * ratio**2, factor * student * (ratio**2 - 2 * ratio)
+
+    return Divergence(name="squared", terms=terms, formula=formula, family=_squared)
+
+
+def test_a_divergence_with_a_parameter_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it a recipe may name it, and the fused objective has its value and its gradient."""
+    monkeypatch.setitem(DIVERGENCES, "squared", _squared())
+    assert load_config(None, ["objective.divergence=squared(0.3)"]).objective.divergence == "squared(0.3)"
+    generator = torch.Generator().manual_seed(0)
+    student, teacher, head = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (4, 4, 11))
+    student.requires_grad_()
+    sides = [(hidden @ head.t()).log_softmax(-1) for hidden in (teacher, student)]
+    expected = (0.3 * (sides[1].exp() * (sides[0] - sides[1]) ** 2).sum(-1)).sum()
+    fused = fused_linear_divergence(
+        student, head, teacher, head, weights=torch.ones(4, dtype=torch.float64), divergence="squared(0.3)"
+    )
+    torch.testing.assert_close(fused.loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(fused.loss, student), torch.autograd.grad(expected, student))

@@ -16,27 +16,3 @@ from stepalign.build.solver import (
     recipe_solver,
     served_teacher,
 )
-
-__all__ = [
-    "CORRECTING",
-    "OWN_FORMS",
-    "Session",
-    "check_critic",
-    "check_critic_keys",
-    "find_engine",
-    "find_terms",
-    "find_truth",
-    "follow_rank_0",
-    "has_teacher",
-    "make_critic",
-    "make_learner",
-    "make_prompts",
-    "make_replier",
-    "make_run",
-    "model_choice",
-    "open_session",
-    "other_teacher",
-    "prompt_templates",
-    "recipe_solver",
-    "served_teacher",
-]

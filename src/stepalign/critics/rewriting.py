@@ -76,11 +76,9 @@ def write_steps(text: str, calculations: Sequence[str], answer: str) -> str:
 def _numbers(text: str) -> list[Token]:
     """The numbers of a text, a minus in front of one included."""
     found = []
-    for token in tokens_of(text):
-        minus = _MINUS.search(text[: token.start]) if token.kind == "number" else None
-        if token.kind == "number":
-            start = minus.start() if minus else token.start
-            found.append(Token("number", f"{'-' * bool(minus)}{token.text}", start, token.end))
+    for token in (token for token in tokens_of(text) if token.kind == "number"):
+        minus = _MINUS.search(text[: token.start])
+        found.append(Token("number", f"-{token.text}", minus.start(), token.end) if minus else token)
     return found
 
 
@@ -136,22 +134,15 @@ def _edited(step: Step, own: Sequence[int], kept: Sequence[int], change: Change)
             _edit(edits, token, change.results[name], renamed)
     written = [t for n in own for side in (*change.equations[n].lefts, change.equations[n].results) for t in side]
     spans = [(token.start, token.end) for token in written]
-    for token in tokens_of(step.text):
-        start, end = token.start + step.start, token.end + step.start
-        outside = not any(a <= start < b for a, b in spans)
-        if (
-            token.kind == "number"
-            and outside
-            and token.value in renamed
-            and not step.text[: token.start].endswith(("_", "#"))
-        ):
-            edits[start, end] = renamed[token.value]
+    for token in _repeated(step.text, renamed):
+        start = token.start + step.start
+        if not any(a <= start < b for a, b in spans):
+            edits[start, token.end + step.start] = renamed[token.value]
     out, position = [], step.start
     for (start, end), new in sorted(edits.items()):
-        if start < position:
-            continue
-        out += [step.text[position - step.start : start - step.start], new]
-        position = end
+        if start >= position:
+            out += [step.text[position - step.start : start - step.start], new]
+            position = end
     return "".join([*out, step.text[position - step.start :]])
 
 
@@ -163,10 +154,15 @@ def _renamed_results(change: Change) -> dict[Fraction, str]:
 
 def _with_numbers(text: str, renamed: Mapping[Fraction, str]) -> str:
     """A step without equations, in which results are repeated."""
-    for token in reversed(tokens_of(text)):
-        if token.kind == "number" and token.value in renamed and not text[: token.start].endswith(("_", "#")):
-            text = text[: token.start] + renamed[token.value] + text[token.end :]
+    for token in reversed(_repeated(text, renamed)):
+        text = text[: token.start] + renamed[token.value] + text[token.end :]
     return text
+
+
+def _repeated(text: str, renamed: Mapping[Fraction, str]) -> list[Token]:
+    """The numbers of a text that have become others; the number of a step is none of them."""
+    known = [token for token in tokens_of(text) if token.kind == "number" and token.value in renamed]
+    return [token for token in known if not text[: token.start].endswith(("_", "#"))]
 
 
 def _edit(edits: dict[tuple[int, int], str], token: Token, new: str, renamed: dict[Fraction, str]) -> None:
@@ -213,10 +209,9 @@ def _answer(step: Step | None, answer: str, before: list[str]) -> str:
     numbers = _numbers(step.text)
     if not numbers:
         return f"{step.text.rstrip()} {answer}"
-    edits = [t for t in numbers if t.value == numbers[-1].value]
     text = step.text
-    for token in reversed(edits):
-        if not _same(token, answer):
+    for token in reversed(numbers):
+        if token.value == numbers[-1].value and not _same(token, answer):
             text = text[: token.start] + answer + text[token.end :]
     return text
 
@@ -225,10 +220,8 @@ def _renumbered(pieces: Sequence[str]) -> list[str]:
     """Steps with their numbers, one after another."""
     count, out = 0, []
     for piece in pieces:
-        match = _NUMBERED.match(piece)
-        if match is None:
-            out.append(piece)
-            continue
-        count += 1
-        out.append(piece if int(match[2]) == count else f"{match[1]}{count}{piece[match.end() :]}")
+        if match := _NUMBERED.match(piece):
+            count += 1
+            piece = piece if int(match[2]) == count else f"{match[1]}{count}{piece[match.end() :]}"
+        out.append(piece)
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,8 @@ def judging_rows(problems: Sequence[Judged], *, level: float, resamples: int) ->
     rows = []
     for name, (of, statistic) in wanted.items():
         found = bootstrap(statistic, of, level=level, resamples=min(resamples, 1_000))
-        values = {"value": found.value, "low": found.low, "high": found.high}
         counts = {"numerator": None, "denominator": sum(map(len, of)), "problems": len(of)}
-        rows.append({"metric": name, "k": None, "n": None, **values, **counts})
+        rows.append({"metric": name, "k": None, "n": None, **asdict(found), **counts})
     return rows
 
 

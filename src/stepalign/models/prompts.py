@@ -271,6 +271,11 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False)  # type: ignore[return-value]
 
 
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """The text of one token, or its name in the vocabulary where it has none."""
+    return decode(tokenizer, [token]) or str(tokenizer.convert_ids_to_tokens(token))
+
+
 @lru_cache(maxsize=32)
 def _special_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[frozenset[int], frozenset[int]]:
     """The special tokens that mark thinking, and all others."""

@@ -18,6 +18,7 @@ from typing import Any
 from stepalign.domains.math.answers import MAX_LENGTH
 from stepalign.domains.math.extraction import extract_answer
 from stepalign.errors import ConfigError
+from stepalign.events import Listener, line
 from stepalign.problems.columns import ColumnMap, as_preset, choose_map
 from stepalign.problems.rows import Malformed, Row, cell_text, is_hub, is_nested, read_rows
 from stepalign.problems.sets import problem_id
@@ -39,6 +40,10 @@ class ProblemSet:
     """Reason -> number of rows."""
     num_rows: int = 0
     """Rows read. With a limit, reading stops early."""
+
+    def say_skipped(self, listener: Listener, name: str = "") -> None:
+        for reason, count in self.skipped.items():
+            listener(line(f"{name}{count} rows skipped: {reason}"))
 
 
 def load_problems(

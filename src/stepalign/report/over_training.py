@@ -24,17 +24,7 @@ def curve_charts(curves: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]
     for curve in curves:
         name = curve["number"]
         title = TITLES.get(name) or LABELS.get(name) or name.replace("_", " ").capitalize()
-        lines = [
-            charts.Series(
-                label=line["label"],
-                colour=at,
-                x=line["x"],
-                y=line["y"],
-                low=line.get("low") or (),
-                high=line.get("high") or (),
-            )
-            for at, line in enumerate(curve["lines"])
-        ]
+        lines = [charts.Series(colour=at, **line) for at, line in enumerate(curve["lines"])]
         drawn = charts.line_chart(
             lines,
             title=f"{title}, over optimizer steps",

@@ -15,7 +15,7 @@ from stepalign.errors import ConfigError
 from stepalign.events import Listener, progress, silent
 from stepalign.feedback import designs
 from stepalign.models.load import Solver
-from stepalign.models.prompts import PromptBuilder, TeacherPrompt, decode, decode_with_spans, unknown_id
+from stepalign.models.prompts import PromptBuilder, TeacherPrompt, decode_with_spans, token_text, unknown_id
 from stepalign.records import Attempt, Critique, Rollout
 from stepalign.rollouts.credit import UNLIKELY
 from stepalign.token_signal.marks import Labels, mark_steps
@@ -210,7 +210,7 @@ def analyse_attempts(
 
     @cache
     def name_of(token: int) -> str:
-        return decode(solver.tokenizer, [token]) or str(solver.tokenizer.convert_ids_to_tokens(token))
+        return token_text(solver.tokenizer, token)
 
     options = {"temperature": temperature, "top_k": top_k, "max_micro_batch_tokens": max_micro_batch_tokens}
     for scores in score(solver, jobs(), **options, kept=kept):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stepalign.evaluation.statistics import Interval, bootstrap_mean, paired_difference, rank_correlation
-from stepalign.models.prompts import decode
+from stepalign.evaluation.statistics import bootstrap_mean, paired_difference, rank_correlation
+from stepalign.models.prompts import token_text
 from stepalign.records import Attempt, Completion, Problem, Rollout
 from stepalign.waiting import wait_for
 
@@ -44,6 +44,10 @@ class Spike:
     token: int
     replacement: int
     log_ratio: float
+
+    def start_with(self, token: int) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+        """(problem, prompt, completion up to a token in this place, itself included)."""
+        return self.problem.problem_id, self.prompt_ids, (*self.before, token)
 
 
 def suppressed(log_ratio: np.ndarray, ids: Sequence[int], likeliest: np.ndarray, count: int) -> list[int]:
@@ -103,23 +107,14 @@ def resample(
 
     Undecided continuations are counted and left out of the success, which is NaN where all of them are.
     """
-    starts = {(s.problem.problem_id, s.prompt_ids, (*s.before, token)): s.problem for s in spikes for token in _both(s)}
+    starts = {s.start_with(token): s.problem for s in spikes for token in (s.token, s.replacement)}
     open_starts = {key: problem for key, problem in starts.items() if key[2][-1] not in end_ids}
     room = max_tokens - min((len(written) for _, _, written in open_starts), default=0)
-    drawn = (
-        wait_for(
-            maker.complete(
-                list(open_starts.values()),
-                [(*prompt, *written) for _, prompt, written in open_starts],
-                num_samples=num_samples,
-                temperature=temperature,
-                max_tokens=max(1, room),
-                seed=seed,
-            )
-        )
-        if open_starts
-        else []
-    )
+    drawn = []
+    if open_starts:
+        prompts = [(*prompt, *written) for _, prompt, written in open_starts]
+        options = {"num_samples": num_samples, "temperature": temperature, "max_tokens": max(1, room), "seed": seed}
+        drawn = wait_for(maker.complete(list(open_starts.values()), prompts, **options))
     rates: dict[Any, dict[str, float]] = {}
     ends = dict(zip(open_starts, drawn, strict=True))
     for key, problem in starts.items():
@@ -127,10 +122,20 @@ def resample(
         texts = [maker.written(key[1], _whole(key[2], completion)) for completion in completions]
         grades = maker.grader.grade_many(texts, [problem.answer] * len(texts))
         decided = [float(grade.verdict == "correct") for grade in grades if grade.verdict != "undecided"]
-        rate = interval_row(bootstrap_mean(decided, share=True, resamples=500))
+        rate = asdict(bootstrap_mean(decided, share=True, resamples=500))
         rates[key] = {**rate, "undecided": len(grades) - len(decided)}
     return [
-        _row(spike, rates[_key(spike, spike.token)], rates[_key(spike, spike.replacement)], num_samples, maker)
+        {
+            "rollout_id": spike.rollout_id,
+            "context": spike.context,
+            "position": len(spike.before),
+            "token": token_text(maker.tokenizer, spike.token),
+            "replacement": token_text(maker.tokenizer, spike.replacement),
+            "log_ratio": round(spike.log_ratio, 6),
+            "num_samples": num_samples,
+            "as_written": rates[spike.start_with(spike.token)],
+            "replaced": rates[spike.start_with(spike.replacement)],
+        }
         for spike in spikes
     ]
 
@@ -146,21 +151,9 @@ def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "spikes": len(rows),
         "undecided": len(everything) - len(rows),
-        "change": interval_row(Interval(mean.difference, mean.low, mean.high)) if mean else None,
+        "change": {"value": mean.difference, "low": mean.low, "high": mean.high} if mean else None,
         "correlation": {"value": found.value, "low": found.low, "high": found.high},
     }
-
-
-def interval_row(found: Interval) -> dict[str, float]:
-    return {"value": found.value, "low": found.low, "high": found.high}
-
-
-def _both(spike: Spike) -> tuple[int, int]:
-    return spike.token, spike.replacement
-
-
-def _key(spike: Spike, token: int) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-    return spike.problem.problem_id, spike.prompt_ids, (*spike.before, token)
 
 
 def _whole(written: tuple[int, ...], more: Completion | None) -> Completion:
@@ -174,22 +167,3 @@ def _whole(written: tuple[int, ...], more: Completion | None) -> Completion:
         policy_version=0,
         sampled_mask=mask,
     )
-
-
-def _row(
-    spike: Spike, as_written: dict[str, float], replaced: dict[str, float], count: int, maker: RolloutMaker
-) -> dict[str, Any]:
-    def name(token: int) -> str:
-        return decode(maker.tokenizer, [token]) or str(maker.tokenizer.convert_ids_to_tokens(token))
-
-    return {
-        "rollout_id": spike.rollout_id,
-        "context": spike.context,
-        "position": len(spike.before),
-        "token": name(spike.token),
-        "replacement": name(spike.replacement),
-        "log_ratio": round(spike.log_ratio, 6),
-        "num_samples": count,
-        "as_written": as_written,
-        "replaced": replaced,
-    }

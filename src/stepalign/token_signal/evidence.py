@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from stepalign.evaluation.statistics import Interval, bootstrap_mean, paired_difference
+from stepalign.evaluation.statistics import UNDEFINED, Interval, bootstrap_mean, paired_difference
 from stepalign.token_signal.localisation import known_tokens
 from stepalign.token_signal.table import NULL, SHUFFLED, ScoredCompletion
 from stepalign.token_signal.verdict import RAISED
@@ -25,7 +25,7 @@ RESAMPLES = 500
 def share(flags: Sequence[bool | float], problems: Sequence[str] | None = None) -> Interval:
     """A mean of flags, by problem where several attempts share one. Undefined for none."""
     if not len(flags):
-        return Interval(math.nan, math.nan, math.nan)
+        return UNDEFINED
     groups: dict[object, list[float]] = {}
     for at, flag in enumerate(flags):
         groups.setdefault(problems[at] if problems else at, []).append(float(flag))
@@ -43,7 +43,7 @@ def gain(student: Mapping[str, float], teacher: Iterable[tuple[str, float]]) -> 
     for problem, rate in teacher:
         groups.setdefault(problem, []).append(rate)
     if not groups:
-        return Interval(math.nan, math.nan, math.nan)
+        return UNDEFINED
     pairs = [(float(np.mean(rates)), student[problem]) for problem, rates in groups.items()]
     found = paired_difference(*zip(*pairs, strict=True), share=True, resamples=2000)
     return Interval(found.difference, found.low, found.high)
@@ -70,7 +70,7 @@ def token_numbers(
         below_R = columns.get(denominator, np.zeros(len(rows)))
         above_R = columns.get(numerator, np.full(len(rows), math.nan))
         if not below_R.sum():
-            return Interval(math.nan, math.nan, math.nan)
+            return UNDEFINED
         below_B = drawn_BR @ below_R
         values_B = (drawn_BR @ above_R)[below_B > 0] / below_B[below_B > 0]
         low, high = np.quantile(values_B, [0.025, 0.975]) if (below_R > 0).sum() > 1 else (math.nan, math.nan)

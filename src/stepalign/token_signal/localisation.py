@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from stepalign.evaluation.statistics import bootstrap
-from stepalign.token_signal.ranking import Counts, Number, Ranking, gini, mean_of, ratio
+from stepalign.token_signal.ranking import Number, Ranking, gini, mean_of, ratio
 from stepalign.token_signal.style import style_tokens
 from stepalign.token_signal.table import ScoredCompletion, TokenTable
 
@@ -270,7 +270,7 @@ def localise(
     joined = _Rollouts(rollouts) if rollouts else None
     numbers = []
     for name, measure in _MEASURES.items():
-        number = measure.value(joined) if joined else _undefined
+        number = measure.value(joined) if joined else lambda _: math.nan
 
         def statistic(drawn: np.ndarray, number: Number = number) -> float:
             return number(np.bincount(drawn.astype(int), minlength=len(rollouts)).astype(float))
@@ -293,7 +293,3 @@ def localise(
         "num_wrong": sum(bool(sums["count_wrong"]) for sums, _, _ in rollouts),
         "numbers": numbers,
     }
-
-
-def _undefined(_: Counts) -> float:
-    return math.nan

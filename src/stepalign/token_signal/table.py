@@ -7,7 +7,7 @@ entry of signal.json one completion under all of its contexts (docs/formats.md);
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -190,7 +190,7 @@ def to_rows(scored: ScoredCompletion) -> list[dict[str, Any]]:
             "critic_case": table.critic_case,
             "first_error": table.first_error,
             "steps": [
-                {**_step_row(step), "sum": round(float(table.log_ratio[table.step == index].sum()), DIGITS) + 0.0}
+                {**asdict(step), "sum": round(float(table.log_ratio[table.step == index].sum()), DIGITS) + 0.0}
                 for index, step in enumerate(scored.steps)
             ],
             **_numbers(table),
@@ -230,7 +230,7 @@ def to_page(scored: ScoredCompletion) -> dict[str, Any]:
                 zip(scored.tokens, scored.spans, scored.token_ids, strict=True)
             )
         ],
-        "steps": [_step_row(step) for step in scored.steps],
+        "steps": [asdict(step) for step in scored.steps],
         "contexts": [
             {
                 "name": table.context,
@@ -334,10 +334,6 @@ def _read_table(entry: Json, tokens: list[str], step: np.ndarray, where: str) ->
         first_error=str(entry.get("first_error") or ""),
         prompt=entry.get("prompt"),
     )
-
-
-def _step_row(step: MarkedStep) -> dict[str, Any]:
-    return {"label": step.label, "start": step.start, "end": step.end, "status": step.status}
 
 
 def _numbers(table: TokenTable) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from stepalign.build import open_session, prompt_templates
 from stepalign.config import Config, EnvironmentSection, Settings, changed, parse_settings
 from stepalign.domains.table import holds_sets, load_set
 from stepalign.errors import ConfigError, LockedError
-from stepalign.evaluation.evaluate import read_samples, win_row
+from stepalign.evaluation.evaluate import EvaluatedProblem, read_samples, win_row
 from stepalign.events import Listener, line, warning
 from stepalign.models.places import find_model, weight_files
+from stepalign.records import Problem
 from stepalign.storage.files import read_json, write_atomically, write_json
 from stepalign.storage.fingerprint import sha256_of_file
 from stepalign.verbs.checks import refuse_long_questions
@@ -67,14 +69,7 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Sample, grade and measure. The completions of a finished problem are kept at once: the same call goes on there.
 
-    Args:
-        config: which model, with which prompts and settings.
-        problems: a JSONL file, or ``embedded:arithmetic`` for its test set.
-        out: JSON file for the numbers.
-        listener: receives progress and skipped rows.
-        samples: JSON lines, one problem a line; OUT with the suffix .samples.jsonl when None.
-        origin: where the settings come from, for the reader.
-        against: completions of another evaluation; the win rate over them is measured too.
+    Arguments as for ``evaluate``; ``origin`` says where the settings come from, for the reader.
 
     Raises:
         ConfigError: no problems, or anything wrong with model or file.
@@ -84,16 +79,8 @@ def evaluate_model(
     found = load_set(config.data, "test")
     if not found.problems:
         raise ConfigError("there are no problems to evaluate", where=problems)
-    for reason, count in found.skipped.items():
-        listener(line(f"{count} rows skipped: {reason}"))
-    if against is not None and not against.is_file():
-        raise ConfigError("there are no completions", where=str(against), hint="name the .samples.jsonl of evaluate")
-    others = [] if against is None else read_samples(against)
-    wanted = {problem.problem_id for problem in found.problems}
-    if against is not None and wanted != {problem.problem_id for problem in others}:
-        raise ConfigError(
-            "these completions are of other problems", where=str(against), hint="evaluate both on one file"
-        )
+    found.say_skipped(listener)
+    others = [] if against is None else _other_completions(against, found.problems)
     samples = samples or out.with_suffix(".samples.jsonl")
     key_file = samples.with_suffix(".json" if samples.with_suffix(".json") != out else ".key.json")
     find_model(config.model.path)
@@ -149,6 +136,17 @@ def evaluate_model(
     }
     write_json(out, result)
     return result
+
+
+def _other_completions(against: Path, problems: Sequence[Problem]) -> list[EvaluatedProblem]:
+    """The completions of another evaluation. Raises ConfigError where there are none, or those of other problems."""
+    if not against.is_file():
+        raise ConfigError("there are no completions", where=str(against), hint="name the .samples.jsonl of evaluate")
+    others = read_samples(against)
+    if {problem.problem_id for problem in problems} != {problem.problem_id for problem in others}:
+        hint = "evaluate both on one file"
+        raise ConfigError("these completions are of other problems", where=str(against), hint=hint)
+    return others
 
 
 def settings_of(samples: Path) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stepalign.build import make_prompts, recipe_solver
 from stepalign.config import Config
 from stepalign.domains.table import load_sets
-from stepalign.events import Listener, line, silent
+from stepalign.events import Listener, silent
 from stepalign.problems.loading import ProblemSet
 from stepalign.records import Problem
 
@@ -28,8 +28,7 @@ class Inputs:
         """Raises ConfigError as ``load_sets`` does."""
         found = load_sets(self.config.data)
         for name, one in found.items():
-            for reason, count in one.skipped.items():
-                self.listener(line(f"{name}: {count} rows skipped: {reason}"))
+            one.say_skipped(self.listener, f"{name}: ")
         return found
 
     @property

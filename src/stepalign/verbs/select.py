@@ -20,7 +20,7 @@ from stepalign.domains.math.grading import Grader
 from stepalign.domains.math.thinking import assume_thought
 from stepalign.domains.table import load_set, make_grader
 from stepalign.errors import ConfigError
-from stepalign.events import Listener, line, progress, warning
+from stepalign.events import Listener, progress, warning
 from stepalign.feedback.critique import CUT
 from stepalign.feedback.steps import split_steps
 from stepalign.models.places import find_model, weight_files
@@ -53,8 +53,7 @@ def select(config: Config, out: Path, *, resume: bool, listener: Listener) -> di
     """
     config = as_before(config, out)
     found = load_set(config.data.model_copy(update={"validation_share": 0.0}), "train")  # nothing is set aside here
-    for reason, count in found.skipped.items():
-        listener(line(f"{count} rows skipped: {reason}"))
+    found.say_skipped(listener)
     find_model(config.model.path)
     prompt_templates(config)
     RunFolder.check(out, config, resume=resume, kind="selection", extra=RUN_FILES)

@@ -16,20 +16,3 @@ from stepalign.feedback.designs.table import (
     group_rollouts,
     make_contexts,
 )
-
-__all__ = [
-    "CONDITIONS",
-    "DESIGNS",
-    "Condition",
-    "Design",
-    "Group",
-    "Need",
-    "NothingToShow",
-    "check_condition",
-    "critique_forms",
-    "find_condition",
-    "find_design",
-    "group_rollouts",
-    "make_contexts",
-    "make_group",
-]

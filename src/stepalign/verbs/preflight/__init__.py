@@ -248,6 +248,4 @@ def _signal(look: Look) -> dict[str, Any]:
 
 
 def _numbers(found: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
-    return {
-        name: {"value": n.value, "low": n.low, "high": n.high} for name, n in found.items() if not math.isnan(n.value)
-    }
+    return {name: asdict(number) for name, number in found.items() if not math.isnan(number.value)}
