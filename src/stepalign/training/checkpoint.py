@@ -178,3 +178,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, to
         state.setdefault(int(index), {})[name] = value
     whole = optimizer.state_dict()
     optimizer.load_state_dict({**whole, "state": state})
+
+
+def save_final(solver: Solver, folder: Path) -> None:
+    """The last weights in Hugging Face layout; adapters stay adapters."""
+    with whole_folder(folder) as filled:
+        save_solver(solver, filled)

@@ -21,12 +21,12 @@ from typing import Any, Protocol
 from stepalign.config import EvaluationSection, TrainingSection
 from stepalign.errors import BudgetSpentError, ConfigError
 from stepalign.events import Event, Listener, evaluation, line, step, warning
-from stepalign.models.load import Solver, save_solver
+from stepalign.models.load import Solver
 from stepalign.models.sampling import Sampler
 from stepalign.records import Sample, to_json
 from stepalign.rollouts.stream import Batch, Stream
 from stepalign.stopping import Interrupted, StopRequest
-from stepalign.storage.files import tidy, whole_folder
+from stepalign.storage.files import tidy
 from stepalign.storage.jsonl import read_json_lines
 from stepalign.storage.run_folder import RunFolder
 from stepalign.training import checkpoint as checkpoints
@@ -110,7 +110,7 @@ class Run:
             self.learner.close()
             self.timeline.write()
             write_trace(self.folder.path)
-        save_final(self.solver, self.folder.path / "final")
+        checkpoints.save_final(self.solver, self.folder.path / "final")
 
     def _train(self) -> None:
         self.past.keep(self.progress.step)
@@ -395,9 +395,3 @@ class Run:
         """Waiting for critiques is a phase of its own; those that came while the sampler was busy cost no time."""
         self.progress.seconds_by_phase["sampling"] -= seconds
         self.progress.seconds_by_phase["feedback"] += seconds
-
-
-def save_final(solver: Solver, folder: Path) -> None:
-    """The last weights in Hugging Face layout; adapters stay adapters."""
-    with whole_folder(folder) as filled:
-        save_solver(solver, filled)

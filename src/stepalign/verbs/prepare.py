@@ -28,7 +28,6 @@ from stepalign.rollouts.order import derive_seed
 from stepalign.storage.files import read_json, remove_folder, write_json
 from stepalign.storage.run_folder import RunFolder, as_before
 from stepalign.training import checkpoint as checkpoints
-from stepalign.training.loop import save_final
 
 WARMUP_STEPS = 10
 
@@ -70,7 +69,7 @@ def prepare_solver(config: Config, out: Path, *, resume: bool, listener: Listene
             result = warmup.go()
         finally:
             session.close()
-        save_final(session.solver, out / "solver")
+        checkpoints.save_final(session.solver, out / "solver")
         write_json(out / "prepare.json", result)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         return result
