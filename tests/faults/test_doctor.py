@@ -20,9 +20,10 @@ from stepalign.config import Config, changed
 from stepalign.critics.cache import ReplyCache
 from stepalign.errors import ConfigError, LockedError
 from stepalign.evaluation.comparison import Evaluations
-from stepalign.storage.files import whole_folder
+from stepalign.storage.files import whole_folder, write_json
+from stepalign.storage.fingerprint import sha256_of_file
 from stepalign.storage.run_folder import RunFolder
-from stepalign.storage.sums import check_sums, short_of_checkpoint
+from stepalign.storage.sums import check_sums, short_of_checkpoint, sum_of_tree
 from stepalign.verbs.doctor import doctor, finding_lines
 
 CONFIG = changed(Config(), {"model.path": "embedded:arithmetic"})
@@ -290,3 +291,17 @@ def test_a_repair_on_a_full_disk_leaves_what_was_there(run: Path, monkeypatch: p
     assert content() == before
     assert doctor(run, repair=True)[0] == []
     assert (run / "final" / "model.safetensors").read_bytes() == b"weights of step 2"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["e.json", "e.samples.json", "e.samples.jsonl"])
+def test_every_file_of_an_evaluation_is_named_when_it_is_damaged(tmp_path: Path, name: str, damage) -> None:
+    samples, settings = tmp_path / "e.samples.jsonl", tmp_path / "e.samples.json"
+    samples.write_text('{"problem_id": "p", "texts": ["é"]}\n')
+    settings.write_text('{"grader": ["exact"]}\n')
+    result = {"samples": str(samples), "metrics": [{"metric": "pass@1", "value": 0.5, "low": float("nan")}]}
+    result |= {"samples_sha256": sha256_of_file(samples), "settings_sha256": sha256_of_file(settings)}
+    write_json(tmp_path / "e.json", {**result, "sha256": sum_of_tree(result)})
+    assert doctor(tmp_path) == ([], [])
+    damage(tmp_path / name)
+    assert [one.path.name for one in doctor(tmp_path)[0]] == [name]

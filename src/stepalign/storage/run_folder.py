@@ -27,7 +27,7 @@ from stepalign.outside import difference_shown
 from stepalign.storage import jsonl
 from stepalign.storage.files import write_atomically, write_json
 from stepalign.storage.fingerprint import RunningSum, sha256_of_file
-from stepalign.storage.sums import SUMS, check_sums, note_sums, write_sums
+from stepalign.storage.sums import SUMS, check_sums, file_of, note_sums, write_sums
 
 RECORDS = ("rollouts", "critiques", "contexts", "metrics", "evaluations", "timeline")
 
@@ -211,7 +211,7 @@ class RunFolder:
             jsonl.rewind(self._record(name), sizes.get(name, 0))
 
     def _record(self, name: str) -> Path:
-        return self.path / f"{name}.jsonl"
+        return self.path / file_of(name)
 
     def _size(self, name: str) -> int:
         return path.stat().st_size if (path := self._record(name)).exists() else 0

@@ -6,12 +6,12 @@ A killed command leaves none; its records are guarded by those that every checkp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stepalign.errors import ConfigError
-from stepalign.storage.files import MANIFEST, WRECK, damaged_file, read_json, step_folders, write_json
+from stepalign.storage.files import MANIFEST, WRECK, damaged_file, finite, read_json, step_folders, write_json
 from stepalign.storage.fingerprint import sha256, sha256_of_file
 
 SUMS = "sums.json"
@@ -69,6 +69,11 @@ def _sum_of(files: Any) -> str:
     return sha256(json.dumps(files, sort_keys=True))
 
 
+def sum_of_tree(tree: Mapping[str, Any]) -> str:
+    """Of everything in a JSON object but its own checksum, written or read back."""
+    return _sum_of(finite({key: value for key, value in tree.items() if key != "sha256"}))
+
+
 def damaged_since(folder: Path, *names: str) -> list[tuple[str, str]]:
     """(file, what is wrong) of all files, or of these, that are not as they were left. A name may be a folder."""
     found = []
@@ -86,6 +91,11 @@ def damaged_since(folder: Path, *names: str) -> list[tuple[str, str]]:
     return found
 
 
+def file_of(name: str) -> str:
+    """The file that a checkpoint calls so: the name alone of JSON lines."""
+    return name if name.endswith(".json") else f"{name}.jsonl"
+
+
 def _is_asked(name: str, names: Sequence[str]) -> bool:
     return not names or any(name == wanted or name.startswith(wanted + "/") for wanted in names)
 
@@ -101,8 +111,8 @@ def short_of_checkpoint(folder: Path, *names: str) -> list[tuple[str, str]]:
     for checkpoint in reversed(step_folders(folder / "checkpoints")):
         try:
             state = read_json(checkpoint / "state.json")
-            sizes = {f"{name}.jsonl": size for name, size in state["sizes"].items()}
-            sums = {f"{name}.jsonl": one for name, one in state.get("sums", {}).items()}
+            sizes = {file_of(name): size for name, size in state["sizes"].items()}
+            sums = {file_of(name): one for name, one in state.get("sums", {}).items()}
         except (ConfigError, OSError, LookupError, AttributeError):
             continue
         found = [

@@ -276,11 +276,12 @@ class Run:
         with self.timed("saving"):
             progress = self.progress
             progress.guards_spoken = self.guards.warned
-            samples = [f"samples/step-{step:05d}-{name}" for step, name in sorted(self.evaluated)]
+            others = [f"samples/step-{step:05d}-{name}" for step, name in sorted(self.evaluated)]
+            others.append("versions.json")
             state = {
                 "progress": progress.as_json(),
-                "sizes": self.folder.sizes(samples),
-                "sums": self.folder.sums(samples),
+                "sizes": self.folder.sizes(others),
+                "sums": self.folder.sums(others),
                 "problems": self.fingerprints,
                 "collected_early": self.stream.collected_early(progress.step),
             }

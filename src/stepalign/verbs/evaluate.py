@@ -19,6 +19,7 @@ from stepalign.models.places import find_model, weight_files
 from stepalign.records import Problem
 from stepalign.storage.files import read_json, write_atomically, write_json
 from stepalign.storage.fingerprint import sha256_of_file
+from stepalign.storage.sums import sum_of_tree
 from stepalign.verbs.checks import refuse_long_questions
 from stepalign.verbs.configs import config_for_model
 from stepalign.verbs.inputs import Inputs
@@ -129,12 +130,13 @@ def evaluate_model(
         "max_completion_length": config.evaluation_length,
         "samples": str(samples),
         "samples_sha256": sha256_of_file(samples),
+        "settings_sha256": sha256_of_file(key_file),
         **({"against": str(against)} if against else {}),
         "confidence": section.confidence,
         "tie_rule": "maj@k: ties share the win equally; unparsed answers neither vote nor win",
         "metrics": rows,
     }
-    write_json(out, result)
+    write_json(out, {**result, "sha256": sum_of_tree(result)})
     return result
 
 

@@ -33,7 +33,7 @@ def doctor(folder: str | Path, *, repair: bool = False) -> tuple[list[Finding], 
         return list(check_cache(folder)), []
     if not folder.is_dir():
         raise ConfigError("there is no such folder", where=str(folder), hint="give the --out of a command")
-    evaluations = list(folder.glob("*.samples.jsonl"))
+    evaluations = list(folder.glob("*.samples.json*"))
     if not evaluations and not any((folder / name).exists() for name in ("run.lock", "config.toml", MANIFEST)):
         raise ConfigError("no command has written this folder", where=str(folder), hint="give the --out of a command")
     for lock in folder.rglob("run.lock"):

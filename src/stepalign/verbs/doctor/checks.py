@@ -31,7 +31,7 @@ from stepalign.storage.files import (
     tidy,
 )
 from stepalign.storage.fingerprint import sha256_of_file
-from stepalign.storage.sums import SUMS, changed_in, damaged_since, write_sums
+from stepalign.storage.sums import SUMS, changed_in, damaged_since, file_of, sum_of_tree, write_sums
 from stepalign.verbs.report import PAGES, write_reports
 
 AGAIN = {
@@ -182,12 +182,13 @@ def _recipe(folder: Path) -> Iterator[Finding]:
 
 def _records(folder: Path, state: dict[str, Any]) -> Iterator[Finding]:
     """Every file of JSON lines: a torn end, lines that are none, and what a checkpoint knows of it."""
-    sizes, sums = state.get("sizes", {}), state.get("sums", {})
-    names = {folder / f"{name}.jsonl" for name, size in sizes.items() if size}
+    sizes, sums = ({file_of(name): one for name, one in state.get(key, {}).items()} for key in ("sizes", "sums"))
+    names = {folder / name for name, size in sizes.items() if size}
     for path in sorted(names | {*folder.glob("*.jsonl"), *folder.glob("samples/*.jsonl")}):
-        name = str(path.relative_to(folder).with_suffix(""))
+        name = str(path.relative_to(folder))
         if what := changed_in(path, sizes.get(name, 0), sums.get(name), "the newest checkpoint"):
             yield Finding(path=path, what=what, meaning="the run cannot go on with it; put the file back as it was")
+        if what or path.suffix == ".json":
             continue
         number = _first_bad_line(path)
         if number:
@@ -257,25 +258,29 @@ def _missing(folder: Path) -> Iterator[Finding]:
 def _evaluations(folder: Path) -> Iterator[Finding]:
     """The files of ``stepalign evaluate``: completions beside the numbers that were computed from them."""
     again = "the same stepalign evaluate command writes it again from the completions"
-    for samples in folder.glob("*.samples.jsonl"):
+    for samples in {file.with_suffix(".jsonl") for file in folder.glob("*.samples.json*")}:
         numbers = samples.with_name(samples.name.removesuffix(".samples.jsonl") + ".json")
-        if not samples.with_suffix(".json").exists():
-            yield Finding(
-                path=samples.with_suffix(".json"),
-                what="is missing",
-                meaning="the completions cannot be told from those of another evaluation",
-            )
+        meaning = {
+            samples: "the evaluation is refused; put the file back as it was",
+            samples.with_suffix(".json"): "the completions cannot be told from those of another evaluation",
+            numbers: again,
+        }
+        missing = [file for file in meaning if not file.exists()]
+        yield from (Finding(path=file, what="is missing", meaning=meaning[file]) for file in missing)
+        if numbers in missing:
+            continue
         try:
-            before = read_json(numbers).get("samples_sha256") if numbers.exists() else None
+            before = read_json(numbers)
         except ConfigError as error:
             yield Finding(path=numbers, what=f"is damaged: {error.what}", meaning=again)
             continue
-        if before is not None and sha256_of_file(samples) != before:
-            yield Finding(
-                path=samples,
-                what="is not what the numbers beside it were computed from",
-                meaning="the evaluation is refused; put the file back as it was",
-            )
+        if before.get("sha256", sum_of_tree(before)) != sum_of_tree(before):
+            yield Finding(path=numbers, what="is damaged", meaning=again)
+            continue
+        for file, key in ((samples, "samples_sha256"), (samples.with_suffix(".json"), "settings_sha256")):
+            if file not in missing and before.get(key) and sha256_of_file(file) != before[key]:
+                what = "is not what the numbers beside it were computed from"
+                yield Finding(path=file, what=what, meaning=meaning[file])
 
 
 def _selection(folder: Path) -> Iterator[Finding]:
