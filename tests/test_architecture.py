@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,6 +108,12 @@ def test_imports_point_downwards(module: str) -> None:
     lazily = module == "stepalign"  # the public names: imported for type checkers, loaded on first use
     upwards = {name for name in ours(module, at_runtime=lazily) if floor(name) > floor(module)}
     assert bool(upwards) == (module.removeprefix("stepalign.") in CLIMBING), f"{module} imports {upwards}"
+
+
+def test_the_list_of_rooms_names_every_module() -> None:
+    listed = (SOURCE.parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8").split("```")[1]
+    parts = {part for module in MODULES for part in module.split(".")} - {"stepalign", "__main__", "stepalign_sync"}
+    assert parts <= set(re.findall(r"\w+", listed))
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:

@@ -177,14 +177,14 @@ class Plain:
 
 @pytest.fixture
 def maker(monkeypatch: pytest.MonkeyPatch) -> Any:
+    from stepalign.models import prompts
     from stepalign.rollouts import collect
-    from stepalign.token_signal import counterfactual
 
     class Graded:
         def grade_many(self, texts: list[str], answers: list[str]) -> list[Any]:
             return [stepalign.Grade(score=float(t.endswith(a)), answer=a) for t, a in zip(texts, answers, strict=True)]
 
-    for module in (collect, counterfactual):
+    for module in (collect, prompts):
         monkeypatch.setattr(module, "decode", lambda world, ids: world.decode(list(ids)))
     monkeypatch.setattr(collect, "opened_by", lambda *_: "")
     return RolloutMaker(tokenizer=World(), sampler=Drawn(), environment=Plain(), grader=Graded())  # type: ignore[arg-type]

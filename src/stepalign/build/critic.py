@@ -20,6 +20,14 @@ from stepalign.rollouts.order import derive_seed
 if TYPE_CHECKING:
     from stepalign.build.session import Session
 
+TRACING: tuple[CritiqueForm, ...] = ("trace", "turns", "second_turn")
+"""The forms of critique that hold a corrected attempt in its own words, which a script of edits can make."""
+CORRECTING: tuple[CritiqueForm, ...] = (*TRACING, "paraphrase")
+"""The forms with a first wrong step and an answer, on which two critics can agree."""
+CALCULATES = "the calculation critic changes the text itself"
+OWN_FORMS: tuple[CritiqueForm, ...] = ("own", "second_turn")
+"""The forms that the solver itself writes, or has a part in."""
+
 
 def make_critic(
     config: Config,
@@ -74,15 +82,6 @@ def make_critic(
     except BaseException:
         critic.close()
         raise
-
-
-TRACING: tuple[CritiqueForm, ...] = ("trace", "turns", "second_turn")
-"""The forms of critique that hold a corrected attempt in its own words, which a script of edits can make."""
-CORRECTING: tuple[CritiqueForm, ...] = (*TRACING, "paraphrase")
-"""The forms with a first wrong step and an answer, on which two critics can agree."""
-CALCULATES = "the calculation critic changes the text itself"
-OWN_FORMS: tuple[CritiqueForm, ...] = ("own", "second_turn")
-"""The forms that the solver itself writes, or has a part in."""
 
 
 def _refuse_unused(section: CriticSection, forms: Sequence[CritiqueForm]) -> None:

@@ -95,7 +95,7 @@ class Session:
             seed=derive_seed(section.seed, name),
             attempt=self.attempt,
             canonical=canonical_answer,
-            by_prompt=self.config.sampling.engine == "local",
+            by_prompt=find_engine(self.config.sampling).by_prompt,
             file=file,
             listener=listener,
         )
@@ -141,12 +141,22 @@ class Engine(NamedTuple):
     """Whether completions are drawn from a copy of the weights, in a process of its own or not."""
     asks_servers: bool | None
     """Whether ``sampling.base_urls`` are needed, or refused; None: either is good."""
+    by_prompt: bool = False
+    """Whether a completion follows from its prompt and the seed alone, whatever is drawn beside it."""
+    check: Callable[[Solver], None] = lambda solver: None
+    """Raises ConfigError for an architecture, of which the shapes are enough, that it cannot draw from."""
 
 
 def _local(solver: Solver, section: SamplingSection) -> Sampler:
     from stepalign.models.sampling.local import LocalSampler
 
     return LocalSampler(solver, max_batch_tokens=section.max_batch_tokens, stop=section.stop)
+
+
+def _check_local(solver: Solver) -> None:
+    from stepalign.models.sampling.local import check_sampler
+
+    check_sampler(solver)
 
 
 def _vllm(solver: Solver, section: SamplingSection) -> Sampler:
@@ -159,7 +169,7 @@ def _vllm(solver: Solver, section: SamplingSection) -> Sampler:
 
 
 ENGINES = {
-    "local": Engine(_local, has_own_weights=False, asks_servers=False),
+    "local": Engine(_local, has_own_weights=False, asks_servers=False, by_prompt=True, check=_check_local),
     "vllm": Engine(_vllm, has_own_weights=True, asks_servers=True),
 }
 

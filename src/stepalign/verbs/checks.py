@@ -277,11 +277,8 @@ def teacher(inputs: Inputs) -> None:
 
 
 def sampler(inputs: Inputs) -> None:
-    """The local sampler knows the architecture."""
-    if inputs.config.sampling.engine == "local":
-        from stepalign.models.sampling.local import check_sampler
-
-        check_sampler(inputs.solver)
+    """The sampler knows the architecture."""
+    find_engine(inputs.config.sampling).check(inputs.solver)
 
 
 def question_lengths(inputs: Inputs) -> None:

@@ -75,11 +75,7 @@ def train(
 def train_config(config: Config, out: Path, *, resume: bool, listener: Listener, stop: StopRequest) -> Progress:
     """Run one condition. On the ranks above 0 of torchrun: do this rank's part of the learner's work, and exit.
 
-    Args:
-        config: the resolved run.
-        out: the run folder.
-        resume: continue from the newest checkpoint in it.
-        stop: when asked, the run saves itself and raises Interrupted.
+    Arguments as for ``train``; when ``stop`` is asked, the run saves itself and raises Interrupted.
 
     Raises:
         ConfigError, EndpointError, LockedError: see the checks and the run folder; nothing is half-written.
