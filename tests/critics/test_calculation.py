@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepalign.critics.calculation import NO_EQUATION, NO_TRUTH, NOT_UNDERSTOOD, CalculationCritic, Examination, examine
+from stepalign.critics.calculation import (
+    NO_EQUATION,
+    NO_TRUTH,
+    NOT_UNDERSTOOD,
+    UNREAD,
+    CalculationCritic,
+    Examination,
+    examine,
+)
 from stepalign.domains.words.stories import KINDS, Story
 from stepalign.domains.words.task import Options, draw_stories, make_problem
 from stepalign.feedback.equations import evaluate, find_equations, states
@@ -167,6 +175,96 @@ def test_of_any_mixture_of_steps_and_answers_a_corrected_trace_answers_once(line
         assert found.text.count("<answer>") == 1
         assert found.text.endswith("<answer> 97")
         assert look(found.text).error == ""
+
+
+STAMPS = "Mia has 5 stamps. She finds 12 and loses 9. Each is worth 2 dollars. What are they worth?"
+WORTH = ["5 + 12 = 17", "17 - 9 = 8", "8 * 2 = 16"]
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "5 stamps + 12 stamps = 17 stamps|17 stamps - 9 = 8 stamps|8 stamps x $2/stamp = $16|The answer is $16.",
+        "5 plus 12 is 17. 17 minus 9 equals 8. 8 times 2 gives 16. The answer is 16.",
+        "5 + 12 → 17|17 – 9 ≈ 8|8 ∗ 2 = **16**|#### 16",
+        "- 5 + 12 = 17|- 17 - 9 = 8|- 8 * 2 = 16|Answer: 16",
+        "1. **5 + 12 = 17**|2. `17 - 9 = 8`|3. 8 \\* 2 = 16|Answer: 16",
+        "(5 + 12) = 17|(17 - 9) = 8|(8 * 2) = 16|#### 16",
+        "(5 + 12 - 9) * 2 = 8 * 2 = 16|#### 16",  # an expression on both sides
+        "5 + 12 = 17 stamps - 9 = 8 stamps * 2 = 16|#### 16",  # a chain
+        "5 - 9 = -4|-4 + 12 = 8|8 * 2 = 16|#### 16",
+        "5 + 12|= 17|17 - 9|= 8|8 * 2|= 16|#### 16",
+        "Day 1 - 5 + 12 = 17|Day 2 - 17 - 9 = 8|8 * 2 = 16|#### 16",
+        "\\begin{align}|5 + 12 &= 17 \\\\|17 - 9 &= 8 \\\\|8 \\times 2 &= 16|\\end{align}|\\boxed{16}",
+        "5 + 12 = 17|17 - 9 = 8|8 * $2.00 = 1600 cents|#### 16",
+    ],
+)
+def test_right_attempts_of_many_ways_to_write_stay_to_the_letter(attempt: str) -> None:
+    attempt = attempt.replace("|", "\n")
+    for thorough in (False, True):
+        found = examine(STAMPS, attempt, WORTH, "16", thorough=thorough)
+        assert found == Examination(error="", text=attempt)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "error", "corrected"),
+    [
+        (
+            "5 stamps + 12 stamps = 17 stamps|17 stamps + 9 = 26 stamps|26 stamps × $2/stamp = $52|The answer is $52.",
+            "operation",
+            "5 stamps + 12 stamps = 17 stamps|17 stamps - 9 = 8 stamps|8 stamps × $2/stamp = $16|The answer is $16.",
+        ),
+        (
+            "5 plus 12 is 17. 17 minus 9 is 8. 8 plus 2 is 10. The answer is 10.",
+            "operation",
+            "5 plus 12 is 17. 17 minus 9 is 8. 8 * 2 is 16. The answer is 16.",
+        ),
+        ("5 + 12 = 17, 17 * 2 = 34, so|#### 34", "missing", "5 + 12 = 17, 17 - 9 = 8, 8 * 2 = 16, so|#### 16"),
+        (
+            "- 5 + 12 = 17|- 17 − 9 = 7|- 7 * 2 = $14.00|Answer: $14.00",
+            "arithmetic",
+            "- 5 + 12 = 17|- 17 − 9 = 8|- 8 * 2 = $16.00|Answer: $16.00",
+        ),
+        ("5 - 9 = -5|-5 + 12 = 7|7 * 2 = 14|#### 14", "arithmetic", "5 - 9 = -4|-4 + 12 = 8|8 * 2 = 16|#### 16"),
+        (
+            "5 stamps + 12 stamps + 9 stamps = 26 stamps|26 stamps - 9 = 17 stamps|17 * 2 = 34|#### 34",
+            "operand",
+            "5 stamps + 12 stamps = 17 stamps|17 stamps - 9 = 8 stamps|8 * 2 = 16|#### 16",
+        ),
+        ("<step_1> 5 + 12 = 17|<answer> 16|so it is", "extra", "<step_1> 5 + 12 = 17|<answer> 16"),
+    ],
+)
+def test_a_correction_is_written_as_the_attempt_is(attempt: str, error: str, corrected: str) -> None:
+    found = examine(STAMPS, attempt.replace("|", "\n"), WORTH, "16", thorough=True)
+    assert (found.error, found.text) == (error, corrected.replace("|", "\n"))
+
+
+def test_thousands_keep_their_commas_and_an_answer_is_not_rounded() -> None:
+    found = examine("1200 and 300, of them a half", "1,200 + 300 = 1,400\n1,400 / 2 = 700\n#### 700",
+                    ["1200 + 300 = 1500", "1500 / 2 = 750"], "750")  # fmt: skip
+    assert found.text == "1,200 + 300 = 1,500\n1,500 / 2 = 750\n#### 750"
+    found = examine("12.5 and 2.7", "12.5 + 2.7 = 15\n#### 15", ["12.5 + 2.7 = 15.2"], "15.2")
+    assert (found.error, found.text) == ("arithmetic", "12.5 + 2.7 = 15.2\n#### 15.2")
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "3 dollars and 50 cents + 2 dollars = 5 dollars and 50 cents|5 + 12 = 17|17 + 9 = 26|26 * 2 = 52|#### 52",
+        "5 + 12 = 17|17 + 9 = 26|2^3 * 2 = 16|26 * 2 = 52|#### 52",
+        "x + 5 + 12 = 19|17 + 9 = 26|26 * 2 = 52|#### 52",
+        "5 + 12 = 17|26 = 17 + 9|26 * 2 = 52|#### 52",
+        "2 meters + 50 centimeters = 250 centimeters|17 + 9 = 26|26 * 2 = 52|#### 52",
+        "5 + 12 = 34 / 2|17 + 9 = 26|26 * 2 = 52|#### 52",
+        "1 200 + 300 = 1 500|17 + 9 = 26|26 * 2 = 52|#### 52",
+        "Adding 12 to 5 makes it 17, taking 9 away 8.|#### 8",
+        "| 5 + 12 | 17 ||| 17 - 9 | 8 ||#### 8",
+    ],
+)
+def test_calculations_that_cannot_be_read_are_not_corrected(attempt: str) -> None:
+    found = examine(STAMPS, attempt.replace("|", "\n"), WORTH, "16", thorough=True)
+    assert found.text == ""
+    assert found.reason in (UNREAD, NO_EQUATION)
 
 
 def test_a_sign_inside_a_latex_fraction_is_left_alone() -> None:

@@ -21,12 +21,25 @@ from stepalign.critics.repairs import completed, operands, repairs, signs, swaps
 from stepalign.critics.rewriting import Change, answer_value, rewrite, without_stray_answers, write_steps
 from stepalign.critics.truth import Program, ReferenceExpression, link, symbols_of, values_of
 from stepalign.domains.math.extraction import extract_answer
-from stepalign.feedback.equations import OVER, Equation, Line, evaluate, find_equations, number_text, states, symbol
+from stepalign.domains.math.thinking import thinking_end
+from stepalign.feedback.equations import (
+    OVER,
+    Equation,
+    Line,
+    evaluate,
+    find_equations,
+    number_text,
+    read_equations,
+    states,
+    symbol,
+    tokens_of,
+)
 from stepalign.feedback.steps import ANSWER, PREAMBLE, split_steps, step_body
 from stepalign.records import Attempt, Critique, CritiqueForm, Step
 
 NO_EQUATION = "the attempt has no equation"
 NO_TRUTH = "the reference solution shows no calculations that lead to the answer"
+UNREAD = "the attempt calculates in a way that the program cannot read"
 NOT_UNDERSTOOD = "the program does not understand where the attempt goes wrong"
 NOTES = "calculator_notes"
 """Metadata of a problem: its reference solution with the calculator notes that readers do not see."""
@@ -154,13 +167,20 @@ def examine(
         return Examination(error="", reason=NO_TRUTH)
     plain = without_stray_answers(text)
     found = _examine(plain, truth, thorough)
-    if thorough and found.reason == NO_EQUATION:
+    if thorough and found.reason == NO_EQUATION and not _may_calculate(plain):
         written = write_steps(plain, calculations, answer)
         return Examination(error="missing", label=_first_difference(text, written), text=written)
     if plain == text or not found.text:
         return found
     error = "extra" if found.error in ("", "unfinished") else found.error
     return replace(found, error=error, label=_first_difference(text, found.text))
+
+
+def _may_calculate(text: str) -> bool:
+    """Whether an attempt without an equation has two numbers in front of its answer, as a calculation in words has."""
+    text = text[thinking_end(text) :]
+    bodies = [step_body(text, step) for step in _with_spoken_answer(split_steps(text)) if step.label != ANSWER]
+    return sum(token.kind == "number" for body in bodies for token in tokens_of(body)) > 1
 
 
 @lru_cache(maxsize=64)
@@ -182,7 +202,8 @@ def _examine(text: str, truth: ReferenceExpression, thorough: bool) -> Examinati
     closing = next((s for s in reversed(steps) if s.label == ANSWER), None)
     body = text if closing is None else text[: closing.start]
     thought = steps[0].end if steps and steps[0].label == PREAMBLE else 0
-    equations = [equation for equation in find_equations(body) if equation.start >= thought]
+    equations, unread = read_equations(body)
+    equations = [equation for equation in equations if equation.start >= thought]
     marked = text[closing.start :] if closing else extract_answer(body)
     stated = answer_value(marked) if marked else None
     if not equations:
@@ -190,7 +211,10 @@ def _examine(text: str, truth: ReferenceExpression, thorough: bool) -> Examinati
     if len(equations) > MAX_LINES:
         return Examination(error="", reason=NOT_UNDERSTOOD)
     attempt = _Attempt(text, steps, closing, equations, stated, truth)
-    return attempt.examine(thorough)
+    found = attempt.examine(thorough)
+    if found.error and any(place >= thought for place in unread):
+        return Examination(error="", reason=UNREAD)
+    return found
 
 
 def _with_spoken_answer(steps: list[Step]) -> list[Step]:
@@ -245,8 +269,10 @@ class _Attempt:
 
     def _is_stated(self, name: int, line: Line) -> bool:
         """Whether an equation states the value of its left side as it is written."""
-        value = evaluate(self.equations[name].line, {})
-        return value is not None and all(states(result, value) for result in self.equations[name].results)
+        value, results = evaluate(self.equations[name].line, {}), self.equations[name].results
+        if value is None or not all(states(result, value) for result in results):
+            return False
+        return value != self.truth.answer or any(abs(r.value - value) <= abs(value) / 10**9 for r in results)
 
     def _repair(self, program: Program) -> tuple[str, int, Program] | None:
         """The first change that leads to the goal, through parts of the truth if there is one."""
@@ -315,14 +341,16 @@ class _Attempt:
         values = values_of(program)
         if None in values.values():
             return Examination(error="", reason=NOT_UNDERSTOOD)
+        write = _grouped if re.search(r"\d,\d{3}(?!\d)", self.text) else str
         change = Change(
             equations=self.equations,
-            lines={n: _written(line, values) for n, line in program.items()},
-            results={n: number_text(value) for n, value in values.items() if value is not None},
-            answer=number_text(self.truth.answer),
+            lines={n: tuple(write(item) for item in _written(line, values)) for n, line in program.items()},
+            results={n: write(number_text(value)) for n, value in values.items() if value is not None},
+            answer=write(number_text(self.truth.answer)),
+            given=self.truth.numbers,
         )
         if any(
-            _breaks_fraction(self.equations[n], line)
+            _cannot_change(self.equations[n], line, change.results[n])
             for n, line in change.lines.items()
             if 0 <= n < len(self.equations)
         ):
@@ -336,9 +364,19 @@ class _Attempt:
         return next(step.label for step in reversed(self.steps) if step.start <= start)
 
 
-def _breaks_fraction(equation: Equation, line: Sequence[str]) -> bool:
-    """Whether another left side has no place for a fraction that is written in LaTeX."""
+def _grouped(item: str) -> str:
+    """A number with a comma at its thousands; a sign as it is."""
+    whole, point, decimals = item.partition(".")
+    return f"{int(whole):,}{point}{decimals}" if whole.lstrip("-").isdigit() else item
+
+
+def _cannot_change(equation: Equation, line: Sequence[str], result: str) -> bool:
+    """Whether the new form has no place: in a fraction that is written in LaTeX, or around a middle expression."""
     left = equation.lefts[0]
+    plain = [token.sign if token.kind == "sign" else str(token.value) for token in left]
+    if equation.rigid:
+        same = [item if item in "+-*/()%" else str(Fraction(item.replace(",", ""))) for item in (*line, result)]
+        return same != [*plain, str(equation.result)]
     return any(t.text == OVER for t in left) and (
         len(line) != len(left) or any(t.text == OVER and new != "/" for t, new in zip(left, line, strict=True))
     )

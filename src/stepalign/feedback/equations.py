@@ -12,23 +12,43 @@ from typing import Any
 PRIME = 2**61 - 1
 """Symbols are values modulo this prime: two expressions with equal values at random places are the same expression."""
 
+_OTHER_NUMBER = r"(?:percent|pi|squared|cubed|half|halves|dozen|hundred|thousand|million|billion|mod)\b"
+"""Words behind a number that make another one of it."""
 _TOKEN = re.compile(
-    r"(?P<number>(?:\d{1,3}(?:,\d{3})+|\d{1,15})(?:\.\d{1,18})?|\.\d{1,18})|(?P<times>(?<=[\d\s%)])[xX×](?=[\s$\d(]))|"
-    r"(?P<sign>[-+*/÷−·()=]|\\?%|\\(?:times|cdot|div)(?![a-z])|\}\{)|"
-    r"(?P<skipped>[\s$£€¢}]+|\\(?:text|mathrm)\{[^{}]{0,40}\}|\\boxed\{|\\[$,;!()\[\]]|\\(?:left|right)(?![a-z])|"
-    r"\\[dt]?frac\{(?=\d))|(?P<other>.)",
-    re.S,
+    r"(?P<number>(?:\d{1,3}(?:,\d{3})+|\d{1,15})(?:\.\d{1,18})?|\.\d{1,18})|"
+    r"(?P<unit>(?<=[\d)$])[^\S\n]{0,2}(?:\([a-z ]{2,20}\)|/?(?!" + _OTHER_NUMBER + r")[a-z]{2,20}"
+    r"(?:[ /-](?!" + _OTHER_NUMBER + r")[a-z]{1,20}){0,3})"
+    r"(?=\s{0,2}(?:[-+*/÷−–·×∗⋅=≈→⇒)&}]|x[\s$\d(]|\\(?:times|cdot|div|approx)|"
+    r"(?:plus|minus|times|multiplied by|divided by|is|equals|gives|makes|leaves)\b)))|"
+    r"(?P<equals>={1,2}>?|[≈→⇒]|\\approx(?![a-z])|(?:is equal to|is|equals|gives|makes|leaves)\b)|"
+    r"(?P<times>(?<=[\d\s%])x(?=[\s$\d(]))|"
+    r"(?P<emphasis>(?<![\d*])\*\*(?=[^\s*])|(?<=[^\s*])\*\*(?![\d*]))|"
+    r"(?P<sign>[-+*/÷−–·×∗⋅()]|\\\*|\\?%|\\(?:times|cdot|div)(?![a-z])|\}\{|"
+    r"(?:plus|minus|times|multiplied by|divided by|percent)\b|(?:(?<=% )|(?<=percent )|(?<=\d/\d ))of\b)|"
+    r"(?P<line>\n|\\\\)|"
+    r"(?P<skipped>[^\S\n]+|[$£€¢}&`~]|\\(?:text|mathrm)\{[^{}]{0,40}\}|\\boxed\{|\\[$,;!()\[\]]|"
+    r"\\(?:left|right|quad)(?![a-z])|\\[dt]?frac\{(?=\d))|"
+    r"(?P<other>[a-z]+|.)",
+    re.S | re.I,
 )
 _FRACTION = re.compile(r"(?<![/÷v])(?<![/÷v]\s)\\[dt]?frac\{([\d,.]{1,18})(\}\{)[\d,.]{1,18}\}")
 OVER = "}{"
 """The sign of a fraction of two numbers in LaTeX."""
 _NOTE = re.compile(r"<<[^<>]{1,200}>>")
 _OWN_MINUS = re.compile(r"(^|[-+*/(])-")
+_GOES_ON = re.compile(r"(?:[a-z\d^_√!]|\^\{|sqrt\{|\]\{)\Z", re.I)
+_ANOTHER_NUMBER = re.compile(r"\s?" + _OTHER_NUMBER + r"|[\^²³!]|:\d|[kx]\b", re.I)
 _ECHO = re.compile(r"\s{0,2}([-−]?[$£€]?)(\d[\d,]*(?:\.\d+)?|\.\d+)")
 _SIGNS = {
-    **{"×": "*", "x": "*", "X": "*", "·": "*", "÷": "/", "−": "-"},
-    **{r"\times": "*", r"\cdot": "*", r"\div": "/", OVER: "/", r"\%": "%"},
+    **dict.fromkeys(("×", "x", "X", "·", "∗", "⋅", r"\*", r"\times", r"\cdot", "times", "multiplied by", "of"), "*"),
+    **dict.fromkeys(("÷", r"\div", OVER, "divided by"), "/"),
+    **{"−": "-", "–": "-", "minus": "-", "plus": "+", r"\%": "%", "percent": "%"},
 }
+_MEASURES = re.compile(
+    r"(?<![a-z])(dollar|cent|hour|minute|second|day|week|month|year|meter|centimeter|kilometer|feet|foot|inche?|yard|mile|"
+    r"gram|kilogram|ounce|pound|liter|milliliter|quart|gallon|pint|cup|cm|km|kg|ml|min|hr)s?\b|([$¢€£])",
+    re.I,
+)
 _SMALL = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
@@ -61,15 +81,15 @@ class Token:
 
     @property
     def value(self) -> Fraction:
-        return Fraction(self.text.replace(",", ""))
+        return Fraction(re.sub(r"[^-\d.]", "", self.text.replace("−", "-")))
 
 
 def tokens_of(text: str) -> list[Token]:
-    """Numbers, signs, white space, and whatever else there is, in order."""
+    """Numbers, signs, units, white space, and whatever else there is, in order."""
     over = {fraction.start(2) for fraction in _FRACTION.finditer(text)}
     found = []
     for match in _TOKEN.finditer(text):
-        kind = {"times": "sign"}.get(str(match.lastgroup), str(match.lastgroup))
+        kind = {"times": "sign", "emphasis": "skipped"}.get(str(match.lastgroup), str(match.lastgroup))
         if match.group() == OVER and match.start() not in over:
             kind = "other"
         found.append(Token(kind, match.group(), match.start(), match.end()))
@@ -86,6 +106,8 @@ class Equation:
     """The result as often as it is written."""
     start: int
     end: int
+    rigid: bool = False
+    """Whether another expression is between them, as in ``2 * 6 + 3 = 12 + 3 = 15``: no change can be written."""
 
     @property
     def line(self) -> Line:
@@ -98,12 +120,17 @@ class Equation:
 
 def find_equations(text: str) -> list[Equation]:
     """The equations of a text, in their order."""
+    return read_equations(text)[0]
+
+
+def read_equations(text: str) -> tuple[list[Equation], list[int]]:
+    """The equations of a text, in their order, and the places of others that are not understood."""
     notes = list(_NOTE.finditer(text))
     plain = _NOTE.sub(lambda note: " " * len(note.group()), text)
-    found = _plain_equations(plain, 0)
+    found, unread = _plain_equations(plain, 0)
     for note in notes[:MAX_EQUATIONS]:
         around = next((e for e in found if e.start < note.start() and e.end > note.end()), None)
-        inside = _plain_equations(note.group()[2:-2], note.start() + 2)
+        inside, _ = _plain_equations(note.group()[2:-2], note.start() + 2)
         echo = _ECHO.match(plain, note.end())
         if not inside:
             continue
@@ -122,45 +149,122 @@ def find_equations(text: str) -> list[Equation]:
                 end=echo.end() if echo else note.end(),
             )
         )
-    return sorted(found, key=lambda equation: equation.start)[:MAX_EQUATIONS]
+        unread = [place for place in unread if "\n" in plain[place : note.start()] or place > note.end()]
+    return sorted(found, key=lambda equation: equation.start)[:MAX_EQUATIONS], unread
 
 
-def _plain_equations(text: str, offset: int) -> list[Equation]:
-    tokens = _shifted([t for t in tokens_of(text) if t.kind != "skipped"], offset)
-    found = []
-    for place, token in enumerate(tokens):
-        if token.text != "=" or len(found) >= MAX_EQUATIONS:
+def _plain_equations(text: str, offset: int) -> tuple[list[Equation], list[int]]:
+    tokens = _with_negatives(text, [t for t in tokens_of(text) if t.kind not in ("skipped", "unit")])
+    found: dict[int, Equation] = {}
+    unread: list[int] = []
+    for place in [n for n, token in enumerate(tokens) if token.kind == "equals"][MAX_EQUATIONS - 1 :: -1]:
+        (start, stop), (side, behind) = _left_of(tokens, place), _right_of(tokens, place + 1)
+        left = tokens[start:stop]
+        if sum(t.kind == "number" for t in left) < 2 or not side:
+            if _calculates(tokens, place, behind):
+                unread.append(tokens[place].start + offset)
             continue
-        left, result = _left_of(tokens, place), _result_behind(tokens, place + 1)
-        if result is None or sum(t.kind == "number" for t in left) < 2:
+        results, end, rigid = (side[0],), side[0].end, False
+        value, whole = evaluate(_line(left), {}), evaluate(_line(side), {})
+        unclear = _is_unclear(text, tokens[max(0, start - 2) : start], left, side[0], value)
+        if len(side) > 1 and value is not None and not states(side[0], value):
+            rigid = whole == value and behind in found  # an expression, equal to the left one
+            chained = whole != value and len(left) == 3 and not tokens[place].text.isalpha()
+            unclear = unclear or not (rigid or chained)
+            if rigid:
+                later = found.pop(behind)
+                results, end = later.results, later.end - offset
+        if unclear:
+            unread.append(tokens[place].start + offset)
             continue
-        if parse(_line(left)) is not None:
-            found.append(Equation(lefts=(left,), results=(result,), start=left[0].start, end=result.end))
+        results = results if rigid else _shifted(results, offset)
+        lefts = (_shifted(left, offset),)
+        found[place] = Equation(lefts, results, lefts[0][0].start, end + offset, rigid)
+    return list(found.values()), unread
+
+
+def _with_negatives(text: str, tokens: Sequence[Token]) -> list[Token]:
+    """A minus at a number, where nothing is subtracted, belongs to it."""
+    found: list[Token] = []
+    for token in tokens:
+        minus = found[-1] if found and token.kind == "number" and found[-1].sign == "-" else None
+        before = found[-2] if len(found) > 1 else None
+        free = before is None or (before.kind != "number" and before.sign not in (")", "%"))
+        gap = "" if minus is None else text[minus.end : token.start]
+        if minus and free and (gap in ("", "$", "£", "€") or (gap == " " and before and before.kind == "equals")):
+            found[-1] = Token("number", text[minus.start : token.end], minus.start, token.end)
+        else:
+            found.append(token)
     return found
 
 
-def _left_of(tokens: Sequence[Token], place: int) -> tuple[Token, ...]:
-    """The longest expression that ends in front of an equals sign; a chain of equations has one in front of each."""
-    start = place
-    while (
-        start > 0 and place - start < MAX_LEFT and tokens[start - 1].kind != "other" and tokens[start - 1].text != "="
-    ):
+def _left_of(tokens: Sequence[Token], place: int) -> tuple[int, int]:
+    """Where the longest expression in front of an equals sign is; a chain of equations has one before each."""
+    start = end = place - 1 if place and tokens[place - 1].kind == "line" else place
+    while start > 0 and end - start < MAX_LEFT and tokens[start - 1].kind in ("number", "sign"):
         start -= 1
-    while start < place and (tokens[start].text in "*/+)-=%" or parse(_line(tokens[start:place])) is None):
+    while start < end and (tokens[start].sign in "*/+)-%" or parse(_line(tokens[start:end])) is None):
         start += 1
-    return tuple(tokens[start:place])
+    return start, end
 
 
-def _result_behind(tokens: Sequence[Token], place: int) -> Token | None:
-    """The number behind an equals sign, with its minus; None for a share in percent, whose left side may be one too."""
-    first, second, third = (*tokens[place : place + 3], *(Token("other", "", 0, 0),) * 3)[:3]
-    if first.sign == "-" and second.kind == "number":
-        first, second = Token("number", f"-{second.text}", first.start, second.end), third
-    return first if first.kind == "number" and second.text != "%" else None
+def _right_of(tokens: Sequence[Token], place: int) -> tuple[list[Token], int]:
+    """The longest expression behind an equals sign that begins with a number, and the place of an equals sign right
+    behind it, -1 for none. Nothing for a share in percent, whose left side may be one too."""
+    while place < len(tokens) and tokens[place].kind == "line":
+        place += 1
+    end = place
+    while end < len(tokens) and end - place < MAX_LEFT and tokens[end].kind in ("number", "sign"):
+        end += 1
+    following = end + 1 if end + 1 < len(tokens) and tokens[end].kind == "line" else end
+    closed = following < len(tokens) and tokens[following].kind == "equals"
+    side = list(tokens[place:end])
+    if not side or side[0].kind != "number" or (len(side) > 1 and (side[1].sign == "%" or side[1].kind == "number")):
+        return [], -1
+    while parse(_line(side)) is None:
+        side.pop()
+    return side, following if closed and len(side) == end - place else -1
 
 
-def _shifted(tokens: Sequence[Token], offset: int) -> list[Token]:
-    return [Token(t.kind, t.text, t.start + offset, t.end + offset) for t in tokens]
+def _calculates(tokens: Sequence[Token], place: int, behind: int) -> bool:
+    """Whether an equals sign that is not understood belongs to a calculation: ``x + 3 = 8``, ``8 = 5 + 3``."""
+    if tokens[place].text[0] not in "=≈":
+        return False
+    around, n = list(tokens[place + 1 : place + 4] if behind < 0 else ()), place - 1
+    while n >= 0 and tokens[n].kind not in ("equals", "line") and tokens[n].text not in (".", ";", "!", "?"):
+        around.append(tokens[n])
+        n -= 1
+    return any(t.kind == "sign" and t.sign in "+-*/" for t in around) and any(t.kind == "number" for t in around)
+
+
+def _is_unclear(
+    text: str, before: Sequence[Token], left: Sequence[Token], result: Token, value: Fraction | None
+) -> bool:
+    """Whether an equation may be a part of something else: ``2^3 * 2 = 16``, ``Day 1 - 5 + 12 = 17``."""
+    near = before[-1] if before and before[-1].kind in ("number", "sign") else None
+    owner = before[-2] if near and len(before) > 1 else None
+    if _GOES_ON.search(text[max(0, left[0].start - 8) : left[0].start]) or (near and near.kind == "number"):
+        return True
+    named = owner is not None and owner.kind == "other" and owner.text.isalpha()
+    if named and near and near.sign in "+*/-" and (near.sign != "-" or len(owner.text if owner else "") < 2):
+        return True
+    if value is None or states(result, value):
+        return False
+    shorter = [tuple(left[n + 1 :]) for n, token in enumerate(left) if token.sign == "-"]
+    if left[0].text[0] in "-−":
+        shorter.append((Token("number", left[0].text[1:], 0, 0), *left[1:]))
+    values = [evaluate(_line(part), {}) for part in shorter if len(part) > 2]
+    measures = {a.lower() or b for a, b in _MEASURES.findall(text[left[0].start : result.end + 12])}
+    return (
+        named
+        or any(v is not None and states(result, v) for v in values)
+        or len(measures) > 1
+        or bool(_ANOTHER_NUMBER.match(text, result.end))
+    )
+
+
+def _shifted(tokens: Sequence[Token], offset: int) -> tuple[Token, ...]:
+    return tuple(Token(t.kind, t.text, t.start + offset, t.end + offset) for t in tokens)
 
 
 def _line(left: Sequence[Token]) -> Line:
@@ -237,7 +341,7 @@ def value_of(text: str) -> Fraction | None:
     """The exact value of a text without blanks that is one expression; a number or a bracket may have its minus."""
     text = _OWN_MINUS.sub(lambda sign: f"{sign[1]}(0-1){'/' if sign[1] == '/' else '*'}", text)
     tokens = [token for token in tokens_of(text) if token.kind != "skipped"]
-    return None if any(token.kind == "other" for token in tokens) else evaluate(_line(tokens), {})
+    return evaluate(_line(tokens), {}) if all(t.kind in ("number", "sign") for t in tokens) else None
 
 
 def symbol(line: Line, results: Mapping[int, int | None], symbols: Callable[[Fraction], int]) -> int | None:
