@@ -275,15 +275,9 @@ def _answer(step: Step | None, answer: str, before: list[str]) -> str:
     if not numbers:
         return f"{step.text.rstrip()} {answer}"
     text = step.text
-<<<<<<< HEAD
     for token in reversed(numbers):
-        if token.value == numbers[-1].value and not _same(token, answer):
-            text = text[: token.start] + answer + text[token.end :]
-=======
-    for token in reversed(edits):
-        if token.value != _value(answer):
+        if token.value == numbers[-1].value and token.value != _value(answer):
             text = text[: token.start] + _like(token.text, answer) + text[token.end :]
->>>>>>> bcacf6d (The calculation critic reads units, words for signs, Markdown, negative numbers, chains of equal expressions and lines that go on; what it cannot read is not corrected, and a correction is written as the attempt is: commas, cents, signs, marks of a step)
     return text
 
 
