@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,3 +87,26 @@ def test_a_cache_without_room_says_that_the_disk_is_full(
         ReplyCache(tmp_path / "cache.sqlite")
     assert str(caught.value).startswith(f"cannot use the critic cache: {why}\n")
     assert "make room" in str(caught.value)
+
+
+FILLS_UP = """
+import resource, sys
+from pathlib import Path
+from stepalign.storage.jsonl import append
+path = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+try:
+    append(path, [{"row": "x" * 150}])
+except OSError as error:
+    print(error.filename == str(path), path.stat().st_size)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+append(path, [{"row": 1}])
+print(path.read_text())
+"""
+
+
+def test_a_disk_that_takes_a_part_of_the_last_record_has_not_taken_it(tmp_path: Path) -> None:
+    """The system writes what there is room for and reports no error before the next write: a lost end was silent."""
+    words = [sys.executable, "-c", FILLS_UP, str(tmp_path / "rows.jsonl")]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert said == 'True 100\n{"row": 1}\n\n'

@@ -71,7 +71,9 @@ class JsonLines:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 cut(self.path, whole_size(self.path))
                 self._file = self.path.open("ab", buffering=0)
-            self._file.write(content)
+            left = memoryview(content)
+            while left:  # a disk that is nearly full takes a part of it, and refuses the next
+                left = left[self._file.write(left) :]
 
     def sync(self) -> None:
         """Make what was appended durable."""
