@@ -81,7 +81,8 @@ def _damaged(run: Path, disk: Path, rng: random.Random) -> None:
 def _trial(lab: Lab, words: list[str], disk: Path) -> dict[str, Any]:
     ended = lab.run(words)
     if ended.code in (0, 6):
-        return {"outcome": "it was large enough"}
+        is_full = not shutil.disk_usage(disk).free
+        return {"outcome": "ended well with no room left" if is_full else "it was large enough"}
     row: dict[str, Any] = {"code": ended.code, "traceback": ended.has_traceback, "err": ended.err[-700:]}
     row["names_the_path"] = str(disk) in ended.err
     row["says_full"] = "No space left" in ended.err or "disk is full" in ended.err
