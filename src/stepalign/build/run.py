@@ -14,7 +14,6 @@ from stepalign.events import Listener
 from stepalign.feedback import designs
 from stepalign.problems.sets import fingerprint
 from stepalign.records import Problem
-from stepalign.rollouts.review import make_rules
 from stepalign.stopping import StopRequest
 from stepalign.storage.run_folder import RunFolder
 from stepalign.training.distributed import Team, shard
@@ -65,7 +64,7 @@ def make_run(
             maker=session.maker,
             sampling=sampling,
             critic=critic,
-            rules=make_rules(config.critic, config.data, session.grader) if config.critic.judged else None,
+            rules=session.rules,
         ),
         samples=SampleMaker(
             tokenizer=solver.tokenizer,

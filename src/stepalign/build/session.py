@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from stepalign.models.sampling import Sampler
     from stepalign.rollouts.collect import RolloutMaker
     from stepalign.rollouts.environment import Replier
+    from stepalign.rollouts.review import Rules
 
 
 @dataclass(slots=True)
@@ -63,6 +64,14 @@ class Session:
             grader=self.grader,
             max_turn_length=section.max_turn_length if self.replier else None,
         )
+
+    @property
+    def rules(self) -> Rules | None:
+        """How critiques are reviewed; None where the recipe takes them as they come."""
+        from stepalign.rollouts.review import make_rules
+
+        section = self.config.critic
+        return make_rules(section, self.config.data, self.grader) if section.judged else None
 
     def attempt(
         self, problems: Sequence[Problem], num_samples: int, seed: int, on_graded: OnGraded = lambda *_: None

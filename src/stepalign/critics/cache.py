@@ -71,11 +71,7 @@ class ReplyCache:
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        *,
-        lease_seconds: float = 60.0,
-        clock: Callable[[], float] = time.time,
+        self, path: str | Path, *, lease_seconds: float = 60.0, clock: Callable[[], float] = time.time
     ) -> None:
         self.path = Path(path)
         self.lease_seconds = lease_seconds

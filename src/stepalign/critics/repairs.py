@@ -23,12 +23,7 @@ def repairs(program: Program, truth: ReferenceExpression) -> Iterator[tuple[str,
     if len(known) == len(program):
         yield from (("missing", names[0], changed) for changed in _led_on(program, truth))
     for name in names:
-        for kind, changes in (
-            ("operation", signs),
-            ("operand", _shortened),
-            ("operand", operands),
-            ("order", swaps),
-        ):
+        for kind, changes in (("operation", signs), ("operand", _shortened), ("operand", operands), ("order", swaps)):
             yield from ((kind, name, {**program, name: line}) for line in changes(program, name, truth))
         for heir in dict.fromkeys(item for item in program[name] if not isinstance(item, str)):
             yield "extra", name, _without(program, name, heir)

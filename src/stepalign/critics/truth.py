@@ -7,16 +7,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import combinations
 
-from stepalign.feedback.equations import (
-    PRIME,
-    Equation,
-    Line,
-    evaluate,
-    find_equations,
-    numbers_of,
-    parse,
-    symbol,
-)
+from stepalign.feedback.equations import PRIME, Equation, Line, evaluate, find_equations, numbers_of, parse, symbol
 
 Program = dict[int, Line]
 """Equations by name, in their order; an index in a line names an earlier one."""

@@ -167,10 +167,7 @@ PRESETS: dict[str, Preset] = {
         )
     ),
     "text": Preset(maps=(ColumnMap(answer="rubric", reference="reference", verbatim=True),), prepare=_from_text),
-    "python": Preset(
-        maps=(replace(_PROGRAM, metadata=("shown_answer",)), _PROGRAM),
-        prepare=prepare_program,
-    ),
+    "python": Preset(maps=(replace(_PROGRAM, metadata=("shown_answer",)), _PROGRAM), prepare=prepare_program),
 }
 
 

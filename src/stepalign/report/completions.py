@@ -61,14 +61,9 @@ def score_facts(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def _attempts(problem: EvaluatedProblem) -> list[tuple[str, str, str]]:
     """(verdict, answer and length in one line, text) of every completion."""
-    columns = zip(
-        problem.verdicts, problem.answers, problem.lengths, problem.finish_reasons, problem.texts, strict=True
-    )
-    return [
-        (
-            verdict,
-            f"answer {'none' if answer is None else answer} · {length} tokens" + ", cut" * (reason == "length"),
-            text,
-        )
-        for verdict, answer, length, reason, text in columns
+    columns = zip(problem.answers, problem.lengths, problem.finish_reasons, strict=True)
+    facts = [
+        f"answer {'none' if answer is None else answer} · {length} tokens" + ", cut" * (reason == "length")
+        for answer, length, reason in columns
     ]
+    return list(zip(problem.verdicts, facts, problem.texts, strict=True))

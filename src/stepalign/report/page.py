@@ -117,20 +117,14 @@ def signal_values(signal: Mapping[str, Any] | None) -> dict[str, Any]:
     if signal is None:
         return {"signal": None, "levels": Markup(), "localisation": ([], [])}
     index, rollouts, first = page_elements(signal)
-    numbered = list(enumerate(map(Markup, rollouts)))
+    numbered, counted = list(enumerate(map(Markup, rollouts))), [signal, *signal.get("localisation", ())]
     return {
         "signal": signal,
         "signal_index": Markup(index),
         "signal_first": numbered[first : first + 1],
         "signal_rest": numbered[:first] + numbered[first + 1 :],
         "num_drawn": len(rollouts),
-        "num_rollouts": max(
-            [
-                len(rollouts),
-                signal.get("num_rollouts", 0),
-                *(row["num_rollouts"] for row in signal.get("localisation", ())),
-            ]
-        ),
+        "num_rollouts": max(len(rollouts), *(row.get("num_rollouts", 0) for row in counted)),
         "localisation": localisation.localisation_rows(signal),
         "over_training": curve_charts(signal.get("over_training", ())),
     }

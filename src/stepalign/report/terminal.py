@@ -30,11 +30,7 @@ _STATUS = {"wrong": "first wrong step", "right": "right", "after_error": "after 
 
 
 def print_rollout(
-    signal: Mapping[str, Any],
-    rollout: int | str = 0,
-    *,
-    contexts: Sequence[str] = (),
-    console: Console | None = None,
+    signal: Mapping[str, Any], rollout: int | str = 0, *, contexts: Sequence[str] = (), console: Console | None = None
 ) -> None:
     """Print one rollout of a signal.json under each context, step by step, coloured by A_t.
 

@@ -83,11 +83,7 @@ def mark_steps(
 
 
 def _first_wrong(
-    steps: list[Step],
-    labels: Labels,
-    passage: tuple[int, int] | None,
-    attempt: Attempt,
-    critique: Critique | None,
+    steps: list[Step], labels: Labels, passage: tuple[int, int] | None, attempt: Attempt, critique: Critique | None
 ) -> int | None:
     """Index of the first wrong step, the number of steps where all are right, None where nothing is known."""
     names = [step.label for step in steps]

@@ -65,12 +65,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    root: Path,
-    step: int,
-    *,
-    solver: Solver,
-    write: Callable[[Path], None],
-    state: Mapping[str, Any],
+    root: Path, step: int, *, solver: Solver, write: Callable[[Path], None], state: Mapping[str, Any]
 ) -> Path:
     """Write ROOT/step-NNNNN; ``write`` puts optimizer and self-teacher into a folder."""
     target = root / f"step-{step:05d}"

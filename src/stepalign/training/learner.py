@@ -268,12 +268,7 @@ class Learner:
         return [[samples[i] for i in batch] for batch in cut]
 
     def _loss(
-        self,
-        samples: Sequence[Sample],
-        counts: StepCounts,
-        teacher: Teacher,
-        is_taught: bool,
-        is_contrasted: bool,
+        self, samples: Sequence[Sample], counts: StepCounts, teacher: Teacher, is_taught: bool, is_contrasted: bool
     ) -> tuple[torch.Tensor, WatchedSums, bool]:
         """The forward passes of a micro-batch, what they cost, and whether a token of it trains.
 

@@ -288,10 +288,7 @@ def _watch_truth(
     if teacher.live_NH is not None:
         teacher_RV = torch.lerp(teacher_RV, (teacher.live_NH[rows_R] @ student.head_VH.T).float(), teacher.live_share)
     student_RV = (student.hidden_NH[rows_R] @ student.head_VH.T).float()
-    for name, logits_RV in (
-        ("right_value_probability", teacher_RV),
-        ("student_right_value_probability", student_RV),
-    ):
+    for name, logits_RV in (("right_value_probability", teacher_RV), ("student_right_value_probability", student_RV)):
         _watch(watched, name, (logits_RV / temperature).softmax(-1).gather(1, ids_R1))
 
 

@@ -101,14 +101,8 @@ def _of_dump(dump: Dump) -> StoredAttempts:
         else:
             skipped["token ids without their text"] += 1
     _refuse_empty(attempts, skipped, dump.path)
-    return StoredAttempts(
-        attempts=attempts,
-        source=str(dump.path),
-        sha256=dump.sha256,
-        skipped=dict(skipped),
-        config=None,
-        about=dump.message,
-    )
+    known = {"source": str(dump.path), "sha256": dump.sha256, "about": dump.message}
+    return StoredAttempts(attempts=attempts, skipped=dict(skipped), config=None, **known)
 
 
 def _refuse_empty(attempts: Sequence[Attempt], skipped: Mapping[str, int], file: Path) -> None:

@@ -15,11 +15,7 @@ from stepalign.outside import split_url
 from stepalign.storage.sums import check_sums
 
 # A file's question is the whole question: nothing is added to it unless a recipe says so.
-PLAIN_PROMPTS = {
-    "prompts.student": "plain",
-    "prompts.self_teacher": "plain_self_teacher",
-    "model.plain_prompts": True,
-}
+PLAIN_PROMPTS = {"prompts.student": "plain", "prompts.self_teacher": "plain_self_teacher", "model.plain_prompts": True}
 
 
 DEFAULTS = "the defaults"

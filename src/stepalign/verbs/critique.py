@@ -39,12 +39,7 @@ MAX_STEP = 2_000
 
 
 def critique_rollouts(
-    config: Config,
-    attempts: StoredAttempts,
-    out: Path,
-    *,
-    resume: bool,
-    listener: Listener = silent,
+    config: Config, attempts: StoredAttempts, out: Path, *, resume: bool, listener: Listener = silent
 ) -> dict[str, Any]:
     """Ask for a critique of every attempt; write critiques.jsonl, findings.json and index.html (docs/formats.md).
 

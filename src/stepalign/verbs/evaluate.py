@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +104,9 @@ def evaluate_model(
     what = f"student prompt {student!r}, at most {config.evaluation_length} tokens, temperature"
     listener(line(f"{what} {config.evaluation.temperature:g}{taken}"))
     refuse_long_questions(Inputs(config), "test", found.problems)
-    session = open_session(config, listener)
-    try:
+    with closing(open_session(config, listener)) as session:
         write_atomically(key_file, key)
         done, rows = session.measure(found.problems, "test", samples, listener)
-    finally:
-        session.close()
     section = config.evaluation
     if others:
         won = win_row(done, others, level=section.confidence, resamples=section.bootstrap_samples)

@@ -164,11 +164,7 @@ def _jsonl(one: ExportedAttempt, number: int) -> Row:
 
 def _known(one: ExportedAttempt) -> Row:
     """Columns for reward functions, and the place that a row comes from."""
-    return {
-        "solution": one.attempt.problem.answer,
-        "rollout_id": one.attempt.rollout_id,
-        "design": one.design,
-    }
+    return {"solution": one.attempt.problem.answer, "rollout_id": one.attempt.rollout_id, "design": one.design}
 
 
 TARGETS: Mapping[str, Callable[[ExportedAttempt, int], Row]] = {

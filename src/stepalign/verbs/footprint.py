@@ -276,11 +276,7 @@ def _money(config: Config, calls: int, student_tokens: int) -> float:
 
 
 def expected(
-    config: Config,
-    *,
-    completion_tokens: float,
-    critic_tokens: tuple[float, float],
-    seconds: Mapping[str, float],
+    config: Config, *, completion_tokens: float, critic_tokens: tuple[float, float], seconds: Mapping[str, float]
 ) -> dict[str, float]:
     """What the whole run would take, from means that were measured on a few rollouts.
 

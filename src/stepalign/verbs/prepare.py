@@ -9,6 +9,7 @@ import copy
 import random
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,8 @@ def prepare_solver(config: Config, out: Path, *, resume: bool, listener: Listene
     with RunFolder(out, config, resume=resume, kind="warm-up"):
         if (out / "solver").is_dir() and (out / "prepare.json").exists():
             return read_json(out / "prepare.json")
-        session = open_session(config, listener)
-        try:
-            warmup = _WarmUp(session, examples, held_out, out, listener)
-            result = warmup.go()
-        finally:
-            session.close()
+        with closing(open_session(config, listener)) as session:
+            result = _WarmUp(session, examples, held_out, out, listener).go()
         checkpoints.save_final(session.solver, out / "solver")
         write_json(out / "prepare.json", result)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
@@ -196,23 +193,20 @@ class _WarmUp:
         rates = [sum(r.verdict == "correct" for r in rollouts) / len(rollouts) for rollouts in drawn]
         numbers = rollout_numbers(drawn)
         interval = bootstrap_mean(rates, share=True)
-        self.rounds.append(
-            {
-                "steps": self.step,
-                "examples": min(self.step * self.section.batch_size, sum(len(ids) for ids, _ in self.batches)),
-                "loss": loss,
-                "pass_rate": sum(rates) / len(rates),
-                "low": interval.low,
-                "high": interval.high,
-                "with_answer": numbers["completions/answered_ratio"],
-                "truncated": numbers["completions/clipped_ratio"],
-            }
-        )
-        found = self.rounds[-1]
-        text = (
-            f"{found['examples']} examples: {found['pass_rate']:.1%} right, {found['with_answer']:.0%} with an answer"
-        )
-        self.listener(line(text))
+        examples = min(self.step * self.section.batch_size, sum(len(ids) for ids, _ in self.batches))
+        found = {
+            "steps": self.step,
+            "examples": examples,
+            "loss": loss,
+            "pass_rate": sum(rates) / len(rates),
+            "low": interval.low,
+            "high": interval.high,
+            "with_answer": numbers["completions/answered_ratio"],
+            "truncated": numbers["completions/clipped_ratio"],
+        }
+        self.rounds.append(found)
+        answered = f"{found['with_answer']:.0%} with an answer"
+        self.listener(line(f"{examples} examples: {found['pass_rate']:.1%} right, {answered}"))
 
     def _save(self) -> None:
         state = {"step": self.step, "stride": self.stride, "rounds": self.rounds}

@@ -85,11 +85,7 @@ def collect_results(config: Config, recipe: str, out: Path) -> dict[str, Any]:
         done = {seed: folder for seed, folder in folders.items() if (folder / "summary.json").exists()}
         runs_of[arm.name] = done
         runs = [
-            {
-                "path": str(folder.relative_to(out)),
-                "seed": seed,
-                **read_json(folder / "summary.json"),
-            }
+            {"path": str(folder.relative_to(out)), "seed": seed, **read_json(folder / "summary.json")}
             for seed, folder in done.items()
         ]
         condition = differences[arm.name].get("condition", config.condition)

@@ -167,18 +167,12 @@ def _of_weights(folder: str, run: Path, out: Path, step: int) -> Iterator[Differ
         with safe_open(file, "pt") as before, safe_open(out / folder / file.name, "pt") as now:
             for name in before.keys():  # noqa: SIM118 - no mapping
                 one, other = before.get_tensor(name), now.get_tensor(name) if name in now.keys() else None  # noqa: SIM118
-                if other is not None and one.equal(other):
-                    continue
-                where, values = name, (None, None)
-                if other is not None:
-                    place = _first_element(one, other)
-                    where, values = (
-                        f"{name}: first element {place}",
-                        tuple(float(t.flatten()[place]) for t in (one, other)),
-                    )
-                yield Difference(f"{folder}/{file.name}", step, where, *values)
-                break
-
-
-def _first_element(one: Any, other: Any) -> int:
-    return int((one.flatten() != other.flatten()).nonzero()[0]) if one.shape == other.shape else 0
+                if other is None:
+                    yield Difference(f"{folder}/{file.name}", step, name, None, None)
+                    break
+                if not one.equal(other):
+                    one, other, alike = one.flatten(), other.flatten(), one.shape == other.shape
+                    place = int((one != other).nonzero()[0]) if alike else 0
+                    where = f"{name}: first element {place}"
+                    yield Difference(f"{folder}/{file.name}", step, where, float(one[place]), float(other[place]))
+                    break

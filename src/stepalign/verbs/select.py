@@ -199,9 +199,8 @@ def _freeze(
         "selection": config.selection.model_dump(mode="json"),
         "solver": {
             "path": model,
-            "weights": {
-                file.name: sha256_of_file(file) for file in weight_files(model)
-            },  # a Hub name is its own identity
+            # A Hub name is its own identity.
+            "weights": {file.name: sha256_of_file(file) for file in weight_files(model)},
             "temperature": config.sampling.temperature,
             "max_completion_length": config.sampling.max_completion_length,
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import sys
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,20 +91,16 @@ def train_config(config: Config, out: Path, *, resume: bool, listener: Listener,
     designs = [find_condition(config.condition).design]
     check_critic(config, designs, out)
     run_checks(inputs, loads_model=True)
-    session = open_session(config, listener, out)
-    try:
-        with RunFolder(out, config, resume=resume, extra=RUN_FILES) as folder:
-            critic = make_critic(config, out, designs, listener, out, session)
-            try:
-                run = make_run(session, inputs.problems, critic, folder, listener, stop)
-                run.go()
-            finally:
-                if critic is not None:
-                    critic.close()
-            spent = getattr(getattr(critic, "ledger", None), "cost", None)
-            write_json(out / "summary.json", run_summary(config, session.solver, run.progress, spent))
-    finally:
-        session.close()
+    with (
+        closing(open_session(config, listener, out)) as session,
+        RunFolder(out, config, resume=resume, extra=RUN_FILES) as folder,
+    ):
+        critic = make_critic(config, out, designs, listener, out, session)
+        with closing(critic) if critic else nullcontext():
+            run = make_run(session, inputs.problems, critic, folder, listener, stop)
+            run.go()
+        spent = getattr(getattr(critic, "ledger", None), "cost", None)
+        write_json(out / "summary.json", run_summary(config, session.solver, run.progress, spent))
     return run.progress
 
 

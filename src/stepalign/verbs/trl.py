@@ -123,11 +123,8 @@ class StepAlignCallback(TrainerCallback):
 
     def _attempts(self, output: Mapping[str, Any], rewards: Sequence[float]) -> list[Attempt]:
         """The rollouts of this rank. A reward is right or wrong by the threshold of TRL's own."""
-        trainer = self._trainer
-        masks, step = (
-            output["completion_mask"].bool(),
-            f"{trainer.state.global_step}-{trainer.accelerator.process_index}",
-        )
+        trainer, masks = self._trainer, output["completion_mask"].bool()
+        step = f"{trainer.state.global_step}-{trainer.accelerator.process_index}"
         attempts = []
         for index, (row, ids, mask) in enumerate(zip(self._rows, output["completion_ids"], masks, strict=True)):
             kept = ids[mask].tolist()

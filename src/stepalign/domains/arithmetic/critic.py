@@ -10,13 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from stepalign.domains.arithmetic.task import (
-    MODULUS,
-    Diagnosis,
-    Trace,
-    diagnose,
-    reworded,
-)
+from stepalign.domains.arithmetic.task import MODULUS, Diagnosis, Trace, diagnose, reworded
 from stepalign.feedback.edits import script_of
 from stepalign.records import Attempt, Critique, CritiqueForm
 from stepalign.storage.fingerprint import digest

@@ -83,11 +83,7 @@ def draw_stories(options: Options, name: str) -> Iterator[Story]:
     rng, seen = random.Random(f"words-{name}"), set()
     while True:
         story = draw_story(
-            rng,
-            kinds=options.kinds,
-            steps=options.steps,
-            numbers=options.numbers,
-            distractors=options.distractors,
+            rng, kinds=options.kinds, steps=options.steps, numbers=options.numbers, distractors=options.distractors
         )
         if story.question not in seen and set_of(story) == name:
             seen.add(story.question)

@@ -81,10 +81,7 @@ DESIGNS: dict[str, Design] = _Designs(
             ("tests",),
         ),
         "shuffled": Design(
-            builtin.shuffled,
-            "another rollout's critique",
-            f"{_TRACE} in your own steps.",
-            ("critic", "other problems"),
+            builtin.shuffled, "another rollout's critique", f"{_TRACE} in your own steps.", ("critic", "other problems")
         ),
         "peer_demonstration": Design(
             builtin.peer_demonstration, "correct sibling", "Here is a right solution of this problem.", ("siblings",)

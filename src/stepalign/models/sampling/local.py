@@ -252,10 +252,7 @@ class _Call:
                 kept.append(index)
                 continue
             completion = Completion(
-                ids=tuple(row.ids),
-                log_probs=tuple(row.log_probs),
-                finish_reason=reason,
-                policy_version=row.version,
+                ids=tuple(row.ids), log_probs=tuple(row.log_probs), finish_reason=reason, policy_version=row.version
             )
             finished.append((row.prompt, row.sample, completion))
         if finished:

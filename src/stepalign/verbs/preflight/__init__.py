@@ -172,10 +172,8 @@ def _row(look: Look, name: str, solver: Mapping[str, Interval]) -> dict[str, Any
     design, shown, rollouts = designs.find_design(name), look.shown[name], look.rollouts
     numbers: dict[str, Interval] = dict(solver)
     if design.has_context:
-        texts = [(c.text, r) for c, r in zip(shown.contexts, rollouts, strict=True) if c.text is not None]
-        answers = [
-            (text, r.problem.answer if find_domain(look.config.data).has_answers else "", r) for text, r in texts
-        ]
+        has_answers, pairs = find_domain(look.config.data).has_answers, zip(shown.contexts, rollouts, strict=True)
+        answers = [(c.text, r.problem.answer if has_answers else "", r) for c, r in pairs if c.text is not None]
         rates = [(rollouts[i].problem_id, rate) for i, rate in shown.rates.items()]
         failed = [(rollouts[i].problem_id, rate) for i, rate in shown.rates.items() if look.wrong[i]]
         numbers |= {
@@ -189,8 +187,8 @@ def _row(look: Look, name: str, solver: Mapping[str, Interval]) -> dict[str, Any
             "bare_answer": share([evidence.gives_away(t, a, r.text) for t, a, r in answers]),
             **_critic_numbers(look, shown),
         }
-    else:
-        numbers.pop("mixed", None) if design.penalty else None
+    elif design.penalty:
+        numbers.pop("mixed", None)
     numbers |= evidence.token_numbers([one.scored for one in look.analysed], name, shown.gradients)
     if shown.what_if.get("change"):
         numbers["gain_at_spikes"] = Interval(**shown.what_if["change"])

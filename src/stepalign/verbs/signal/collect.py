@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from stepalign.build import OWN_FORMS, Session, make_critic
@@ -12,7 +13,7 @@ from stepalign.critics import Critic
 from stepalign.feedback import designs
 from stepalign.records import Attempt, Critique, Problem, Rollout
 from stepalign.rollouts.collect import RolloutCollector
-from stepalign.rollouts.review import Rules, ask, make_rules
+from stepalign.rollouts.review import Rules, ask
 from stepalign.waiting import wait_for
 
 
@@ -33,14 +34,11 @@ def collect_for_signal(
         maker=session.maker,
         sampling=config.sampling.model_copy(update={"num_generations": num_generations}),
         critic=critic,
-        rules=make_rules(config.critic, config.data, session.grader) if config.critic.judged else None,
+        rules=session.rules,
     )
     chosen = problems[: -(-config.signal.num_rollouts // num_generations)]
-    try:
+    with closing(critic) if critic else nullcontext():
         groups = wait_for(collector.collect(chosen, 0, seed)).groups
-    finally:
-        if critic is not None:
-            critic.close()
     return [pair for group in groups for pair in zip(group.rollouts, group.critiques, strict=True)]
 
 
@@ -59,13 +57,9 @@ def more_critiques(
     for form in designs.critique_forms(contexts):
         if form in there or (form in OWN_FORMS and session is None):
             continue
-        critic = _make_critic(config, folder, contexts, form, session)
-        if critic is None:
-            continue
-        try:
-            found += wait_for(_critiques(critic, [rollout.attempt for rollout, _ in rollouts], rules))
-        finally:
-            critic.close()
+        if critic := _make_critic(config, folder, contexts, form, session):
+            with closing(critic):
+                found += wait_for(_critiques(critic, [rollout.attempt for rollout, _ in rollouts], rules))
     return found
 
 

@@ -206,14 +206,15 @@ def _subjects(
         subject = found.get(one.name) or AttemptInContexts(attempt=rollout.attempt, ids=one.ids, contexts={})
         if shown or subject.contexts:
             contexts = {name: text for name in names if (text := {**subject.contexts, **shown}.get(name))}
-            spans = (
-                None
-                if decode(solver.tokenizer, one.ids) == one.text
-                else encode_with_spans(solver.tokenizer, one.text)[1]
-            )
-            attempt = replace(subject.attempt, text=one.text)
+            whole = decode(solver.tokenizer, one.ids) == one.text
             subjects.append(
-                replace(subject, attempt=attempt, contexts=contexts, spans=spans, prompts=builders[one.system])
+                replace(
+                    subject,
+                    attempt=replace(subject.attempt, text=one.text),
+                    contexts=contexts,
+                    spans=None if whole else encode_with_spans(solver.tokenizer, one.text)[1],
+                    prompts=builders[one.system],
+                )
             )
     for name, reasons in left_out.items():
         say_left_out(listener, name, reasons, len(pairs))
@@ -256,13 +257,7 @@ def _say_other_prompts(
 
 
 def show_dump(
-    dump: Dump,
-    out: Path,
-    config: Config,
-    *,
-    tokenizer: str = "",
-    num: int | None = None,
-    listener: Listener = silent,
+    dump: Dump, out: Path, config: Config, *, tokenizer: str = "", num: int | None = None, listener: Listener = silent
 ) -> Path:
     """Write the page of the numbers that a dump holds for each token; no model is loaded. Returns the page.
 

@@ -114,12 +114,7 @@ def read_plain_attempts(
 
 
 def to_subject(
-    row: Row,
-    rollout_id: str,
-    contexts: Iterable[str],
-    solver: Solver,
-    where: str,
-    prompts: PromptBuilder | None = None,
+    row: Row, rollout_id: str, contexts: Iterable[str], solver: Solver, where: str, prompts: PromptBuilder | None = None
 ) -> AttemptInContexts:
     """A checked row as the attempt that is scored, under those of the named contexts that it has a text for.
 
