@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from stepalign.critics.calculation import (
     NO_EQUATION,
+    NO_REFERENCE,
     NO_TRUTH,
     NOT_UNDERSTOOD,
     UNREAD,
@@ -295,6 +296,7 @@ def test_a_right_sentence_keeps_its_words_and_a_wrong_one_changes_its_numbers_on
         ("I think it is 12.\n#### 12", ["3+4=7"], NO_EQUATION),
         ("3 + 4 = 7\n#### 7", ["it is seven"], NO_TRUTH),
         ("3 + 4 = 7\n#### 7", ["3+5=8"], NO_TRUTH),
+        ("3 + 4 = 7\n#### 7", [""], NO_REFERENCE),
         ("12 * 3 = 36\n36 / 9 = 4\n#### 4", ["3+4=7"], NOT_UNDERSTOOD),
         ("", ["3+4=7"], NO_EQUATION),
     ],

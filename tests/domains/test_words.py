@@ -180,6 +180,29 @@ def test_a_source_that_cannot_be_drawn_is_refused_with_an_example(source: str) -
     assert "kinds=changes+money&steps=2-4" in (found.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("kinds=monye", "called monye; did you mean money?"),
+        ("kinds=Money", "did you mean money?"),
+        ("step=3", "no key 'step'; did you mean steps?"),
+        ("numbers=20&numbers=40", "given twice"),
+        ("kinds=,", "no kind of word problem is named"),
+    ],
+)
+def test_what_is_wrong_in_a_source_is_named(query: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse_source(f"{SOURCE}?{query}")
+
+
+def test_a_set_that_is_too_small_is_an_error_and_no_endless_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepalign.domains.words.task.MAX_IDLE", 2_000)
+    with pytest.raises(ConfigError, match="no more than 0 different word problems in the set train"):
+        next(draw_stories(Options(kinds=("times",), steps=(2, 2), numbers=6), "train"))
+    with pytest.raises(ConfigError, match=r"no more than \d+ different"):
+        list(draw_stories(Options(kinds=("times",), steps=(2, 2), numbers=6, distractors=0.0), "test"))
+
+
 def test_a_recipe_finds_the_domain_by_its_source() -> None:
     config = load_config(None, {"data.train": f"{SOURCE}?kinds=units&steps=2", "data.max_train": 5})
     domain = find_domain(config.data)

@@ -37,7 +37,9 @@ from stepalign.feedback.equations import (
 from stepalign.feedback.steps import ANSWER, PREAMBLE, split_steps, step_body
 from stepalign.records import Attempt, Critique, CritiqueForm, Step
 
+NAME = "calculation"
 NO_EQUATION = "the attempt has no equation"
+NO_REFERENCE = "the problem has no reference solution"
 NO_TRUTH = "the reference solution shows no calculations that lead to the answer"
 UNREAD = "the attempt calculates in a way that the program cannot read"
 NOT_UNDERSTOOD = "the program does not understand where the attempt goes wrong"
@@ -73,7 +75,7 @@ class CalculationCritic:
 
     def __init__(self, form: CritiqueForm = "trace") -> None:
         self._form: CritiqueForm = form
-        self.name = "calculation"
+        self.name = NAME
 
     async def critique(self, attempt: Attempt, *, earlier: Critique | None = None, complaint: str = "") -> Critique:
         """See :class:`stepalign.critics.Critic`; a second critique is the first one again."""
@@ -164,7 +166,7 @@ def examine(
     expected = answer_value(answer)
     truth = None if expected is None else _truth(tuple(calculations), question, expected)
     if truth is None or truth.goal is None:
-        return Examination(error="", reason=NO_TRUTH)
+        return Examination(error="", reason=NO_TRUTH if any(calculations) else NO_REFERENCE)
     plain = without_stray_answers(text)
     found = _examine(plain, truth, thorough)
     if thorough and found.reason == NO_EQUATION and not _may_calculate(plain):

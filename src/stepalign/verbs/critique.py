@@ -15,6 +15,7 @@ from typing import Any
 
 from stepalign.config import Config, changed, load_config
 from stepalign.critics import RUN_FILES, Critic
+from stepalign.critics.calculation import NAME as CALCULATION
 from stepalign.critics.calculation import CalculationCritic
 from stepalign.domains.table import find_domain, make_grader, make_programmatic_critic
 from stepalign.errors import BudgetSpentError, ConfigError, EndpointError, LockedError, UserError
@@ -102,11 +103,14 @@ def refuse_without_critiques(summary: Mapping[str, Any]) -> None:
         return
     counts = {finding["name"]: finding["count"] for finding in summary["findings"] if finding["count"]}
     never_came = counts.get("failed") == summary["critiques"]
+    calculated = summary["critic"] == CALCULATION
     named = ", ".join(f"{count} {name}" for name, count in counts.items())
-    raise (EndpointError if never_came else UserError)(
+    raise (EndpointError if never_came and not calculated else UserError)(
         f"none of the {summary['critiques']} critiques is usable: {named}",
         where=f"the critic {summary['critic']}",
-        hint="the page shows the replies; --resume asks again for those that failed",
+        hint="it compares with a solution that shows its calculations: the column reference, or answer as GSM8K has it"
+        if calculated
+        else "the page shows the replies; --resume asks again for those that failed",
     )
 
 

@@ -12,9 +12,10 @@ A reference may be in other words ("Starting with 80, adding 48 gives 128.") and
 
 from __future__ import annotations
 
+import difflib
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from itertools import islice
 from urllib.parse import parse_qsl
 
@@ -27,6 +28,8 @@ from stepalign.storage.fingerprint import digest
 SOURCE = "embedded:words"
 SIZES = {"train": 600, "validation": 200, "test": 400, "warmup": 4000}
 """Problems of a set, unless the recipe limits it."""
+MAX_IDLE = 20_000
+"""Draws without a new story after which a set counts as exhausted."""
 _BUCKETS = ("test", "validation", "train", "train", "warmup", "warmup", "warmup", "warmup")
 
 
@@ -41,53 +44,69 @@ class Options:
 
 
 def parse_source(source: str) -> Options:
-    """The options in a source. Raises ConfigError for one that is unknown or has no such value."""
+    """The options in a source. Raises ConfigError for one that is unknown, doubled, or has no such value."""
     name, _, query = source.partition("?")
-    given = dict(parse_qsl(query, keep_blank_values=True))
-    kinds = tuple(given.pop("kinds", " ".join(KINDS)).replace(",", " ").split())
+    pairs = parse_qsl(query, keep_blank_values=True)
+    given, keys = dict(pairs), [field.name for field in fields(Options)]
+    kinds = tuple(given.get("kinds", " ".join(KINDS)).replace(",", " ").split())
+    low, dash, high = given.get("steps", "2-4").partition("-")
+    strange = next((key for key in given if key not in keys), None)
     unknown = next((kind for kind in kinds if kind not in KINDS), None)
+    fault = "" if name == SOURCE else "the word problems cannot be drawn"
+    if strange is not None:
+        fault = f"word problems have no key {strange!r}{_meant(strange, keys)}"
+    elif len(given) < len(pairs):
+        fault = "a key of the word problems is given twice"
+    elif unknown is not None:
+        fault = f"no kind of word problem is called {unknown}{_meant(unknown, KINDS)}"
+    elif not kinds:
+        fault = "no kind of word problem is named"
     try:
-        low, _, high = given.pop("steps", "2-4").partition("-")
-        options = Options(
-            kinds=kinds,
-            steps=(int(low), int(high or low)),
-            numbers=int(given.pop("numbers", 20)),
-            distractors=float(given.pop("distractors", 0.2)),
-        )
+        steps = int(low), int(high if dash else low)
+        numbers, distractors = int(given.get("numbers", 20)), float(given.get("distractors", 0.2))
+        fit = 2 <= steps[0] <= steps[1] <= 4 and 6 <= numbers <= 200 and 0 <= distractors <= 1
     except ValueError:
-        options = None
-    if (
-        name != SOURCE or unknown or given or not kinds or options is None
-        or not 2 <= options.steps[0] <= options.steps[1] <= 4
-        or not 6 <= options.numbers <= 200 or not 0 <= options.distractors <= 1
-    ):  # fmt: skip
-        fault = f"no kind of word problem is called {unknown}" if unknown else "the word problems cannot be drawn"
+        steps, numbers, distractors, fit = (0, 0), 0, 0.0, False
+    if fault or not fit:
         raise ConfigError(
-            fault,
+            fault or "the word problems cannot be drawn",
             where=source,
             hint=f"{SOURCE}?kinds=changes+money&steps=2-4&numbers=20&distractors=0.2; steps 2 to 4, numbers 6 to 200, "
-            f"kinds: {', '.join(KINDS)}",
+            f"distractors 0 to 1, kinds: {', '.join(KINDS)}",
         )
-    return options
+    return Options(kinds=kinds, steps=steps, numbers=numbers, distractors=distractors)
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def set_of(story: Story) -> str:
-    """The one set a story can ever belong to, by its calculations alone: the same ones with other names are no new
-    problem, so that sets are disjoint by construction."""
+    """The one set a story can ever belong to, by its kind and calculations: the same ones with other names are no new
+    problem, so that sets are disjoint by construction. Another kind of story with the same calculations is one."""
     calculations = " ".join(sorted(step.text for step in story.route))
     return _BUCKETS[digest(f"{story.kind} {calculations}")[0] % len(_BUCKETS)]
 
 
 def draw_stories(options: Options, name: str) -> Iterator[Story]:
-    """An endless stream of different stories of one set."""
-    rng, seen = random.Random(f"words-{name}"), set()
-    while True:
+    """A stream of different stories of one set. Raises ConfigError once there seem to be no more."""
+    rng, seen, idle = random.Random(f"words-{name}"), set[str](), 0
+    while idle < MAX_IDLE:
         story = draw_story(
             rng, kinds=options.kinds, steps=options.steps, numbers=options.numbers, distractors=options.distractors
         )
+        idle += 1
         if story.question not in seen and set_of(story) == name:
             seen.add(story.question)
+            idle = 0
             yield story
+    low, high = options.steps
+    raise ConfigError(
+        f"there are no more than {len(seen)} different word problems in the set {name}",
+        where=f"{SOURCE}?kinds={','.join(options.kinds)}&steps={low}-{high}&numbers={options.numbers}",
+        hint="give larger numbers, more kinds or more steps, or ask for fewer: data.max_train, prepare.examples",
+    )
 
 
 def make_problems(source: str, name: str, limit: int | None, *, rho: float, reworded: float) -> list[Problem]:
