@@ -297,6 +297,7 @@ def test_a_right_sentence_keeps_its_words_and_a_wrong_one_changes_its_numbers_on
         ("3 + 4 = 7\n#### 7", ["it is seven"], NO_TRUTH),
         ("3 + 4 = 7\n#### 7", ["3+5=8"], NO_TRUTH),
         ("3 + 4 = 7\n#### 7", [""], NO_REFERENCE),
+        ("3 + 4 = 8 " * 200_000, ["3+4=7"], NOT_UNDERSTOOD),
         ("12 * 3 = 36\n36 / 9 = 4\n#### 4", ["3+4=7"], NOT_UNDERSTOOD),
         ("", ["3+4=7"], NO_EQUATION),
     ],

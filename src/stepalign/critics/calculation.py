@@ -46,6 +46,7 @@ NOT_UNDERSTOOD = "the program does not understand where the attempt goes wrong"
 NOTES = "calculator_notes"
 """Metadata of a problem: its reference solution with the calculator notes that readers do not see."""
 MAX_LINES = 12
+MAX_CHARACTERS = 1_000_000
 _SPOKEN = re.compile(r"(?:\A|[.;!?\n]\s{1,8})([^.;!?=\n]{0,40}\banswer\b[^=]*)\Z", re.I)
 
 
@@ -167,6 +168,8 @@ def examine(
     truth = None if expected is None else _truth(tuple(calculations), question, expected)
     if truth is None or truth.goal is None:
         return Examination(error="", reason=NO_TRUTH if any(calculations) else NO_REFERENCE)
+    if len(text) > MAX_CHARACTERS:
+        return Examination(error="", reason=NOT_UNDERSTOOD)
     plain = without_stray_answers(text)
     found = _examine(plain, truth, thorough)
     if thorough and found.reason == NO_EQUATION and not _may_calculate(plain):
@@ -357,9 +360,8 @@ class _Attempt:
             if 0 <= n < len(self.equations)
         ):
             return Examination(error="", reason=NOT_UNDERSTOOD)
-        label = ANSWER if name is None else self._label(name)
-        trace = rewrite(self.text, self.steps, change)
-        return Examination(error=error, label="" if error == "unfinished" else label, text=trace)
+        label = "" if error == "unfinished" else ANSWER if name is None else self._label(name)
+        return Examination(error=error, label=label, text=rewrite(self.text, self.steps, change))
 
     def _label(self, name: int) -> str:
         start = self.equations[name].start
