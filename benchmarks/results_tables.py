@@ -114,7 +114,8 @@ def beside_table(found: dict[str, dict[str, Any]], reference: str | None) -> str
                 ),
                 "-",
             )
-            cells.append(f"{value}: {_difference(results['paired'], arm['name'], against, average)}")
+            difference = _difference(results["paired"], arm["name"], against, average)
+            cells.append(f"{value} ({difference})" if difference else value)
         rows.append(cells)
     names = {arm["name"]: arm["label"] for arm in first["arms"]} | {"base": "the untrained solver"}
     return table([f"arm: Avg, and points over {names[against]}", *found], rows)
@@ -126,7 +127,7 @@ def _difference(paired: list[dict[str, Any]], arm: str, against: str, metric: st
             sign = 1 if row["a"] == arm else -1
             low, high = sorted((sign * row["low"], sign * row["high"]))
             return f"{100 * sign * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return "-"
+    return ""
 
 
 def signal_table(signal: dict[str, Any]) -> str:
