@@ -57,10 +57,11 @@ def draw(axes: Any, folder: Path, wanted: list[str]) -> None:
         axes.plot(rollouts, mean, marker="o", markersize=3, linewidth=1.4, color=f"C{index}")
         axes.fill_between(rollouts, mean - error, mean + error, alpha=0.15, color=f"C{index}", linewidth=0)
     low, high = axes.get_ylim()
-    places = apart([values[:, -1].mean() for _, _, values in curves.values()], 0.034 * (high - low))
+    places = apart([values[:, -1].mean() for _, _, values in curves.values()], 0.048 * (high - low))
     for index, (name, place) in enumerate(zip(curves, places, strict=True)):
-        axes.text(rollouts[-1] * 1.03, place, arms[name], va="center", fontsize=7.5, color=f"C{index}")
-    axes.set_xlim(0, rollouts[-1] * 1.75)
+        axes.text(rollouts[-1] * 1.03, place, arms[name], va="center", fontsize=8.5, color=f"C{index}")
+    axes.set_xlim(0, rollouts[-1] * 1.6)
+    axes.set_ylim(min(low, min(places) - 0.03 * (high - low)), high)
     axes.set_xticks(rollouts)
     axes.set_xlabel("rollouts", fontsize=8)
     top = axes.secondary_xaxis("top")
@@ -78,11 +79,11 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, required=True)
     parser.add_argument("--arms", nargs="*", default=[])
     arguments = parser.parse_args()
-    figure = Figure(figsize=(4.6 * len(arguments.folders), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(arguments.folders), squeeze=False)[0]
+    figure = Figure(figsize=(6.6, 3.5 * len(arguments.folders)), layout="constrained")
+    panels = figure.subplots(len(arguments.folders), 1, squeeze=False)[:, 0]
     for folder, axes in zip(arguments.folders, panels, strict=True):
         draw(axes, folder, arguments.arms)
-    panels[0].set_ylabel("Avg on validation problems, %", fontsize=8)
+    figure.supylabel("Avg on validation problems, %", fontsize=9)
     figure.savefig(arguments.figure, dpi=130)
 
 
