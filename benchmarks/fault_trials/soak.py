@@ -89,7 +89,8 @@ def _filled(child: Child, disk: Path) -> list[Any]:
         time.sleep(0.05)
     ended = child.wait()
     ballast.unlink(missing_ok=True)
-    return [ended.code, str(disk) in ended.err and "No space left" in ended.err, ended.has_traceback, ended.err[-300:]]
+    says_why = any(reason in ended.err for reason in ("No space left", "disk is full"))  # the system; the cache
+    return [ended.code, str(disk) in ended.err and says_why, ended.has_traceback, ended.err[-300:]]
 
 
 def _points(child: Child, out: Path, begun: float, until: float) -> list[list[float]]:
