@@ -6,7 +6,16 @@ scripts can tell a wrong recipe from an endpoint that is down.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 from stepalign.outside import shown
+
+
+def meant(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A question for the nearest known name, empty where none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 class UserError(Exception):

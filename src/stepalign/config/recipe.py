@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from stepalign.config.other_names import OTHER_NAMES
 from stepalign.config.schema import Config, all_keys
-from stepalign.errors import ConfigError
+from stepalign.errors import ConfigError, meant
 from stepalign.outside import encodable, keep_secrets_of, parse_json, redact_url, redacted
 
 CRITIC_URLS = "STEPALIGN_CRITIC_URLS"
@@ -104,11 +104,10 @@ def find_recipe(recipe: str) -> Path:
     if path.name == recipe.removeprefix("recipes/") and shipped.is_file():
         return shipped
     names = sorted(p.stem for p in recipe_folder().glob("*.toml"))
-    close = difflib.get_close_matches(path.stem, names, n=1)
     raise ConfigError(
         f"no recipe {recipe}",
         where=str(path.absolute()),
-        hint=f"did you mean {close[0]}?" if close else f"shipped recipes: {', '.join(names)}",
+        hint=meant(path.stem, names) or f"shipped recipes: {', '.join(names)}",
     )
 
 
@@ -167,8 +166,7 @@ def _as_config_error(error: ValidationError, source: str) -> ConfigError:
         return ConfigError(f"unknown key {key}{more}", where=source, hint=_key_meant(key))
     message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", 'a list, such as ["a", "b"]')
     choices = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected", "")))
-    close = difflib.get_close_matches(str(first["input"]), choices, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"docs/keys.md says what {key} takes"
+    hint = meant(str(first["input"]), choices) or f"docs/keys.md says what {key} takes"
     given = "" if isinstance(first["input"], dict | BaseModel) else f", given {first['input']!r}"
     prefix = f"{key}: " if first["loc"] else ""
     return ConfigError(f"{prefix}{message}{given}{more}", where=source, hint=hint)

@@ -12,7 +12,6 @@ A reference may be in other words ("Starting with 80, adding 48 gives 128.") and
 
 from __future__ import annotations
 
-import difflib
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -20,7 +19,7 @@ from itertools import islice
 from urllib.parse import parse_qsl
 
 from stepalign.domains.words.stories import KINDS, Route, Story, draw_story
-from stepalign.errors import ConfigError
+from stepalign.errors import ConfigError, meant
 from stepalign.problems.sets import problem_id
 from stepalign.records import Problem
 from stepalign.storage.fingerprint import digest
@@ -78,8 +77,8 @@ def parse_source(source: str) -> Options:
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    question = meant(name.lower(), known)
+    return f"; {question}" if question else ""
 
 
 def set_of(story: Story) -> str:

@@ -7,7 +7,6 @@ the memory.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import jinja2
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from stepalign.errors import ConfigError
+from stepalign.errors import ConfigError, meant
 from stepalign.storage.fingerprint import sha256
 
 _SUFFIX = ".jinja"
@@ -70,8 +69,8 @@ class Template:
     def refuse_others_than(self, known: Collection[str], what: str) -> None:
         """Raise a ConfigError for a variable that ``what``, such as "a critic's prompt", does not have."""
         for name in sorted(self.variables.difference(known)):
-            close = difflib.get_close_matches(name, known, n=1)
-            suggestion = f"did you mean {close[0]}? " if close else ""
+            question = meant(name, known)
+            suggestion = f"{question} " if question else ""
             raise ConfigError(
                 f"the template asks for {name!r}, which {what} does not have",
                 where=f"template {self.name}",

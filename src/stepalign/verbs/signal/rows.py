@@ -6,18 +6,17 @@ docs/formats.md.
 
 from __future__ import annotations
 
-import difflib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from stepalign.config import recipe_folder
-from stepalign.errors import ConfigError
+from stepalign.errors import ConfigError, meant
 from stepalign.events import Listener, line
 from stepalign.outside import encodable, parse_json
 from stepalign.problems.rows import TORN, Row, open_file
@@ -62,7 +61,7 @@ def find_file(name: str) -> Path:
     raise ConfigError(
         f"there is no file, run folder or example {name}",
         where=str(path.absolute()),
-        hint=_meant(name, examples) or f"shipped examples: {', '.join(examples)}",
+        hint=meant(name, examples) or f"shipped examples: {', '.join(examples)}",
     )
 
 
@@ -93,7 +92,7 @@ def check_file(path: Path, contexts: Sequence[str], num: int | None) -> PlainFil
         raise ConfigError("the file holds no rows", where=str(path))
     for name in contexts:
         if name not in found:
-            hint = _meant(name, found) or f"the file has {', '.join(found)}"
+            hint = meant(name, found) or f"the file has {', '.join(found)}"
             raise ConfigError(f"no row has a context {name}", where="--contexts", hint=hint)
     names = tuple(name for name in found if not contexts or name in contexts)
     empty = {name: len(ids) - filled[name] for name in names}
@@ -116,7 +115,7 @@ def check_row(row: Any, where: str) -> dict[str, Any]:
 def _fault(row: Row) -> tuple[str, str] | None:
     """(what, hint) of the first thing that keeps a row from being scored."""
     for name in row.keys() - _COLUMNS:
-        if hint := _meant(name, _COLUMNS, cutoff=0.8):
+        if hint := meant(name, _COLUMNS, cutoff=0.8):
             return f"unknown column {name!r}", hint
     for name in _TEXTS:
         if row.get(name) is not None and not isinstance(row[name], str):
@@ -173,11 +172,6 @@ def own_keys(row: Row) -> dict[str, Any]:
     if row.get("chat_options"):
         own["prompts.student_chat_options"] = own["prompts.teacher_chat_options"] = row["chat_options"]
     return own
-
-
-def _meant(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"did you mean {close[0]}?" if close else ""
 
 
 def say_left_out(listener: Listener, name: str, reasons: Mapping[str, int], total: int) -> None:
